@@ -1,0 +1,70 @@
+"""The manifest lists finished shards alone, points at their samples, and is the same every time."""
+
+from pathlib import Path
+
+import pytest
+
+from data_prep import index, shard_io
+from pipeline.data.manifest import load_manifest
+from tests.support.tiny_shards import write_tiny_shards
+
+
+def test_a_reader_seeks_to_every_sample_of_several_folders(tmp_path: Path) -> None:
+    tars = write_tiny_shards(tmp_path / "web", 7, samples_per_shard=4)
+    tars += write_tiny_shards(
+        tmp_path / "coco", 3, seed=1, captions_per_sample=5, caption_source="human", source="coco"
+    )
+    index.index_shards([tmp_path / "web", tmp_path / "coco"], tmp_path / "train.json")
+    manifest = load_manifest(tmp_path / "train.json")
+    assert [manifest.shard_path(shard) for shard in manifest.shards] == tars
+    assert (manifest.samples, manifest.captions) == (10, 7 + 15)
+    assert [shard.source for shard in manifest.shards] == ["tiny", "tiny", "coco"]
+    for shard, tar in zip(manifest.shards, tars, strict=True):
+        with tar.open("rb") as file:
+            found = [shard_io.read_at(file, tar, row) for row in manifest.offsets(shard)]
+        assert found == list(shard_io.read_samples(tar))
+        assert shard.sha256 == shard_io.sha256_of(tar) and shard.provenance["stage"] == "download"
+
+
+def test_the_same_shards_give_the_same_bytes_wherever_they_lie(tmp_path: Path) -> None:
+    contents = []
+    for name in ("one", "two"):
+        write_tiny_shards(tmp_path / name / "web", 5, samples_per_shard=2)
+        index.index_shards([tmp_path / name / "web"], tmp_path / name / "train.json")
+        files = sorted(path for path in (tmp_path / name).rglob("*") if path.suffix in (".json", ".npy"))
+        contents.append([(path.relative_to(tmp_path / name), path.read_bytes()) for path in files])
+    assert contents[0] == contents[1]
+
+
+def test_a_tar_without_receipt_is_ignored_and_old_tables_go(tmp_path: Path) -> None:
+    tars = write_tiny_shards(tmp_path / "web", 6, samples_per_shard=2)
+    index.index_shards([tmp_path / "web"], tmp_path / "train.json")
+    shard_io.receipt_path(tars[1]).unlink()
+    index.index_shards([tmp_path / "web"], tmp_path / "train.json")
+    manifest = load_manifest(tmp_path / "train.json")
+    assert [manifest.shard_path(shard) for shard in manifest.shards] == [tars[0], tars[2]]
+    assert len(list((tmp_path / "train.index").iterdir())) == 2
+
+
+@pytest.mark.parametrize("fault", ["empty", "missing", "outside", "twice", "cut", "gone", "hollow"])
+def test_a_fault_is_one_line_and_exit_1(tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str) -> None:
+    tar = write_tiny_shards(tmp_path / "web", 2)[0]
+    (tmp_path / "empty").mkdir()
+    folders, output = [str(tmp_path / "web")], tmp_path / "train.json"
+    if fault in ("empty", "missing"):
+        folders.append(str(tmp_path / fault))
+    elif fault == "outside":
+        output = tmp_path / "elsewhere" / "train.json"
+    elif fault == "twice":
+        folders *= 2
+    elif fault == "cut":
+        tar.write_bytes(tar.read_bytes()[:-512])
+    elif fault == "gone":
+        tar.unlink()
+    elif fault == "hollow":
+        totals = shard_io.write_shard(tar, [])
+        shard_io.write_receipt(tar, shard_io.Receipt("capfilt", "", "", totals.sha256, totals.bytes, 0, 0, 0))
+    assert index.main([*folders, "--output", str(output)]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and (str(tmp_path) in lines[0])
+    assert not output.exists()

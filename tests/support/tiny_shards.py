@@ -1,0 +1,93 @@
+"""Tiny real shards, built in code: small JPEGs of one colour and its shade, captions that say which."""
+
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data_prep import shard_io
+from data_prep.index import index_shards
+from data_prep.shard_io import Receipt, Sample
+
+COLOURS = {"red": (200, 40, 40), "green": (40, 170, 60), "blue": (40, 70, 200), "yellow": (220, 200, 40)}
+SHADES = {"dark": 0.5, "light": 1.2}
+
+
+def tiny_jpeg(rng: np.random.Generator, colour: str, shade: str, width_px: int, height_px: int) -> bytes:
+    """A noisy picture of one colour."""
+    mean = np.array(COLOURS[colour]) * SHADES[shade]
+    pixels = rng.normal(mean, 12, size=(height_px, width_px, 3)).clip(0, 255).astype(np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "JPEG", quality=90)
+    return content.getvalue()
+
+
+def tiny_sample(number: int, seed: int, captions_per_sample: int, caption_source: str, source: str) -> Sample:
+    """Sample `number`: a pure function of its arguments."""
+    rng = np.random.default_rng((seed, number))
+    colour, shade = str(rng.choice(list(COLOURS))), str(rng.choice(list(SHADES)))
+    width_px, height_px = (int(side) for side in rng.integers(32, 65, size=2))
+    jpeg = tiny_jpeg(rng, colour, shade, width_px, height_px)
+    url = f"http://example.invalid/{seed}/{number}.jpg"
+    identity = hashlib.sha256(f"{url}\n{number}".encode()).hexdigest()
+    key = f"{source}_{identity[:16]}"
+    wordings = [f"a {shade} {colour} picture", f"the colour is {shade} {colour}", f"{colour}, {shade}, number {number}"]
+    captions = [wordings[position % 3] + " again" * (position // 3) for position in range(captions_per_sample)]
+    record = {
+        "key": key,
+        "captions": captions,
+        "scores": [None] * captions_per_sample,
+        "sources": [caption_source] * captions_per_sample,
+        "width": width_px,
+        "height": height_px,
+        "sha256": hashlib.sha256(jpeg).hexdigest(),
+        "url": url,
+        "source": source,
+        "run": "tiny",
+    }
+    return Sample(key, jpeg, record)
+
+
+def write_tiny_shards(
+    folder: Path,
+    num_samples: int,
+    seed: int = 0,
+    *,
+    samples_per_shard: int = 16,
+    captions_per_sample: int = 1,
+    caption_source: str = "web",
+    source: str = "tiny",
+) -> list[Path]:
+    """Finished shards as `data_prep.download` would leave them; returns the tars in order."""
+    tars = []
+    for position, start in enumerate(range(0, num_samples, samples_per_shard)):
+        numbers = range(start, min(start + samples_per_shard, num_samples))
+        tar = folder / f"{source}-000-{position:06d}.tar"
+        totals = shard_io.write_shard(
+            tar, (tiny_sample(number, seed, captions_per_sample, caption_source, source) for number in numbers)
+        )
+        receipt = Receipt(
+            "download", f"table-{seed}", "tiny", totals.sha256, totals.bytes, totals.samples, totals.captions, seed
+        )
+        shard_io.write_receipt(tar, receipt)
+        tars.append(tar)
+    return tars
+
+
+def tiny_manifest(
+    folder: Path, num_samples: int, seed: int = 0, *, samples_per_shard: int = 16, captions_per_sample: int = 2
+) -> Path:
+    """`folder`/shards with human captions, and the manifest over them; returns `folder`/train.json."""
+    shards, manifest = folder / "shards", folder / "train.json"
+    write_tiny_shards(
+        shards,
+        num_samples,
+        seed,
+        samples_per_shard=samples_per_shard,
+        captions_per_sample=captions_per_sample,
+        caption_source="human",
+    )
+    index_shards([shards], manifest)
+    return manifest
