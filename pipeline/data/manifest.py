@@ -1,8 +1,8 @@
 """The manifest: which shards make a data set, and where in each tar every sample lies.
 
-A manifest is one JSON file outside the shard folders, written by `data_prep.index`. Beside it, in `NAME.index/`, lies one
-`.npy` per shard: int64 [samples, 4], a row a sample = (jpg offset, jpg bytes, json offset, json bytes), so that a reader
-seeks straight to a sample. Readers trust the manifest, never a glob. Paths are relative to the manifest's folder.
+A manifest is one JSON file outside the shard folders, written by `data_prep.index`. Beside it, in `NAME.index/`, lies
+one `.npy` per shard: int64 [samples, 4], a row a sample = (jpg offset, jpg bytes, json offset, json bytes), so that a
+reader seeks straight to a sample. Readers trust the manifest, never a glob. Paths are relative to its folder.
 """
 
 import hashlib
@@ -65,7 +65,9 @@ class Manifest:
 def load_manifest(path: Path) -> Manifest:
     """Read a manifest. Raises ValueError, naming file and field, when it is missing, malformed or empty."""
     if not path.is_file():
-        raise ValueError(f"manifest {path}: no such file; write one with `python -m data_prep.index DIR --output {path}`")
+        raise ValueError(
+            f"manifest {path}: no such file; write one with `python -m data_prep.index DIR --output {path}`"
+        )
     try:
         content = json.loads(path.read_text())
         found = content["format"]

@@ -1,0 +1,181 @@
+"""The recipe: the typed fields of one run of one stage, their defaults (the paper's values) and cross-checks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and an unknown field is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Vision(Section):
+    """The frozen image encoder: any timm ViT by name, `hf-hub:OWNER/NAME`, or `local-dir:FOLDER`."""
+
+    name: str
+    precision: Precision = "fp16"
+    image_size_px: Positive = 224
+
+
+class QFormer(Section):
+    """The Querying Transformer. Its size and initial weights are those of `bert`, a hub id or a local folder."""
+
+    bert: str = "bert-base-uncased"
+    num_query_tokens: Positive = 32
+    cross_attention_every: Positive = 2
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    projection_width: Positive = 256
+    precision: Literal["fp32", "bf16"] = "bf16"
+
+
+class Language(Section):
+    """The frozen language model of stage 2: any transformers causal or seq2seq LM, by hub id or local folder."""
+
+    name: str
+    precision: Precision
+    end_text: str = "\n"
+
+
+class Objectives(Section):
+    """Weights and settings of stage 1's three losses (paper, section 3.2)."""
+
+    itc_weight: float = 1.0
+    itm_weight: float = 1.0
+    itg_weight: float = 1.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    negatives: Literal["softmax", "softmax_plus_epsilon"] = "softmax"
+
+
+class Data(Section):
+    """Where the samples come from, and how an image and a caption are drawn from one."""
+
+    manifest: Path
+    num_workers: Annotated[int, Field(ge=0)] = 4
+    max_text_tokens: Positive = 32
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    horizontal_flip: bool = True
+    shuffle_shards: Positive = 64
+
+    @model_validator(mode="after")
+    def _crop_scale_is_a_range(self) -> "Data":
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_scale {self.crop_scale}: needs 0 < low <= high <= 1")
+        return self
+
+
+class Batch(Section):
+    """Batch identity: global = micro x accumulation x world size (checked when the world size is known)."""
+
+    global_size: Positive
+    micro_size: Positive
+    accumulation: Positive = 1
+
+    def check(self, world_size: int) -> None:
+        """Raises ValueError, naming the numbers, when the batch identity does not hold."""
+        product = self.micro_size * self.accumulation * world_size
+        if product != self.global_size:
+            raise ValueError(
+                f"batch: global_size {self.global_size} is not micro_size {self.micro_size} x accumulation "
+                f"{self.accumulation} x {world_size} ranks = {product}; change one of them"
+            )
+
+
+class Optimizer(Section):
+    """AdamW with linear warmup and cosine decay to a minimum, per optimizer step (paper, section 4.1)."""
+
+    peak_learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    minimum_learning_rate: Annotated[float, Field(ge=0)] = 1e-5
+    warmup_steps: Annotated[int, Field(ge=0)] = 2000
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    max_gradient_norm: Annotated[float, Field(ge=0)] = 1.0
+
+
+class Run(Section):
+    """How long, where to, and how often to log and save."""
+
+    output: Path
+    steps: Positive
+    zero: Path = Path("ds_configs/zero1.json")
+    log_every_steps: Positive = 50
+    checkpoint_every_steps: Positive = 1000
+    keep_checkpoints: Positive = 2
+
+
+class Recipe(Section):
+    """One run of one stage."""
+
+    stage: Literal[1, 2]
+    seed: int = 42
+    init_weights: Path | None = None
+    vision: Vision
+    qformer: QFormer = QFormer()
+    language: Language | None = None
+    objectives: Objectives = Objectives()
+    data: Data
+    batch: Batch
+    optimizer: Optimizer = Optimizer()
+    run: Run
+
+    @model_validator(mode="after")
+    def _stage_has_its_parts(self) -> "Recipe":
+        if self.stage == 2 and self.language is None:
+            raise ValueError("language: stage 2 needs a language model; add the section")
+        if self.stage == 1 and self.language is not None:
+            raise ValueError("language: stage 1 has no language model; remove the section")
+        return self
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first fault of a validation, as `field: value: what is wrong`."""
+    fault = error.errors()[0]
+    field = ".".join(str(part) for part in fault["loc"])
+    value = "" if isinstance(fault["input"], dict | BaseModel) else f" {fault['input']!r}"
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        message = "unknown field; see pipeline/config.py for the fields there are"
+    return f"{field}{value}: {message}" if field else message
+
+
+def parse_recipe(content: dict[str, Any]) -> Recipe:
+    """Validate a recipe's content. Raises ValueError with one line that names the field, its value and the fault."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(f"recipe: {_one_line(error)}") from error
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a YAML recipe, apply `a.b=v` overrides, validate. Raises ValueError with one line naming file and field."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    if not path.is_file():
+        raise ValueError(f"recipe {path}: no such file; the shipped ones are in pipeline/recipes/")
+    malformed = [item for item in overrides if "=" not in item]
+    if malformed:
+        raise ValueError(f"--set {malformed[0]}: needs the form field.name=value")
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        content = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ValueError(f"recipe {path}: not readable as YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"recipe {path}: the top level must be a mapping of fields")
+    return parse_recipe({str(key): value for key, value in content.items()})
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, every field spelled out."""
+    import yaml
+
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)

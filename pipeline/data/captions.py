@@ -1,0 +1,12 @@
+"""Captions as BLIP-2 trains on them: lower case, without some punctuation, at most 50 words."""
+
+import re
+
+MAX_WORDS = 50
+_PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
+
+
+def clean_caption(caption: str) -> str:
+    """The caption as training uses it; evaluation prompts and references are never cleaned with this."""
+    words = _PUNCTUATION.sub(" ", caption.lower()).split()
+    return " ".join(words[:MAX_WORDS])

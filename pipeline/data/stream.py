@@ -1,0 +1,89 @@
+"""Samples by (epoch, position): seek in the tar, decode, crop, choose a caption. What is drawn depends on the key alone."""
+
+import json
+import os
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.config import Data
+from pipeline.data.captions import clean_caption
+from pipeline.data.manifest import Manifest
+from pipeline.data.order import SampleOrder
+from pipeline.data.transforms import decode, random_resized_crop
+
+MAX_OPEN_TARS = 32
+MAX_CORRUPT_IN_A_ROW = 64
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and one of its captions. `rng` seeds what collation still draws; `corrupt` counts samples passed over."""
+
+    key: str
+    pixels_3SS: Tensor
+    caption: str
+    rng: random.Random
+    corrupt: int
+
+
+class SampleStream:
+    """A map-style data set over (epoch, position).
+
+    A sample that cannot be read is replaced by the next row of its shard (round to the first after the last) and
+    counted: which sample stands in depends on the files alone, so no two ranks can disagree.
+    """
+
+    def __init__(self, manifest: Manifest, order: SampleOrder, settings: Data, image_size_px: int) -> None:
+        self.manifest, self.order, self.settings, self.image_size_px = manifest, order, settings, image_size_px
+        self._offsets = lru_cache(maxsize=MAX_OPEN_TARS)(self._read_offsets)
+        self._files: dict[int, int] = {}
+
+    def _read_offsets(self, shard: int) -> NDArray[np.int64]:
+        return self.manifest.offsets(self.manifest.shards[shard])
+
+    def _file(self, shard: int) -> int:
+        """An open file descriptor of the shard's tar; the one opened first is closed when there are too many."""
+        if shard not in self._files:
+            if len(self._files) >= MAX_OPEN_TARS:
+                os.close(self._files.pop(next(iter(self._files))))
+            self._files[shard] = os.open(self.manifest.shard_path(self.manifest.shards[shard]), os.O_RDONLY)
+        return self._files[shard]
+
+    def _read(self, shard: int, row: int) -> tuple[bytes, dict[str, object]]:
+        """The JPEG's bytes and the JSON of one row. Raises OSError or ValueError when the tar does not hold them."""
+        jpg_offset, jpg_bytes, json_offset, json_bytes = (int(number) for number in self._offsets(shard)[row])
+        file = self._file(shard)
+        picture, text = os.pread(file, jpg_bytes, jpg_offset), os.pread(file, json_bytes, json_offset)
+        if len(picture) != jpg_bytes or len(text) != json_bytes:
+            raise ValueError(f"{self.manifest.shards[shard].path}: ends before row {row}")
+        content = json.loads(text)
+        if not isinstance(content, dict) or not content.get("captions"):
+            raise ValueError(f"{self.manifest.shards[shard].path}: row {row} has no captions")
+        return picture, content
+
+    def __getitem__(self, place: tuple[int, int]) -> Sample:
+        epoch, position = place
+        shard, row = self.order.locate(epoch, position)
+        rows = self.manifest.shards[shard].samples
+        fault: Exception | None = None
+        for corrupt in range(min(rows, MAX_CORRUPT_IN_A_ROW)):
+            try:
+                picture, content = self._read(shard, (row + corrupt) % rows)
+                pixels = decode(picture)
+            except (OSError, ValueError) as error:
+                fault = error
+                continue
+            key = str(content["key"])
+            rng = random.Random(f"{self.order.seed}/{epoch}/{key}")
+            captions = content["captions"]
+            assert isinstance(captions, list)
+            caption = clean_caption(str(rng.choice(captions)))
+            scale, flip = self.settings.crop_scale, self.settings.horizontal_flip
+            return Sample(key, random_resized_crop(pixels, self.image_size_px, scale, flip, rng), caption, rng, corrupt)
+        path = self.manifest.shard_path(self.manifest.shards[shard])
+        raise ValueError(f"shard {path}: no readable sample in {MAX_CORRUPT_IN_A_ROW} rows from row {row} on ({fault})")

@@ -1,0 +1,55 @@
+"""Pictures to pixels: decode, crop, flip, resize. Always uint8 [3, S, S] RGB; the vision tower normalises on its device."""
+
+import io
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+ASPECT_RATIOS = (3 / 4, 4 / 3)  # of a random resized crop, as torchvision's default
+
+
+def decode(picture: bytes | Path) -> Tensor:
+    """uint8 [3, H, W] RGB with the EXIF orientation applied. Raises ValueError when it is no readable picture."""
+    source = io.BytesIO(picture) if isinstance(picture, bytes) else picture
+    try:
+        with Image.open(source) as image:
+            rgb = ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        named = "a picture" if isinstance(picture, bytes) else str(picture)
+        raise ValueError(f"{named}: not readable as a picture ({error})") from error
+    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+
+
+def _resize(pixels_3HW: Tensor, size_px: int) -> Tensor:
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2.functional import resize
+
+    resized: Tensor = resize(pixels_3HW, [size_px, size_px], InterpolationMode.BICUBIC, antialias=True)
+    return resized
+
+
+def load_evaluation_pixels(picture: bytes | Path, size_px: int) -> Tensor:
+    """The whole picture as a square, bicubic: uint8 [3, S, S]. Raises ValueError when it is no readable picture."""
+    return _resize(decode(picture), size_px)
+
+
+def random_resized_crop(
+    pixels_3HW: Tensor, size_px: int, scale: tuple[float, float], flip: bool, rng: random.Random
+) -> Tensor:
+    """A crop of a random share of the area and aspect, flipped half the time if `flip`, as a square: uint8 [3, S, S]."""
+    _, height, width = pixels_3HW.shape
+    crop_height, crop_width = height, width
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = np.exp(rng.uniform(np.log(ASPECT_RATIOS[0]), np.log(ASPECT_RATIOS[1])))
+        wanted_width, wanted_height = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+        if 0 < wanted_width <= width and 0 < wanted_height <= height:
+            crop_height, crop_width = wanted_height, wanted_width
+            break
+    top, left = rng.randint(0, height - crop_height), rng.randint(0, width - crop_width)
+    cropped = _resize(pixels_3HW[:, top : top + crop_height, left : left + crop_width], size_px)
+    return cropped.flip(-1) if flip and rng.random() < 0.5 else cropped

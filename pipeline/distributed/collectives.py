@@ -1,0 +1,70 @@
+"""Every collective of the project. W ranks, B rows a rank. Gradients flow through none of them."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def _alone() -> bool:
+    return not dist.is_initialized() or dist.get_world_size() == 1
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if not _alone():
+        dist.barrier()
+
+
+def gather_rows(local_BX: Tensor) -> Tensor:
+    """[B, ...] of every rank, in rank order: [W*B, ...]. The same B everywhere. No gradient flows, to no rank."""
+    local_BX = local_BX.detach().contiguous()
+    if _alone():
+        return local_BX
+    all_WBX = local_BX.new_empty((dist.get_world_size() * local_BX.shape[0], *local_BX.shape[1:]))
+    dist.all_gather_into_tensor(all_WBX, local_BX)
+    return all_WBX
+
+
+def gather_integers(values: list[int]) -> list[list[int]]:
+    """The same number of integers of every rank, in rank order, on the host. One host synchronisation."""
+    if _alone():
+        return [values]
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    gathered = gather_rows(torch.tensor([values], device=device)).tolist()
+    return [[int(value) for value in row] for row in gathered]
+
+
+def mean_over_ranks(values_N: Tensor) -> Tensor:
+    """Elementwise mean over ranks, for logging. No gradient flows."""
+    values_N = values_N.detach().clone()
+    if not _alone():
+        dist.all_reduce(values_N)
+        values_N /= dist.get_world_size()
+    return values_N
+
+
+def any_rank(flag: bool) -> bool:
+    """True on every rank when it is true on one. One host synchronisation."""
+    return any(row[0] for row in gather_integers([int(flag)]))
+
+
+def exchange_rows(local_BX: Tensor, wanted_B: Tensor) -> Tensor:
+    """Rows of the joined batch, by global index: out[i] = joined[wanted[i]], joined = all ranks' rows in rank order.
+
+    Every rank asks for B rows and is sent just those: the bytes that a rank receives do not grow with W.
+    wanted_B is int64 in [0, W*B). No gradient flows. One host synchronisation (the split sizes).
+    """
+    local_BX = local_BX.detach()
+    if _alone():
+        return local_BX[wanted_B]
+    world, own, rows = dist.get_world_size(), dist.get_rank(), local_BX.shape[0]
+    wanted_WB = gather_rows(wanted_B[None])
+    from_rank_WB = wanted_WB // rows
+    send_counts = (from_rank_WB == own).sum(dim=1).tolist()
+    receive_counts = torch.bincount(from_rank_WB[own], minlength=world).tolist()
+    sent = local_BX[wanted_WB[from_rank_WB == own] % rows].contiguous()
+    received = local_BX.new_empty((wanted_B.shape[0], *local_BX.shape[1:]))
+    dist.all_to_all_single(received, sent, receive_counts, send_counts)
+    out = torch.empty_like(received)
+    out[torch.argsort(from_rank_WB[own], stable=True)] = received
+    return out

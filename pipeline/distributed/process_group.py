@@ -1,0 +1,54 @@
+"""Which rank this process is, and the start and end of the process group."""
+
+import os
+
+
+def rank() -> int:
+    """This process's rank; 0 when nothing launched it."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) if world_size() > 1 else "0")
+
+
+def world_size() -> int:
+    """Number of ranks; 1 when nothing launched this process."""
+    if "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    return int(os.environ.get("SLURM_NTASKS", "1")) if "SLURM_STEP_ID" in os.environ else 1
+
+
+def local_rank() -> int:
+    """This process's number on its own node; selects the GPU."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+
+
+def device_name() -> str:
+    """`cuda:N` for this process's GPU, else `cpu`."""
+    import torch
+
+    return f"cuda:{local_rank() % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+
+
+def export_rank_variables() -> None:
+    """Under srun, say in the launcher's variables what SLURM says in its own (torch and DeepSpeed read the former)."""
+    os.environ.update(RANK=str(rank()), WORLD_SIZE=str(world_size()), LOCAL_RANK=str(local_rank()))
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29500")
+
+
+def initialise() -> None:
+    """Join the process group when there is more than one rank (gloo on CPU, NCCL on GPUs)."""
+    import torch
+    import torch.distributed as dist
+
+    if world_size() > 1 and not dist.is_initialized():
+        export_rank_variables()
+        if torch.cuda.is_available():
+            torch.cuda.set_device(device_name())
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def shut_down() -> None:
+    """Leave the process group, if any."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,117 @@
+"""From a recipe to its parts: frozen towers, the bridge and its tokenizer; a fresh bridge starts from BERT."""
+
+import logging
+from typing import Any
+
+from torch import Tensor, nn
+
+from pipeline.config import QFormer as QFormerSettings
+from pipeline.config import Recipe
+from pipeline.models.language import LanguageTower
+from pipeline.models.qformer import QFormer, QFormerShape
+from pipeline.models.stage1 import Stage1Bridge
+from pipeline.models.stage2 import Stage2Bridge
+
+log = logging.getLogger(__name__)
+DECODE_TOKEN = "[DEC]"  # replaces [CLS] where text is generated (ITG); the last id of the vocabulary
+
+
+def _from_bert(settings: QFormerSettings, auto_class: Any) -> Any:
+    """Load one thing of the BERT folder. Raises ValueError in one line when it is missing or does not fit."""
+    try:
+        return auto_class.from_pretrained(settings.bert)
+    except Exception as error:  # transformers and safetensors raise many kinds; all mean that it cannot be had
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"qformer.bert {settings.bert!r}: cannot be loaded ({reason}); name a BERT whose weights can be fetched, "
+            "or a local folder of one"
+        ) from error
+
+
+def build_tokenizer(settings: QFormerSettings) -> Any:
+    """BERT's tokenizer with [DEC] added as its last id."""
+    from transformers import AutoTokenizer
+
+    tokenizer = _from_bert(settings, AutoTokenizer)
+    tokenizer.add_special_tokens({"bos_token": DECODE_TOKEN})
+    return tokenizer
+
+
+def qformer_shape(settings: QFormerSettings, image_width: int) -> QFormerShape:
+    """The sizes of the Q-Former: BERT's, one word more ([DEC]), and the image's width."""
+    from transformers import AutoConfig
+
+    bert = _from_bert(settings, AutoConfig)
+    return QFormerShape(
+        width=bert.hidden_size,
+        num_layers=bert.num_hidden_layers,
+        num_heads=bert.num_attention_heads,
+        ffn_width=bert.intermediate_size,
+        vocabulary=bert.vocab_size + 1,
+        max_positions=bert.max_position_embeddings,
+        layer_norm_eps=bert.layer_norm_eps,
+        image_width=image_width,
+        num_query_tokens=settings.num_query_tokens,
+        cross_attention_every=settings.cross_attention_every,
+        dropout=settings.dropout,
+    )
+
+
+def _bert_names(qformer: QFormer) -> dict[str, str]:
+    """For each parameter of the Q-Former that BERT has, its name there. Queries and cross-attention have none."""
+    names = {"layer_norm": "bert.embeddings.LayerNorm"}
+    if qformer.language_head:
+        names |= {
+            "language_head.transform": "cls.predictions.transform.dense",
+            "language_head.layer_norm": "cls.predictions.transform.LayerNorm",
+        }
+    for index in range(len(qformer.layers)):
+        bert = f"bert.encoder.layer.{index}."
+        for part in ("query", "key", "value"):
+            names[f"layers.{index}.self_attention.{part}"] = f"{bert}attention.self.{part}"
+        names[f"layers.{index}.self_attention.output"] = f"{bert}attention.output.dense"
+        names[f"layers.{index}.self_attention.layer_norm"] = f"{bert}attention.output.LayerNorm"
+        for ffn in ("query_ffn", "text_ffn") if qformer.language_head else ("query_ffn",):
+            names[f"layers.{index}.{ffn}.intermediate"] = f"{bert}intermediate.dense"
+            names[f"layers.{index}.{ffn}.output"] = f"{bert}output.dense"
+            names[f"layers.{index}.{ffn}.layer_norm"] = f"{bert}output.LayerNorm"
+    return {f"{own}.{kind}": f"{bert}.{kind}" for own, bert in names.items() for kind in ("weight", "bias")}
+
+
+def load_bert(qformer: QFormer, settings: QFormerSettings) -> None:
+    """Copy BERT's weights into the Q-Former: self-attention, both FFNs, embeddings, prediction head."""
+    from transformers import AutoModelForMaskedLM
+
+    state: dict[str, Tensor] = _from_bert(settings, AutoModelForMaskedLM).state_dict()
+    own = qformer.state_dict()
+    for name, bert_name in _bert_names(qformer).items():
+        own[name].copy_(state[bert_name])
+    if qformer.text_embeddings and qformer.language_head:
+        words = state["bert.embeddings.word_embeddings.weight"]
+        # BERT adds its first token type to every row; it has no place of its own here.
+        token_type = state["bert.embeddings.token_type_embeddings.weight"][0]
+        own["text_embeddings.word.weight"][: len(words)].copy_(words)
+        own["text_embeddings.position.weight"].copy_(state["bert.embeddings.position_embeddings.weight"] + token_type)
+        own["language_head.bias"][: len(words)].copy_(state["cls.predictions.bias"])
+
+
+def build_stage1(recipe: Recipe, image_width: int) -> Stage1Bridge:
+    """A fresh stage-1 bridge that starts from BERT."""
+    bridge = Stage1Bridge(qformer_shape(recipe.qformer, image_width), recipe.qformer.projection_width)
+    load_bert(bridge.qformer, recipe.qformer)
+    return bridge
+
+
+def build_stage2(recipe: Recipe, image_width: int, language: LanguageTower) -> Stage2Bridge:
+    """A fresh stage-2 bridge that starts from BERT (and, once loaded, from stage 1)."""
+    bridge = Stage2Bridge(qformer_shape(recipe.qformer, image_width), language.width)
+    load_bert(bridge.qformer, recipe.qformer)
+    return bridge
+
+
+def log_frozen_and_trainable(frozen: dict[str, nn.Module], trainable: nn.Module) -> None:
+    """Freeze the towers, and say how many parameters are frozen and how many are trained."""
+    for name, module in frozen.items():
+        module.requires_grad_(False).eval()
+        log.info("%s: %.1fM parameters, frozen", name, sum(p.numel() for p in module.parameters()) / 1e6)
+    log.info("bridge: %.1fM parameters, trained", sum(p.numel() for p in trainable.parameters()) / 1e6)

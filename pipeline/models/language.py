@@ -1,0 +1,148 @@
+"""The frozen language model behind one protocol: causal and seq2seq LMs of transformers, read through soft prompts.
+
+Shapes: B batch, Q soft prompts, L tokens of a text, H width of the language model, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.config import Language
+from pipeline.models.vision import DTYPES
+from pipeline.tokens import Tokens
+
+IGNORED = -100  # label of a position that is not scored
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How text is generated. Lengths count new tokens."""
+
+    num_beams: int = 5
+    max_new_tokens: int = 30
+    min_new_tokens: int = 1
+    length_penalty: float = 1.0
+
+
+class LanguageTower(Protocol):
+    """What stage 2 asks of a language model. Implementations never train it."""
+
+    kind: Literal["causal", "seq2seq"]
+    tokenizer: Any
+    width: int
+
+    def loss_sum(self, prompts_BQH: Tensor, context: Tokens, target: Tokens) -> Tensor:
+        """Cross-entropy of the target after prompts and context, summed over its tokens, fp32. Gradient to prompts."""
+
+    def generate(self, prompts_BQH: Tensor | None, texts: Sequence[str], decoding: Decoding) -> list[str]:
+        """Continue each text after its soft prompts (None: after the text alone)."""
+
+
+def _scored(logits_BLV: Tensor, target: Tokens) -> Tensor:
+    labels = target.ids.masked_fill(~target.is_token, IGNORED)
+    return functional.cross_entropy(
+        logits_BLV.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+class _Tower:
+    """What causal and seq2seq towers share: the frozen model, its tokenizer, and inputs of prompts and text."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.embed_tokens = model.get_input_embeddings()
+        self.width: int = self.embed_tokens.embedding_dim
+
+    def _inputs(self, prompts_BQH: Tensor | None, context: Tokens) -> tuple[Tensor, Tensor]:
+        """Soft prompts then text: embeddings [B, Q+L, H] and attention mask [B, Q+L]."""
+        embeddings = self.embed_tokens(context.ids)
+        if prompts_BQH is None:
+            return embeddings, context.is_token.long()
+        mask = torch.cat([context.is_token.new_ones(prompts_BQH.shape[:2]), context.is_token], dim=1)
+        return torch.cat([prompts_BQH.to(embeddings.dtype), embeddings], dim=1), mask.long()
+
+    def _tokenise(self, texts: Sequence[str], padding_side: str) -> Tokens:
+        encoded = self.tokenizer(list(texts), padding=True, padding_side=padding_side, return_tensors="pt")
+        device = self.embed_tokens.weight.device
+        return Tokens(encoded.input_ids.to(device), encoded.attention_mask.bool().to(device))
+
+    @torch.no_grad()
+    def _generate(self, inputs: tuple[Tensor, Tensor], decoding: Decoding, **special: Any) -> list[str]:
+        ids = self.model.generate(
+            inputs_embeds=inputs[0],
+            attention_mask=inputs[1],
+            do_sample=False,
+            num_beams=decoding.num_beams,
+            max_new_tokens=decoding.max_new_tokens,
+            min_new_tokens=decoding.min_new_tokens,
+            length_penalty=decoding.length_penalty,
+            pad_token_id=self.tokenizer.pad_token_id,
+            **special,
+        )
+        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+class CausalTower(_Tower):
+    """A decoder-only LM (OPT in the paper): [soft prompts][text]; every token of the text is scored, BOS too."""
+
+    kind: Literal["causal", "seq2seq"] = "causal"
+
+    def __init__(self, model: Any, tokenizer: Any, end_text: str) -> None:
+        super().__init__(model, tokenizer)
+        self.end_token_id: int = tokenizer(end_text, add_special_tokens=False).input_ids[-1]
+
+    def loss_sum(self, prompts_BQH: Tensor, context: Tokens, target: Tokens) -> Tensor:
+        embeddings, mask = self._inputs(prompts_BQH, context.then(target))
+        length = target.ids.shape[1]
+        # The language head runs on the positions that predict the target alone.
+        logits_BLV = self.model(inputs_embeds=embeddings, attention_mask=mask, logits_to_keep=length + 1).logits
+        return _scored(logits_BLV[:, -length - 1 : -1], target)
+
+    def generate(self, prompts_BQH: Tensor | None, texts: Sequence[str], decoding: Decoding) -> list[str]:
+        inputs = self._inputs(prompts_BQH, self._tokenise(texts, padding_side="left"))
+        return self._generate(inputs, decoding, eos_token_id=self.end_token_id)
+
+
+class Seq2SeqTower(_Tower):
+    """An encoder-decoder LM (FlanT5 in the paper): [soft prompts][context] into the encoder, the target decoded."""
+
+    kind: Literal["causal", "seq2seq"] = "seq2seq"
+
+    def loss_sum(self, prompts_BQH: Tensor, context: Tokens, target: Tokens) -> Tensor:
+        embeddings, mask = self._inputs(prompts_BQH, context)
+        labels = target.ids.masked_fill(~target.is_token, IGNORED)
+        decoder_ids = self.model.prepare_decoder_input_ids_from_labels(labels)
+        output = self.model(inputs_embeds=embeddings, attention_mask=mask, decoder_input_ids=decoder_ids)
+        return _scored(output.logits, target)
+
+    def generate(self, prompts_BQH: Tensor | None, texts: Sequence[str], decoding: Decoding) -> list[str]:
+        return self._generate(self._inputs(prompts_BQH, self._tokenise(texts, padding_side="right")), decoding)
+
+
+def build_language(settings: Language, device: str) -> LanguageTower:
+    """Load the model and its tokenizer, frozen. Raises ValueError in one line when they are missing or do not fit."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    try:
+        config = AutoConfig.from_pretrained(settings.name)
+        if config.model_type == "t5" and settings.precision == "fp16":
+            raise ValueError("T5's activations overflow fp16 to inf and NaN; use bf16")
+        auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = auto_class.from_pretrained(settings.name, dtype=DTYPES[settings.precision])
+        tokenizer = AutoTokenizer.from_pretrained(settings.name)
+    except Exception as error:  # transformers and safetensors raise many kinds; all mean that it cannot be had
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"language {settings.name!r} in {settings.precision}: cannot be loaded ({reason}); name a transformers "
+            "language model whose weights can be fetched, or a local folder of one"
+        ) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.requires_grad_(False).eval().to(device)
+    if config.is_encoder_decoder:
+        return Seq2SeqTower(model, tokenizer)
+    return CausalTower(model, tokenizer, settings.end_text)

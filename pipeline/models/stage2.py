@@ -1,0 +1,27 @@
+"""The stage-2 bridge: the Q-Former's query path and a linear layer into the language model (paper, section 3.3).
+
+Shapes: B batch, Q queries, P image tokens, I image width, H language model width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.qformer import QFormer, QFormerShape
+
+
+class Stage2Bridge(nn.Module):
+    """Everything that stage 2 trains: `ln_vision`, the query path, and the projection to soft prompts."""
+
+    def __init__(self, shape: QFormerShape, language_width: int) -> None:
+        super().__init__()
+        self.ln_vision = nn.LayerNorm(shape.image_width, eps=1e-5)
+        self.qformer = QFormer(shape, has_text=False)
+        self.language_projection = nn.Linear(shape.width, language_width)
+
+    def forward(self, frozen_BPI: Tensor) -> Tensor:
+        """Frozen image tokens -> soft prompts for the language model. [B, Q, H]."""
+        with torch.autocast(frozen_BPI.device.type, enabled=False):
+            normalised = self.ln_vision(frozen_BPI)
+        query_BQD, _ = self.qformer.encode_queries(self.qformer.project_image(normalised))
+        prompts: Tensor = self.language_projection(query_BQD)
+        return prompts
