@@ -1,0 +1,96 @@
+"""Writes scenes as JPEG files: clean ones as data sets hold them, and varied ones as they come off the web."""
+
+import io
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from data_prep.miniature.rendering import render
+from data_prep.miniature.scenes import Scene
+
+ORIENTATION_TAG = 0x0112
+"""EXIF: how a viewer has to turn the stored pixels."""
+TURNS = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+"""Orientation value -> how upright pixels are turned before they are stored under it."""
+ROTATED_SHARE, GREY_SHARE, CMYK_SHARE = 0.05, 0.02, 0.03
+"""Shares of web pictures stored rotated, in grey, and in CMYK."""
+
+Style = Literal["dataset", "web"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One file to write: where, of which scene, in which style; `seed` alone decides its random choices."""
+
+    path: Path
+    scene: Scene
+    style: Style
+    seed: tuple[int, ...]
+
+
+def write_pictures(pictures: Sequence[Picture], *, processes: int | None = None) -> None:
+    """Write all pictures in a small process pool; the bytes do not depend on the number of processes."""
+    for folder in {picture.path.parent for picture in pictures}:
+        folder.mkdir(parents=True, exist_ok=True)
+    processes = processes or len(os.sched_getaffinity(0))
+    if processes == 1 or len(pictures) < 100:
+        for picture in pictures:
+            write_picture(picture)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        for _ in pool.map(write_picture, pictures, chunksize=64):
+            pass
+
+
+def write_picture(picture: Picture) -> None:
+    rng = np.random.default_rng(picture.seed)
+    jpeg = dataset_jpeg(picture.scene, rng) if picture.style == "dataset" else web_jpeg(picture.scene, rng)
+    picture.path.write_bytes(jpeg)
+
+
+def dataset_jpeg(scene: Scene, rng: np.random.Generator) -> bytes:
+    """An upright RGB JPEG of good quality, 128 to 224 px on the shorter side."""
+    width_px, height_px = _draw_size(rng, shortest_px=128, longest_short_px=200, longest_px=256)
+    image = Image.fromarray(render(scene, width_px, height_px, rng))
+    return _encode(image, quality=int(rng.integers(85, 96)))
+
+
+def web_jpeg(scene: Scene, rng: np.random.Generator) -> bytes:
+    """A JPEG as the web has them: 90 to 320 px, any quality from 45; some rotated by EXIF, grey, or CMYK."""
+    width_px, height_px = _draw_size(rng, shortest_px=90, longest_short_px=240, longest_px=320)
+    image = Image.fromarray(render(scene, width_px, height_px, rng))
+    quality = int(rng.integers(45, 97))
+    subsampling = int(rng.choice([0, 2]))
+    kind = rng.random()
+    if kind < ROTATED_SHARE:
+        orientation = int(rng.choice(list(TURNS)))
+        exif = Image.Exif()
+        exif[ORIENTATION_TAG] = orientation
+        return _encode(image.transpose(TURNS[orientation]), quality, subsampling, exif)
+    if kind < ROTATED_SHARE + GREY_SHARE:
+        return _encode(image.convert("L"), quality, subsampling)
+    if kind < ROTATED_SHARE + GREY_SHARE + CMYK_SHARE:
+        return _encode(image.convert("CMYK"), quality, subsampling)
+    return _encode(image, quality, subsampling)
+
+
+def _draw_size(
+    rng: np.random.Generator, *, shortest_px: int, longest_short_px: int, longest_px: int
+) -> tuple[int, int]:
+    short_px = int(rng.integers(shortest_px, longest_short_px + 1))
+    long_px = min(longest_px, round(short_px * (1 + 0.6 * rng.random() ** 1.5)))
+    return (short_px, long_px) if rng.random() < 0.4 else (long_px, short_px)
+
+
+def _encode(image: Image.Image, quality: int, subsampling: int = 2, exif: Image.Exif | None = None) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, subsampling=subsampling, exif=exif or Image.Exif())
+    return buffer.getvalue()

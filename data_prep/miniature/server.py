@@ -1,0 +1,145 @@
+"""Serves the drawn world's web on the loopback interface: pictures, and the troubles that the real web has."""
+
+import argparse
+import errno
+import json
+import signal
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar, TextIO
+
+HOST = "127.0.0.1"
+PAGE = b"<!DOCTYPE html><html><head><title>Gone</title></head><body><h1>This picture has moved on.</h1></body></html>\n"
+BEHAVIOURS = ("ok", "missing", "recovering", "slow", "redirect", "truncated", "not_image")
+
+
+class WebServer(ThreadingHTTPServer):
+    """A web of one folder: `routes.json` says how each path behaves; which 503s have been given is kept in memory."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+    request_queue_size = 256
+
+    def __init__(self, root: Path, port: int, log: TextIO | None = None) -> None:
+        self.routes = load_routes(root)
+        self.root = root
+        self.log = log
+        self.lock = threading.Lock()
+        self.recovered: set[str] = set()
+        super().__init__((HOST, port), _Handler)
+
+    def first_visit(self, path: str) -> bool:
+        """Whether nobody asked for this path before."""
+        with self.lock:
+            first = path not in self.recovered
+            self.recovered.add(path)
+            return first
+
+    def note(self, status: int, path: str, user_agent: str) -> None:
+        """One line of the access log: status, path, user agent, tab-separated."""
+        if self.log is not None:
+            with self.lock:
+                self.log.write(f"{status}\t{path}\t{user_agent}\n")
+                self.log.flush()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing when a client hangs up; report anything else as usual."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+def load_routes(root: Path) -> dict[str, dict[str, Any]]:
+    """Path -> route of a web folder. Raises ValueError, naming the file, when it is missing or malformed."""
+    path = root / "routes.json"
+    try:
+        routes = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{path}: no such file; draw a world first with `python -m data_prep.miniature.world`"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    for name, route in routes.items():
+        if route.get("behaviour") not in BEHAVIOURS:
+            raise ValueError(f"{path}: {name} has behaviour {route.get('behaviour')!r}, expected one of {BEHAVIOURS}")
+    checked: dict[str, dict[str, Any]] = routes
+    return checked
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: WebServer
+    server_version = "MiniatureWeb"
+    timeout: ClassVar[float] = 30.0
+
+    def do_GET(self) -> None:
+        route = self.server.routes.get(self.path, {"behaviour": "missing"})
+        behaviour = route["behaviour"]
+        if behaviour == "missing":
+            self._answer(404, PAGE, "text/html")
+        elif behaviour == "not_image":
+            self._answer(200, PAGE, "text/html")
+        elif behaviour == "redirect":
+            self._answer(302, b"", "text/html", location=route["location"])
+        elif behaviour == "recovering" and self.server.first_visit(self.path):
+            self._answer(503, b"", "text/html")
+        else:
+            self._picture(route)
+
+    def _picture(self, route: dict[str, Any]) -> None:
+        """The picture; `slow` waits first, `truncated` promises all of it and hangs up half way."""
+        if route["behaviour"] == "slow":
+            time.sleep(route["delay_s"])
+        body = (self.server.root / route["file"]).read_bytes()
+        cut = len(body) // 2 if route["behaviour"] == "truncated" else len(body)
+        self._answer(200, body[:cut], "image/jpeg", length=len(body))
+
+    def _answer(
+        self, status: int, body: bytes, kind: str, *, length: int | None = None, location: str | None = None
+    ) -> None:
+        self.server.note(status, self.path, self.headers.get("User-Agent", ""))
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        if location is not None:
+            self.send_header("Location", location)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing on stderr: the access log, when one was asked for, says it all."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m data_prep.miniature.server", description=__doc__)
+    parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="the web/ folder of a world")
+    parser.add_argument("--port", type=int, required=True, help="0 takes a free one and prints it")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="append one line per request")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    try:
+        log = arguments.log.open("a") if arguments.log else None
+        server = WebServer(arguments.root, arguments.port, log)
+    except ValueError as error:
+        sys.exit(_failed(str(error)))
+    except (OSError, OverflowError) as error:
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        sys.exit(
+            _failed(f"port {arguments.port}: {'in use; stop what listens there or name another' if taken else error}")
+        )
+    print(f"serving {arguments.root} at http://{HOST}:{server.server_address[1]}", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        sys.exit(75)
+
+
+def _failed(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    main()

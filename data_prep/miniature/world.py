@@ -1,0 +1,129 @@
+"""Draws the miniature world: web pictures with alt-texts, and COCO, Flickr30K, VQAv2 and NoCaps in their formats.
+
+`world.json`, with the settings, is written last: a second run with the same settings finds it and draws nothing; what a
+killed run left is drawn again. `truth.parquet` tells what each picture shows; only reports and tests read it.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+FORMAT = "blip2-miniature-world/1"
+DATASETS = ("web", "coco", "flickr30k", "vqav2", "nocaps")
+
+
+@dataclass(frozen=True)
+class WorldSettings:
+    """All that a world depends on. `eval_images` is the size of the COCO test, Flickr30K test and VQA splits."""
+
+    seed: int
+    web_images: int
+    coco_images: int
+    eval_images: int
+    base_url: str
+
+    def __post_init__(self) -> None:
+        for name in ("web_images", "coco_images", "eval_images"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: has to be at least 1")
+        if not self.base_url.startswith("http://") or self.base_url.endswith("/"):
+            raise ValueError(f"base_url {self.base_url!r}: use http://HOST:PORT without a slash at the end")
+
+    def split_sizes(self) -> dict[str, int]:
+        part = {name: max(1, round(self.eval_images * share)) for name, share in SPLIT_SHARES.items()}
+        return {**part, "coco_train": self.coco_images, "web": self.web_images}
+
+
+SPLIT_SHARES = {
+    "coco_test": 1.0,
+    "coco_val": 0.4,
+    "flickr_test": 1.0,
+    "flickr_val": 0.2,
+    "vqa": 1.0,
+    "nocaps_in-domain": 0.32,
+    "nocaps_near-domain": 0.32,
+    "nocaps_out-domain": 0.32,
+}
+"""Evaluation split -> its size over `eval_images`."""
+
+
+def make_world(folder: Path, settings: WorldSettings) -> bool:
+    """Draw the world into `folder`, unless it stands there. Returns whether anything was drawn."""
+    from data_prep.miniature import datasets
+    from data_prep.miniature.pictures import write_pictures
+    from data_prep.miniature.splits import DRAWING_ORDER, SceneDraw, check_disjoint
+
+    if _is_complete(folder, settings):
+        return False
+    _clear(folder)
+    drawing = SceneDraw(settings.seed)
+    sizes = settings.split_sizes()
+    scenes = {split: drawing.draw(split, sizes[split]) for split in DRAWING_ORDER}
+    check_disjoint(scenes)
+    pictures, truth = datasets.build_web(folder, scenes, settings.seed, settings.base_url)
+    for build in (datasets.build_coco, datasets.build_flickr, datasets.build_vqa, datasets.build_nocaps):
+        more_pictures, more_truth = build(folder, scenes, settings.seed)
+        pictures += more_pictures
+        truth += more_truth
+    write_pictures(pictures)
+    datasets.write_truth(folder / "truth.parquet", truth)
+    content = {"format": FORMAT, "settings": asdict(settings), "seed": settings.seed, "splits": sizes}
+    partial = folder / "world.json.partial"
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(folder / "world.json")
+    (folder / "world.unfinished").unlink()
+    return True
+
+
+def _is_complete(folder: Path, settings: WorldSettings) -> bool:
+    """Whether `world.json` says that a world of these settings stands here."""
+    try:
+        content = json.loads((folder / "world.json").read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return False
+    return bool(content.get("format") == FORMAT and content.get("settings") == asdict(settings))
+
+
+def _clear(folder: Path) -> None:
+    """Remove an older or unfinished world. Raises ValueError on a folder that holds anything else."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output {folder}: is a file; name a folder")
+    marker = folder / "world.unfinished"
+    if folder.is_dir() and any(folder.iterdir()) and not (marker.exists() or (folder / "world.json").exists()):
+        raise ValueError(f"output {folder}: holds something that is no miniature world; name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+    (folder / "world.json").unlink(missing_ok=True)
+    for name in DATASETS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m data_prep.miniature.world", description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--web-images", type=int, default=3000, help="rows of the two URL tables together")
+    parser.add_argument("--coco-images", type=int, default=2000, help="training images of the small clean COCO")
+    parser.add_argument("--eval-images", type=int, default=250, help="images of the COCO test, Flickr and VQA splits")
+    parser.add_argument("--base-url", default="http://127.0.0.1:8765", help="where the server will serve the web")
+    arguments = parser.parse_args()
+    try:
+        settings = WorldSettings(
+            arguments.seed, arguments.web_images, arguments.coco_images, arguments.eval_images, arguments.base_url
+        )
+        print(json.dumps({"output": str(arguments.output), **asdict(settings)}))
+        started = time.monotonic()
+        drawn = make_world(arguments.output, settings)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    print(f"drawn in {time.monotonic() - started:.1f} s" if drawn else "complete already; nothing drawn")
+    print(arguments.output / "world.json")
+
+
+if __name__ == "__main__":
+    main()
