@@ -115,7 +115,7 @@ def _record_problem(sample: shard_io.Sample) -> str | None:
 
 
 def _picture_problem(sample: shard_io.Sample) -> str | None:
-    from PIL import Image  # noqa: PLC0415
+    from PIL import Image
 
     try:
         with Image.open(io.BytesIO(sample.jpeg), formats=["JPEG"]) as image:

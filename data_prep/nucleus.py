@@ -1,0 +1,39 @@
+"""Nucleus sampling that repeats: each draw is a pure function of (seed, key, sample number) and of the logits.
+
+The rules and their order are those of transformers' sampling branch: repetition penalty, minimum length, top p.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def draw_table(seed: int, keys: list[str], num_samples: int, num_draws: int) -> Tensor:
+    """float64 [len(keys) * num_samples, num_draws] in [0, 1): the random numbers of each sample of each key."""
+    rows = []
+    for key in keys:
+        for number in range(num_samples):
+            digest = hashlib.sha256(f"{seed}\n{key}\n{number}".encode()).digest()
+            rows.append(np.random.default_rng(int.from_bytes(digest, "little")).random(num_draws))
+    return torch.from_numpy(np.stack(rows))
+
+
+def penalise_repetition(logits_NV: Tensor, tokens_NT: Tensor, penalty: float) -> Tensor:
+    """Lower the logits of tokens that a sequence already holds: positive ones divided, negative multiplied (CTRL)."""
+    found_NT = logits_NV.gather(1, tokens_NT)
+    return logits_NV.scatter(1, tokens_NT, torch.where(found_NT < 0, found_NT * penalty, found_NT / penalty))
+
+
+def draw_token(logits_NV: Tensor, top_p: float, uniform_N: Tensor) -> Tensor:
+    """int64 [N]: for each row, a token of the smallest set that holds `top_p` of the probability, by its share in it.
+
+    `uniform_N`, in [0, 1), picks it by inverting the set's cumulative distribution, the likeliest token first.
+    """
+    sorted_NV, order_NV = logits_NV.sort(dim=-1, descending=True, stable=True)
+    cumulative_NV = sorted_NV.double().softmax(-1).cumsum(-1)
+    num_kept_N1 = (cumulative_NV < top_p).sum(-1, keepdim=True).clamp(max=logits_NV.shape[-1] - 1)
+    target_N1 = uniform_N[:, None].to(cumulative_NV) * cumulative_NV.gather(1, num_kept_N1)
+    position_N1 = torch.searchsorted(cumulative_NV, target_N1, right=True)
+    return order_NV.gather(1, torch.minimum(position_N1, num_kept_N1)).squeeze(1)

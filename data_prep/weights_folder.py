@@ -1,0 +1,64 @@
+"""Loads a model and its processor from a local transformers folder, or says in one line what is wrong."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+MODEL_TYPES = {"BlipForConditionalGeneration": "blip", "CLIPModel": "clip"}
+"""transformers class -> the `model_type` of the config.json that fits it."""
+
+
+def load_pretrained(folder: Path, flag: str, model_class: str, processor_class: str, device: str) -> tuple[Any, Any]:
+    """(model in eval mode on `device`, processor): fp32 on a CPU, bf16 elsewhere.
+
+    Raises ValueError, naming `flag` and folder, when a file is missing, damaged, of another kind, or lacks weights.
+    """
+    _check_config(folder, flag, MODEL_TYPES[model_class])
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import torch
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    try:
+        processor = getattr(transformers, processor_class).from_pretrained(folder, local_files_only=True)
+        model, loading = getattr(transformers, model_class).from_pretrained(
+            folder, local_files_only=True, dtype=dtype, output_loading_info=True
+        )
+    except Exception as error:  # transformers, tokenizers and safetensors each raise kinds of their own
+        raise ValueError(
+            f"{flag} {folder}: cannot be loaded as {model_class} ({type(error).__name__}: {error})"
+        ) from error
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])
+        raise ValueError(f"{flag} {folder}: {len(missing)} weights are missing, such as {missing[0]}")
+    return model.to(device).eval(), processor
+
+
+def folder_digest(folder: Path, flag: str) -> str:
+    """sha256 over the names and contents of the folder's files: what captions and scores depend on.
+
+    Raises ValueError, naming `flag`, when there is no such folder.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{flag} {folder}: no such folder of weights")
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and not path.name.startswith("."):
+            with path.open("rb") as file:
+                digest.update(f"{path.name}\n{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _check_config(folder: Path, flag: str, model_type: str) -> None:
+    if not folder.is_dir():
+        raise ValueError(f"{flag} {folder}: no such folder of weights")
+    try:
+        found = json.loads((folder / "config.json").read_text())["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{flag} {folder}: no readable config.json with a model_type in it ({error})") from error
+    if found != model_type:
+        raise ValueError(f"{flag} {folder}: holds a model of type {found!r}, expected {model_type!r}")
