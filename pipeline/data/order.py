@@ -1,4 +1,4 @@
-"""The order of samples: a pure function of (seed, epoch, manifest), so that any step can be reached without the ones before.
+"""The order of samples: a pure function of (seed, epoch, manifest), so that any step is reached at once.
 
 An epoch permutes the shards, takes them in blocks of `shuffle_shards`, and permutes the samples within a block: reading
 stays within a few open tars. The last `samples mod global batch` samples of an epoch's order are left out of that epoch

@@ -1,4 +1,4 @@
-"""Samples by (epoch, position): seek in the tar, decode, crop, choose a caption. What is drawn depends on the key alone."""
+"""Samples by (epoch, position): seek in the tar, decode, crop, choose a caption; draws depend on (seed, epoch, key)."""
 
 import json
 import os
@@ -22,7 +22,7 @@ MAX_CORRUPT_IN_A_ROW = 64
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and one of its captions. `rng` seeds what collation still draws; `corrupt` counts samples passed over."""
+    """One image and one of its captions. Collation draws on from `rng`; `corrupt` counts samples passed over."""
 
     key: str
     pixels_3SS: Tensor

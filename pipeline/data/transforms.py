@@ -1,4 +1,4 @@
-"""Pictures to pixels: decode, crop, flip, resize. Always uint8 [3, S, S] RGB; the vision tower normalises on its device."""
+"""Pictures to pixels: decode, crop, flip, resize. Always uint8 RGB; the vision tower normalises on its device."""
 
 import io
 import random
@@ -40,7 +40,7 @@ def load_evaluation_pixels(picture: bytes | Path, size_px: int) -> Tensor:
 def random_resized_crop(
     pixels_3HW: Tensor, size_px: int, scale: tuple[float, float], flip: bool, rng: random.Random
 ) -> Tensor:
-    """A crop of a random share of the area and aspect, flipped half the time if `flip`, as a square: uint8 [3, S, S]."""
+    """A crop of random area and aspect, flipped half the time if `flip`, as a square: uint8 [3, S, S]."""
     _, height, width = pixels_3HW.shape
     crop_height, crop_width = height, width
     for _ in range(10):

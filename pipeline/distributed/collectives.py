@@ -21,7 +21,7 @@ def gather_rows(local_BX: Tensor) -> Tensor:
     if _alone():
         return local_BX
     all_WBX = local_BX.new_empty((dist.get_world_size() * local_BX.shape[0], *local_BX.shape[1:]))
-    dist.all_gather_into_tensor(all_WBX, local_BX)
+    dist.all_gather(list(all_WBX.chunk(dist.get_world_size())), local_BX)
     return all_WBX
 
 

@@ -32,6 +32,7 @@ class LanguageTower(Protocol):
     """What stage 2 asks of a language model. Implementations never train it."""
 
     kind: Literal["causal", "seq2seq"]
+    model: Any
     tokenizer: Any
     width: int
 

@@ -22,7 +22,7 @@ class Stage1Bridge(nn.Module):
         self.vision_proj = nn.Linear(shape.width, projection_width)
         self.text_proj = nn.Linear(shape.width, projection_width)
         self.itm_head = nn.Linear(shape.width, 2)
-        self.temperature = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE))
+        self.temperature = nn.Parameter(torch.tensor([INITIAL_TEMPERATURE]))  # 1-D: DeepSpeed broadcasts no 0-D
 
     def project_image(self, frozen_BPI: Tensor) -> list[KeysValues]:
         """The frozen tower's tokens, normalised in fp32, as each cross-attention layer's keys and values."""

@@ -1,0 +1,94 @@
+"""Trained models as evaluation uses them: in evaluation mode, without gradients, from uint8 pixels and plain text.
+
+Shapes: B batch, S image side, P image tokens, I image width, Q queries, E projection width, K texts.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.config import Recipe
+from pipeline.models.language import Decoding, LanguageTower
+from pipeline.models.stage1 import Stage1Bridge
+from pipeline.models.stage2 import Stage2Bridge
+from pipeline.models.vision import DTYPES, VisionTower
+from pipeline.objectives.matching import MATCH
+from pipeline.tokens import Tokens
+
+MAX_RETRIEVAL_TOKENS = 35  # of a text in retrieval (the paper's evaluation)
+
+
+class RetrievalModel:
+    """Stage 1: image and text features, and the match of a picture with texts."""
+
+    stage: Literal[1] = 1
+
+    def __init__(self, recipe: Recipe, vision: VisionTower, bridge: Stage1Bridge, tokenizer: Any) -> None:
+        self.recipe, self.vision, self.bridge, self.tokenizer = recipe, vision, bridge.eval(), tokenizer
+        self.image_size_px = recipe.vision.image_size_px
+
+    def _autocast(self) -> torch.autocast:
+        dtype = DTYPES[self.recipe.qformer.precision]
+        return torch.autocast(self.bridge.temperature.device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+    def _tokenise(self, texts: Sequence[str]) -> Tokens:
+        encoded = self.tokenizer(
+            [text.lower() for text in texts],
+            padding=True,
+            truncation=True,
+            max_length=MAX_RETRIEVAL_TOKENS,
+            return_tensors="pt",
+        )
+        device = self.bridge.temperature.device
+        return Tokens(encoded.input_ids.to(device), encoded.attention_mask.bool().to(device))
+
+    @torch.no_grad()
+    def encode_images(self, pixels_B3SS: Tensor) -> Tensor:
+        """uint8 pixels -> the frozen tower's tokens [B, P, I]."""
+        frozen: Tensor = self.vision(pixels_B3SS.to(self.bridge.temperature.device))
+        return frozen
+
+    @torch.no_grad()
+    def embed_images(self, frozen_BPI: Tensor) -> Tensor:
+        """Frozen tokens -> unit-length query features [B, Q, E]; the cosine with a text is the largest over Q."""
+        with self._autocast():
+            query_BQD, _ = self.bridge.qformer.encode_queries(self.bridge.project_image(frozen_BPI))
+            return self.bridge.embed_queries(query_BQD)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> unit-length features [B, E]."""
+        tokens = self._tokenise(texts)
+        with self._autocast():
+            return self.bridge.embed_text(tokens.ids, tokens.is_token)
+
+    @torch.no_grad()
+    def match_logits(self, frozen_PI: Tensor, texts: Sequence[str]) -> Tensor:
+        """The match logit of one picture with each of K texts: [K]. The picture's keys and values are made once."""
+        tokens = self._tokenise(texts)
+        with self._autocast():
+            return self.bridge.match(self.bridge.project_image(frozen_PI[None]), tokens.ids, tokens.is_token)[:, MATCH]
+
+
+class LanguageModel:
+    """Stage 2: text from a picture, through the frozen language model."""
+
+    stage: Literal[2] = 2
+
+    def __init__(self, recipe: Recipe, vision: VisionTower, bridge: Stage2Bridge, language: LanguageTower) -> None:
+        self.recipe, self.vision, self.bridge, self.language = recipe, vision, bridge.eval(), language
+        self.image_size_px = recipe.vision.image_size_px
+        self.language_kind = language.kind
+
+    @torch.no_grad()
+    def generate(self, pixels_B3SS: Tensor | None, prompts: Sequence[str], decoding: Decoding) -> list[str]:
+        """Continue each prompt after its picture; without pixels, the frozen language model answers blind."""
+        if pixels_B3SS is None:
+            return self.language.generate(None, prompts, decoding)
+        device = self.bridge.ln_vision.weight.device
+        dtype = DTYPES[self.recipe.qformer.precision]
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            soft_prompts = self.bridge(self.vision(pixels_B3SS.to(device)))
+        return self.language.generate(soft_prompts, prompts, decoding)

@@ -1,0 +1,168 @@
+"""`deepspeed --num_gpus N --module pipeline.train --recipe R.yaml`: train one stage. Recipe -> parts -> fit."""
+
+import argparse
+import hashlib
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import Recipe, dump_recipe, load_recipe
+from pipeline.data.manifest import Manifest, load_manifest
+from pipeline.distributed import process_group
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import nn
+
+    from pipeline.data.batch import Batch, Collate
+
+log = logging.getLogger("pipeline.train")
+# Fields that change where and how often a run writes or how fast it reads, never what it computes.
+FIELDS_FREE_TO_CHANGE = {"run": {"output", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints"}}
+
+
+def build_parts(recipe: Recipe, device: str) -> tuple["nn.Module", "Collate"]:
+    """The stage's task with its frozen towers on the device, and the collation that feeds it."""
+    from pipeline.data import batch
+    from pipeline.models import build
+    from pipeline.models.language import build_language
+    from pipeline.models.vision import build_vision
+    from pipeline.training.stage1_task import Stage1Task
+    from pipeline.training.stage2_task import Stage2Task
+    from pipeline.weights import native
+
+    vision, init, length = build_vision(recipe.vision).to(device), recipe.init_weights, recipe.data.max_text_tokens
+    if recipe.language is None:
+        tokenizer = build.build_tokenizer(recipe.qformer)
+        bridge1 = build.build_stage1(recipe, vision.width)
+        if init:
+            native.load_into(bridge1, native.read_weights(init)[1], init)
+        task1 = Stage1Task(bridge1, vision, recipe.objectives, tokenizer.bos_token_id)
+        build.log_frozen_and_trainable({"vision": vision}, bridge1)
+        return task1.to(device), batch.collate_for_qformer(tokenizer, length)
+    language = build_language(recipe.language, device)
+    bridge2 = build.build_stage2(recipe, vision.width, language)
+    if init:
+        source, tensors = native.read_weights(init)
+        if source.stage == 1:
+            native.initialise_stage2(bridge2, tensors, init)
+        else:
+            native.load_into(bridge2, tensors, init)
+    build.log_frozen_and_trainable({"vision": vision, "language": language.model}, bridge2)
+    tokenizer, task2 = language.tokenizer, Stage2Task(bridge2, vision, language).to(device)
+    if language.kind == "seq2seq":
+        return task2, batch.collate_for_seq2seq(tokenizer, length)
+    return task2, batch.collate_for_causal(tokenizer, length, recipe.language.end_text)
+
+
+def _initial_state(recipe: Recipe, manifest: Manifest) -> Any:
+    from pipeline.training.checkpoint import State
+
+    content = recipe.model_dump(mode="json", exclude=FIELDS_FREE_TO_CHANGE)  # type: ignore[arg-type]
+    content["data"].pop("num_workers")
+    settings = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return State(0, 0, recipe.seed, process_group.world_size(), manifest.digest(), settings)
+
+
+def _open_run_folder(recipe: Recipe, ds_config: dict[str, Any]) -> None:
+    """Rank 0 leaves recipe, resolved DeepSpeed configuration and environment, and removes half-written checkpoints."""
+    from importlib.metadata import version
+
+    from pipeline.training import checkpoint
+
+    folder = recipe.run.output
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.prune_incomplete(folder)
+    (folder / "recipe.yaml").write_text(dump_recipe(recipe))
+    (folder / "ds_config.json").write_text(json.dumps(ds_config, indent=2) + "\n")
+    packages = {name: version(name) for name in ("torch", "deepspeed", "transformers", "timm")}
+    environment = {"world_size": process_group.world_size(), "python": sys.version.split()[0], "packages": packages}
+    (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+
+
+def train(recipe: Recipe, manifest: Manifest, ds_config: dict[str, Any]) -> bool:
+    """Build the parts, resume if this run folder holds a checkpoint, and fit. False when a signal stopped it."""
+    import torch
+
+    from pipeline.data.order import MicroBatches, SampleOrder
+    from pipeline.data.stream import SampleStream
+    from pipeline.training import checkpoint, loop
+    from pipeline.training.engine import build_engine
+    from pipeline.training.telemetry import Telemetry
+
+    rank, world_size, batch = process_group.rank(), process_group.world_size(), recipe.batch
+    state = _initial_state(recipe, manifest)
+    torch.manual_seed(recipe.seed)  # the same fresh bridge on every rank
+    task, collate = build_parts(recipe, process_group.device_name())
+    torch.manual_seed(recipe.seed * world_size + rank)  # dropout differs between ranks
+    engine = build_engine(task, recipe, ds_config)
+    found = checkpoint.complete_checkpoints(recipe.run.output)
+    if found:
+        state = checkpoint.load(engine, found[-1], state)
+        log.info("resuming from %s", found[-1])
+    else:
+        log.info("starting from %s", recipe.init_weights or "scratch")
+    order = SampleOrder(manifest, recipe.seed, recipe.data.shuffle_shards)
+    places = MicroBatches(
+        manifest.samples, batch.global_size, batch.micro_size, rank, world_size, state.step, recipe.run.steps
+    )
+    stream = SampleStream(manifest, order, recipe.data, recipe.vision.image_size_px)
+    loader: Iterable[Batch] = torch.utils.data.DataLoader(
+        stream,  # type: ignore[arg-type]  # a map over (epoch, position)
+        batch_sampler=places,  # type: ignore[arg-type]
+        collate_fn=collate,
+        num_workers=recipe.data.num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+    with Telemetry(recipe.run.output, state.step, recipe.run.steps) as telemetry:
+        return loop.fit(engine, loader, recipe, state, telemetry)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="pipeline.train", description=__doc__)
+    parser.add_argument("--recipe", type=Path, required=True, help="YAML recipe; the shipped ones: pipeline/recipes/")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="edit the recipe")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments, rank = _arguments(), process_group.rank()
+    level = logging.INFO if rank == 0 else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        recipe = load_recipe(arguments.recipe, arguments.set)
+        manifest = load_manifest(recipe.data.manifest)
+        from pipeline.distributed import collectives
+        from pipeline.training.engine import resolve_ds_config
+
+        ds_config = resolve_ds_config(recipe, process_group.world_size())
+        if rank == 0:
+            print(dump_recipe(recipe))
+        if (recipe.run.output / "checkpoints" / f"step_{recipe.run.steps:08d}" / "COMPLETE").exists():
+            if rank == 0:
+                print(f"already complete: {recipe.run.output}")
+            return 0
+        process_group.initialise()
+        if rank == 0:
+            _open_run_folder(recipe, ds_config)
+        collectives.barrier()
+        finished = train(recipe, manifest, ds_config)
+    except ValueError as error:
+        if rank == 0 or process_group.world_size() == 1:
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        process_group.shut_down()
+    if rank == 0:
+        print(recipe.run.output)
+    from pipeline.training.preemption import EXIT_STOPPED
+
+    return 0 if finished else EXIT_STOPPED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""The DeepSpeed engine: ZeRO policy from `ds_configs/`, everything else from the recipe."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pipeline.config import Recipe
+from pipeline.training.optimizer import build_optimizer
+
+
+def resolve_ds_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
+    """The complete DeepSpeed configuration of a run. Raises ValueError when the policy file is missing or says more."""
+    path = recipe.run.zero
+    if not path.is_file():
+        raise ValueError(f"run.zero {str(path)!r}: no such file; the shipped policies are in ds_configs/")
+    try:
+        policy = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"run.zero {str(path)!r}: not valid JSON ({error})") from error
+    foreign = sorted(set(policy) - {"zero_optimization"})
+    if foreign:
+        raise ValueError(f"run.zero {str(path)!r}: {foreign[0]!r} is not ZeRO policy; set it in the recipe")
+    recipe.batch.check(world_size)
+    # No fp16 / bf16 section: the bridge keeps fp32 master weights and autocasts, frozen towers hold their own dtype.
+    return {
+        **policy,
+        "train_batch_size": recipe.batch.global_size,
+        "train_micro_batch_size_per_gpu": recipe.batch.micro_size,
+        "gradient_accumulation_steps": recipe.batch.accumulation,
+        "gradient_clipping": recipe.optimizer.max_gradient_norm,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+
+
+def build_engine(task: nn.Module, recipe: Recipe, ds_config: dict[str, Any]) -> Any:
+    """Wrap a stage's task: its parameters (the bridge alone) are sharded, averaged and stepped by DeepSpeed."""
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(
+        model=task, optimizer=build_optimizer(task, recipe.optimizer), config=ds_config, dist_init_required=False
+    )
+    return engine
+
+
+def write_ds_config(ds_config: dict[str, Any], run_folder: Path) -> None:
+    """Leave the resolved configuration beside the run's recipe."""
+    (run_folder / "ds_config.json").write_text(json.dumps(ds_config, indent=2) + "\n")

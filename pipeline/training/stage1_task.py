@@ -1,0 +1,107 @@
+"""Stage 1's step: a micro batch to its three losses, over all ranks (paper, section 3.2).
+
+Shapes: B pairs a rank, N = W*B pairs of all ranks, Q queries, L tokens, P image tokens, I image width, E projection.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import Objectives
+from pipeline.data.batch import Batch
+from pipeline.distributed import collectives
+from pipeline.models.qformer import KeysValues
+from pipeline.models.stage1 import Stage1Bridge
+from pipeline.models.vision import VisionTower
+from pipeline.objectives import contrastive, generation, matching
+from pipeline.tokens import Tokens
+from pipeline.training.task import StepPlace, Towers
+
+
+class Stage1Task(nn.Module):
+    """The bridge is the only submodule: the frozen vision tower stays outside the engine."""
+
+    def __init__(self, bridge: Stage1Bridge, vision: VisionTower, settings: Objectives, decode_token_id: int) -> None:
+        super().__init__()
+        self.bridge, self.settings, self.decode_token_id = bridge, settings, decode_token_id
+        self.towers = Towers(vision=vision)
+
+    @staticmethod
+    def num_scored_tokens(batch: Batch) -> int:
+        """Tokens that ITG predicts: all but the first of each text."""
+        return int(batch.target.is_token[:, 1:].sum())
+
+    def forward(self, batch: Batch, place: StepPlace) -> dict[str, Tensor]:
+        """The losses, `loss` their weighted sum. The mean over ranks and micro batches is the joined batch's loss."""
+        frozen_BPI = cast(Tensor, self.towers.vision(batch.pixels_B3SS))
+        text = batch.target.padded_to(place.longest_target)  # the same length on every rank, for the exchange
+        image = self.bridge.project_image(frozen_BPI)
+        query_BQD, query_cache = self.bridge.qformer.encode_queries(image)
+        image_BQE, text_BE = self.bridge.embed_queries(query_BQD), self.bridge.embed_text(text.ids, text.is_token)
+
+        all_texts_NE = collectives.gather_rows(text_BE)
+        all_images_NQE = collectives.gather_rows(image_BQE)
+        image_to_text_BN = contrastive.similarities(image_BQE, all_texts_NE)
+        text_to_image_BN = contrastive.similarities(all_images_NQE, text_BE).T
+        ids_N = collectives.gather_rows(batch.image_ids_B)
+        first_row = place.rank * len(frozen_BPI)
+        targets_BN = contrastive.targets(batch.image_ids_B, ids_N, first_row, self.settings.label_smoothing)
+        temperature = self.bridge.temperature
+        itc = contrastive.itc_loss(image_to_text_BN, text_to_image_BN, temperature, targets_BN)
+
+        chosen = self._draw_negatives(image_to_text_BN, text_to_image_BN, batch.image_ids_B, ids_N, place)
+        pair_logits_M2, labels_M = self._match(frozen_BPI, image, text, *chosen)
+        itg = self._generate(text, query_cache) * place.token_weight
+        itm = matching.itm_loss(pair_logits_M2, labels_M)
+        weights = self.settings
+        return {
+            "loss": weights.itc_weight * itc + weights.itm_weight * itm + weights.itg_weight * itg,
+            "itc_loss": itc,
+            "itm_loss": itm,
+            "itg_loss": itg,
+            "itc_accuracy": contrastive.in_batch_accuracy(image_to_text_BN, first_row),
+            "itm_accuracy": matching.itm_accuracy(pair_logits_M2, labels_M),
+            "temperature": temperature[0],
+        }
+
+    def _draw_negatives(
+        self, image_to_text_BN: Tensor, text_to_image_BN: Tensor, ids_B: Tensor, ids_N: Tensor, place: StepPlace
+    ) -> tuple[Tensor, Tensor]:
+        """For each pair a hard negative text and image of all ranks, as rows of the joined batch: int64 [B] each."""
+        rows, columns = image_to_text_BN.shape
+        same_BN = ids_B[:, None] == ids_N[None, :]
+        generator = torch.Generator(device=ids_B.device).manual_seed(place.negatives_seed)
+        # Drawn for the joined batch on every rank alike: no number depends on how many ranks there are.
+        uniform_2NN = torch.rand((2, columns, columns), generator=generator, device=ids_B.device)
+        own = slice(place.rank * rows, (place.rank + 1) * rows)
+        temperature, rule = self.bridge.temperature.detach(), self.settings.negatives
+        texts = matching.hard_negatives(image_to_text_BN.detach() / temperature, same_BN, uniform_2NN[0, own], rule)
+        images = matching.hard_negatives(text_to_image_BN.detach() / temperature, same_BN, uniform_2NN[1, own], rule)
+        return texts, images
+
+    def _match(
+        self,
+        frozen_BPI: Tensor,
+        image: list[KeysValues],
+        text: Tokens,
+        negative_texts_B: Tensor,
+        negative_images_B: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Logits and labels of the 3B pairs: (image, text), (image, negative text), (negative image, text)."""
+        negative_ids = collectives.gather_rows(text.ids)[negative_texts_B]
+        negative_is_token = collectives.gather_rows(text.is_token)[negative_texts_B]
+        # The frozen features themselves are exchanged: the ViT is frozen, so nothing is lost without a gradient.
+        negative_image = self.bridge.project_image(collectives.exchange_rows(frozen_BPI, negative_images_B))
+        ids, is_token = torch.cat([text.ids, negative_ids]), torch.cat([text.is_token, negative_is_token])
+        own_image_logits = self.bridge.match(image, ids, is_token)
+        negative_image_logits = self.bridge.match(negative_image, text.ids, text.is_token)
+        labels = own_image_logits.new_zeros(3 * len(frozen_BPI), dtype=torch.int64)
+        labels[: len(frozen_BPI)] = matching.MATCH
+        return torch.cat([own_image_logits, negative_image_logits]), labels
+
+    def _generate(self, text: Tokens, query_cache: list[KeysValues]) -> Tensor:
+        """ITG's summed loss: [CLS] becomes [DEC], and the queries' keys and values are those of the ITC pass."""
+        ids = torch.cat([torch.full_like(text.ids[:, :1], self.decode_token_id), text.ids[:, 1:]], dim=1)
+        logits = self.bridge.qformer.decode_text(ids, text.is_token, query_cache)
+        return generation.itg_loss_sum(logits, ids, text.is_token, self.settings.label_smoothing)

@@ -1,0 +1,44 @@
+"""What a stage's step has in common: where in the run it stands, and the frozen towers it reads."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from pipeline.data.batch import Batch
+
+
+@dataclass(frozen=True)
+class StepPlace:
+    """What a micro batch must know of the whole step.
+
+    `token_weight` is ranks x accumulation / scored tokens of the whole step: a summed token loss times this has, as
+    its mean over ranks and micro batches, the mean over all the step's tokens.
+    """
+
+    rank: int
+    token_weight: float
+    longest_target: int
+    negatives_seed: int
+
+
+@dataclass(frozen=True)
+class Towers:
+    """Frozen models, hidden from torch's module tree so that no engine partitions, casts or saves them."""
+
+    vision: nn.Module
+    language: Any = None
+
+
+class Task(Protocol):
+    """A stage, as the training loop sees it: an nn.Module whose parameters are the bridge's."""
+
+    bridge: nn.Module
+    towers: Towers
+
+    @staticmethod
+    def num_scored_tokens(batch: Batch) -> int:
+        """Tokens over which the stage's token loss is a mean."""
+
+    def __call__(self, batch: Batch, place: StepPlace) -> dict[str, Tensor]:
+        """Named losses and measures; `loss` is what is minimised."""

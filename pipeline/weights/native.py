@@ -1,0 +1,96 @@
+"""The project's own weights: one safetensors file of the trainables, with recipe and provenance in its metadata."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config import Recipe, parse_recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from pipeline.models.inference import LanguageModel, RetrievalModel
+
+FORMAT = "blip2-native/1"
+FILE_NAME = "trainable.safetensors"
+
+
+def _file(path: Path) -> Path:
+    """The weights file of a run folder (its newest whole checkpoint), of a checkpoint folder, or the path itself."""
+    newest = sorted(path.glob("checkpoints/step_*/COMPLETE"))[-1:]
+    file = newest[0].parent / FILE_NAME if newest else path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"weights {path}: no {FILE_NAME} there; name a run folder, or one of its checkpoints/step_*")
+    return file
+
+
+def save_weights(bridge: "nn.Module", recipe: Recipe, step: int, folder: Path) -> Path:
+    """Write the trainables with their recipe; the file is on disk when this returns."""
+    from safetensors.torch import save_file
+
+    path = folder / FILE_NAME
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in bridge.state_dict().items()}
+    metadata = {"format": FORMAT, "step": str(step), "recipe": json.dumps(recipe.model_dump(mode="json"))}
+    save_file(tensors, path, metadata=metadata)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    return path
+
+
+def read_weights(path: Path) -> tuple[Recipe, dict[str, "Tensor"]]:
+    """The recipe and tensors of a weights file. Raises ValueError in one line when it is missing or corrupt."""
+    from safetensors import SafetensorError, safe_open
+
+    file = _file(path)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"weights {file}: not a readable safetensors file ({error})") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"weights {file}: format {metadata.get('format')!r}, expected {FORMAT!r}")
+    return parse_recipe(json.loads(metadata["recipe"])), tensors
+
+
+def load_into(bridge: "nn.Module", tensors: dict[str, "Tensor"], source: Path) -> None:
+    """Copy tensors into the bridge by name. A missing, extra or misshapen one raises ValueError; nothing is copied."""
+    own = bridge.state_dict()
+    extra = [name for name in tensors if name not in own]
+    missing = [name for name in own if name not in tensors]
+    for fault, names in (("has no place in this model", extra), ("is missing", missing)):
+        if names:
+            raise ValueError(f"weights {source}: {names[0]!r} {fault} ({len(names)} such tensors)")
+    for name, tensor in own.items():
+        if tensors[name].shape != tensor.shape:
+            found, wanted = tuple(tensors[name].shape), tuple(tensor.shape)
+            raise ValueError(f"weights {source}: {name!r} has shape {found}, this model needs {wanted}")
+    bridge.load_state_dict(tensors)
+
+
+def initialise_stage2(bridge: "nn.Module", stage1: dict[str, "Tensor"], source: Path) -> None:
+    """Take `ln_vision` and the query path from stage 1's tensors; the projection to the language model stays fresh."""
+    own = bridge.state_dict()
+    shared = {name: stage1[name] for name in own if name in stage1}
+    fresh = {name: tensor for name, tensor in own.items() if name.startswith("language_projection.")}
+    load_into(bridge, fresh | shared, source)
+
+
+def load_model(path: Path, device: str) -> "RetrievalModel | LanguageModel":
+    """The whole model of a checkpoint, for evaluation: towers from where its recipe says, bridge from the file."""
+    from pipeline.models.build import build_stage1, build_stage2, build_tokenizer
+    from pipeline.models.inference import LanguageModel, RetrievalModel
+    from pipeline.models.language import build_language
+    from pipeline.models.vision import build_vision
+
+    recipe, tensors = read_weights(path)
+    vision = build_vision(recipe.vision)
+    if recipe.language is None:
+        retrieval_bridge = build_stage1(recipe, vision.width)
+        load_into(retrieval_bridge, tensors, path)
+        return RetrievalModel(recipe, vision.to(device), retrieval_bridge.to(device), build_tokenizer(recipe.qformer))
+    language = build_language(recipe.language, device)
+    bridge = build_stage2(recipe, vision.width, language)
+    load_into(bridge, tensors, path)
+    return LanguageModel(recipe, vision.to(device), bridge.to(device), language)
