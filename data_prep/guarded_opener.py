@@ -1,0 +1,126 @@
+"""The urllib opener inside the downloader's processes: it knows http and https through the filtering proxy only.
+
+One deadline holds for an image with all its redirects, a cap for its bytes, and the user agent says who asks.
+"""
+
+import http.client
+import time
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.message import Message
+from types import TracebackType
+from typing import IO, Any, Self
+from urllib.error import URLError
+
+CHUNK_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class FetchLimits:
+    """What one image may take."""
+
+    proxy_url: str
+    user_agent: str
+    deadline_s: float
+    max_bytes: int
+
+
+def install(limits: FetchLimits) -> None:
+    """Make every `urllib.request.urlopen` of this process use the guarded opener."""
+    opener = GuardedOpener(limits)
+    for handler in (
+        urllib.request.ProxyHandler({"http": limits.proxy_url, "https": limits.proxy_url}),
+        urllib.request.UnknownHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        _Redirects(),
+        urllib.request.HTTPErrorProcessor(),
+        _BadGateways(),
+    ):
+        opener.add_handler(handler)
+    urllib.request.install_opener(opener)
+
+
+class _Hop(urllib.request.Request):
+    """One request of an image: its first, or one after a redirect."""
+
+    def __init__(self, url: str, headers: Mapping[str, str], deadline: float) -> None:
+        super().__init__(url, headers=dict(headers))
+        self.deadline = deadline
+
+
+class GuardedOpener(urllib.request.OpenerDirector):
+    """An opener whose answers end at the cap or the deadline."""
+
+    def __init__(self, limits: FetchLimits) -> None:
+        super().__init__()
+        self.addheaders = []
+        self.limits = limits
+
+    def open(self, fullurl: Any, data: Any = None, timeout: Any = None) -> Any:
+        """As `OpenerDirector.open`; `data` is refused: images are only ever asked for."""
+        assert data is None, "the downloader sends nothing"
+        if not isinstance(fullurl, _Hop):
+            url = fullurl if isinstance(fullurl, str) else fullurl.full_url
+            fullurl = _Hop(url, {"User-Agent": self.limits.user_agent}, time.monotonic() + self.limits.deadline_s)
+        deadline = fullurl.deadline
+        response = super().open(fullurl, None, timeout)
+        return response if isinstance(response, _Capped) else _Capped(response, self.limits.max_bytes, deadline)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    max_redirections = 5
+    max_repeats = 2
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:  # fmt: skip
+        new = super().redirect_request(req, fp, code, msg, headers, newurl)
+        assert isinstance(req, _Hop)
+        if time.monotonic() > req.deadline:
+            raise URLError("guard:deadline")
+        return new and _Hop(new.full_url, new.headers, req.deadline)
+
+
+class _BadGateways(urllib.request.BaseHandler):
+    """Tells the proxy's own 502 (no connection to the host) from one that a server sent."""
+
+    def http_error_502(self, req: Any, fp: Any, code: int, msg: str, headers: Message) -> None:  # noqa: ARG002
+        if "proxy-agent" in headers:
+            raise URLError("guard:connection_failed")
+
+
+class _Capped:
+    """An answer that is read under the cap and the deadline, and whole or not at all."""
+
+    def __init__(self, response: http.client.HTTPResponse, max_bytes: int, deadline: float) -> None:
+        self.response, self.max_bytes, self.deadline = response, max_bytes, deadline
+        self.headers = response.headers
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.response.close()
+
+    def read(self) -> bytes:
+        expected = int(self.headers.get("Content-Length", "-1")) if "Transfer-Encoding" not in self.headers else -1
+        if expected > self.max_bytes:
+            raise URLError("guard:byte_cap")
+        chunks: list[bytes] = []
+        size = 0
+        while chunk := self.response.read1(CHUNK_BYTES):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > self.max_bytes:
+                raise URLError("guard:byte_cap")
+            if time.monotonic() > self.deadline:
+                raise URLError("guard:deadline")
+        if size < expected:
+            raise URLError("guard:truncated_body")
+        return b"".join(chunks)

@@ -1,0 +1,95 @@
+"""The ledger: what became of every row of a table. Rows in = kept + dropped, each drop for one named reason."""
+
+import io
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+from data_prep import shard_io
+
+PASSING = frozenset(
+    {"timeout", "deadline", "dns_failure", "connection_failed", "truncated_body", "lost_by_img2dataset"}
+)
+"""Reasons that may be gone at the next try; so are HTTP 408, 425, 429 and 5xx."""
+PASSING_STATUS = frozenset({408, 425, 429})
+PHRASES = (
+    ("X-Robots-Tag", "opt_out"),
+    ("is not allowed", "refused_scheme"),
+    ("infinite loop", "too_many_redirects"),
+    ("timed out", "timeout"),
+    ("CERTIFICATE_VERIFY_FAILED", "certificate_invalid"),
+    ("IncompleteRead", "truncated_body"),
+    ("Connection reset", "connection_failed"),
+    ("Connection refused", "connection_failed"),
+    ("Remote end closed", "connection_failed"),
+    ("Tunnel connection failed", "connection_failed"),
+)
+"""What an error message of urllib or img2dataset holds -> the reason it stands for; the first match decides."""
+
+
+class Drop(NamedTuple):
+    """Why a row was dropped; `http_status` is the server's answer, where it gave one."""
+
+    reason: str
+    http_status: int | None = None
+
+    @property
+    def passing(self) -> bool:
+        """Whether trying again may help."""
+        status = self.http_status or 0
+        return self.reason in PASSING or status in PASSING_STATUS or 500 <= status < 600
+
+
+def drop_of_message(message: str) -> Drop:
+    """The reason behind an error message of the fetch: our own (`guard:REASON`), an HTTP status, or a known phrase."""
+    if own := re.search(r"guard:(\w+)", message):
+        return Drop(own.group(1))
+    for phrase, reason in PHRASES:
+        if phrase in message:
+            return Drop(reason)
+    if status := re.match(r"HTTP Error (\d{3})", message):
+        return Drop(f"http_{status.group(1)}", int(status.group(1)))
+    return Drop("fetch_failed")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the ledger."""
+
+    row: int
+    url: str
+    caption: str
+    status: str
+    reason: str | None
+    key: str
+    http_status: int | None
+
+
+def check_entries(entries: Sequence[Entry], rows: int, kept: int) -> None:
+    """Raises RuntimeError when rows in = kept + dropped does not hold: a fault of this program, never of its input."""
+    dropped = sum(entry.status == "dropped" and bool(entry.reason) for entry in entries)
+    if len(entries) != rows or kept + dropped != rows or len({entry.row for entry in entries}) != rows:
+        raise RuntimeError(f"ledger of {len(entries)} entries: {rows} rows in, {kept} kept, {dropped} dropped")
+
+
+def dropped_by_reason(entries: Sequence[Entry]) -> dict[str, int]:
+    return dict(sorted(Counter(entry.reason for entry in entries if entry.reason).items()))
+
+
+def write_ledger(path: Path, entries: Sequence[Entry]) -> None:
+    """One parquet row per row of the table, written whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    integers = {"row": pa.int64(), "http_status": pa.int32()}
+    schema = pa.schema([pa.field(each.name, integers.get(each.name, pa.string())) for each in fields(Entry)])
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([asdict(entry) for entry in entries], schema=schema), buffer)
+    shard_io.replace_file(path, buffer.getvalue())
+
+
+def ledger_path(tar: Path) -> Path:
+    return tar.with_name(f"{tar.stem}.ledger.parquet")

@@ -1,0 +1,58 @@
+"""Where the original bytes of rows come from: files below a local root, or the web, by img2dataset."""
+
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from data_prep.fetching import Fetched, FetchSettings, fetch
+from data_prep.ledger import Drop
+from data_prep.local_images import read_local
+from data_prep.raw_shards import ReadOriginal
+from data_prep.sources import Row
+from data_prep.url_guard import RefusedError, clean_url
+
+
+@contextmanager
+def local_originals(root: Path, max_bytes: int) -> Iterator[ReadOriginal]:
+    """Reads a row's file when it is asked for."""
+
+    def read(row: Row) -> bytes | Drop:
+        return unusable(row) or read_local(root, row.url, max_bytes)
+
+    yield read
+
+
+@contextmanager
+def web_originals(rows: Sequence[Row], folder: Path, settings: FetchSettings) -> Iterator[ReadOriginal]:
+    """Fetches all rows first, into a private folder below `folder` that goes when the block ends well; rows that must
+    not be requested are refused here and never reach the downloader."""
+    urls: dict[int, str] = {}
+    drops: dict[int, Drop] = {}
+    for row in rows:
+        drop = unusable(row)
+        if drop is None:
+            try:
+                urls[row.row] = clean_url(row.url, allow_loopback=settings.allow_loopback)
+            except RefusedError as error:
+                drop = Drop(error.reason)
+        if drop is not None:
+            drops[row.row] = drop
+    private = folder / uuid.uuid4().hex
+    private.mkdir(parents=True)
+    results = fetch(urls, private, settings) if urls else {}
+
+    def read(row: Row) -> bytes | Drop:
+        result = drops.get(row.row) or results[row.row]
+        return result.read() if isinstance(result, Fetched) else result
+
+    yield read
+    shutil.rmtree(private)
+
+
+def unusable(row: Row) -> Drop | None:
+    """Why a row is dropped before anything is read: it names no image, or nothing is said of the image."""
+    if not row.url:
+        return Drop("no_url")
+    return None if row.captions else Drop("no_caption")

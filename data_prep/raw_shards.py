@@ -1,0 +1,120 @@
+"""Writes one raw shard: its rows' images as stored, their captions, the ledger of every row, and the receipt last."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep import shard_io
+from data_prep.ledger import Drop, Entry, check_entries, dropped_by_reason, ledger_path, write_ledger
+from data_prep.sources import Row, Source
+from data_prep.stored_image import ImageLimits, StoredImage, store
+
+STAGE = "download"
+BATCH = 128
+"""Rows that are decoded ahead of the tar: bounds the memory."""
+
+ReadOriginal = Callable[[Row], bytes | Drop]
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """The rows of one shard and where it goes."""
+
+    tar: Path
+    rows: tuple[Row, ...]
+
+    def digest(self) -> str:
+        """sha256 of the rows: what the shard is made from."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            digest.update(json.dumps([row.row, row.url, row.captions]).encode() + b"\n")
+        return digest.hexdigest()
+
+
+def key_of(source: str, row: Row) -> str:
+    digest = hashlib.sha256(f"{row.url}\n{row.row}".encode(errors="replace")).hexdigest()
+    return f"{source}_{digest[:16]}"
+
+
+def finished_receipt(work: ShardWork, config_hash: str) -> shard_io.Receipt | None:
+    """The receipt of the shard if it stands for these rows and settings, else None."""
+    try:
+        receipt = shard_io.read_receipt(work.tar)
+        complete = work.tar.stat().st_size == receipt.bytes and ledger_path(work.tar).exists()
+    except (ValueError, FileNotFoundError):
+        return None
+    return receipt if complete and receipt.same_work(STAGE, work.digest(), config_hash) else None
+
+
+def write_raw_shard(
+    work: ShardWork, source: Source, read: ReadOriginal, limits: ImageLimits, config_hash: str, threads: int
+) -> shard_io.Receipt:
+    """Write tar, ledger and receipt, in this order; every row of `work` is accounted for.
+
+    Raises ValueError, and leaves no receipt, when nothing was kept and most rows failed for passing reasons: then the
+    network was down, and the shard is not done.
+    """
+    entries: list[Entry] = []
+    shard_io.remove_partials(work.tar)
+    totals = shard_io.write_shard(work.tar, _samples(work, source, read, limits, config_hash, threads, entries))
+    check_entries(entries, len(work.rows), totals.samples)
+    write_ledger(ledger_path(work.tar), entries)
+    dropped = dropped_by_reason(entries)
+    passing = sum(Drop(entry.reason, entry.http_status).passing for entry in entries if entry.reason)
+    if totals.samples == 0 and passing > len(work.rows) / 2:
+        raise ValueError(f"{work.tar.name}: none of {len(work.rows)} images arrived ({dropped}); check the network")
+    receipt = shard_io.Receipt(
+        STAGE, work.digest(), config_hash, totals.sha256, totals.bytes, totals.samples, totals.captions, 0, {}, dropped
+    )
+    shard_io.write_receipt(work.tar, receipt)
+    return receipt
+
+
+def _samples(
+    work: ShardWork,
+    source: Source,
+    read: ReadOriginal,
+    limits: ImageLimits,
+    config_hash: str,
+    threads: int,
+    entries: list[Entry],
+) -> Iterator[shard_io.Sample]:
+    """The samples that are kept, in row order; appends an entry for every row, kept or not."""
+
+    def stored(row: Row) -> StoredImage | Drop:
+        original = read(row)
+        return original if isinstance(original, Drop) else store(original, limits)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for rows in _batches(work.rows):
+            for row, image in zip(rows, pool.map(stored, rows), strict=True):
+                key = key_of(source.name, row)
+                caption = row.captions[0] if row.captions else ""
+                if isinstance(image, Drop):
+                    entries.append(Entry(row.row, row.url, caption, "dropped", image.reason, key, image.http_status))
+                    continue
+                entries.append(Entry(row.row, row.url, caption, "kept", None, key, None))
+                yield shard_io.Sample(key, image.jpeg, _record(key, row, image, source, config_hash))
+
+
+def _batches(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    for start in range(0, len(rows), BATCH):
+        yield rows[start : start + BATCH]
+
+
+def _record(key: str, row: Row, image: StoredImage, source: Source, config_hash: str) -> dict[str, object]:
+    return {
+        "key": key,
+        "captions": list(row.captions),
+        "scores": [None] * len(row.captions),
+        "sources": [source.captions] * len(row.captions),
+        "width": image.width_px,
+        "height": image.height_px,
+        "sha256": image.sha256,
+        "url": row.url,
+        "source": source.name,
+        "run": config_hash[:12],
+    }

@@ -1,0 +1,94 @@
+"""Turns an image as it was fetched into the JPEG that is stored: upright, RGB, no larger than asked, the same bytes
+every time. What is no image, too small, or too large to decode safely is dropped for a named reason.
+"""
+
+import hashlib
+import io
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from data_prep.ledger import Drop
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """`max_side_px` bounds the shorter side of what is stored; `max_pixels` what is decoded at all."""
+
+    min_side_px: int
+    max_side_px: int
+    max_pixels: int
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    jpeg: bytes
+    width_px: int
+    height_px: int
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.jpeg).hexdigest()
+
+
+def store(original: bytes, limits: ImageLimits) -> StoredImage | Drop:
+    """The JPEG to keep, or why there is none."""
+    try:
+        with Image.open(io.BytesIO(original), formats=FORMATS) as image:
+            if image.width * image.height > limits.max_pixels:
+                return Drop("pixel_cap")
+            if min(image.size) < limits.min_side_px:
+                return Drop("too_small")
+            wanted = 2 * limits.max_side_px
+            if min(image.size) > wanted:
+                scale = wanted / min(image.size)
+                image.draft(None, (round(image.width * scale), round(image.height * scale)))
+            image.load()
+            return _encode(_shrunk(_rgb(_upright(image)), limits.max_side_px))
+    except UnidentifiedImageError:
+        return Drop("not_an_image")
+    except Image.DecompressionBombError:
+        return Drop("pixel_cap")
+    except Exception as error:  # decoders raise nearly anything on hostile bytes; each case is counted in the ledger
+        return Drop("truncated_image" if "truncated" in str(error) else "undecodable")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF orientation says; unreadable EXIF says nothing."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except (SyntaxError, ValueError, TypeError, KeyError, struct.error):
+        return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """In RGB: transparency on white, 16-bit grey by its upper byte."""
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _shrunk(image: Image.Image, max_side_px: int) -> Image.Image:
+    short_px = min(image.size)
+    if short_px <= max_side_px:
+        return image
+    width_px, height_px = (max(1, round(side * max_side_px / short_px)) for side in image.size)
+    return image.resize((width_px, height_px), Image.Resampling.BICUBIC)
+
+
+def _encode(image: Image.Image) -> StoredImage:
+    buffer = io.BytesIO()
+    plain = Image.new("RGB", image.size)
+    plain.paste(image)
+    plain.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return StoredImage(buffer.getvalue(), image.width, image.height)
