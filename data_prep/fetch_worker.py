@@ -10,20 +10,25 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from data_prep.guarded_opener import FetchLimits, install
 
 LIMITS_VARIABLE = "BLIP2_FETCH_LIMITS"
 """Environment variable with the fields of FetchLimits as JSON; img2dataset's processes inherit it."""
+UNUSED = ("wandb", "albumentations")
+"""What img2dataset imports in each of its processes, for seconds, without using it here: it logs to no service, and the
+pictures are resized when the shards are written. Empty modules stand in, so that any use would fail loudly."""
 PR_SET_PDEATHSIG = 1
 """prctl(2): the signal to get when the parent dies."""
 
 
 def prepare_process() -> None:
-    """Guard this process: its opener, its end with its parent, and no torch (webdataset would load it for nothing)."""
+    """Guard this process: its opener, its end with its parent, and no import of what is not used (nor of torch, which
+    webdataset takes only where it is found)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    sys.modules["torch"] = None  # type: ignore[assignment]
+    sys.modules |= {"torch": None, **{name: ModuleType(name) for name in UNUSED}}  # type: ignore[dict-item]
     install(FetchLimits(**json.loads(os.environ[LIMITS_VARIABLE])))
 
 
