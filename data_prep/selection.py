@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Source = Literal["web", "synthetic", "human"]
+Source = Literal["web", "synthetic"]
 
 MIN_WORDS = 2
 """A caption of fewer words says too little of a picture ("img_2034.jpg")."""

@@ -1,0 +1,246 @@
+"""CapFilt on real (tiny, random) models: what it writes, that it repeats itself, and that it survives being killed."""
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_prep import capfilt, shard_io, side_table, verify
+from data_prep.index import index_shards
+from data_prep.shard_io import Receipt, Sample
+from pipeline.data.manifest import load_manifest
+from tests.support.tiny_captioning_models import save_tiny_blip, save_tiny_clip
+from tests.support.tiny_shards import tiny_sample, write_tiny_shards
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    save_tiny_blip(folder / "blip")
+    save_tiny_clip(folder / "clip")
+    return folder
+
+
+def capfilt_arguments(weights: Path, given: Path, output: Path, *more: str) -> list[str]:
+    models = ["--captioner", str(weights / "blip"), "--ranker", str(weights / "clip"), "--device", "cpu"]
+    return ["--input", str(given), "--output", str(output), *models, "--max-length", "10", *more]
+
+
+def run(weights: Path, given: Path, output: Path, *more: str) -> int:
+    return capfilt.main(capfilt_arguments(weights, given, output, *more))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def write_finished(tar: Path, samples: list[Sample]) -> None:
+    totals = shard_io.write_shard(tar, samples)
+    receipt = Receipt("download", "", "", totals.sha256, totals.bytes, totals.samples, totals.captions, 0)
+    shard_io.write_receipt(tar, receipt)
+
+
+@pytest.fixture(scope="module")
+def done(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """raw/ with three shards, captioned/ made of them."""
+    folder = tmp_path_factory.mktemp("done")
+    write_tiny_shards(folder / "raw", 12, samples_per_shard=5)
+    assert run(weights, folder / "raw", folder / "captioned") == 0
+    return folder
+
+
+def test_each_image_keeps_its_best_candidates_and_the_table_keeps_all(done: Path) -> None:
+    tars = shard_io.finished_shards(done / "captioned")
+    assert [tar.name for tar in tars] == [tar.name for tar in shard_io.finished_shards(done / "raw")]
+    for tar in tars:
+        raw = list(shard_io.read_samples(done / "raw" / tar.name))
+        captioned, receipt = list(shard_io.read_samples(tar)), shard_io.read_receipt(tar)
+        assert receipt.stage == "capfilt" and receipt.input_sha256 == shard_io.sha256_of(done / "raw" / tar.name)
+        assert (receipt.samples, receipt.captions) == (
+            len(raw),
+            sum(len(each.record["captions"]) for each in captioned),
+        )
+        rows = side_table.read_side_table(tar)
+        assert len(rows) == 11 * len(raw)
+        for before, after in zip(raw, captioned, strict=True):
+            assert after.jpeg == before.jpeg and after.record["url"] == before.record["url"]
+            mine = [row for row in rows if row["key"] == after.key]
+            assert [row["position"] for row in mine] == list(range(11))
+            assert [mine[0]["caption"]] == before.record["captions"] and mine[0]["source"] == "web"
+            best = sorted((row for row in mine if row["kept"]), key=lambda row: (-row["score"], row["position"]))
+            assert 1 <= len(best) <= 2
+            for name, column in (("captions", "caption"), ("scores", "score"), ("sources", "source")):
+                assert after.record[name] == [row[column] for row in best]
+            outranked = [row["score"] for row in mine if row["reason"] == "outranked"]
+            assert not outranked or max(outranked) <= min(row["score"] for row in best)
+
+
+def test_the_result_is_sound_to_index_and_verify(done: Path) -> None:
+    index_shards([done / "captioned"], done / "train.json")
+    assert list(verify.find_faults(load_manifest(done / "train.json"), decode=True)) == []
+
+
+def test_batches_threads_and_tasks_change_no_byte(done: Path, weights: Path, tmp_path: Path) -> None:
+    for number, more in enumerate((["--batch-size", "3"], ["--batch-size", "1", "--decode-threads", "1"])):
+        assert run(weights, done / "raw", tmp_path / str(number), *more) == 0
+        assert contents(tmp_path / str(number)) == contents(done / "captioned")
+    for index in ("1", "0"):
+        assert run(weights, done / "raw", tmp_path / "tasks", "--task-index", index, "--task-count", "2") == 0
+    assert contents(tmp_path / "tasks") == contents(done / "captioned")
+
+
+def test_finished_shards_are_skipped_and_others_redone(done: Path, weights: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "captioned"
+    folder.mkdir()
+    for name, content in contents(done / "captioned").items():
+        (folder / name).write_bytes(content)
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert run(weights, done / "raw", folder) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    first, second, third = shard_io.finished_shards(folder)
+    shard_io.receipt_path(first).unlink()
+    shard_io.receipt_path(second).write_text("{")
+    third.unlink()
+    (folder / f".{first.name}.abc{shard_io.PARTIAL_SUFFIX}").write_text("half")
+    assert run(weights, done / "raw", folder) == 0
+    assert contents(folder) == contents(done / "captioned")
+    assert run(weights, done / "raw", folder, "--seed", "1") == 0
+    assert contents(folder).keys() == contents(done / "captioned").keys()
+    assert shard_io.read_receipt(first) != shard_io.read_receipt(done / "captioned" / first.name)
+
+
+def test_selecting_again_equals_a_run_with_those_settings(done: Path, weights: Path, tmp_path: Path) -> None:
+    assert run(weights, done / "raw", tmp_path / "full", "--top-k", "4") == 0
+    assert run(weights, done / "raw", tmp_path / "again", "--top-k", "1", "--min-score", "0.9") == 0
+    again = ["--input", str(done / "raw"), "--output", str(tmp_path / "again"), "--reselect", "--top-k", "4"]
+    assert capfilt.main(again) == 0
+    assert contents(tmp_path / "again") == contents(tmp_path / "full") != contents(done / "captioned")
+
+
+def test_human_captions_pass_and_spoilt_pictures_are_counted(weights: Path, tmp_path: Path) -> None:
+    human, web = tiny_sample(0, 0, 5, "human", "tiny"), tiny_sample(1, 0, 1, "web", "tiny")
+    junk = web.jpeg[:200]
+    spoilt = Sample("tiny_b", junk, web.record | {"key": "tiny_b", "sha256": hashlib.sha256(junk).hexdigest()})
+    tar = tmp_path / "captioned" / "tiny-000-000000.tar"
+    write_finished(tmp_path / "raw" / tar.name, [spoilt, human, web])
+    assert run(weights, tmp_path / "raw", tmp_path / "captioned") == 0
+    kept = list(shard_io.read_samples(tar))
+    assert kept[0] == human and [sample.key for sample in kept] == [human.key, web.key]
+    assert shard_io.read_receipt(tar).dropped == {"undecodable picture": 1}
+    assert run(weights, tmp_path / "raw", tmp_path / "captioned", "--min-score", "2") == 0
+    assert shard_io.read_receipt(tar).dropped == {"no caption survived": 1, "undecodable picture": 1}
+    assert list(shard_io.read_samples(tar)) == [human]
+
+
+def test_a_damaged_shard_is_named_and_the_others_are_done(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tars = write_tiny_shards(tmp_path / "raw", 6, samples_per_shard=2)
+    content = bytearray(tars[1].read_bytes())
+    content[int(shard_io.offset_table(tars[1])[0, 2]) + 12] ^= 1  # in the JSON, which has no sha256 of its own
+    tars[1].write_bytes(content)
+    assert run(weights, tmp_path / "raw", tmp_path / "captioned") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "1 of 3 shards" in lines[0] and tars[1].name in lines[0]
+    assert [tar.name for tar in shard_io.finished_shards(tmp_path / "captioned")] == [tars[0].name, tars[2].name]
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "reason"),
+    [
+        (["--input", "{}/nothing"], 1, "no such folder"),
+        (["--input", "{}/empty"], 1, "no finished shard"),
+        (["--output", "{}/raw"], 1, "is the --input folder"),
+        (["--input", "{}/captioned", "--output", "{}/twice"], 1, "is captioned already"),
+        (["--task-index", "2", "--task-count", "2"], 1, "--task-index 2"),
+        (["--captioner", "{}/nothing"], 1, "--captioner"),
+        (["--top-p", "1.5"], 1, "--top-p 1.5"),
+        (["--top-k", "0"], 1, "--top-k 0"),
+        (["--batch-size", "none"], 2, "--batch-size"),
+        (["--batch-size", "0"], 2, "--batch-size"),
+    ],
+)
+def test_wrong_use_is_one_line(
+    done: Path, weights: Path, capsys: pytest.CaptureFixture[str], more: list[str], code: int, reason: str
+) -> None:
+    (done / "empty").mkdir(exist_ok=True)
+    more = [each.replace("{}", str(done)) for each in more]
+    try:
+        found = run(weights, done / "raw", done / "captioned", *more)
+    except SystemExit as stop:
+        found = int(str(stop.code))
+    lines = capsys.readouterr().err.splitlines()
+    assert found == code and len(lines) == 1 and reason in lines[0]
+
+
+WORKER = """
+import sys, time
+from pathlib import Path
+from data_prep import shard_io
+from data_prep.captioned_shards import Plan, Selection, caption_shards
+from data_prep.selection import Candidate
+
+def make(target, samples):
+    for sample in samples:
+        time.sleep(0.008)
+        yield sample, [Candidate(0, f"a caption of {sample.key}", "synthetic", 0.5)]
+
+making = {"sampling": {"seed": 0}, "models": {}}
+caption_shards(shard_io.finished_shards(Path(sys.argv[1])), Plan(Path(sys.argv[2]), making, Selection()), make, 30.0)
+"""
+
+
+def start_worker(given: Path, output: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", WORKER, str(given), str(output)])
+
+
+def test_workers_killed_at_random_leave_the_bytes_of_an_undisturbed_run(tmp_path: Path) -> None:
+    write_tiny_shards(tmp_path / "raw", 60, samples_per_shard=5)
+    assert start_worker(tmp_path / "raw", tmp_path / "calm").wait() == 0
+    rng, shared = random.Random(0), tmp_path / "shared"
+    for _ in range(3):
+        workers = [start_worker(tmp_path / "raw", shared) for _ in range(3)]
+        time_out = time.monotonic() + 30
+        while not list(shared.glob("*.lease")) and time.monotonic() < time_out:
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.1)
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGKILL)
+            worker.wait()
+        assert len(shard_io.finished_shards(shared)) < 12  # or nobody was interrupted
+    assert start_worker(tmp_path / "raw", shared).wait() == 0
+    assert contents(shared) == contents(tmp_path / "calm")
+
+
+def test_a_signal_stops_it_with_75_and_nothing_half_done(weights: Path, tmp_path: Path) -> None:
+    write_tiny_shards(tmp_path / "raw", 2000, samples_per_shard=1000)
+    arguments = capfilt_arguments(weights, tmp_path / "raw", tmp_path / "captioned")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "data_prep.capfilt", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list((tmp_path / "captioned").glob("*.lease")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75 and len(errors.splitlines()) == 1 and "SIGTERM" in errors
+    assert list((tmp_path / "captioned").iterdir()) == []
