@@ -1,0 +1,43 @@
+# One environment in .venv, made once from requirements.txt; every target sets up what it needs.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export NO_ALBUMENTATIONS_UPDATE := 1
+export WANDB_MODE := disabled
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: setup demo test check format clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+$(VENV)/installed: requirements.txt .ci/packages
+	.ci/packages
+	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check uv
+	$(VENV)/bin/uv pip install --quiet --python $(PYTHON) -r requirements.txt
+	@echo "compiling DeepSpeed's CPU communication (once, about a minute)"
+	$(PYTHON) -c "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as B; B().load(verbose=False)" >/dev/null 2>&1
+	touch $@
+
+setup: $(VENV)/installed ## build the environment and nothing else
+
+demo: $(VENV)/installed ## the whole of BLIP-2 in miniature, on CPU: data, two stages, scores, a report
+	HF_HUB_OFFLINE=1 $(PYTHON) -m data_prep.miniature.demo
+
+check: $(VENV)/installed ## formatting, lint, types, shell scripts
+	ruff format --check .
+	ruff check .
+	mypy pipeline data_prep eval
+	shellcheck .ci/run .ci/packages $(wildcard slurm/*.sbatch)
+
+format: $(VENV)/installed ## apply the formatting that `make check` wants
+	ruff format .
+	ruff check --fix .
+
+test: $(VENV)/installed ## all tests but those marked gpu or large
+	HF_HUB_OFFLINE=1 pytest -n 2 --dist loadfile -m "not gpu and not large" --durations=20
+
+clean: ## remove the environment and the miniature's runs
+	rm -rf $(VENV) runs/miniature
