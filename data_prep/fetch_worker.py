@@ -9,10 +9,11 @@ import json
 import os
 import signal
 import sys
+import urllib.request
 from pathlib import Path
 from types import ModuleType
 
-from data_prep.guarded_opener import FetchLimits, install
+from data_prep.guarded_opener import FetchLimits, build_opener
 
 LIMITS_VARIABLE = "BLIP2_FETCH_LIMITS"
 """Environment variable with the fields of FetchLimits as JSON; img2dataset's processes inherit it."""
@@ -29,7 +30,8 @@ def prepare_process() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     sys.modules |= {"torch": None, **{name: ModuleType(name) for name in UNUSED}}  # type: ignore[dict-item]
-    install(FetchLimits(**json.loads(os.environ[LIMITS_VARIABLE])))
+    limits = FetchLimits(**json.loads(os.environ[LIMITS_VARIABLE]))
+    urllib.request.install_opener(build_opener(limits))
 
 
 def main() -> None:

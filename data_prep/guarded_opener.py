@@ -26,8 +26,8 @@ class FetchLimits:
     max_bytes: int
 
 
-def install(limits: FetchLimits) -> None:
-    """Make every `urllib.request.urlopen` of this process use the guarded opener."""
+def build_opener(limits: FetchLimits) -> "GuardedOpener":
+    """An opener that knows http and https, through the proxy, and nothing else."""
     opener = GuardedOpener(limits)
     for handler in (
         urllib.request.ProxyHandler({"http": limits.proxy_url, "https": limits.proxy_url}),
@@ -40,7 +40,7 @@ def install(limits: FetchLimits) -> None:
         _BadGateways(),
     ):
         opener.add_handler(handler)
-    urllib.request.install_opener(opener)
+    return opener
 
 
 class _Hop(urllib.request.Request):

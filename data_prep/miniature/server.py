@@ -1,15 +1,17 @@
 """Serves the drawn world's web on the loopback interface: pictures, and the troubles that the real web has."""
 
-import argparse
 import errno
 import json
-import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
+
+from data_prep.command_line import Parser, finish
 
 HOST = "127.0.0.1"
 PAGE = b"<!DOCTYPE html><html><head><title>Gone</title></head><body><h1>This picture has moved on.</h1></body></html>\n"
@@ -112,34 +114,37 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing on stderr: the access log, when one was asked for, says it all."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.miniature.server", description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="python -m data_prep.miniature.server", description=__doc__)
     parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="the web/ folder of a world")
     parser.add_argument("--port", type=int, required=True, help="0 takes a free one and prints it")
     parser.add_argument("--log", type=Path, metavar="FILE", help="append one line per request")
-    arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-    try:
-        log = arguments.log.open("a") if arguments.log else None
-        server = WebServer(arguments.root, arguments.port, log)
-    except ValueError as error:
-        sys.exit(_failed(str(error)))
-    except (OSError, OverflowError) as error:
-        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-        sys.exit(
-            _failed(f"port {arguments.port}: {'in use; stop what listens there or name another' if taken else error}")
-        )
-    print(f"serving {arguments.root} at http://{HOST}:{server.server_address[1]}", flush=True)
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        sys.exit(75)
+    options = parser.parse_args(arguments)
+
+    def work() -> int:
+        with open_log(options.log) as log, open_server(options.root, options.port, log) as server:
+            print(f"serving {options.root} at http://{HOST}:{server.server_address[1]}", flush=True)
+            server.serve_forever()
+        return 0
+
+    return finish(work)
 
 
-def _failed(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 1
+def open_server(root: Path, port: int, log: TextIO | None) -> WebServer:
+    """A server that listens. Raises ValueError, naming the port, when it cannot."""
+    try:
+        return WebServer(root, port, log)
+    except OverflowError as error:
+        raise ValueError(f"port {port}: not between 0 and 65535") from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ValueError(f"port {port}: in use; stop what listens there or name another") from error
+        raise
+
+
+def open_log(path: Path | None) -> AbstractContextManager[TextIO | None]:
+    return path.open("a") if path else nullcontext()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,13 +4,15 @@
 killed run left is drawn again. `truth.parquet` tells what each picture shows; only reports and tests read it.
 """
 
-import argparse
 import json
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from data_prep.command_line import Parser, finish, print_settings
 
 FORMAT = "blip2-miniature-world/1"
 DATASETS = ("web", "coco", "flickr30k", "vqav2", "nocaps")
@@ -102,28 +104,29 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.miniature.world", description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="python -m data_prep.miniature.world", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--web-images", type=int, default=3000, help="rows of the two URL tables together")
     parser.add_argument("--coco-images", type=int, default=2000, help="training images of the small clean COCO")
     parser.add_argument("--eval-images", type=int, default=250, help="images of the COCO test, Flickr and VQA splits")
     parser.add_argument("--base-url", default="http://127.0.0.1:8765", help="where the server will serve the web")
-    arguments = parser.parse_args()
-    try:
+    options = parser.parse_args(arguments)
+    print_settings(options)
+
+    def work() -> int:
         settings = WorldSettings(
-            arguments.seed, arguments.web_images, arguments.coco_images, arguments.eval_images, arguments.base_url
+            options.seed, options.web_images, options.coco_images, options.eval_images, options.base_url
         )
-        print(json.dumps({"output": str(arguments.output), **asdict(settings)}))
         started = time.monotonic()
-        drawn = make_world(arguments.output, settings)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    print(f"drawn in {time.monotonic() - started:.1f} s" if drawn else "complete already; nothing drawn")
-    print(arguments.output / "world.json")
+        drawn = make_world(options.output, settings)
+        print(f"drawn in {time.monotonic() - started:.1f} s" if drawn else "complete already; nothing drawn")
+        print(options.output / "world.json")
+        return 0
+
+    return finish(work)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
