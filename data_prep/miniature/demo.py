@@ -1,0 +1,223 @@
+"""The whole of BLIP-2 in miniature, one command after the other, as a user would type them (`make demo`).
+
+A drawn world and its web; frozen towers; download, CapFilt, index, verify; stage 1; stage 2 with a T5 and with an OPT;
+retrieval, captions and zero-shot VQA on pictures that no training saw; the same commands on real photographs; a report.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from data_prep.miniature.steps import Runner, Step, StepFailed, stop_on_signals
+
+PORT = 8765
+LANGUAGE_MODELS = ("t5", "opt")
+ANSWER_PROMPTS = {"t5": "question: {} short answer:", "opt": "question: {} short answer:"}
+CAPTION_LENGTHS = ("--min-new-tokens", "3", "--max-new-tokens", "24")
+
+
+def _python(module: str, *arguments: object) -> tuple[str, ...]:
+    return (sys.executable, "-m", module, *(str(argument) for argument in arguments))
+
+
+class Story:
+    """The steps of one demo folder. `scale` shrinks sizes and training alike (tests use it; 1 is the demo)."""
+
+    def __init__(self, folder: Path, seed: int, scale: float) -> None:
+        self.folder, self.seed, self.scale = folder, seed, scale
+        self.world, self.towers = folder / "world", folder / "towers"
+
+    def _scaled(self, number: int, least: int) -> int:
+        return max(least, round(number * self.scale))
+
+    def groups(self) -> list[list[Step]]:
+        """Every step, in order; the steps of an inner list run side by side."""
+        return [
+            [self._draw()],
+            [self._train_towers()],
+            [self._download("laion400m", "laion.parquet"), self._take_coco()],
+            [self._download("cc3m", "cc3m.tsv")],
+            [self._capfilt("laion400m")],
+            [self._capfilt("cc3m")],
+            [self._index()],
+            [self._verify(), self._gallery()],
+            [self._train("stage1")],
+            [self._train("stage2_t5")],
+            [self._train("stage2_opt")],
+            *self._evaluations(),
+            *self._scores(),
+            *self._own_pictures(),
+        ]
+
+    def _draw(self) -> Step:
+        web, coco, held_out = self._scaled(3000, 96), self._scaled(2000, 48), self._scaled(250, 16)
+        sizes = ("--web-images", web, "--coco-images", coco, "--eval-images", held_out)
+        command = _python("data_prep.miniature.world", "--output", self.world, "--seed", self.seed, *sizes)
+        return Step("world", (*command, "--base-url", f"http://127.0.0.1:{PORT}"), self.world / "world.json")
+
+    def _train_towers(self) -> Step:
+        arguments = ("--world", self.world, "--output", self.towers, "--seed", self.seed, "--steps-scale", self.scale)
+        return Step("towers", _python("data_prep.miniature.towers", *arguments), self.towers / "blip")
+
+    def _download(self, source: str, table: str) -> Step:
+        output = self.folder / "raw" / source
+        arguments = ("--input", self.world / "web" / table, "--output", output, "--allow-loopback")
+        settings = ("--samples-per-shard", 500, "--backoff-s", 0.5)
+        server = _python("data_prep.miniature.server", "--root", self.world / "web", "--port", PORT)
+        return Step(f"download-{source}", _python("data_prep.download", source, *arguments, *settings), output, server)
+
+    def _take_coco(self) -> Step:
+        coco, output = self.world / "coco", self.folder / "raw" / "coco"
+        arguments = ("--input", coco / "dataset_coco.json", "--images", coco / "images", "--split", "train")
+        return Step("download-coco", _python("data_prep.download", "coco", *arguments, "--output", output), output)
+
+    def _capfilt(self, source: str, *more: object) -> Step:
+        raw, output = self.folder / "raw" / source, self.folder / "captioned" / source
+        towers = ("--captioner", self.towers / "blip", "--ranker", self.towers / "clip", "--max-length", 32)
+        command = _python("data_prep.capfilt", "--input", raw, "--output", output, *towers, "--seed", self.seed, *more)
+        return Step(f"capfilt-{source}", command, output)
+
+    def _index(self) -> Step:
+        manifest = self.folder / "manifest.json"
+        captioned = (self.folder / "captioned" / "laion400m", self.folder / "captioned" / "cc3m")
+        folders = (*captioned, self.folder / "raw" / "coco")
+        return Step("index", _python("data_prep.index", *folders, "--output", manifest), manifest)
+
+    def _verify(self) -> Step:
+        manifest = self.folder / "manifest.json"
+        return Step("verify", _python("data_prep.verify", manifest, "--decode"), manifest)
+
+    def _gallery(self) -> Step:
+        manifest, page = self.folder / "manifest.json", self.folder / "gallery.html"
+        ledgers = ("--ledger", self.folder / "raw" / "laion400m", self.folder / "raw" / "cc3m")
+        return Step("gallery", _python("data_prep.gallery", manifest, "--output", page, *ledgers), page)
+
+    def _train(self, run: str, *more: object, recipe: str | None = None) -> Step:
+        output = self.folder / run
+        path = Path("pipeline/recipes") / f"miniature_{recipe or run}.yaml"
+        edits: list[object] = [f"seed={self.seed}", f"run.output={output}", *more]
+        if self.scale != 1:
+            steps = self._scaled(600, 6)
+            edits += [f"run.steps={steps}", f"run.checkpoint_every_steps={max(2, steps // 3)}", "run.log_every_steps=2"]
+        launcher = Path(sys.executable).parent / "deepspeed"
+        command = (str(launcher), "--num_gpus", "2", "--module", "pipeline.train", "--recipe", str(path), "--set")
+        return Step(f"train-{run}", (*command, *(str(edit) for edit in edits)), output / "checkpoints")
+
+    def _evaluate(self, name: str, run: str, task: str, data: str, *more: object) -> Step:
+        output = self.folder / "eval" / name
+        arguments = ("--weights", self.folder / run, "--task", task, "--data", self.world / data, "--output", output)
+        return Step(f"eval-{name}", _python("eval.run", *arguments, *more), output / "COMPLETE")
+
+    def _evaluations(self) -> list[list[Step]]:
+        retrieval = self._evaluate("retrieval", "stage1", "retrieval", "flickr30k")
+        nocaps = self._evaluate(
+            "nocaps", "stage2_t5", "nocaps", "nocaps", "--prompt", "", "--split", "val", *CAPTION_LENGTHS
+        )
+        groups = [[retrieval, nocaps]]
+        for images in ((), ("--images", "shuffled")):
+            suffix = "-shuffled" if images else ""
+            arguments = ("captioning", "coco", "--prompt", "", *CAPTION_LENGTHS, *images)
+            groups.append(
+                [self._evaluate(f"captions-{lm}{suffix}", f"stage2_{lm}", *arguments) for lm in LANGUAGE_MODELS]
+            )
+        for images in ((), ("--images", "none")):
+            suffix = "-blind" if images else ""
+            groups.append(
+                [
+                    self._evaluate(
+                        f"vqa-{lm}{suffix}", f"stage2_{lm}", "vqa", "vqav2", "--prompt", ANSWER_PROMPTS[lm], *images
+                    )
+                    for lm in LANGUAGE_MODELS
+                ]
+            )
+        return groups
+
+    def _score(self, name: str, task: str, predictions: str, *files: object) -> Step:
+        folder = self.folder / "eval" / name
+        arguments = ("--predictions", folder / predictions, *files, "--output", folder / "metrics.json")
+        return Step(f"score-{name}", _python("eval.score", task, *arguments), folder / "metrics.json")
+
+    def _scores(self) -> list[list[Step]]:
+        coco = ("--annotations", self.world / "coco/annotations/coco_karpathy_test_gt.json")
+        nocaps = ("--annotations", self.world / "nocaps/nocaps_val_4500_captions.json")
+        vqa = self.world / "vqav2"
+        questions = ("--questions", vqa / "v2_OpenEnded_mscoco_val2014_questions.json")
+        answers = ("--annotations", vqa / "v2_mscoco_val2014_annotations.json", *questions)
+        steps = [
+            self._score("retrieval", "retrieval", "scores.npz"),
+            self._score("nocaps", "nocaps", "predictions.json", *nocaps),
+        ]
+        for lm in LANGUAGE_MODELS:
+            for suffix in ("", "-shuffled"):
+                steps.append(self._score(f"captions-{lm}{suffix}", "captions", "predictions.json", *coco))
+            for suffix in ("", "-blind"):
+                steps.append(self._score(f"vqa-{lm}{suffix}", "vqa", "predictions.json", *answers))
+        return [steps[place : place + 2] for place in range(0, len(steps), 2)]
+
+    def _own_pictures(self) -> list[list[Step]]:
+        """The same commands on a table of one's own: real photographs, which the drawn world's models never saw."""
+        own, manifest = self.folder / "own", self.folder / "own" / "manifest.json"
+        table = own / "pictures.csv"
+        raw = self.folder / "raw" / "own"
+        take = ("table", "--input", table, "--images", own, "--output", raw, "--captions", "web")
+        columns = ("--url-column", "file", "--caption-column", "caption")
+        training = (
+            f"data.manifest={manifest}",
+            f"init_weights={self.folder / 'stage2_t5'}",
+            "batch.global_size=4",
+            "batch.micro_size=2",
+            "run.steps=10",
+            "run.log_every_steps=2",
+        )
+        captions = own / "captions.jsonl"
+        generate = ("--weights", self.folder / "stage2_t5_own", "--prompt", "", "--output", captions, "--image")
+        names = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "china.jpg", "flower.jpg")
+        train = self._train("stage2_t5_own", *training, recipe="stage2_t5")
+        return [
+            [Step("own-pictures", _python("data_prep.miniature.own_pictures", "--output", own), table)],
+            [Step("own-download", _python("data_prep.download", *take, *columns), raw)],
+            [self._capfilt("own")],
+            [
+                Step(
+                    "own-index",
+                    _python("data_prep.index", self.folder / "captioned/own", "--output", manifest),
+                    manifest,
+                )
+            ],
+            [train],
+            [Step("own-captions", _python("pipeline.generate", *generate, *(own / name for name in names)), captions)],
+        ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="data_prep.miniature.demo", description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("runs/miniature"))
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--scale", type=float, default=1.0, help="shrinks the world and the training, e.g. 0.02")
+    arguments = parser.parse_args()
+    stop_on_signals()
+    started = time.monotonic()
+    import os
+
+    os.environ.update(MINIATURE=str(arguments.output), OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1")
+    groups = Story(arguments.output, arguments.seed, arguments.scale).groups()
+    runner = Runner(arguments.output, sum(len(group) for group in groups))
+    try:
+        for group in groups:
+            runner.run_group(group)
+    except StepFailed as failure:
+        print(failure, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; `make demo` goes on from here", file=sys.stderr)
+        return 75
+    from data_prep.miniature.summary import write_summary
+
+    print(write_summary(arguments.output, arguments.seed, runner.costs()))
+    print(f"this call took {time.monotonic() - started:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
