@@ -96,11 +96,11 @@ def caption_shard(tar: Path, plan: Plan, make: MakeCandidates, still_ours: Calla
     verdicts: dict[str, list[Verdict]] = {}
     for sample, candidates in make(target, web):
         if candidates is None:
-            dropped["undecodable picture"] += 1
+            dropped["undecodable_picture"] += 1
             continue
         verdicts[sample.key] = select(candidates, plan.selection.top_k, plan.selection.min_score)
         if all(verdict.rank is None for verdict in verdicts[sample.key]):
-            dropped["no caption survived"] += 1
+            dropped["no_caption_survived"] += 1
     if not still_ours():
         return None
     totals = shard_io.write_shard(target, _captioned(samples, verdicts))

@@ -53,9 +53,9 @@ def fault_of(caption: str) -> str | None:
         return "unprintable"
     words = [word for word in caption.casefold().split() if any(letter.isalpha() for letter in word)]
     if len(words) < MIN_WORDS:
-        return "too short"
+        return "too_short"
     if _repeats(words):
-        return "repeated words"
+        return "repeated_words"
     return None
 
 
@@ -74,9 +74,9 @@ def select(candidates: Sequence[Candidate], top_k: int, min_score: float | None 
         if fault is None and wording in seen:
             fault = "duplicate"
         if fault is None and each.score is None:
-            fault = "not scored"
+            fault = "not_scored"
         if fault is None and min_score is not None and each.score is not None and each.score < min_score:
-            fault = "below the minimum score"
+            fault = "below_min_score"
         if fault is None:
             fit.append(each)
             seen.add(wording)

@@ -142,9 +142,9 @@ def test_human_captions_pass_and_spoilt_pictures_are_counted(weights: Path, tmp_
     assert run(weights, tmp_path / "raw", tmp_path / "captioned") == 0
     kept = list(shard_io.read_samples(tar))
     assert kept[0] == human and [sample.key for sample in kept] == [human.key, web.key]
-    assert shard_io.read_receipt(tar).dropped == {"undecodable picture": 1}
+    assert shard_io.read_receipt(tar).dropped == {"undecodable_picture": 1}
     assert run(weights, tmp_path / "raw", tmp_path / "captioned", "--min-score", "2") == 0
-    assert shard_io.read_receipt(tar).dropped == {"no caption survived": 1, "undecodable picture": 1}
+    assert shard_io.read_receipt(tar).dropped == {"no_caption_survived": 1, "undecodable_picture": 1}
     assert list(shard_io.read_samples(tar)) == [human]
 
 

@@ -40,7 +40,7 @@ def test_a_lone_survivor_is_kept_once() -> None:
 def test_none_may_survive() -> None:
     found = candidates(("", "web", None), ("dog", "synthetic", 0.4), ("a dog", "synthetic", None))
     assert kept(found) == []
-    assert [verdict.reason for verdict in select(found, 2)] == ["empty", "too short", "not scored"]
+    assert [verdict.reason for verdict in select(found, 2)] == ["empty", "too_short", "not_scored"]
 
 
 def test_a_minimum_score_drops_what_lies_below_it() -> None:
@@ -53,15 +53,15 @@ def test_a_minimum_score_drops_what_lies_below_it() -> None:
     [
         ("", "empty"),
         ("   \t ", "empty"),
-        ("dog", "too short"),
-        ("DSC_0001 12 34", "too short"),
+        ("dog", "too_short"),
+        ("DSC_0001 12 34", "too_short"),
         ("a \x00 dog", "unprintable"),
         ("a \ufffd dog", "unprintable"),
         ("a dog \ue000", "unprintable"),
-        ("dog dog dog", "repeated words"),
-        ("a red dog a red dog", "repeated words"),
-        ("a dog and a dog and a dog", "repeated words"),
-        ("A Red a red", "repeated words"),
+        ("dog dog dog", "repeated_words"),
+        ("a red dog a red dog", "repeated_words"),
+        ("a dog and a dog and a dog", "repeated_words"),
+        ("A Red a red", "repeated_words"),
         ("a small red circle left of a small red square", None),
         ("a very very big dog", None),
         ("ein Hund, drau\u0308ßen", None),

@@ -1,0 +1,132 @@
+"""The gallery is one file that asks nothing of anyone, runs nothing, and shows what the shards hold."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_prep import gallery, shard_io
+from data_prep.charts import bars, histogram
+from data_prep.index import index_shards
+from data_prep.selection import Candidate, select
+from data_prep.shard_io import Receipt, Sample
+from data_prep.side_table import write_side_table
+from tests.support.tiny_shards import tiny_manifest, tiny_sample
+
+HOSTILE = '</q><script>alert("x")</script><img src=http://evil.invalid/a.png onerror=alert(1)> & "dog"'
+
+
+class Page(HTMLParser):
+    """Tags with attributes, and the visible text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def captioned(tmp_path: Path) -> Path:
+    """A manifest over one captioned shard whose captions are hostile, one of human captions, and a ledger."""
+    tar = tmp_path / "captioned" / "tiny-000-000000.tar"
+    samples, verdicts = [], {}
+    for number in range(6):
+        sample = tiny_sample(number, 0, 1, "web", "tiny")
+        found = [
+            Candidate(0, HOSTILE, "web", 0.1),
+            Candidate(1, f"a caption number {number}", "synthetic", 0.3),
+            Candidate(2, "short", "synthetic", 0.2),
+            Candidate(3, "an outranked caption", "synthetic", 0.05),
+        ]
+        verdicts[sample.key] = select(found, 2)
+        record = {"captions": [found[1].caption, HOSTILE], "scores": [0.3, 0.1], "sources": ["synthetic", "web"]}
+        samples.append(Sample(sample.key, sample.jpeg, sample.record | record))
+    totals = shard_io.write_shard(tar, samples)
+    write_side_table(tar, verdicts, {})
+    dropped = {"no_caption_survived": 3}
+    receipt = Receipt("capfilt", "", "", totals.sha256, totals.bytes, totals.samples, totals.captions, 0, {}, dropped)
+    shard_io.write_receipt(tar, receipt)
+    ledger = {
+        "url": ["http://a.invalid/1", "http://a.invalid/2"],
+        "status": ["kept", "dropped"],
+        "reason": ["", "http_404"],
+    }
+    pq.write_table(pa.table(ledger), tmp_path / "captioned" / "tiny-000-000000.ledger.parquet")
+    index_shards([tmp_path / "captioned"], tmp_path / "train.json")
+    return tmp_path
+
+
+def test_the_page_is_self_contained_and_harmless(captioned: Path) -> None:
+    output, ledger = captioned / "page.html", str(captioned / "captioned")
+    assert gallery.main([str(captioned / "train.json"), "--output", str(output), "--ledger", ledger]) == 0
+    page = Page(output)
+    assert not {"script", "link", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
+    for tag, attributes in page.tags:
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href", "action", "srcset", "data"):
+            assert (attributes.get(name) or "data:image/jpeg;base64,").startswith("data:image/jpeg;base64,")
+        assert tag != "meta" or attributes.get("http-equiv") != "refresh"
+    style = re.search("<style>(.*?)</style>", output.read_text(), re.S)
+    assert style is not None and "url(" not in style[1] and "@import" not in style[1]
+
+
+def test_it_shows_pictures_captions_scores_and_reasons(captioned: Path) -> None:
+    output = captioned / "page.html"
+    arguments = ["--output", str(output), "--samples", "4", "--ledger", str(captioned / "captioned")]
+    assert gallery.main([str(captioned / "train.json"), *arguments]) == 0
+    page = Page(output)
+    assert sum(tag == "img" for tag, _ in page.tags) == 4
+    assert page.text.count(HOSTILE) == 8  # as web caption and as kept caption
+    assert page.text.count("an outranked caption") == 4 and page.text.count("short") >= 4
+    for expected in ("a caption number", "0.300", "outranked", "too short", "no caption survived", "http 404"):
+        assert expected in page.text
+    assert "6pictures" in page.text and "12captions" in page.text and "3pictures dropped" in page.text
+    assert "a.invalid (50% kept)" in page.text
+
+
+def test_the_same_seed_gives_the_same_page_and_another_other_pictures(tmp_path: Path) -> None:
+    manifest, pages = tiny_manifest(tmp_path, 40), []
+    for seed in ("0", "0", "1"):
+        assert (
+            gallery.main([str(manifest), "--output", str(tmp_path / "a.html"), "--seed", seed, "--samples", "5"]) == 0
+        )
+        pages.append((tmp_path / "a.html").read_text())
+    assert pages[0] == pages[1] != pages[2]
+
+
+def test_faults_are_one_line(captioned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = ["--output", str(captioned / "page.html")]
+    (captioned / "empty").mkdir()
+    assert gallery.main([str(captioned / "nothing.json"), *output]) == 1
+    assert gallery.main([str(captioned / "train.json"), *output, "--ledger", str(captioned / "empty")]) == 1
+    (captioned / "captioned" / "tiny-000-000000.tar").unlink()
+    assert gallery.main([str(captioned / "train.json"), *output]) == 1
+    assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == ["error:"] * 3
+
+
+def test_histograms_count_every_value() -> None:
+    rng = np.random.default_rng(0)
+    series = {"one": rng.normal(size=500).tolist(), "two": [0.0] * 7}
+    found = histogram("scores", series)
+    for name, values in series.items():
+        tips = re.findall(rf"<title>{name}: .*?: ([\d,]+)</title>", found)
+        assert sum(int(count.replace(",", "")) for count in tips) == len(values)
+    assert histogram("nothing", {"none": []}) == ""
+    assert "5 px" in histogram("one value", {"px": [5.0]}, unit=" px")
+
+
+def test_bars_sum_up_what_they_do_not_show() -> None:
+    found = bars("hosts", {f"host-{number}": number + 1 for number in range(20)}, most=3)
+    rows = re.findall(r"<th>(.*?)</th>.*?<td>([\d,]+)</td>", found)
+    assert rows == [("host-19", "20"), ("host-18", "19"), ("host-17", "18"), ("17 others", str(sum(range(1, 18))))]
