@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.command_line import Parser, one_line
 from pipeline.config import Recipe, dump_recipe, load_recipe
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.distributed import process_group
@@ -40,7 +41,7 @@ def build_parts(recipe: Recipe, device: str) -> tuple["nn.Module", "Collate"]:
         bridge1 = build.build_stage1(recipe, vision.width)
         if init:
             native.load_into(bridge1, native.read_weights(init)[1], init)
-        task1 = Stage1Task(bridge1, vision, recipe.objectives, tokenizer.bos_token_id)
+        task1 = Stage1Task(bridge1, vision, recipe.objectives, tokenizer.bos_token_id, recipe.qformer.precision)
         build.log_frozen_and_trainable({"vision": vision}, bridge1)
         return task1.to(device), batch.collate_for_qformer(tokenizer, length)
     language = build_language(recipe.language, device)
@@ -52,7 +53,7 @@ def build_parts(recipe: Recipe, device: str) -> tuple["nn.Module", "Collate"]:
         else:
             native.load_into(bridge2, tensors, init)
     build.log_frozen_and_trainable({"vision": vision, "language": language.model}, bridge2)
-    tokenizer, task2 = language.tokenizer, Stage2Task(bridge2, vision, language).to(device)
+    tokenizer, task2 = language.tokenizer, Stage2Task(bridge2, vision, language, recipe.qformer.precision).to(device)
     if language.kind == "seq2seq":
         return task2, batch.collate_for_seq2seq(tokenizer, length)
     return task2, batch.collate_for_causal(tokenizer, length, recipe.language.end_text)
@@ -115,6 +116,7 @@ def train(recipe: Recipe, manifest: Manifest, ds_config: dict[str, Any]) -> bool
         batch_sampler=places,  # type: ignore[arg-type]
         collate_fn=collate,
         num_workers=recipe.data.num_workers,
+        generator=torch.Generator(),  # else each start of a loader would draw from the stream that dropout draws from
         pin_memory=torch.cuda.is_available(),
     )
     with Telemetry(recipe.run.output, state.step, recipe.run.steps) as telemetry:
@@ -122,11 +124,18 @@ def train(recipe: Recipe, manifest: Manifest, ds_config: dict[str, Any]) -> bool
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="pipeline.train", description=__doc__)
+    parser = Parser(prog="pipeline.train", description=__doc__)
     parser.add_argument("--recipe", type=Path, required=True, help="YAML recipe; the shipped ones: pipeline/recipes/")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="edit the recipe")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return parser.parse_args()
+
+
+def _is_of_this_rank_alone(error: Exception) -> bool:
+    """Every rank meets a fault of the recipe or the weights, and rank 0 says it; a fault of its samples a rank says."""
+    from pipeline.data.stream import UnreadableShardError
+
+    return isinstance(error, UnreadableShardError)
 
 
 def main() -> int:
@@ -146,14 +155,14 @@ def main() -> int:
             if rank == 0:
                 print(f"already complete: {recipe.run.output}")
             return 0
-        process_group.initialise()
+        process_group.initialise(even_alone=True)
         if rank == 0:
             _open_run_folder(recipe, ds_config)
         collectives.barrier()
         finished = train(recipe, manifest, ds_config)
-    except ValueError as error:
-        if rank == 0 or process_group.world_size() == 1:
-            print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        if rank == 0 or _is_of_this_rank_alone(error):
+            print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     finally:
         process_group.shut_down()

@@ -20,6 +20,10 @@ MAX_OPEN_TARS = 32
 MAX_CORRUPT_IN_A_ROW = 64
 
 
+class UnreadableShardError(ValueError):
+    """Too many samples in a row cannot be read. A fault of one rank's own data: the other ranks need not meet it."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """One image and one of its captions. Collation draws on from `rng`; `corrupt` counts samples passed over."""
@@ -54,36 +58,37 @@ class SampleStream:
             self._files[shard] = os.open(self.manifest.shard_path(self.manifest.shards[shard]), os.O_RDONLY)
         return self._files[shard]
 
-    def _read(self, shard: int, row: int) -> tuple[bytes, dict[str, object]]:
-        """The JPEG's bytes and the JSON of one row. Raises OSError or ValueError when the tar does not hold them."""
+    def _read(self, shard: int, row: int) -> tuple[bytes, str, list[str]]:
+        """JPEG bytes, key and captions of one row. Raises OSError or ValueError when the tar does not hold them."""
         jpg_offset, jpg_bytes, json_offset, json_bytes = (int(number) for number in self._offsets(shard)[row])
         file = self._file(shard)
         picture, text = os.pread(file, jpg_bytes, jpg_offset), os.pread(file, json_bytes, json_offset)
         if len(picture) != jpg_bytes or len(text) != json_bytes:
             raise ValueError(f"{self.manifest.shards[shard].path}: ends before row {row}")
         content = json.loads(text)
-        if not isinstance(content, dict) or not content.get("captions"):
+        if not isinstance(content, dict) or not isinstance(content.get("key"), str):
+            raise ValueError(f"{self.manifest.shards[shard].path}: row {row} has no key")
+        captions = content.get("captions")
+        if not isinstance(captions, list) or not captions:
             raise ValueError(f"{self.manifest.shards[shard].path}: row {row} has no captions")
-        return picture, content
+        return picture, content["key"], [str(caption) for caption in captions]
 
     def __getitem__(self, place: tuple[int, int]) -> Sample:
         epoch, position = place
         shard, row = self.order.locate(epoch, position)
         rows = self.manifest.shards[shard].samples
+        tries = min(rows, MAX_CORRUPT_IN_A_ROW)
         fault: Exception | None = None
-        for corrupt in range(min(rows, MAX_CORRUPT_IN_A_ROW)):
+        for corrupt in range(tries):
             try:
-                picture, content = self._read(shard, (row + corrupt) % rows)
+                picture, key, captions = self._read(shard, (row + corrupt) % rows)
                 pixels = decode(picture)
             except (OSError, ValueError) as error:
                 fault = error
                 continue
-            key = str(content["key"])
             rng = random.Random(f"{self.order.seed}/{epoch}/{key}")
-            captions = content["captions"]
-            assert isinstance(captions, list)
-            caption = clean_caption(str(rng.choice(captions)))
+            caption = clean_caption(rng.choice(captions))
             scale, flip = self.settings.crop_scale, self.settings.horizontal_flip
             return Sample(key, random_resized_crop(pixels, self.image_size_px, scale, flip, rng), caption, rng, corrupt)
         path = self.manifest.shard_path(self.manifest.shards[shard])
-        raise ValueError(f"shard {path}: no readable sample in {MAX_CORRUPT_IN_A_ROW} rows from row {row} on ({fault})")
+        raise UnreadableShardError(f"shard {path}: no readable sample in {tries} rows from row {row} on ({fault})")

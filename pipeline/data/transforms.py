@@ -18,7 +18,7 @@ def decode(picture: bytes | Path) -> Tensor:
     try:
         with Image.open(source) as image:
             rgb = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a damaged file makes Pillow raise many kinds, struct.error and TypeError among them
         named = "a picture" if isinstance(picture, bytes) else str(picture)
         raise ValueError(f"{named}: not readable as a picture ({error})") from error
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)

@@ -34,16 +34,32 @@ def export_rank_variables() -> None:
     os.environ.setdefault("MASTER_PORT", "29500")
 
 
-def initialise() -> None:
-    """Join the process group when there is more than one rank (gloo on CPU, NCCL on GPUs)."""
+def initialise(even_alone: bool = False) -> None:
+    """Join the process group (gloo on CPU, NCCL on GPUs); a single rank only if `even_alone`, as DeepSpeed wants it.
+
+    Raises ValueError in one line when the ranks cannot meet, as when another program listens on the port.
+    """
     import torch
     import torch.distributed as dist
 
-    if world_size() > 1 and not dist.is_initialized():
-        export_rank_variables()
-        if torch.cuda.is_available():
-            torch.cuda.set_device(device_name())
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if dist.is_initialized() or (world_size() == 1 and not even_alone):
+        return
+    export_rank_variables()
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if backend == "nccl":
+        torch.cuda.set_device(device_name())
+    if world_size() == 1:
+        # A store of its own needs no port.
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    else:
+        try:
+            dist.init_process_group(backend)
+        except dist.DistNetworkError as error:
+            place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise ValueError(
+                f"MASTER_PORT {place}: the ranks cannot meet there ({str(error).splitlines()[0]}); if another program "
+                "has the port, choose one with `deepspeed --master_port N`"
+            ) from error
 
 
 def shut_down() -> None:

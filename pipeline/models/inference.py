@@ -11,9 +11,10 @@ from torch import Tensor
 
 from pipeline.config import Recipe
 from pipeline.models.language import Decoding, LanguageTower
+from pipeline.models.precision import autocast
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.stage2 import Stage2Bridge
-from pipeline.models.vision import DTYPES, VisionTower
+from pipeline.models.vision import VisionTower
 from pipeline.objectives.matching import MATCH
 from pipeline.tokens import Tokens
 
@@ -30,8 +31,7 @@ class RetrievalModel:
         self.image_size_px = recipe.vision.image_size_px
 
     def _autocast(self) -> torch.autocast:
-        dtype = DTYPES[self.recipe.qformer.precision]
-        return torch.autocast(self.bridge.temperature.device.type, dtype=dtype, enabled=dtype != torch.float32)
+        return autocast(self.bridge.temperature.device.type, self.recipe.qformer.precision)
 
     def _tokenise(self, texts: Sequence[str]) -> Tokens:
         encoded = self.tokenizer(
@@ -88,7 +88,6 @@ class LanguageModel:
         if pixels_B3SS is None:
             return self.language.generate(None, prompts, decoding)
         device = self.bridge.ln_vision.weight.device
-        dtype = DTYPES[self.recipe.qformer.precision]
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        with autocast(device.type, self.recipe.qformer.precision):
             soft_prompts = self.bridge(self.vision(pixels_B3SS.to(device)))
         return self.language.generate(soft_prompts, prompts, decoding)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config import Language
-from pipeline.models.vision import DTYPES
+from pipeline.models.precision import DTYPES, at_least_fp32
 from pipeline.tokens import Tokens
 
 IGNORED = -100  # label of a position that is not scored
@@ -46,7 +46,7 @@ class LanguageTower(Protocol):
 def _scored(logits_BLV: Tensor, target: Tokens) -> Tensor:
     labels = target.ids.masked_fill(~target.is_token, IGNORED)
     return functional.cross_entropy(
-        logits_BLV.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+        at_least_fp32(logits_BLV.flatten(0, 1)), labels.flatten(), ignore_index=IGNORED, reduction="sum"
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.models import attention_masks
+from pipeline.models.precision import at_least_fp32
 
 KeysValues = tuple[Tensor, Tensor]  # [B, H, rows, d] each
 
@@ -130,7 +131,7 @@ class LanguageHead(nn.Module):
 
     def forward(self, rows_BLD: Tensor, word_VD: Tensor) -> Tensor:
         hidden = self.layer_norm(functional.gelu(self.transform(rows_BLD)))
-        return functional.linear(hidden, word_VD, self.bias)
+        return at_least_fp32(functional.linear(hidden, word_VD, self.bias))
 
 
 class QFormer(nn.Module):
@@ -166,7 +167,7 @@ class QFormer(nn.Module):
         return [layer.cross_attention.keys_values(image_BPI) for layer in self._layers() if layer.cross_attention]
 
     def _embed_queries(self, batch: int) -> Tensor:
-        embedded: Tensor = self.dropout(self.layer_norm(self.query_tokens)).expand(batch, -1, -1)
+        embedded: Tensor = self.dropout(self.layer_norm(self.query_tokens).expand(batch, -1, -1))
         return embedded
 
     def _embed_text(self, ids_BL: Tensor) -> Tensor:

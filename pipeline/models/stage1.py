@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.models.precision import at_least_fp32
 from pipeline.models.qformer import KeysValues, QFormer, QFormerShape
 
 INITIAL_TEMPERATURE = 0.07  # divides the logits of ITC; learnable
@@ -32,14 +33,14 @@ class Stage1Bridge(nn.Module):
 
     def embed_queries(self, query_BQD: Tensor) -> Tensor:
         """ITC's image feature: each query's projection, unit length. [B, Q, E] fp32."""
-        return functional.normalize(self.vision_proj(query_BQD).float(), dim=-1)
+        return functional.normalize(at_least_fp32(self.vision_proj(query_BQD)), dim=-1)
 
     def embed_text(self, ids_BL: Tensor, is_token_BL: Tensor) -> Tensor:
         """ITC's text feature: the projection of [CLS], unit length. [B, E] fp32."""
         cls_BD = self.qformer.encode_text(ids_BL, is_token_BL)[:, 0]
-        return functional.normalize(self.text_proj(cls_BD).float(), dim=-1)
+        return functional.normalize(at_least_fp32(self.text_proj(cls_BD)), dim=-1)
 
     def match(self, image: list[KeysValues], ids_BL: Tensor, is_token_BL: Tensor) -> Tensor:
         """ITM: two-class logits, averaged over the queries. [B, 2] fp32, class 1 = match."""
-        logits: Tensor = self.itm_head(self.qformer.encode_pairs(image, ids_BL, is_token_BL)).float().mean(dim=1)
-        return logits
+        query_BQD = self.qformer.encode_pairs(image, ids_BL, is_token_BL)
+        return at_least_fp32(self.itm_head(query_BQD)).mean(dim=1)

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import Vision
+from pipeline.models.precision import DTYPES, autocast
 
 # Mean and standard deviation of CLIP's images: what a tower uses whose own configuration does not say otherwise.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class VisionTower(nn.Module):
@@ -23,13 +23,13 @@ class VisionTower(nn.Module):
     def __init__(self, model: Any, mean: tuple[float, ...], std: tuple[float, ...], precision: str) -> None:
         super().__init__()
         model.prune_intermediate_layers([-2], prune_norm=True, prune_head=True)
-        self.model, self.dtype = model, DTYPES[precision]
+        self.model, self.precision = model, precision
         self.width: int = model.num_features
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                module.to(self.dtype)
+                module.to(DTYPES[precision])
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "VisionTower":  # noqa: ARG002  (torch's signature)
@@ -40,8 +40,7 @@ class VisionTower(nn.Module):
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
         """uint8 [B, 3, S, S] RGB -> fp32 [B, P, I]."""
         normalised = (pixels_B3SS.float() - self.get_buffer("mean")) / self.get_buffer("std")
-        device = pixels_B3SS.device.type
-        with torch.autocast(device, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        with autocast(pixels_B3SS.device.type, self.precision):
             [(patches, prefix)] = self.model.forward_intermediates(
                 normalised,
                 indices=1,

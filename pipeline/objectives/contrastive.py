@@ -8,11 +8,13 @@ from torch.nn import functional
 def similarities(image_BQE: Tensor, text_NE: Tensor) -> Tensor:
     """Cosine of each image with each text: the maximum over the image's queries. Unit-length inputs. [B, N].
 
-    One matrix product over [B*Q, E] x [E, N].
+    One matrix product over [B*Q, E] x [E, N], never in a lower precision than its inputs': the temperature magnifies
+    its errors.
     """
     batch, queries, width = image_BQE.shape
-    scores: Tensor = (image_BQE.reshape(batch * queries, width) @ text_NE.T).view(batch, queries, -1).amax(dim=1)
-    return scores
+    with torch.autocast(image_BQE.device.type, enabled=False):
+        scores: Tensor = image_BQE.reshape(batch * queries, width) @ text_NE.T
+    return scores.view(batch, queries, -1).amax(dim=1)
 
 
 def targets(ids_B: Tensor, all_ids_N: Tensor, first_row: int, smoothing: float) -> Tensor:
@@ -33,6 +35,7 @@ def itc_loss(image_to_text_BN: Tensor, text_to_image_BN: Tensor, temperature: Te
     columns are all ranks' features, gathered without gradient (this rank's own too, so that the gradient does not
     depend on the number of ranks); the mean of the ranks' losses is the loss of the joined batch.
     """
+    targets_BN = targets_BN.to(image_to_text_BN.dtype)
     image_to_text = functional.cross_entropy(image_to_text_BN / temperature, targets_BN)
     text_to_image = functional.cross_entropy(text_to_image_BN / temperature, targets_BN)
     return (image_to_text + text_to_image) / 2

@@ -61,10 +61,15 @@ def _random_state() -> dict[str, Any]:
 
 
 def save(engine: Any, recipe: Recipe, state: State, run_folder: Path) -> Path:
-    """Every rank calls this at the same step. COMPLETE is written last, after all ranks' parts; then old ones go."""
+    """Every rank calls this at the same step. COMPLETE is written last, after all ranks' parts; then old ones go.
+
+    A step that is saved already is left as it is: writing over it would leave nothing whole if that were cut short.
+    """
     import torch
 
     folder, rank = folder_of(run_folder, state.step), process_group.rank()
+    if (folder / COMPLETE).exists():
+        return folder
     folder.mkdir(parents=True, exist_ok=True)
     collectives.barrier()
     engine.save_checkpoint(str(folder), tag="engine", exclude_frozen_parameters=True, save_latest=False)
@@ -93,7 +98,9 @@ def load(engine: Any, folder: Path, expected: State) -> State:
                 f"checkpoint {folder}: {field} was {found!r} when it was saved and is {wanted!r} now; put it back, or "
                 "start a new run folder (run.output)"
             )
-    engine.load_checkpoint(str(folder), tag="engine", load_module_strict=True)
+    loaded, _ = engine.load_checkpoint(str(folder), tag="engine", load_module_strict=True)
+    if loaded is None:  # DeepSpeed only warns
+        raise ValueError(f"checkpoint {folder}: DeepSpeed finds no state in its engine folder; remove the checkpoint")
     # Written by this run itself, in its own folder, and read back by torch's restricted unpickler.
     random_state = torch.load(folder / f"random_rank{process_group.rank()}.pt", weights_only=True)
     torch.set_rng_state(random_state["torch"])

@@ -42,11 +42,9 @@ def train_step(
     """One optimizer step over `accumulation` micro batches. Returns this rank's means, still on the device."""
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate(step, recipe.run.steps, recipe.optimizer)
-    autocast = recipe.qformer.precision == "bf16"
     totals: dict[str, Tensor] = {}
     for batch, place in zip(batches, places, strict=True):
-        with torch.autocast(engine.device.type, dtype=torch.bfloat16, enabled=autocast):
-            values = engine(batch.to(str(engine.device)), place)
+        values = engine(batch.to(str(engine.device)), place)
         engine.backward(values["loss"])
         engine.step()
         values["corrupt_samples"] = torch.tensor(float(batch.corrupt * len(batches)), device=engine.device)

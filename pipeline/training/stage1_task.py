@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pipeline.config import Objectives
 from pipeline.data.batch import Batch
 from pipeline.distributed import collectives
+from pipeline.models.precision import autocast
 from pipeline.models.qformer import KeysValues
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.vision import VisionTower
@@ -22,9 +23,12 @@ from pipeline.training.task import StepPlace, Towers
 class Stage1Task(nn.Module):
     """The bridge is the only submodule: the frozen vision tower stays outside the engine."""
 
-    def __init__(self, bridge: Stage1Bridge, vision: VisionTower, settings: Objectives, decode_token_id: int) -> None:
+    def __init__(
+        self, bridge: Stage1Bridge, vision: VisionTower, settings: Objectives, decode_token_id: int, precision: str
+    ) -> None:
         super().__init__()
         self.bridge, self.settings, self.decode_token_id = bridge, settings, decode_token_id
+        self.precision = precision
         self.towers = Towers(vision=vision)
 
     @staticmethod
@@ -34,6 +38,10 @@ class Stage1Task(nn.Module):
 
     def forward(self, batch: Batch, place: StepPlace) -> dict[str, Tensor]:
         """The losses, `loss` their weighted sum. The mean over ranks and micro batches is the joined batch's loss."""
+        with autocast(batch.pixels_B3SS.device.type, self.precision):  # in here: the engine turns an outer one off
+            return self._losses(batch, place)
+
+    def _losses(self, batch: Batch, place: StepPlace) -> dict[str, Tensor]:
         frozen_BPI = cast(Tensor, self.towers.vision(batch.pixels_B3SS))
         text = batch.target.padded_to(place.longest_target)  # the same length on every rank, for the exchange
         image = self.bridge.project_image(frozen_BPI)

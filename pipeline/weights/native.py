@@ -18,6 +18,8 @@ FILE_NAME = "trainable.safetensors"
 
 def _file(path: Path) -> Path:
     """The weights file of a run folder (its newest whole checkpoint), of a checkpoint folder, or the path itself."""
+    if path.name.startswith("step_") and path.is_dir() and not (path / "COMPLETE").is_file():
+        raise ValueError(f"weights {path}: a checkpoint that was not finished (it has no COMPLETE); name another one")
     newest = sorted(path.glob("checkpoints/step_*/COMPLETE"))[-1:]
     file = newest[0].parent / FILE_NAME if newest else path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
@@ -51,7 +53,11 @@ def read_weights(path: Path) -> tuple[Recipe, dict[str, "Tensor"]]:
         raise ValueError(f"weights {file}: not a readable safetensors file ({error})") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"weights {file}: format {metadata.get('format')!r}, expected {FORMAT!r}")
-    return parse_recipe(json.loads(metadata["recipe"])), tensors
+    try:
+        content = json.loads(metadata["recipe"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"weights {file}: no readable recipe in its metadata ({error})") from error
+    return parse_recipe(content), tensors
 
 
 def load_into(bridge: "nn.Module", tensors: dict[str, "Tensor"], source: Path) -> None:
