@@ -6,6 +6,7 @@ skipped, so that the same command goes on where it was stopped. With --images RO
 
 import os
 import sys
+import warnings
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_settings(options)
 
     def work() -> int:
+        warnings.filterwarnings("ignore", module="PIL")  # its remarks on odd files; the ledger says what became of them
         settings = _settings(options)
         from data_prep.download_task import download, summary_path
 

@@ -56,7 +56,7 @@ def fetch(urls: dict[int, str], folder: Path, settings: FetchSettings) -> dict[i
     """Row -> where its bytes lie below `folder`, or why there are none; every row of `urls` has its answer.
 
     The rows that failed for a passing reason (and only they) are fetched again, `settings.retries` times, each time
-    after twice the wait of the time before. Raises RuntimeError when img2dataset itself cannot run.
+    after twice the wait of the time before. Raises ValueError when img2dataset itself cannot run.
     """
     from data_prep.guard_proxy import GuardLimits, GuardProxy
 
@@ -113,7 +113,7 @@ def _run_img2dataset(
     results = dict(_results(folder / "fetched"))
     if not results:
         tail = (folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:]
-        raise RuntimeError(f"img2dataset ended with {code} and no result: {' '.join(tail)}; see {folder / 'log.txt'}")
+        raise ValueError(f"img2dataset ended with {code} and no result: {' '.join(tail)}; see {folder / 'log.txt'}")
     return results
 
 

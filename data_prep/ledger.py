@@ -18,6 +18,7 @@ PASSING_STATUS = frozenset({408, 425, 429})
 PHRASES = (
     ("X-Robots-Tag", "opt_out"),
     ("is not allowed", "refused_scheme"),
+    ("unknown url type", "refused_scheme"),
     ("infinite loop", "too_many_redirects"),
     ("timed out", "timeout"),
     ("CERTIFICATE_VERIFY_FAILED", "certificate_invalid"),

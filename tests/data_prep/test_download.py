@@ -1,0 +1,318 @@
+"""The whole download, with the real img2dataset against a real server: ledger, refusals, resumption, local images."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_prep import download, shard_io
+from data_prep.ledger import Drop
+from data_prep.local_images import read_local
+from data_prep.raw_shards import key_of
+from data_prep.sources import Row
+from data_prep.stored_image import ImageLimits, store
+from tests.support.web_folder import jpeg_bytes, make_web, requested, served
+
+QUICK = ["--retries", "1", "--backoff-s", "0.1", "--timeout-s", "5", "--deadline-s", "20", "--processes", "1"]
+
+
+def run(*arguments):
+    return download.main([str(argument) for argument in arguments])
+
+
+def write_table(path, urls):
+    pq.write_table(pa.table({"url": urls, "caption": [f"caption {i}" for i in range(len(urls))]}), path)
+
+
+def ledger(folder):
+    tables = [pq.read_table(path) for path in sorted(folder.glob("*.ledger.parquet"))]
+    return pa.concat_tables(tables).to_pylist()
+
+
+def samples(folder):
+    return [sample for tar in shard_io.finished_shards(folder) for sample in shard_io.read_samples(tar)]
+
+
+@pytest.fixture
+def private():
+    """A server at a loopback address that no flag admits; holds what it was asked for."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_):
+            pass
+
+    asked = []
+    server = ThreadingHTTPServer(("127.0.0.2", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.2:{server.server_address[1]}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_every_row_of_a_troubled_web_is_accounted_for(tmp_path, private, capsys):
+    private_url, private_asked = private
+    fine = {f"/ok{i}.jpg": {"behaviour": "ok", "file": f"images/{i}.jpg"} for i in range(6)}
+    trouble = {
+        "/recovering.jpg": {"behaviour": "recovering", "file": "images/r.jpg"},
+        "/slow.jpg": {"behaviour": "slow", "file": "images/s.jpg", "delay_s": 1.0},
+        "/moved.jpg": {"behaviour": "redirect", "location": "/ok0.jpg"},
+        "/gone.jpg": {"behaviour": "missing"},
+        "/page.jpg": {"behaviour": "not_image"},
+        "/cut.jpg": {"behaviour": "truncated", "file": "images/c.jpg"},
+        "/to-private.jpg": {"behaviour": "redirect", "location": private_url + "/secret.jpg"},
+        "/to-file.jpg": {"behaviour": "redirect", "location": "file:///etc/passwd"},
+        "/round.jpg": {"behaviour": "redirect", "location": "/round.jpg"},
+        "/dark.jpg": {"behaviour": "ok", "file": "images/d.jpg"},
+    }
+    make_web(tmp_path / "web", fine | trouble)
+    log, out = tmp_path / "log", tmp_path / "raw"
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes(jpeg_bytes(99))
+    with served(tmp_path / "web", log) as base:
+        expected = dict.fromkeys([base + path for path in fine], "kept")
+        expected |= {base + path: "kept" for path in ("/recovering.jpg", "/slow.jpg", "/moved.jpg")}
+        expected |= {
+            base + "/gone.jpg": "http_404",
+            base + "/page.jpg": "not_an_image",
+            base + "/cut.jpg": "truncated_body",
+            base + "/to-private.jpg": "refused_address",
+            base + "/to-file.jpg": "refused_scheme",
+            base + "/round.jpg": "too_many_redirects",
+            private_url + "/direct.jpg": "refused_address",
+            secret.as_uri(): "refused_scheme",
+            "data:image/jpeg;base64,AAAA": "refused_scheme",
+            "http://169.254.169.254/latest/meta-data/": "refused_address",
+            "http://no-such-host.invalid/a.jpg": "dns_failure",
+        }
+        write_table(tmp_path / "t.parquet", [*expected, "", base + "/ok1.jpg", base + "/dark.jpg"])
+        table = pq.read_table(tmp_path / "t.parquet").to_pydict()
+        table["caption"][-1] = "  "
+        pq.write_table(pa.table(table), tmp_path / "t.parquet")
+        flags = (
+            "--input",
+            tmp_path / "t.parquet",
+            "--output",
+            out,
+            "--allow-loopback",
+            "--samples-per-shard",
+            8,
+            *QUICK,
+        )
+        assert run("table", *flags) == 0
+    entries = ledger(out)
+    assert [entry["row"] for entry in entries] == list(range(len(expected) + 3))
+    found = {entry["url"]: entry["reason"] or entry["status"] for entry in entries[: len(expected)]}
+    assert found == expected
+    assert [entry["reason"] for entry in entries[len(expected) :]] == ["no_url", None, "no_caption"]
+    assert {entry["url"]: entry["http_status"] for entry in entries if entry["http_status"]} == {
+        base + "/gone.jpg": 404
+    }
+    summary = json.loads((out / "table-000.summary.json").read_text())
+    reasons = Counter(entry["reason"] for entry in entries if entry["reason"])
+    assert (summary["rows"], summary["kept"]) == (len(entries), 10)
+    assert summary["dropped_by_reason"] == dict(reasons)
+    assert capsys.readouterr().out.splitlines()[-1] == str(out / "table-000.summary.json")
+
+    asked = Counter(requested(log))
+    assert private_asked == []
+    assert asked["/dark.jpg"] == 0
+    assert (asked["/recovering.jpg"], asked["/cut.jpg"], asked["/gone.jpg"], asked["/ok2.jpg"]) == (2, 2, 1, 1)
+    kept = samples(out)
+    assert [sample.key for sample in kept] == [entry["key"] for entry in entries if entry["status"] == "kept"]
+    assert len({sample.key for sample in kept}) == 10
+    first = kept[0]
+    image = store(jpeg_bytes(0), ImageLimits(32, 256, 10**6))
+    assert first.jpeg == image.jpeg
+    assert first.record == {
+        "key": key_of("table", Row(0, base + "/ok0.jpg", ())), "captions": ["caption 0"], "scores": [None],
+        "sources": ["web"], "width": 80, "height": 60, "sha256": image.sha256, "url": base + "/ok0.jpg",
+        "source": "table", "run": first.record["run"],
+    }  # fmt: skip
+    assert not list(out.glob(".*work*"))
+
+
+def test_without_the_flag_nothing_on_this_machine_is_ever_requested(tmp_path):
+    """By address it is refused before the downloader starts, by name at the proxy, after the DNS answer."""
+    make_web(tmp_path / "web", {"/a.jpg": {"behaviour": "ok", "file": "images/a.jpg"}})
+    with served(tmp_path / "web", tmp_path / "log") as base:
+        named = base.replace("127.0.0.1", "localhost")
+        hexed = base.replace("127.0.0.1", "0x7f000001")
+        write_table(tmp_path / "t.parquet", [base + "/a.jpg", named + "/a.jpg", hexed + "/a.jpg"])
+        assert run("table", "--input", tmp_path / "t.parquet", "--output", tmp_path / "raw", *QUICK) == 1
+    assert [entry["reason"] for entry in ledger(tmp_path / "raw")] == ["refused_address"] * 3
+    assert requested(tmp_path / "log") == []
+
+
+def test_kill_and_rerun_give_the_same_samples_and_repeat_no_finished_shard(tmp_path):
+    count = 90
+    routes = {f"/{i}.jpg": {"behaviour": "slow", "file": f"images/{i}.jpg", "delay_s": 0.2} for i in range(count)}
+    make_web(tmp_path / "web", routes)
+    log, out = tmp_path / "log", tmp_path / "raw"
+    with served(tmp_path / "web", log) as base:
+        write_table(tmp_path / "t.parquet", [f"{base}/{i}.jpg" for i in range(count)])
+        flags = ["table", "--input", str(tmp_path / "t.parquet"), "--output", str(out), "--allow-loopback"]
+        flags += ["--samples-per-shard", "40", "--threads", "4", *QUICK, "--retries", "0"]
+        command = [sys.executable, "-m", "data_prep.download", *flags]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as victim:
+            wait_until(lambda: len(requested(log)) > 5)
+            family = psutil.Process(victim.pid).children(recursive=True)
+            assert family
+            assert run(*flags) == 1, "a second process at the same task is turned away"
+            os.kill(victim.pid, signal.SIGKILL)
+        _, alive = psutil.wait_procs(family, timeout=20)
+        assert not alive, "img2dataset's processes outlive the download"
+        assert not list(out.glob("*.receipt.json"))
+        assert run(*flags) == 0
+        whole = {path.name: path.read_bytes() for path in out.glob("*.tar")}
+        keys = [key_of("table", Row(i, f"{base}/{i}.jpg", ())) for i in range(count)]
+        assert [sample.key for sample in samples(out)] == keys
+        limits = ImageLimits(32, 256, 10**6)
+        assert [sample.jpeg for sample in samples(out)] == [store(jpeg_bytes(i), limits).jpeg for i in range(count)]
+
+        (out / "table-000-000001.receipt.json").unlink()
+        with (out / "table-000-000001.tar").open("r+b") as tar:
+            tar.truncate(5000)
+        log.unlink()
+    with served(tmp_path / "web", log) as other:
+        assert other != base
+        assert run(*flags) == 1, "the old address answers no more: nothing of the shard arrives, so it is not done"
+        assert not (out / "table-000-000001.receipt.json").exists()
+    assert whole.keys() == {path.name for path in out.glob("*.tar")}
+    assert {name: (out / name).read_bytes() == content for name, content in whole.items()} == {
+        "table-000-000000.tar": True, "table-000-000001.tar": False, "table-000-000002.tar": True,
+    }  # fmt: skip
+
+
+def wait_until(condition, timeout_s=60):
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """A Karpathy JSON of 7 images, one of them missing, one of the test split."""
+    images = []
+    (tmp_path / "images" / "train2014").mkdir(parents=True)
+    for i in range(7):
+        if i != 3:
+            (tmp_path / "images" / "train2014" / f"{i}.jpg").write_bytes(jpeg_bytes(i))
+        split = "test" if i == 5 else "train"
+        sentences = [{"raw": f"caption {i} {k}"} for k in range(5)]
+        images.append({"filepath": "train2014", "filename": f"{i}.jpg", "split": split, "sentences": sentences})
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": images}))
+    return tmp_path
+
+
+def test_local_coco_keeps_all_human_captions(coco):
+    flags = ("--input", coco / "dataset.json", "--images", coco / "images", "--output", coco / "raw")
+    assert run("coco", *flags, "--samples-per-shard", 4) == 0
+    entries = ledger(coco / "raw")
+    assert [(entry["row"], entry["reason"]) for entry in entries] == [
+        (0, None), (1, None), (2, None), (3, "missing_file"), (4, None), (6, None),
+    ]  # fmt: skip
+    record = samples(coco / "raw")[0].record
+    assert record["captions"] == [f"caption 0 {k}" for k in range(5)]
+    assert (record["sources"], record["scores"]) == (["human"] * 5, [None] * 5)
+
+
+def test_tasks_share_the_rows_and_each_row_is_done_once(coco):
+    flags = ("--input", coco / "dataset.json", "--images", coco / "images", "--samples-per-shard", 1)
+    for i in range(2):
+        assert run("coco", *flags, "--output", coco / "raw", "--task-index", i, "--task-count", 2) == 0
+    assert run("coco", *flags, "--output", coco / "alone") == 0
+    assert sorted(entry["row"] for entry in ledger(coco / "raw")) == [0, 1, 2, 3, 4, 6]
+    assert {sample.key for sample in samples(coco / "raw")} == {sample.key for sample in samples(coco / "alone")}
+
+
+def test_a_second_run_rewrites_nothing_and_other_settings_are_turned_away(coco, capsys):
+    flags = ("--input", coco / "dataset.json", "--images", coco / "images", "--output", coco / "raw")
+    assert run("coco", *flags) == 0
+    times = {path: path.stat().st_mtime_ns for path in (coco / "raw").glob("*.tar")}
+    assert run("coco", *flags) == 0
+    assert times == {path: path.stat().st_mtime_ns for path in (coco / "raw").glob("*.tar")}
+    assert json.loads((coco / "raw" / "coco-000.summary.json").read_text())["rows_of_this_run"] == 0
+    capsys.readouterr()
+    assert run("coco", *flags, "--max-side-px", 128) == 1
+    assert "holds a download with max_side_px 256, not 128; name another folder" in capsys.readouterr().err
+
+
+def test_two_runs_give_the_same_bytes(coco):
+    flags = ("--input", coco / "dataset.json", "--images", coco / "images")
+    for name, processes in (("one", 1), ("two", 3)):
+        assert run("coco", *flags, "--output", coco / name, "--processes", processes) == 0
+    files = [path.relative_to(coco / "one") for path in (coco / "one").glob("coco-*") if "summary" not in path.name]
+    assert len(files) == 3
+    assert all((coco / "one" / name).read_bytes() == (coco / "two" / name).read_bytes() for name in files)
+
+
+def test_a_table_of_local_files_never_leaves_its_root(tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "in.jpg").write_bytes(jpeg_bytes(1))
+    (tmp_path / "out.jpg").write_bytes(jpeg_bytes(2))
+    (root / "link.jpg").symlink_to(tmp_path / "out.jpg")
+    os.mkfifo(root / "pipe.jpg")
+    names = ["in.jpg", "../out.jpg", "link.jpg", str(tmp_path / "out.jpg"), "none.jpg", "pipe.jpg", "file:in.jpg"]
+    (tmp_path / "t.csv").write_text("file,text\n" + "".join(f"{name},words\n" for name in names))
+    flags = ("--url-column", "file", "--caption-column", "text", "--captions", "human", "--images", root)
+    assert run("table", "--input", tmp_path / "t.csv", *flags, "--output", tmp_path / "raw") == 0
+    refused = ["refused_path"] * 3
+    expected = [None, *refused, "missing_file", "missing_file", "refused_scheme"]
+    assert [entry["reason"] for entry in ledger(tmp_path / "raw")] == expected
+    assert read_local(root, "in.jpg", max_bytes=10) == Drop("byte_cap")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["nosuch", "--input", "t.csv"], "source 'nosuch': not in sources.yaml; use one of coco, visual_genome,"),
+        (["table", "--input", "none.csv"], "input none.csv: no such file"),
+        (["table", "--input", "t.csv", "--url-column", "link"], "input t.csv: no column 'link'; it has url, caption"),
+        (["table", "--input", "empty.csv"], "input empty.csv: holds no row"),
+        (["coco", "--input", "t.csv"], "source 'coco': its annotations name files; say with --images where they lie"),
+        (["table", "--input", "t.csv", "--images", "nowhere"], "--images nowhere: no such folder"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.csv").write_text("url,caption\nhttp://127.0.0.1/a.jpg,x\n")
+    (tmp_path / "empty.csv").write_text("url,caption\n")
+    assert run(*arguments, "--output", "raw") == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "flags", [["--task-index", "2", "--task-count", "2"], ["--samples-per-shard", "0"], ["--oops"]]
+)
+def test_wrong_usage_is_one_line_and_exit_2(tmp_path, capsys, flags):
+    with pytest.raises(SystemExit) as end:
+        run("table", "--input", "t.csv", "--output", tmp_path, *flags)
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert flags[0] in error
+
+
+def test_help_answers_at_once():
+    code = (
+        "import sys, data_prep.download; sys.exit(len({'pyarrow', 'PIL', 'numpy', 'proxy', 'yaml'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,219 @@
+"""The filtering proxy and the opener: what may not be reached is not reached, and nothing lasts or grows for ever."""
+
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from data_prep.guard_proxy import GuardLimits, GuardProxy
+from data_prep.guarded_opener import FetchLimits, build_opener
+from data_prep.ledger import drop_of_message
+
+MAX_BYTES = 200_000
+DEADLINE_S = 1.5
+
+
+class Hostile(BaseHTTPRequestHandler):
+    """Answers by path; `asked` and `sent` say what was requested and how many body bytes went out."""
+
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        self.server.agents.append(self.headers["User-Agent"])
+        getattr(self, "answer_" + self.path.split("/")[1].split("?")[0])()
+
+    def _head(self, status=200, **headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+
+    def answer_ok(self):
+        self._head(Content_Length="5")
+        self.wfile.write(b"hello")
+
+    def answer_to(self):
+        self._head(302, Location=self.server.location, Content_Length="0")
+
+    def answer_loop(self):
+        self._head(302, Location=f"/loop?{len(self.server.asked)}", Content_Length="0")
+
+    def answer_endless(self):
+        self._head()
+        while True:
+            self.wfile.write(bytes(65536))
+            self.server.sent += 65536
+
+    def answer_promised(self):
+        self._head(Content_Length=str(10**9))
+        self.wfile.write(bytes(1000))
+
+    def answer_drip(self):
+        self._head(Content_Length="1000")
+        for _ in range(1000):
+            self.wfile.write(b"x")
+            time.sleep(0.05)
+
+    def answer_cut(self):
+        self._head(Content_Length="1000")
+        self.wfile.write(b"short")
+
+    def answer_badgateway(self):
+        self._head(502, Content_Length="0")
+
+    def log_message(self, *_):
+        pass
+
+
+class HostileServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, host="127.0.0.1", port=0):
+        super().__init__((host, port), Hostile)
+        self.asked, self.agents, self.sent, self.location = [], [], 0, ""
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def handle_error(self, *_):
+        pass
+
+    @property
+    def url(self):
+        return f"http://{self.server_address[0]}:{self.server_address[1]}"
+
+
+@pytest.fixture
+def web():
+    server = HostileServer()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def private():
+    """A server at another loopback address, which no flag admits."""
+    server = HostileServer("127.0.0.2")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def proxy():
+    with GuardProxy(GuardLimits(True, MAX_BYTES, DEADLINE_S)) as running:
+        yield running
+
+
+@pytest.fixture
+def opener(proxy):
+    return build_opener(FetchLimits(proxy.url, "tester/1 (honest)", DEADLINE_S, MAX_BYTES))
+
+
+def fetch(opener, url):
+    """The body, or the ledger's reason."""
+    try:
+        with opener.open(urllib.request.Request(url, headers={"User-Agent": "Firefox"}), timeout=5) as answer:
+            return answer.read()
+    except Exception as error:
+        return drop_of_message(str(error)).reason
+
+
+def test_an_ordinary_answer_passes_and_the_user_agent_is_ours(opener, web):
+    assert fetch(opener, web.url + "/ok") == b"hello"
+    assert web.agents == ["tester/1 (honest)"]
+
+
+@pytest.mark.parametrize("address", ["http://169.254.169.254/latest/meta-data/", "http://[::1]/a", "http://10.0.0.1/a"])
+def test_redirects_to_refused_addresses_are_not_followed(opener, web, address):
+    web.location = address
+    assert fetch(opener, web.url + "/to") == "refused_address"
+
+
+def test_a_redirect_to_a_listening_private_server_never_reaches_it(opener, web, private):
+    web.location = private.url + "/ok"
+    assert fetch(opener, web.url + "/to") == "refused_address"
+    assert (web.asked, private.asked) == (["/to"], [])
+
+
+@pytest.mark.parametrize("location", ["file:///etc/passwd", "data:,hello", "ftp://127.0.0.1/a", "gopher://127.0.0.1/"])
+def test_redirects_to_other_schemes_are_not_followed(opener, web, location):
+    web.location = location
+    assert fetch(opener, web.url + "/to") == "refused_scheme"
+
+
+def test_redirect_loops_end(opener, web):
+    assert fetch(opener, web.url + "/loop") == "too_many_redirects"
+    assert len(web.asked) <= 12
+
+
+def test_the_first_request_is_checked_as_well(opener, private):
+    assert fetch(opener, private.url + "/ok") == "refused_address"
+    assert private.asked == []
+
+
+@pytest.mark.parametrize("url", ["file:///etc/hostname", "data:,hello", "ftp://127.0.0.1/a"])
+def test_the_opener_knows_no_other_scheme(opener, url):
+    with pytest.raises(urllib.error.URLError, match="unknown url type"):
+        opener.open(url)
+
+
+def test_a_client_of_the_proxy_cannot_tunnel_to_a_refused_address(proxy, private):
+    host, port = proxy.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as raw:
+        raw.sendall(f"CONNECT 127.0.0.2:{private.server_address[1]} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert raw.recv(4096).startswith(b"HTTP/1.1 403 guard:refused_address")
+
+
+def test_the_host_is_resolved_once_and_the_checked_address_is_used(opener, web, private, monkeypatch):
+    """DNS that answers with the admitted address first and a private one after: there is no second question."""
+    asked = []
+    real = socket.getaddrinfo
+
+    def rebinding(host, port, *rest, **named):
+        if host != "rebind.example":
+            return real(host, port, *rest, **named)
+        asked.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1" if len(asked) == 1 else "127.0.0.2", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", rebinding)
+    assert fetch(opener, f"http://rebind.example:{web.server_address[1]}/ok") == b"hello"
+    assert (asked, private.asked) == (["rebind.example"], [])
+    assert fetch(opener, f"http://rebind.example:{private.server_address[1]}/ok") == "refused_address"
+    assert private.asked == []
+
+
+def test_an_endless_body_stops_at_the_cap(opener, web):
+    assert fetch(opener, web.url + "/endless") == "byte_cap"
+
+
+def test_the_proxy_itself_hangs_up_on_an_endless_body(proxy, web):
+    """A client without our opener's cap: the proxy alone has to bound the bytes."""
+    plain = urllib.request.build_opener(urllib.request.ProxyHandler({"http": proxy.url}))
+    with plain.open(web.url + "/endless", timeout=5) as answer:
+        received = len(answer.read())
+    assert MAX_BYTES <= received < MAX_BYTES + (2 << 20)
+
+
+def test_a_promised_gigabyte_is_not_awaited(opener, web):
+    assert fetch(opener, web.url + "/promised") == "byte_cap"
+
+
+def test_a_drip_feed_ends_at_the_deadline(opener, web):
+    started = time.monotonic()
+    assert fetch(opener, web.url + "/drip") in ("deadline", "truncated_body")
+    assert time.monotonic() - started < DEADLINE_S + 5
+
+
+def test_a_body_that_is_cut_short_is_no_body(opener, web):
+    assert fetch(opener, web.url + "/cut") == "truncated_body"
+
+
+def test_a_dead_port_and_a_bad_gateway_are_told_apart(opener, web):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        dead = free.getsockname()[1]
+    assert fetch(opener, f"http://127.0.0.1:{dead}/ok") == "connection_failed"
+    assert fetch(opener, web.url + "/badgateway") == "http_502"
