@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SORTED_FIRST = 512
+"""Nearly every nucleus of a trained captioner is smaller; sorting 30,000 words a token costs a fifth of decoding."""
+
 
 def draw_table(seed: int, keys: list[str], num_samples: int, num_draws: int) -> Tensor:
     """float64 [len(keys) * num_samples, num_draws] in [0, 1): the random numbers of each sample of each key."""
@@ -29,11 +32,23 @@ def penalise_repetition(logits_NV: Tensor, tokens_NT: Tensor, penalty: float) ->
 def draw_token(logits_NV: Tensor, top_p: float, uniform_N: Tensor) -> Tensor:
     """int64 [N]: for each row, a token of the smallest set that holds `top_p` of the probability, by its share in it.
 
-    `uniform_N`, in [0, 1), picks it by inverting the set's cumulative distribution, the likeliest token first.
+    `uniform_N`, in [0, 1), picks it by inverting the set's cumulative distribution, the likeliest token first. The
+    whole vocabulary is sorted only for rows whose set is larger than SORTED_FIRST tokens.
     """
-    sorted_NV, order_NV = logits_NV.sort(dim=-1, descending=True, stable=True)
-    cumulative_NV = sorted_NV.double().softmax(-1).cumsum(-1)
-    num_kept_N1 = (cumulative_NV < top_p).sum(-1, keepdim=True).clamp(max=logits_NV.shape[-1] - 1)
-    target_N1 = uniform_N[:, None].to(cumulative_NV) * cumulative_NV.gather(1, num_kept_N1)
-    position_N1 = torch.searchsorted(cumulative_NV, target_N1, right=True)
-    return order_NV.gather(1, torch.minimum(position_N1, num_kept_N1)).squeeze(1)
+    probability_NV = logits_NV.softmax(-1)
+    likeliest_NK, order_NK = probability_NV.topk(min(SORTED_FIRST, logits_NV.shape[-1]))
+    cumulative_NK = likeliest_NK.double().cumsum(-1)
+    token_N = _invert(cumulative_NK, order_NK, top_p, uniform_N)
+    wide_N = cumulative_NK[:, -1] < top_p
+    if bool(wide_N.any()):
+        sorted_MV, order_MV = probability_NV[wide_N].sort(dim=-1, descending=True, stable=True)
+        token_N[wide_N] = _invert(sorted_MV.double().cumsum(-1), order_MV, top_p, uniform_N[wide_N])
+    return token_N
+
+
+def _invert(cumulative_NK: Tensor, order_NK: Tensor, top_p: float, uniform_N: Tensor) -> Tensor:
+    """The token at which the cumulative distribution, cut where it reaches `top_p`, passes `uniform_N` of the cut."""
+    last_N1 = (cumulative_NK < top_p).sum(-1, keepdim=True).clamp(max=cumulative_NK.shape[-1] - 1)
+    target_N1 = uniform_N[:, None].to(cumulative_NK) * cumulative_NK.gather(1, last_N1)
+    position_N1 = torch.searchsorted(cumulative_NK, target_N1, right=True)
+    return order_NK.gather(1, torch.minimum(position_N1, last_N1)).squeeze(1)

@@ -60,17 +60,26 @@ def test_logits_equal_transformers_own_on_every_prefix(model: BlipForConditional
     torch.testing.assert_close(torch.stack(found, 1), expected[:, prompt_length - 1 :], atol=1e-4, rtol=0)
 
 
-def test_drawn_tokens_follow_the_distribution_that_transformers_would_sample_from() -> None:
-    logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(0)) * 3
-    logits[5, :] = 0.0
+@pytest.mark.parametrize("vocabulary_size", [50, 3000])
+def test_drawn_tokens_follow_the_distribution_that_transformers_would_sample_from(vocabulary_size: int) -> None:
+    logits = torch.randn(6, vocabulary_size, generator=torch.Generator().manual_seed(0))
+    logits[:3] *= 4  # peaked rows, whose nucleus is small, beside flat ones
     logits[5, 7] = 40.0
     expected = TopPLogitsWarper(0.9)(None, logits.clone()).softmax(-1)  # type: ignore[arg-type]
-    num_draws = 20_000
+    num_draws = 4000
     uniform = (torch.arange(num_draws, dtype=torch.float64) + 0.5) / num_draws
     for row in range(6):
         drawn = draw_token(logits[row].expand(num_draws, -1), 0.9, uniform)
-        found = torch.bincount(drawn, minlength=50) / num_draws
+        found = torch.bincount(drawn, minlength=vocabulary_size) / num_draws
         torch.testing.assert_close(found, expected[row], atol=2 / num_draws, rtol=0)
+
+
+def test_a_draw_does_not_depend_on_the_other_rows() -> None:
+    logits = torch.randn(8, 2000, generator=torch.Generator().manual_seed(0)) * torch.arange(8)[:, None]
+    uniform = torch.rand(8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    together = draw_token(logits, 0.9, uniform)
+    alone = torch.cat([draw_token(logits[row : row + 1], 0.9, uniform[row : row + 1]) for row in range(8)])
+    assert torch.equal(together, alone)
 
 
 def test_the_repetition_penalty_is_transformers_own() -> None:
