@@ -22,6 +22,8 @@ from proxy.http.proxy import HttpProxyBasePlugin
 from data_prep.url_guard import LOOPBACK, RefusedError, resolve
 
 BACKLOG = 512
+OPEN_FILES = 16_384
+"""Soft limit that is asked for: a connection takes two, and the usual 1,024 would end at 500 of them."""
 HEADER_ALLOWANCE = 1 << 20
 """Bytes that headers and TLS may add to a body that is just at the cap."""
 
@@ -72,8 +74,9 @@ class GuardProxy:
     """`with GuardProxy(limits) as proxy:` serves at `proxy.url` until the block ends."""
 
     def __init__(self, limits: GuardLimits) -> None:
+        timeout = str(int(limits.deadline_s) + 1)
         flags = FlagParser.initialize(
-            ["--threaded", "--log-level", "CRITICAL", "--timeout", str(max(1, int(limits.deadline_s) + 1))],
+            ["--threaded", "--log-level", "CRITICAL", "--timeout", timeout, "--open-file-limit", str(OPEN_FILES)],
             plugins=[GuardPlugin],
         )
         logging.getLogger("proxy").setLevel(logging.CRITICAL + 1)
