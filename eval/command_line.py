@@ -1,0 +1,48 @@
+"""How this room's commands begin and end: settings first; 0 done, 1 failed, 2 wrong usage, 75 stopped on a signal."""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+STOPPED = 75  # run the same command again and it goes on
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that answers wrong usage in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+class StoppedBySignalError(Exception):
+    """Raised in the main thread when SIGINT, SIGTERM or SIGUSR1 arrives."""
+
+
+def print_settings(options: argparse.Namespace) -> None:
+    """The resolved settings, as one line of JSON."""
+    print(json.dumps(vars(options), default=str), flush=True)
+
+
+def finish(work: Callable[[], None]) -> int:
+    """Run `work` and turn what it raises into an exit code and one line on stderr."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+        raise StoppedBySignalError(signal.Signals(number).name)
+
+    previous = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        work()
+        return 0
+    except StoppedBySignalError as stopped:
+        print(f"stopped by {stopped}; run the same command again to go on", file=sys.stderr)
+        return STOPPED
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,57 @@
+"""Bootstrap intervals of any metric that is a function of sums over samples, resampled by cluster (image)."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 1000
+LEVEL = 0.95
+
+Floats = NDArray[np.float64]
+
+
+def sums_by_cluster(values: Floats, clusters: Sequence[Any] | NDArray[Any]) -> Floats:
+    """Rows of `values` [samples, S] added up by cluster: [clusters, S]."""
+    _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
+    order = np.argsort(cluster, kind="stable")
+    starts = np.flatnonzero(np.diff(cluster[order], prepend=-1))
+    sums: Floats = np.add.reduceat(values[order], starts, axis=0)
+    return sums
+
+
+def interval(
+    sums: Floats, statistic: Callable[[Floats], Floats], *, seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[Floats, Floats]:
+    """95% percentile interval of `statistic`, drawing whole clusters with replacement (one image's samples are alike).
+
+    `sums` is [clusters, S]; `statistic` maps totals [R, S] to values [R, M]. Returns low [M] and high [M]; the same
+    seed gives the same interval.
+    """
+    rng = np.random.default_rng(seed)
+    clusters = len(sums)
+    values = []
+    for _ in range(resamples):
+        drawn = np.bincount(rng.integers(clusters, size=clusters), minlength=clusters)
+        values.append(drawn @ sums)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        resampled = statistic(np.array(values))
+    margin = (1 - LEVEL) / 2
+    low, high = np.nanquantile(resampled, [margin, 1 - margin], axis=0)
+    return low, high
+
+
+def mean_with_interval(
+    values: Floats, weights: Floats, clusters: Sequence[Any] | NDArray[Any]
+) -> tuple[Floats, Floats, Floats]:
+    """Means of `values` [samples, M] weighted by `weights` (0 or 1 names a subset), with their intervals: [M] each."""
+
+    def means(totals: Floats) -> Floats:
+        half = totals.shape[-1] // 2
+        ratio: Floats = totals[..., :half] / totals[..., half:]
+        return ratio
+
+    sums = sums_by_cluster(np.hstack([values * weights, weights]), clusters)
+    low, high = interval(sums, means)
+    return means(sums.sum(axis=0)), low, high

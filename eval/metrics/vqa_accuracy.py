@@ -1,0 +1,91 @@
+"""VQA accuracy under both published rules: `vqa/official-2021` (the VQA team's script) and `vqa/legacy-2017` (LAVIS).
+
+Both compare a prediction with ten human answers: the mean, over leaving each answer out, of min(1, matches among the
+others / 3). They differ in what is normalised: officially both sides, and only when the answers differ; by the legacy
+rule the prediction always, the answers' punctuation only, when they differ.
+"""
+
+import re
+from collections.abc import Sequence
+
+OFFICIAL = "vqa/official-2021"
+LEGACY = "vqa/legacy-2017"
+MATCHES_FOR_FULL_SCORE = 3
+
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+ARTICLES = frozenset(["a", "an", "the"])
+NUMBERS = {"none": "0"} | {
+    word: str(number)
+    for number, word in enumerate(
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    )
+}
+MAX_PERIODS_REMOVED = 32  # the published script passes a flag (re.UNICODE = 32) where the count stands
+
+_DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
+_PERIOD = re.compile(r"\.(?!\d)")
+
+# Words that lose an apostrophe in typing; each is recognised with one of its apostrophes left out.
+_CONTRACTIONS = (
+    "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd "
+    "he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've "
+    "needn't not've o'clock oughtn't shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll "
+    "somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll that's "
+    "there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've "
+    "weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's who've "
+    "why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll "
+    "you're you've 'ow's'at "
+)
+CONTRACTIONS = {
+    form[:at] + form[at + 1 :]: form
+    for form in _CONTRACTIONS.split()
+    for at, character in enumerate(form)
+    if character == "'"
+} | {"somebody'd": "somebodyd"}  # as published
+
+
+def normalise_punctuation(text: str) -> str:
+    """Drop or blank each punctuation mark, judged by the whole original text; then drop the first 32 loose periods."""
+    everywhere = _DIGIT_COMMA_DIGIT.search(text) is not None
+    cleaned = text
+    for mark in PUNCTUATION:
+        drop = everywhere or f"{mark} " in text or f" {mark}" in text
+        cleaned = cleaned.replace(mark, "" if drop else " ")
+    return _PERIOD.sub("", cleaned, count=MAX_PERIODS_REMOVED)
+
+
+def normalise_words(text: str) -> str:
+    """Lower case, number words as digits, no articles, apostrophes restored, single spaces."""
+    words = [NUMBERS.get(word, word) for word in text.lower().split()]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def normalise(text: str) -> str:
+    return normalise_words(normalise_punctuation(text))
+
+
+def official_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """Accuracy in percent by `vqa/official-2021`: 0, 30, 60, 90 or 100 with ten answers."""
+    prediction, stripped = _strip(prediction), [_strip(answer) for answer in answers]
+    if len(set(stripped)) > 1:
+        prediction, stripped = normalise(prediction), [normalise(answer) for answer in stripped]
+    return _leave_one_out(prediction, stripped)
+
+
+def legacy_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """Accuracy in percent by `vqa/legacy-2017`."""
+    compared = [normalise_punctuation(answer) for answer in answers] if len(set(answers)) > 1 else answers
+    return _leave_one_out(normalise(_strip(prediction)), compared)
+
+
+def _strip(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+def _leave_one_out(prediction: str, answers: Sequence[str]) -> float:
+    if not answers:
+        raise ValueError("answers: none, expected at least one (VQA has ten)")
+    matches = sum(answer == prediction for answer in answers)
+    without_a_match = min(1.0, matches / MATCHES_FOR_FULL_SCORE)
+    without_another = min(1.0, max(0, matches - 1) / MATCHES_FOR_FULL_SCORE)
+    return 100 * (matches * without_another + (len(answers) - matches) * without_a_match) / len(answers)

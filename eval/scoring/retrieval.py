@@ -1,0 +1,88 @@
+"""Retrieval: R@1/5/10 of both directions from score matrices, by ITC alone and after the ITM rerank, beside chance."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.metrics.bootstrap import mean_with_interval
+from eval.metrics.recall import RECALL_AT, Integers, Ranks, chance_recall, rank_queries
+from eval.scoring.rows import metric_row, metrics_file
+
+TEXT_RETRIEVAL, IMAGE_RETRIEVAL = "tr", "ir"  # texts for an image; images for a text
+
+
+def score_retrieval(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """`itc` [images, texts]; `itm` the same, NaN where not scored; `text_image` [texts] = row of a text's image.
+
+    `k_test` (optional) says how many candidates a query has; without it they are all that have an ITM score.
+    """
+    arrays = _read(path)
+    itc, text_image = arrays["itc"], arrays["text_image"].astype(np.int64)
+    images, texts = itc.shape
+    positives: dict[str, list[Integers]] = {
+        TEXT_RETRIEVAL: [np.flatnonzero(text_image == image) for image in range(images)],
+        IMAGE_RETRIEVAL: [np.array([image]) for image in text_image],
+    }
+    clusters = {TEXT_RETRIEVAL: np.arange(images), IMAGE_RETRIEVAL: text_image}
+    k = int(arrays["k_test"]) if "k_test" in arrays else None
+    stages: dict[str, NDArray[Any] | None] = {"ret/itc": None}
+    if "itm" in arrays:
+        stages[f"ret/k{k}/itm+itc" if k else "ret/itm+itc"] = arrays["itm"]
+    rows: list[dict[str, Any]] = []
+    samples: list[dict[str, Any]] = [{"image": image} for image in range(images)]
+    samples += [{"text": text} for text in range(texts)]
+    for protocol, itm in stages.items():
+        for direction, first_sample in ((TEXT_RETRIEVAL, 0), (IMAGE_RETRIEVAL, images)):
+            oriented = itc if direction == TEXT_RETRIEVAL else itc.T
+            oriented_itm = None if itm is None else itm if direction == TEXT_RETRIEVAL else itm.T
+            ranks = rank_queries(oriented, positives[direction], oriented_itm, k)
+            rows += _rows(protocol, direction, ranks, clusters[direction])
+            for query, (rank, first) in enumerate(zip(ranks.stable, ranks.first, strict=True)):
+                samples[first_sample + query][protocol] = {"rank": int(rank), "first": first.tolist()}
+    for direction, gallery in ((TEXT_RETRIEVAL, texts), (IMAGE_RETRIEVAL, images)):
+        for at, value in chance_recall(positives[direction], gallery).items():
+            rows.append(metric_row(f"{direction}_at_{at}", "ret/chance", "overall", value, value, value))
+    return metrics_file("retrieval", images, rows, texts=texts), samples
+
+
+def _rows(protocol: str, direction: str, ranks: Ranks, clusters: Integers) -> list[dict[str, Any]]:
+    """R@K under the stable tie rule; where ties could move it, its range under any other rule as rows of their own."""
+    cuts = np.array(RECALL_AT)
+    hits = 100 * (ranks.stable[:, None] < cuts).astype(np.float64)
+    means, low, high = mean_with_interval(hits, np.ones_like(hits), clusters)
+    rows = [
+        metric_row(f"{direction}_at_{at}", protocol, "overall", means[place], low[place], high[place])
+        for place, at in enumerate(RECALL_AT)
+    ]
+    if (ranks.optimistic != ranks.pessimistic).any():
+        for place, at in enumerate(RECALL_AT):
+            worst, best = (100 * float((each < at).mean()) for each in (ranks.pessimistic, ranks.optimistic))
+            rows.append(
+                metric_row(f"{direction}_at_{at}", f"{protocol}/any-tie-order", "overall", means[place], worst, best)
+            )
+    return rows
+
+
+def _read(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in content.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not a readable .npz ({error})") from error
+    for name in ("itc", "text_image"):
+        if name not in arrays:
+            raise ValueError(f"{path}: no array {name!r} in it; it holds {sorted(arrays)}")
+    itc, text_image = arrays["itc"], arrays["text_image"]
+    if itc.ndim != 2 or text_image.shape != itc.shape[1:]:
+        raise ValueError(
+            f"{path}: itc {itc.shape} and text_image {text_image.shape} do not fit ([images, texts], [texts])"
+        )
+    if "itm" in arrays and arrays["itm"].shape != itc.shape:
+        raise ValueError(f"{path}: itm {arrays['itm'].shape}, expected {itc.shape} as itc")
+    outside = np.flatnonzero((text_image < 0) | (text_image >= len(itc)))
+    if len(outside):
+        raise ValueError(f"{path}: text_image[{outside[0]}] is {text_image[outside[0]]}, outside 0..{len(itc) - 1}")
+    return arrays

@@ -1,0 +1,85 @@
+"""Caption metrics against pycocoevalcap itself (Java tokenizer, BLEU, ROUGE-L, CIDEr)."""
+
+import random
+import shutil
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
+
+from eval.metrics.captions import caption_scores, corpus_bleu
+from eval.metrics.ptb_tokens import tokenize
+from tests.support.java_tokenizer import java_tokenize
+
+VOCABULARY = (
+    "a A the man man's woman women's dog dogs' it's isn't can't don't they're I'd cannot gonna of on in "
+    "and/or with black-and-white t-shirt teddy-bear o'clock rock 'n' roll U.S. u.s. mr. St. no. No. etc. e.g. "
+    "p.m. 5:30 2 10 3.5 1,000 1/2 2nd 1950's '90s 50% $5 #1 @you w/ b. c. I x-ray IMG_2034.jpg AT&T R&B "
+    "www.example.com café naïve “quoted” ‘single’ dog’s – — … ( ) [left] {x} \"loud\" 'soft' ! ? , ; : ... -- - "
+    "!! ?! / & * + = ~ <unk> :) 6\" 5'6 &amp; 70° ½ 10m² ™ 日本 😀 skateboard street The "
+)
+WORDS = VOCABULARY.split()
+PUNCTUATION = ".,.,.,.,'\"-!?:;()/&"
+
+
+def random_caption(rng: random.Random, longest: int = 14) -> str:
+    words = []
+    for _ in range(rng.randint(0, longest)):
+        word = rng.choice(WORDS)
+        if rng.random() < 0.15:
+            word = word + rng.choice(PUNCTUATION) if rng.random() < 0.7 else rng.choice(PUNCTUATION) + word
+        words.append(word)
+    text = " ".join(words)
+    return text[:1].upper() + text[1:] + "." if rng.random() < 0.5 else text
+
+
+def simple_caption(rng: random.Random, longest: int = 12) -> str:
+    return " ".join(rng.choices(WORDS[:14], k=rng.randint(0, longest)))
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="java is not installed: nothing to compare the tokenizer with")
+def test_tokens_equal_those_of_the_java_tokenizer() -> None:
+    rng = random.Random(0)
+    captions = [random_caption(rng) for _ in range(4000)]
+    captions += ["", "plan b.", "The end", "plan b.", "the end", "", "", "vitamin c.", "", *captions[:3], "in c."]
+    differ = [
+        (caption, java, mine)
+        for caption, java, mine in zip(captions, java_tokenize(captions), tokenize(captions), strict=True)
+        if java != mine
+    ]
+    assert differ == []
+
+
+def test_line_separators_inside_a_caption_shift_no_other_caption() -> None:
+    clean = ["a dog runs", "two cats", "a red bus"]
+    for separator in "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029":
+        assert tokenize([f"a dog{separator}runs", *clean[1:]]) == tokenize(clean)
+
+
+@pytest.mark.parametrize("make", [random_caption, simple_caption])
+def test_bleu_rouge_and_cider_equal_pycocoevalcap(make: Callable[[random.Random], str]) -> None:
+    rng = random.Random(1)
+    images = 400
+    predictions = tokenize([make(rng) for _ in range(images)])
+    references = [tokenize([make(rng) for _ in range(rng.randint(1, 10))]) for _ in range(images)]
+    ours = caption_scores(predictions, references)
+    gts, res = dict(enumerate(references)), {i: [prediction] for i, prediction in enumerate(predictions)}
+    bleu, bleus = Bleu(4).compute_score(gts, res, verbose=0)
+    assert np.abs(corpus_bleu(ours.bleu_statistics.sum(axis=0)) - bleu).max() < 1e-9
+    assert np.abs(ours.bleu - np.array(bleus).T).max() < 1e-9
+    for scorer, scores in ((Rouge(), ours.rouge_l), (Cider(), ours.cider)):
+        mean, per_image = scorer.compute_score(gts, res)
+        assert np.abs(scores - per_image).max() < 1e-9
+        assert abs(scores.mean() - mean) < 1e-9
+
+
+def test_cider_of_all_empty_captions_is_zero() -> None:
+    assert caption_scores(["", ""], [[""], ["", ""]]).cider.tolist() == [0.0, 0.0]
+
+
+def test_an_image_without_references_is_refused() -> None:
+    with pytest.raises(ValueError, match="image row 1 has no reference"):
+        caption_scores(["a", "b"], [["a"], []])

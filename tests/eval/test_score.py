@@ -1,0 +1,202 @@
+"""The scoring command on files: right numbers, and one clear line for every fault."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval.score import main
+
+
+def write(path: Path, content: Any) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def rows(path: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
+    content = json.loads(path.read_text())
+    return {(row["name"], row["protocol"], row["subset"]): row for row in content["metrics"]}
+
+
+@pytest.fixture
+def vqa(tmp_path: Path) -> dict[str, Path]:
+    answers = [["red"] * 10, ["yes"] * 2 + ["no"] * 8, ["2"] * 10]
+    kinds = ["other", "yes/no", "number"]
+    annotations = [
+        {
+            "question_id": 10 + place,
+            "image_id": place // 2,
+            "question_type": "what",
+            "answer_type": kinds[place],
+            "answers": [{"answer": answer, "answer_id": number} for number, answer in enumerate(given)],
+        }
+        for place, given in enumerate(answers)
+    ]
+    questions = [{"question_id": 10 + place, "image_id": place // 2, "question": f"q{place}"} for place in range(3)]
+    return {
+        "annotations": write(tmp_path / "annotations.json", {"annotations": annotations}),
+        "questions": write(tmp_path / "questions.json", {"questions": questions}),
+        "predictions": write(
+            tmp_path / "predictions.json",
+            [
+                {"question_id": 11, "answer": "yes"},
+                {"question_id": 10, "answer": "red"},
+                {"question_id": 12, "answer": "3"},
+            ],
+        ),
+        "output": tmp_path / "out" / "metrics.json",
+    }
+
+
+def flags(files: dict[str, Path]) -> list[object]:
+    return [part for name, path in files.items() for part in (f"--{name}", path)]
+
+
+def test_vqa_scores_overall_and_by_type(vqa: dict[str, Path], tmp_path: Path) -> None:
+    assert run("vqa", *flags(vqa), "--per-sample", tmp_path / "samples.jsonl") == 0
+    table = rows(vqa["output"])
+    for protocol in ("vqa/official-2021", "vqa/legacy-2017"):
+        assert table["accuracy", protocol, "overall"]["value"] == 53.33
+        assert table["accuracy", protocol, "answer_type=yes/no"]["value"] == 60
+        assert table["accuracy", protocol, "question_type=what"]["value"] == 53.33
+    overall = table["accuracy", "vqa/official-2021", "overall"]
+    assert overall["low"] <= overall["value"] <= overall["high"]
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [sample["vqa/official-2021"] for sample in samples] == [100, 60, 0]
+    assert samples[1]["question"] == "q1" and samples[1]["image_id"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda found: found[:-1], "1 missing (12)"),
+        (lambda found: [*found, {"question_id": 99, "answer": "x"}], "1 extra (99)"),
+        (lambda found: [*found, found[0]], "question_id 11 occurs twice"),
+        (lambda found: [*found[:-1], {"question_id": 12, "answer": 3}], "answer 3 is a int, expected str"),
+        (lambda found: [*found[:-1], {"question_id": 12}], "an entry without 'answer'"),
+        (lambda found: {"answers": found}, "expected a list"),
+    ],
+)
+def test_faulty_predictions_are_refused_in_one_line(
+    vqa: dict[str, Path], change: Any, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(vqa["predictions"], change(json.loads(vqa["predictions"].read_text())))
+    assert run("vqa", *flags(vqa)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert message in error and "predictions.json" in error
+    assert not vqa["output"].exists()
+
+
+def test_questions_of_another_year_are_refused(vqa: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    write(vqa["questions"], {"questions": [{"question_id": 7, "image_id": 1, "question": "q"}]})
+    assert run("vqa", *flags(vqa)) == 1
+    assert "3 extra (10, 11, 12)" in capsys.readouterr().err
+
+
+def coco_file(path: Path, domains: list[str] | None = None) -> Path:
+    images = [{"id": image} | ({"domain": domains[image]} if domains else {}) for image in range(4)]
+    texts = ["a red dog", "two cats sit on the mat", "a bus in the street", "a man rides a horse"]
+    captions = [
+        {"image_id": image, "id": 2 * image + number, "caption": text}
+        for image, base in enumerate(texts)
+        for number, text in enumerate((base, f"There is {base}."))
+    ]
+    return write(path, {"images": images, "annotations": captions})
+
+
+def caption_predictions(path: Path) -> Path:
+    texts = ["A red dog", "two dogs sit on the mat", "a bus in a street", "nothing"]
+    return write(path, [{"image_id": image, "caption": text} for image, text in enumerate(texts)])
+
+
+def test_captions_equal_pycocoevalcap_and_print_as_papers_do(tmp_path: Path) -> None:
+    from pycocoevalcap.cider.cider import Cider
+
+    from eval.metrics.ptb_tokens import tokenize
+
+    annotations, predictions = coco_file(tmp_path / "a.json"), caption_predictions(tmp_path / "p.json")
+    output = tmp_path / "metrics.json"
+    assert run("captions", "--predictions", predictions, "--annotations", annotations, "--output", output) == 0
+    references = {image: ["", ""] for image in range(4)}
+    for number, annotation in enumerate(json.loads(annotations.read_text())["annotations"]):
+        references[annotation["image_id"]][number % 2] = tokenize([annotation["caption"]])[0]
+    results = {each["image_id"]: tokenize([each["caption"]]) for each in json.loads(predictions.read_text())}
+    cider, _ = Cider().compute_score(references, results)
+    row = rows(output)["cider", "captions/pycocoevalcap-1.2", "overall"]
+    assert row["value"] == pytest.approx(100 * cider, abs=1e-3)
+    assert json.loads(output.read_text())["n"] == 4
+
+
+def test_nocaps_domains_share_one_idf(tmp_path: Path) -> None:
+    annotations = coco_file(tmp_path / "a.json", ["in-domain", "near-domain", "near-domain", "out-domain"])
+    predictions, output = caption_predictions(tmp_path / "p.json"), tmp_path / "metrics.json"
+    samples = tmp_path / "s.jsonl"
+    files = ("--predictions", predictions, "--annotations", annotations, "--output", output, "--per-sample", samples)
+    assert run("nocaps", *files) == 0
+    of_image = [json.loads(line)["cider"] for line in samples.read_text().splitlines()]
+    table = rows(output)
+    for domain, expected in {
+        "in-domain": of_image[0],
+        "near-domain": np.mean(of_image[1:3]),
+        "out-domain": of_image[3],
+        "overall": np.mean(of_image),
+    }.items():
+        assert table["cider", "nocaps/idf-all", domain]["value"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_karpathy_files_need_a_split_and_give_its_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = [
+        {"imgid": image, "split": "test" if image < 2 else "train", "sentences": [{"raw": f"caption {image}"}]}
+        for image in range(4)
+    ]
+    annotations = write(tmp_path / "dataset_flickr30k.json", {"images": images})
+    predictions = write(tmp_path / "p.json", [{"image_id": i, "caption": f"caption {i}"} for i in range(2)])
+    files = ("--predictions", predictions, "--annotations", annotations, "--output", tmp_path / "m.json")
+    assert run("captions", *files) == 1
+    assert "--split" in capsys.readouterr().err
+    assert run("captions", *files, "--split", "test") == 0
+
+
+def test_retrieval_rows_beside_chance(tmp_path: Path) -> None:
+    images, texts = 8, 24
+    rng = np.random.default_rng(0)
+    text_image = np.arange(texts) % images
+    itc = rng.random((images, texts)).astype(np.float32) + 2 * (text_image == np.arange(images)[:, None])
+    itm = np.where(text_image == np.arange(images)[:, None], 5.0, -5.0)
+    np.savez(tmp_path / "scores.npz", itc=itc, itm=itm, text_image=text_image, k_test=128)
+    output = tmp_path / "metrics.json"
+    assert run("retrieval", "--predictions", tmp_path / "scores.npz", "--output", output) == 0
+    table = rows(output)
+    for direction in ("tr", "ir"):
+        for protocol in ("ret/itc", "ret/k128/itm+itc"):
+            assert table[f"{direction}_at_1", protocol, "overall"]["value"] == 100
+    assert table["ir_at_1", "ret/chance", "overall"]["value"] == 12.5
+    assert json.loads(output.read_text())["n"] == images
+
+
+def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "scores.npz").write_text("no")
+    assert run("retrieval", "--predictions", tmp_path / "scores.npz", "--output", tmp_path / "m.json") == 1
+    assert "not a readable .npz" in capsys.readouterr().err
+
+
+def test_scoring_and_reporting_import_no_torch() -> None:
+    names = "eval.score, eval.report, eval.scoring.vqa, eval.scoring.captions, eval.scoring.retrieval, eval.datasets"
+    code = f"import sys, {names}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_wrong_usage_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run("vqa", "--predictions", "p.json")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
