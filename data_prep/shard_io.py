@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import tarfile
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,8 +20,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 512
-"""Bytes of a tar block: a header is one, and data are padded to a multiple of it."""
+from data_prep.ustar import BLOCK, HashingFile, padded, read_header, write_member
+
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,90}")
 """Keys hold no dot (WebDataset splits names at the first one) and fit a USTAR name with their ending."""
 PARTIAL_SUFFIX = ".partial"
@@ -88,14 +87,14 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> ShardTotals:
     keys: set[str] = set()
     captions = 0
     with _replacing(path) as file:
-        hashed = _HashingFile(file)
+        hashed = HashingFile(file)
         for key, jpeg, record in samples:
             if not KEY_PATTERN.fullmatch(key) or key in keys or record.get("key") != key:
                 raise ValueError(f"{path}: key {key!r} is malformed, comes twice, or differs from its record's")
             keys.add(key)
             captions += len(record["captions"])
-            _write_member(hashed, f"{key}.jpg", jpeg)
-            _write_member(hashed, f"{key}.json", encode_record(record))
+            write_member(hashed, f"{key}.jpg", jpeg)
+            write_member(hashed, f"{key}.json", encode_record(record))
         hashed.write(bytes(2 * BLOCK))
         file.flush()
         os.fsync(file.fileno())
@@ -172,14 +171,30 @@ def read_at(file: BinaryIO, tar: Path, row: NDArray[np.int64]) -> Sample:
     text = file.read(json_bytes)
     try:
         record = json.loads(text)
-        key, sha256, captions = record["key"], record["sha256"], record["captions"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{tar}: the JSON at byte {json_offset} is damaged ({error!r})") from error
-    if not isinstance(key, str) or not isinstance(captions, list):
-        raise ValueError(f"{tar}: the JSON at byte {json_offset} is damaged (key or captions of the wrong type)")
-    if hashlib.sha256(jpeg).hexdigest() != sha256:
-        raise ValueError(f"{tar}: the picture of sample {key} differs from its sha256; the tar is damaged")
-    return Sample(key, jpeg, record)
+    except ValueError as error:
+        raise ValueError(f"{tar}: the JSON at byte {json_offset} is damaged ({error})") from error
+    if fault := record_fault(record):
+        raise ValueError(f"{tar}: the JSON at byte {json_offset} is not a sample's record: {fault}")
+    if hashlib.sha256(jpeg).hexdigest() != record["sha256"]:
+        raise ValueError(f"{tar}: the picture of sample {record['key']} differs from its sha256; the tar is damaged")
+    return Sample(record["key"], jpeg, record)
+
+
+def record_fault(record: Any) -> str | None:
+    """What keeps a decoded JSON from being a sample's record, or None: readers rely on these fields and their types."""
+    if not isinstance(record, dict):
+        return "no JSON object"
+    for name, kind in (("key", str), ("sha256", str), ("width", int), ("height", int)):
+        if not isinstance(record.get(name), kind):
+            return f"{name} is missing or no {kind.__name__}"
+    columns = [record.get(name) for name in ("captions", "scores", "sources")]
+    if not all(isinstance(column, list) for column in columns) or len({len(column or ()) for column in columns}) != 1:
+        return "captions, scores and sources are not three lists of one length"
+    if not all(isinstance(text, str) for column in (columns[0], columns[2]) for text in column or ()):
+        return "a caption or a source is no text"
+    if not all(score is None or isinstance(score, int | float) for score in columns[1] or ()):
+        return "a score is no number"
+    return None
 
 
 def offset_table(tar: Path) -> NDArray[np.int64]:
@@ -193,17 +208,17 @@ def offset_table(tar: Path) -> NDArray[np.int64]:
     keys: set[str] = set()
     with tar.open("rb") as file:
         offset = 0
-        while (jpeg := _member(file, tar, offset, size)) is not None:
+        while (jpeg := read_header(file, tar, offset, size)) is not None:
             key, _, ending = jpeg.name.partition(".")
             if not KEY_PATTERN.fullmatch(key) or ending != "jpg" or key in keys:
                 raise ValueError(f"{tar}: unexpected member {jpeg.name!r} at byte {offset}, expected a new KEY.jpg")
-            offset += BLOCK + _padded(jpeg.size)
-            text = _member(file, tar, offset, size)
+            offset += BLOCK + padded(jpeg.size)
+            text = read_header(file, tar, offset, size)
             if text is None or text.name != f"{key}.json":
                 raise ValueError(f"{tar}: {jpeg.name!r} is not followed by {key}.json at byte {offset}")
             rows.append((jpeg.offset_data, jpeg.size, text.offset_data, text.size))
             keys.add(key)
-            offset += BLOCK + _padded(text.size)
+            offset += BLOCK + padded(text.size)
     return np.array(rows, dtype=np.int64).reshape(-1, 4)
 
 
@@ -247,49 +262,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-class _HashingFile:
-    """Counts and hashes the bytes on their way into a file."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.digest = hashlib.sha256()
-        self.size = 0
-
-    def write(self, content: bytes) -> None:
-        self.file.write(content)
-        self.digest.update(content)
-        self.size += len(content)
-
-
-def _padded(size: int) -> int:
-    return -(-size // BLOCK) * BLOCK
-
-
-def _write_member(file: _HashingFile, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    info.mode = 0o644
-    file.write(info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict"))
-    file.write(content)
-    file.write(bytes(_padded(len(content)) - len(content)))
-
-
-def _member(file: BinaryIO, tar: Path, offset: int, size: int) -> tarfile.TarInfo | None:
-    """The header at `offset`, or None at the end of the archive. Raises ValueError when it is damaged or cut off."""
-    file.seek(offset)
-    header = file.read(BLOCK)
-    if header == bytes(BLOCK):
-        rest = file.read()
-        if len(rest) < BLOCK or rest.strip(b"\0"):
-            raise ValueError(f"{tar}: the end of the archive at byte {offset} is cut short or followed by other bytes")
-        return None
-    try:
-        info = tarfile.TarInfo.frombuf(header, "ascii", "strict")
-    except (tarfile.HeaderError, UnicodeDecodeError) as error:
-        raise ValueError(f"{tar}: cut short or damaged at byte {offset} ({error})") from error
-    if not info.isreg() or info.size < 0 or offset + BLOCK + info.size > size:
-        raise ValueError(f"{tar}: member {info.name!r} at byte {offset} is no regular file, or is cut short")
-    info.offset_data = offset + BLOCK
-    return info

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import tarfile
 from pathlib import Path
 
@@ -10,11 +11,20 @@ import pytest
 
 from data_prep import shard_io
 from data_prep.shard_io import Receipt, Sample
+from data_prep.ustar import BLOCK, HashingFile, write_member
 
 
 def make_sample(number: int, size: int = 700) -> Sample:
     jpeg = np.random.default_rng(number).bytes(size + number)
-    record = {"captions": [f"picture {number}"], "key": f"web_{number:04x}", "sha256": hashlib.sha256(jpeg).hexdigest()}
+    record = {
+        "key": f"web_{number:04x}",
+        "captions": [f"picture {number}"],
+        "scores": [None],
+        "sources": ["web"],
+        "width": 640,
+        "height": 480,
+        "sha256": hashlib.sha256(jpeg).hexdigest(),
+    }
     return Sample(f"web_{number:04x}", jpeg, record)
 
 
@@ -59,11 +69,11 @@ def test_a_tar_cut_at_any_block_is_refused_by_name(tmp_path: Path) -> None:
     tar = tmp_path / "web-000-000000.tar"
     receipt = write_finished(tar, num_samples=2)
     whole = tar.read_bytes()
-    for size in range(0, len(whole), shard_io.BLOCK):
+    for size in range(0, len(whole), BLOCK):
         tar.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=r"web-000-000000\.tar"):
             list(shard_io.read_samples(tar))
-    for size in range(0, len(whole) - 2 * shard_io.BLOCK, shard_io.BLOCK):  # even where the length is the expected one
+    for size in range(0, len(whole) - 2 * BLOCK, BLOCK):  # even where the length is the expected one
         tar.write_bytes(whole[:size] + bytes(receipt.bytes - size))
         with pytest.raises(ValueError, match=r"web-000-000000\.tar"):
             list(shard_io.read_samples(tar))
@@ -76,6 +86,33 @@ def test_a_flipped_bit_in_a_picture_is_refused(tmp_path: Path) -> None:
     content[int(shard_io.offset_table(tar)[3, 0]) + 17] ^= 4
     tar.write_bytes(content)
     with pytest.raises(ValueError, match=r"web-000-000000\.tar: the picture of sample web_0003"):
+        list(shard_io.read_samples(tar))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key": 7},
+        {"sha256": None},
+        {"width": "640"},
+        {"captions": "picture 0"},
+        {"captions": [1]},
+        {"scores": []},
+        {"scores": ["high"]},
+        {"sources": ["web", "web"]},
+    ],
+)
+def test_a_record_of_another_shape_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    tar, sample = tmp_path / "web-000-000000.tar", make_sample(0)
+    content = sample.record | change
+    text = json.dumps(content).encode()
+    with tar.open("wb") as file:
+        hashed = HashingFile(file)
+        write_member(hashed, "web_0000.jpg", sample.jpeg)
+        write_member(hashed, "web_0000.json", text)
+        hashed.write(bytes(2 * BLOCK))
+    shard_io.write_receipt(tar, Receipt("", "", "", hashed.digest.hexdigest(), hashed.size, 1, 1, 0))
+    with pytest.raises(ValueError, match=r"web-000-000000\.tar: the JSON at byte \d+ is not a sample's record"):
         list(shard_io.read_samples(tar))
 
 
@@ -117,7 +154,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path: Path, monke
     def full(self: object, content: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shard_io._HashingFile, "write", full)
+    monkeypatch.setattr(HashingFile, "write", full)
     with pytest.raises(ValueError, match=r"web-000-000000\.tar: the disk is full"):
         write_finished(tmp_path / "web-000-000000.tar")
     assert list(tmp_path.iterdir()) == []

@@ -70,8 +70,8 @@ def test_pictures_that_do_not_decode_and_records_that_do_not_fit_are_named(tmp_p
     junk = b"\xff\xd8\xff\xe0 not a picture"
     broken = Sample("tiny_b", junk, good.record | {"key": "tiny_b", "sha256": hashlib.sha256(junk).hexdigest()})
     wider = Sample("tiny_c", good.jpeg, good.record | {"key": "tiny_c", "width": 999})
-    uneven = Sample("tiny_d", good.jpeg, good.record | {"key": "tiny_d", "scores": []})
-    rewrite(tmp_path / "web" / "tiny-000-000000.tar", [good, broken, wider, uneven])
+    mute = Sample("tiny_d", good.jpeg, good.record | {"key": "tiny_d", "captions": [" "]})
+    rewrite(tmp_path / "web" / "tiny-000-000000.tar", [good, broken, wider, mute])
     index.index_shards([tmp_path / "web"], tmp_path / "train.json")
     manifest = load_manifest(tmp_path / "train.json")
     found = [

@@ -1,0 +1,55 @@
+"""The members of a USTAR archive, written so that the same files give the same bytes, and read strictly."""
+
+import hashlib
+import tarfile
+from pathlib import Path
+from typing import BinaryIO
+
+BLOCK = 512
+"""Bytes of a tar block: a header is one, and data are padded to a multiple of it."""
+
+
+class HashingFile:
+    """Counts and hashes the bytes on their way into a file."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, content: bytes) -> None:
+        self.file.write(content)
+        self.digest.update(content)
+        self.size += len(content)
+
+
+def padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
+
+
+def write_member(file: HashingFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    info.mode = 0o644
+    file.write(info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict"))
+    file.write(content)
+    file.write(bytes(padded(len(content)) - len(content)))
+
+
+def read_header(file: BinaryIO, tar: Path, offset: int, size: int) -> tarfile.TarInfo | None:
+    """The header at `offset`, or None at the end of the archive. Raises ValueError when it is damaged or cut off."""
+    file.seek(offset)
+    header = file.read(BLOCK)
+    if header == bytes(BLOCK):
+        rest = file.read()
+        if len(rest) < BLOCK or rest.strip(b"\0"):
+            raise ValueError(f"{tar}: the end of the archive at byte {offset} is cut short or followed by other bytes")
+        return None
+    try:
+        info = tarfile.TarInfo.frombuf(header, "ascii", "strict")
+    except (tarfile.HeaderError, UnicodeDecodeError) as error:
+        raise ValueError(f"{tar}: cut short or damaged at byte {offset} ({error})") from error
+    if not info.isreg() or info.size < 0 or offset + BLOCK + info.size > size:
+        raise ValueError(f"{tar}: member {info.name!r} at byte {offset} is no regular file, or is cut short")
+    info.offset_data = offset + BLOCK
+    return info
