@@ -13,7 +13,7 @@ from data_prep.miniature import pictures, world
 from data_prep.miniature.alt_texts import SHARES, alt_text
 from data_prep.miniature.language import is_true
 from data_prep.miniature.scenes import HELD_OUT, draw_scene, scene_from_json
-from data_prep.miniature.splits import TRAINING, check_disjoint, scene_identity
+from data_prep.miniature.splits import TRAINING, SceneDraw, check_disjoint, scene_identity
 from data_prep.miniature.web import TROUBLE
 from data_prep.miniature.world import WorldSettings, make_world
 
@@ -46,6 +46,14 @@ def test_no_scene_is_shared_between_training_and_evaluation(truth):
     ]
     assert len(others) == 25 + 10 + 25 + 5 + 25 + 3 * 8
     assert not training & set(others)
+
+
+def test_training_avoids_the_scenes_that_evaluation_took():
+    drawing = SceneDraw(0)
+    evaluation = {scene_identity(scene) for scene in drawing.draw("coco_test", 250)}
+    careless = {scene_identity(scene) for scene in SceneDraw(0).draw("web", 5000)}
+    assert careless & evaluation, "the world is small enough for scenes to meet"
+    assert not {scene_identity(scene) for scene in drawing.draw("web", 5000)} & evaluation
 
 
 def test_a_shared_scene_is_found_whatever_the_order_of_its_things():
