@@ -1,0 +1,110 @@
+"""Predictions on disk: append-only, fsynced, one JSON line a sample, each sample once, at any number of ranks.
+
+Rank r appends to predictions.rank{r}.jsonl. Whoever starts again, at whatever number of ranks, reads what all of them
+hold and goes on with the rest; a last line torn by a kill does not count. When all samples are there, rank 0 writes
+them in the data set's order to predictions.jsonl: the same bytes, however the work was divided.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from eval.official_files import SampleId
+
+Entry = Mapping[str, Any]
+RANK_FILES = "predictions.rank*.jsonl"
+
+
+class PredictionLog:
+    """One rank's file, locked while open, so that two processes never write the same."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self.path = folder / f"predictions.rank{rank}.jsonl"
+        self.file = self.path.open("a+b")
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.file.close()
+            raise ValueError(f"{self.path}: another process is writing it; wait for it, or stop it first") from error
+        self._drop_torn_line()
+
+    def _drop_torn_line(self) -> None:
+        self.file.seek(0)
+        content = self.file.read()
+        if content and not content.endswith(b"\n"):
+            self.file.truncate(content.rfind(b"\n") + 1)
+
+    def append(self, entries: Iterable[Entry]) -> None:
+        """Add whole lines; they are on disk when this returns."""
+        self.file.write("".join(json.dumps(entry) + "\n" for entry in entries).encode())
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def __enter__(self) -> "PredictionLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.file.close()
+
+
+def read_log(path: Path) -> list[Entry]:
+    """A rank file's whole lines; a last one without its end was torn by a kill and is left out."""
+    *lines, _torn = path.read_bytes().split(b"\n")
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entries.append(json.loads(line))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: line {number} is not JSON ({error}); remove the file to predict anew") from error
+    return entries
+
+
+def finished(folder: Path) -> dict[SampleId, Entry]:
+    """What all ranks of all runs so far have predicted, by sample id."""
+    found: dict[SampleId, Entry] = {}
+    for path in sorted(folder.glob(RANK_FILES)):
+        for entry in read_log(path):
+            if found.setdefault(entry["id"], entry) != entry:
+                raise ValueError(
+                    f"{path}: id {entry['id']!r} was predicted twice, differently; remove {folder} to restart"
+                )
+    return found
+
+
+def merge(folder: Path, order: Sequence[SampleId]) -> list[Entry]:
+    """All entries in the given order, also written to predictions.jsonl. Raises ValueError when some are missing."""
+    found = finished(folder)
+    missing = [sample_id for sample_id in order if sample_id not in found]
+    if missing:
+        raise ValueError(
+            f"{folder}: {len(missing)} of {len(order)} predictions missing, first {missing[0]!r}; run again"
+        )
+    entries = [found[sample_id] for sample_id in order]
+    write_durably(folder / "predictions.jsonl", "".join(json.dumps(entry) + "\n" for entry in entries))
+    return entries
+
+
+def write_durably(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is on disk in full, or not there."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def batches_of_rank(
+    ids: Sequence[SampleId], done: Mapping[SampleId, Entry], batch_size: int, rank: int, world_size: int
+) -> list[list[SampleId]]:
+    """What this rank has to predict. Batches are cut from the whole list first, so that a sample's neighbours, and with
+    them the last digits of its scores, do not depend on the number of ranks."""
+    whole = [list(ids[start : start + batch_size]) for start in range(0, len(ids), batch_size)]
+    open_batches = [[each for each in batch if each not in done] for batch in whole]
+    return [batch for batch in open_batches if batch][rank::world_size]

@@ -1,0 +1,70 @@
+"""An output folder of `eval.run`: task.json says what was asked, addressed by content; COMPLETE, that it is done."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from eval.official_files import SampleId, read_json
+from eval.predictions import write_durably
+
+FORMAT = "blip2-eval/1"  # changes when the same settings would give other predictions
+NOT_COMPARED = ("weights", "data", "annotations", "images", "batch_size")  # where things lie, and how fast
+SHOWN_CHARACTERS = 12
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checkpoint_file(weights: Path) -> Path:
+    """The weights file of a run folder (its newest finished checkpoint), of a checkpoint folder, or the path itself."""
+    newest = sorted(weights.glob("checkpoints/step_*/COMPLETE"))[-1:]
+    folder = newest[0].parent if newest else weights
+    file = folder / "trainable.safetensors" if folder.is_dir() else folder
+    if not file.is_file():
+        raise ValueError(f"--weights {weights}: no trainable.safetensors there, nor in finished checkpoints/step_*")
+    return file
+
+
+class TaskFolder:
+    """The folder of one evaluation of one checkpoint."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.task_file, self.complete_file = path / "task.json", path / "COMPLETE"
+
+    def adopt(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """The settings, with what is None taken from an earlier task.json of the same task.
+
+        Raises ValueError naming the first difference when the folder holds the predictions of other settings.
+        """
+        if not self.task_file.is_file():
+            return settings
+        earlier = read_json(self.task_file)
+        for name, value in settings.items():
+            if name not in NOT_COMPARED and value is not None and earlier.get(name) != value:
+                raise ValueError(
+                    f"--output {self.path}: it holds predictions with {name} {_shown(earlier.get(name))}, not "
+                    f"{_shown(value)}; name another folder, or remove it"
+                )
+        return {name: earlier.get(name) if value is None else value for name, value in settings.items()}
+
+    def is_complete(self) -> bool:
+        return self.complete_file.is_file()
+
+    def describe(self, settings: dict[str, Any], image_paths: dict[SampleId, Path]) -> None:
+        """Write task.json, unless it is there."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not self.task_file.is_file():
+            images = [[image_id, str(path)] for image_id, path in image_paths.items()]
+            write_durably(self.task_file, json.dumps(settings | {"images": images}, indent=1) + "\n")
+
+    def finish(self) -> None:
+        write_durably(self.complete_file, "")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:SHOWN_CHARACTERS]}..."

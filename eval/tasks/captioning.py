@@ -1,0 +1,25 @@
+"""Captions of COCO, Flickr30K or NoCaps pictures: one prompt for all, the official list of {image_id, caption} out."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from eval.datasets import TaskData
+from eval.official_files import SampleId
+from eval.predictions import Entry, write_durably
+
+DEFAULT_PROMPT = "a photo of"  # paper, appendix: COCO captioning
+DECODING = {"num_beams": 5, "max_new_tokens": 30, "min_new_tokens": 8, "length_penalty": 1.0}
+
+
+def prompts(data: TaskData, prompt: str) -> dict[SampleId, str]:
+    """The same prompt for every image."""
+    return {sample.id: prompt for sample in data.samples}
+
+
+def write_official(folder: Path, entries: Iterable[Entry]) -> Path:
+    """predictions.json, as COCO's and NoCaps' evaluation servers take it."""
+    path = folder / "predictions.json"
+    official = [{"image_id": entry["id"], "caption": entry["text"]} for entry in entries]
+    write_durably(path, json.dumps(official, indent=0) + "\n")
+    return path
