@@ -14,20 +14,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data_prep import shard_io
 from data_prep.captioned_shards import Candidates, Plan, Selection, caption_shards
-from data_prep.captioner import SamplingSettings, load_captioner
+from data_prep.captioner import Captioner, SamplingSettings, load_captioner
 from data_prep.command_line import Parser, finish, print_settings
-from data_prep.ranker import load_ranker
+from data_prep.ranker import Ranker, load_ranker
 from data_prep.shard_io import Receipt, Sample
 from data_prep.side_table import read_candidates
 from data_prep.weights_folder import folder_digest
-
-if TYPE_CHECKING:
-    from data_prep.captioner import Captioner
-    from data_prep.ranker import Ranker
 
 
 class Models:
