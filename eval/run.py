@@ -133,6 +133,10 @@ def predict_missing(
     from pipeline.models.inference import LanguageModel
     from pipeline.weights.native import load_model
 
+    if not sys.stderr.isatty():
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
     model = load_model(
         weights.parent if weights.parent.name.startswith("step_") else weights, process_group.device_name()
     )

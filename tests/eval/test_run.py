@@ -1,0 +1,265 @@
+"""The prediction command on tiny random checkpoints: official files, resumption, ablations, ranks, clear refusals."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from eval.run import main
+from tests.support.gloo_ranks import run_on_ranks
+
+Folders = dict[str, Path]
+
+
+def run(weights: Path, task: str, data: Path, output: Path, *more: object) -> int:
+    flags = ("--weights", weights, "--task", task, "--data", data, "--output", output, *more)
+    return main([str(flag) for flag in flags])
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+SHORT = ("--min-new-tokens", 1, "--max-new-tokens", 4, "--batch-size", 4)
+
+
+def test_captions_of_the_split_in_the_official_format(checkpoints: Folders, sets: Folders, tmp_path: Path) -> None:
+    assert run(checkpoints["t5"], "captioning", sets["coco"], tmp_path / "out", *SHORT) == 0
+    official = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [each["image_id"] for each in official] == list(range(1002, 1011))
+    assert {type(each["caption"]) for each in official} == {str}
+    assert (tmp_path / "out" / "COMPLETE").is_file()
+    task = json.loads((tmp_path / "out" / "task.json").read_text())
+    assert task["prompt"] == "a photo of" and len(task["images"]) == 9 and len(task["weights_sha256"]) == 64
+
+
+@pytest.mark.parametrize(("language", "prompt"), [("t5", "Short answer"), ("opt", "Question: {} Answer:")])
+def test_answers_to_every_question_with_the_papers_prompt(
+    language: str, prompt: str, checkpoints: Folders, sets: Folders, tmp_path: Path
+) -> None:
+    assert run(checkpoints[language], "vqa", sets["vqav2"], tmp_path / "out", "--batch-size", 4) == 0
+    official = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [each["question_id"] for each in official] == [10 * n + q for n in range(1, 6) for q in (0, 1)]
+    assert prompt in json.loads((tmp_path / "out" / "task.json").read_text())["prompt"]
+
+
+def test_nocaps_then_its_score(checkpoints: Folders, sets: Folders, tmp_path: Path) -> None:
+    from eval.score import main as score
+
+    assert run(checkpoints["opt"], "nocaps", sets["nocaps"], tmp_path / "out", "--split", "val", *SHORT) == 0
+    annotations = sets["nocaps"] / "nocaps_val_4500_captions.json"
+    files = ("--predictions", tmp_path / "out" / "predictions.json", "--annotations", annotations)
+    assert score(["nocaps", *map(str, files), "--output", str(tmp_path / "metrics.json")]) == 0
+
+
+def test_answers_do_not_depend_on_the_batch(checkpoints: Folders, sets: Folders, tmp_path: Path) -> None:
+    for size in (1, 7):
+        assert run(checkpoints["opt"], "vqa", sets["vqav2"], tmp_path / f"{size}", "--batch-size", size) == 0
+    assert (tmp_path / "1/predictions.json").read_bytes() == (tmp_path / "7/predictions.json").read_bytes()
+
+
+def test_retrieval_scores_equal_those_of_every_pair_scored_alone(
+    checkpoints: Folders, sets: Folders, tmp_path: Path
+) -> None:
+    from pipeline.data.transforms import load_evaluation_pixels
+    from pipeline.models.inference import RetrievalModel
+    from pipeline.weights.native import load_model
+
+    out = tmp_path / "out"
+    assert run(checkpoints["stage1"], "retrieval", sets["flickr30k"], out, "--k-test", 3, "--batch-size", 4) == 0
+    scores = np.load(out / "scores.npz")
+    model = load_model(checkpoints["stage1"], "cpu")
+    assert isinstance(model, RetrievalModel)
+    entries = [
+        each for each in json.loads((sets["flickr30k"] / "dataset_flickr30k.json").read_text())["images"]
+        if each["split"] == "test"
+    ]  # fmt: skip
+    assert scores["image_ids"].tolist() == [each["imgid"] for each in entries]
+    texts = [each["raw"].lower().replace(".", "") for entry in entries for each in entry["sentences"]]
+    assert scores["text_image"].tolist() == [row for row in range(9) for _ in range(2)]
+    matched = np.zeros((9, 18), dtype=bool)
+    for row, entry in enumerate(entries):
+        path = sets["flickr30k"] / "images" / entry["filename"]
+        frozen = model.encode_images(load_evaluation_pixels(path, model.image_size_px)[None])
+        for column, text in enumerate(texts):
+            cosine = (model.embed_images(frozen)[0] @ model.embed_texts([text])[0]).max()
+            assert scores["itc"][row, column] == pytest.approx(float(cosine), abs=1e-5)
+            if not np.isnan(scores["itm"][row, column]):
+                matched[row, column] = True
+                logit = float(model.match_logits(frozen[0], [text])[0])
+                assert scores["itm"][row, column] == pytest.approx(logit, abs=1e-4)
+    for row in range(9):
+        assert matched[row, np.argsort(-scores["itc"][row], kind="stable")[:3]].all()
+    for column in range(18):
+        assert matched[np.argsort(-scores["itc"][:, column], kind="stable")[:3], column].all()
+    assert matched.sum() < 9 * 18
+    assert not (out / "work").exists()
+
+
+@pytest.mark.parametrize("task", ["captioning", "retrieval"])
+def test_a_killed_run_goes_on_and_repeats_nothing(
+    task: str, checkpoints: Folders, sets: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.models.inference import LanguageModel, RetrievalModel
+
+    weights, more = (checkpoints["stage1"], ("--batch-size", 2)) if task == "retrieval" else (checkpoints["t5"], SHORT)
+    assert run(weights, task, sets["coco"], tmp_path / "whole", *more) == 0
+    reference = (tmp_path / "whole" / "predictions.jsonl").read_bytes()
+
+    calls: list[int] = []
+    worker, name = (RetrievalModel, "match_logits") if task == "retrieval" else (LanguageModel, "generate")
+    original = getattr(worker, name)
+
+    def dies(self: Any, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    monkeypatch.setattr(worker, name, dies)
+    out = tmp_path / "killed"
+    with pytest.raises(KeyboardInterrupt):
+        run(weights, task, sets["coco"], out, *more)
+    log = out / "predictions.rank0.jsonl"
+    before = lines(log)
+    assert 0 < len(before) < 9
+    with log.open("a") as file:
+        file.write('{"id": 1010, "text": "a line torn by')
+    asked: list[int] = []
+
+    def counts(self: Any, *arguments: Any) -> Any:
+        asked.append(1 if task == "retrieval" else len(arguments[1]))
+        return original(self, *arguments)
+
+    monkeypatch.setattr(worker, name, counts)
+    assert run(weights, task, sets["coco"], out, *more) == 0
+    assert lines(log)[: len(before)] == before
+    assert sum(asked) == 9 - len(before)
+    assert (out / "predictions.jsonl").read_bytes() == reference
+
+
+def predict_on_rank(commands: list[list[str]]) -> list[int]:
+    return [main(command) for command in commands]
+
+
+def test_the_files_are_the_same_at_every_number_of_ranks(checkpoints: Folders, sets: Folders, tmp_path: Path) -> None:
+    ranks = 2
+    for count in (1, ranks):
+        commands = []
+        for task, weights in (("captioning", "t5"), ("retrieval", "stage1")):
+            more = ("--batch-size", 2) if task == "retrieval" else SHORT
+            flags = ["--weights", checkpoints[weights], "--task", task, "--data", sets["coco"], *more]
+            commands.append([str(flag) for flag in [*flags, "--output", tmp_path / task / str(count)]])
+        codes = predict_on_rank(commands) if count == 1 else run_on_ranks(ranks, predict_on_rank, commands)
+        assert codes == ([0, 0] if count == 1 else [[0, 0]] * ranks)
+    for task in ("captioning", "retrieval"):
+        one, several = tmp_path / task / "1", tmp_path / task / str(ranks)
+        assert (one / "predictions.jsonl").read_bytes() == (several / "predictions.jsonl").read_bytes()
+        assert len(list(several.glob("predictions.rank*.jsonl"))) == ranks
+    alone, together = (np.load(tmp_path / "retrieval" / str(count) / "scores.npz") for count in (1, ranks))
+    assert all(np.array_equal(alone[name], together[name], equal_nan=name == "itm") for name in alone.files)
+
+
+def test_other_settings_in_the_same_folder_are_refused_and_the_same_ones_skipped(
+    checkpoints: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(checkpoints["opt"], "vqa", sets["vqav2"], out) == 0
+    assert run(checkpoints["opt"], "vqa", sets["vqav2"], out) == 0
+    assert "complete already" in capsys.readouterr().out
+    for flag, value, named in (("--prompt", "{}?", "prompt"), ("--num-beams", 3, "num_beams 5, not 3")):
+        assert run(checkpoints["opt"], "vqa", sets["vqav2"], out, flag, value) == 1
+        assert named in capsys.readouterr().err
+    assert run(checkpoints["t5"], "vqa", sets["vqav2"], out) == 1
+    assert "weights_sha256" in capsys.readouterr().err
+
+
+def test_new_weights_at_an_old_path_never_give_old_answers(
+    checkpoints: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline.weights.native import read_weights, save_weights
+
+    weights = tmp_path / "run"
+    shutil.copytree(checkpoints["opt"], weights)
+    assert run(weights, "vqa", sets["vqav2"], tmp_path / "out") == 0
+    recipe, tensors = read_weights(weights)
+    changed = torch.nn.ParameterDict({name.replace(".", "!"): tensor + 0.01 for name, tensor in tensors.items()})
+    save_weights(changed, recipe, 4, weights / "checkpoints/step_00000004")
+    assert run(weights, "vqa", sets["vqav2"], tmp_path / "out") == 1
+    assert "weights_sha256" in capsys.readouterr().err
+
+
+def test_ablations_show_no_picture_or_anothers(
+    checkpoints: Folders, sets: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.models.inference import LanguageModel
+
+    seen: list[Any] = []
+
+    def records(self: Any, pixels: Any, prompts: list[str], decoding: Any) -> list[str]:
+        seen.append(pixels)
+        return ["a"] * len(prompts)
+
+    monkeypatch.setattr(LanguageModel, "generate", records)
+    pixels = {}
+    for images in ("own", "shuffled", "none"):
+        seen.clear()
+        assert run(checkpoints["t5"], "captioning", sets["coco"], tmp_path / images, "--images", images, *SHORT) == 0
+        pixels[images] = list(seen)
+    assert pixels["none"] == [None, None, None]
+    own, shuffled = torch.cat(pixels["own"]).flatten(1), torch.cat(pixels["shuffled"]).flatten(1)
+    same = (own[:, None] == shuffled[None]).all(dim=2)
+    assert same.sum(dim=0).tolist() == same.sum(dim=1).tolist() == [1] * 9  # the same pictures,
+    assert not same.diagonal().any()  # none in its own place
+
+
+@pytest.mark.parametrize(
+    ("weights", "task", "data", "more", "message"),
+    [
+        ("stage1", "vqa", "vqav2", (), "of stage 1; task vqa needs those of stage 2"),
+        ("t5", "retrieval", "coco", (), "of stage 2; task retrieval needs those of stage 1"),
+        ("nowhere", "vqa", "vqav2", (), "no trainable.safetensors there"),
+        ("t5", "vqa", "coco", (), "no v2_OpenEnded_mscoco_val2014_questions.json"),
+        ("t5", "captioning", "coco", ("--split", "val"), "no image of split 'val'; it has test, train"),
+        ("t5", "vqa", "vqav2", ("--prompt", "what?"), "needs one {} where the question goes"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(
+    weights: str, task: str, data: str, more: tuple[str, ...], message: str,
+    checkpoints: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    path = checkpoints.get(weights, tmp_path / weights)
+    assert run(path, task, sets[data], tmp_path / "out", *more) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_a_damaged_picture_or_weights_file_is_named(
+    checkpoints: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "coco"
+    shutil.copytree(sets["coco"], data)
+    (data / "images/val2014/0005.jpg").write_bytes(b"not a picture")
+    assert run(checkpoints["t5"], "captioning", data, tmp_path / "a", *SHORT) == 1
+    error = capsys.readouterr().err
+    assert "image 1005" in error and "0005.jpg" in error and error.count("\n") == 1
+    weights = tmp_path / "run"
+    shutil.copytree(checkpoints["t5"], weights)
+    file = weights / "checkpoints/step_00000004/trainable.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    assert run(weights, "captioning", sets["coco"], tmp_path / "b", *SHORT) == 1
+    error = capsys.readouterr().err
+    assert "trainable.safetensors" in error and error.count("\n") == 1
+
+
+def test_a_picture_name_that_leads_out_of_the_folder_is_refused(
+    checkpoints: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = {"cocoid": 1, "filepath": "../..", "filename": "secret.jpg", "split": "test", "sentences": [{"raw": "a"}]}
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": [entry]}))
+    assert run(checkpoints["t5"], "captioning", tmp_path, tmp_path / "out") == 1
+    assert "leads out of the data folder" in capsys.readouterr().err
