@@ -17,12 +17,12 @@ def similarities(image_BQE: Tensor, text_NE: Tensor) -> Tensor:
     return scores.view(batch, queries, -1).amax(dim=1)
 
 
-def targets(ids_B: Tensor, all_ids_N: Tensor, first_row: int, smoothing: float) -> Tensor:
+def targets(ids_B: Tensor, all_ids_N: Tensor, first_row: int, smoothing: float, dtype: torch.dtype) -> Tensor:
     """Soft targets [B, N]: (1 - smoothing) spread evenly over the pairs of the same image id, smoothing / N everywhere.
 
     Row i's own pair is column first_row + i; with unique ids this is ordinary label smoothing.
     """
-    same_BN = (ids_B[:, None] == all_ids_N[None, :]).float()
+    same_BN = (ids_B[:, None] == all_ids_N[None, :]).to(dtype)
     rows = torch.arange(len(ids_B), device=ids_B.device)
     same_BN[rows, first_row + rows] = 1.0
     return (1 - smoothing) * same_BN / same_BN.sum(dim=1, keepdim=True) + smoothing / len(all_ids_N)
@@ -35,7 +35,6 @@ def itc_loss(image_to_text_BN: Tensor, text_to_image_BN: Tensor, temperature: Te
     columns are all ranks' features, gathered without gradient (this rank's own too, so that the gradient does not
     depend on the number of ranks); the mean of the ranks' losses is the loss of the joined batch.
     """
-    targets_BN = targets_BN.to(image_to_text_BN.dtype)
     image_to_text = functional.cross_entropy(image_to_text_BN / temperature, targets_BN)
     text_to_image = functional.cross_entropy(text_to_image_BN / temperature, targets_BN)
     return (image_to_text + text_to_image) / 2

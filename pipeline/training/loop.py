@@ -22,7 +22,7 @@ from pipeline.training.telemetry import Telemetry
 log = logging.getLogger(__name__)
 
 
-def _agree(task: Task, batches: list[Batch], recipe: Recipe, step: int, stop: bool) -> tuple[list[StepPlace], bool]:
+def agree(task: Task, batches: list[Batch], recipe: Recipe, step: int, stop: bool) -> tuple[list[StepPlace], bool]:
     """What each micro batch must know of all ranks', and whether any is to stop. One gather, one synchronisation."""
     own = [number for b in batches for number in (task.num_scored_tokens(b), b.target.ids.shape[1])]
     everyone = collectives.gather_integers([int(stop), *own])
@@ -67,7 +67,7 @@ def fit(engine: Any, batches: Iterable[Batch], recipe: Recipe, state: checkpoint
     run, stop = recipe.run, StopRequest()
     interval: list[dict[str, Tensor]] = []
     for step, parts in enumerate(_steps(batches, recipe.batch.accumulation), start=state.step):
-        places, stopped = _agree(cast(Task, engine.module), parts, recipe, step, stop.requested)
+        places, stopped = agree(cast(Task, engine.module), parts, recipe, step, stop.requested)
         if stopped:
             log.info("stopping on a signal; saved %s", checkpoint.save(engine, recipe, state, run.output))
             return False

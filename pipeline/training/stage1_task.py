@@ -54,7 +54,8 @@ class Stage1Task(nn.Module):
         text_to_image_BN = contrastive.similarities(all_images_NQE, text_BE).T
         ids_N = collectives.gather_rows(batch.image_ids_B)
         first_row = place.rank * len(frozen_BPI)
-        targets_BN = contrastive.targets(batch.image_ids_B, ids_N, first_row, self.settings.label_smoothing)
+        smoothing, dtype = self.settings.label_smoothing, image_to_text_BN.dtype
+        targets_BN = contrastive.targets(batch.image_ids_B, ids_N, first_row, smoothing, dtype)
         temperature = self.bridge.temperature
         itc = contrastive.itc_loss(image_to_text_BN, text_to_image_BN, temperature, targets_BN)
 

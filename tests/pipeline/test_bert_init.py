@@ -1,0 +1,74 @@
+"""A fresh Q-Former starts as BERT: its text pass equals transformers' BertModel, its query FFNs are copies."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.config import QFormer as QFormerSettings
+from pipeline.models.build import build_tokenizer, load_bert, qformer_shape
+from pipeline.models.qformer import QFormer
+
+TEXTS = ["a picture of the dark blue number 7", "red", "", "the colour is light yellow : question ?"]
+
+
+@pytest.fixture(scope="module")
+def settings(towers: Path) -> QFormerSettings:
+    return QFormerSettings(bert=str(towers / "bert"), num_query_tokens=4, dropout=0.0)
+
+
+def fresh(settings: QFormerSettings, has_text: bool) -> QFormer:
+    torch.manual_seed(0)
+    qformer = QFormer(qformer_shape(settings, image_width=24), has_text)
+    load_bert(qformer, settings)
+    return qformer.eval().requires_grad_(False)
+
+
+def test_text_alone_equals_berts_hidden_states(settings: QFormerSettings) -> None:
+    from transformers import BertModel
+
+    encoded = build_tokenizer(settings)(TEXTS, padding=True, return_tensors="pt")
+    real = encoded.attention_mask.bool()
+    found = fresh(settings, has_text=True).encode_text(encoded.input_ids, real)
+    bert = BertModel.from_pretrained(settings.bert).eval()
+    with torch.no_grad():
+        expected = bert(input_ids=encoded.input_ids, attention_mask=encoded.attention_mask).last_hidden_state
+    torch.testing.assert_close(found[real], expected[real], rtol=1e-5, atol=1e-5)
+
+
+def test_the_prediction_head_is_berts(settings: QFormerSettings) -> None:
+    from transformers import BertForMaskedLM
+
+    bert, qformer = BertForMaskedLM.from_pretrained(settings.bert).eval(), fresh(settings, has_text=True)
+    rows = torch.randn(2, 3, qformer.shape.width, generator=torch.Generator().manual_seed(0))
+    assert qformer.language_head is not None and qformer.text_embeddings is not None
+    found = qformer.language_head(rows, qformer.text_embeddings.word.weight)
+    with torch.no_grad():
+        expected = bert.cls(rows)
+    torch.testing.assert_close(found[..., :-1], expected, rtol=1e-5, atol=1e-5)  # [DEC] is one word more
+
+
+def test_query_ffns_are_berts_and_cross_attention_is_new(settings: QFormerSettings) -> None:
+    for has_text in (True, False):
+        qformer = fresh(settings, has_text)
+        state, cross = qformer.state_dict(), []
+        bert = fresh(settings, has_text=True).state_dict()
+        for name, tensor in state.items():
+            if ".query_ffn." in name:
+                assert torch.equal(tensor, bert[name.replace("query_ffn", "text_ffn")])
+            if ".cross_attention." in name:
+                cross.append(name.split(".")[1])
+                if name.endswith("query.weight"):
+                    assert 0.015 < float(tensor.std()) < 0.025
+                elif name.endswith("bias"):
+                    assert not tensor.any()
+        assert sorted(set(cross)) == ["0", "2"]
+        assert 0.01 < float(state["query_tokens"].std()) < 0.03
+
+
+def test_dec_is_the_tokenizers_last_id_and_begins_no_text(settings: QFormerSettings) -> None:
+    tokenizer = build_tokenizer(settings)
+    assert tokenizer.bos_token == "[DEC]" and tokenizer.bos_token_id == len(tokenizer) - 1
+    assert qformer_shape(settings, 24).vocabulary == len(tokenizer)
+    ids = tokenizer(["red picture"]).input_ids[0]
+    assert ids[0] == tokenizer.cls_token_id and ids[-1] == tokenizer.sep_token_id and len(ids) == 4

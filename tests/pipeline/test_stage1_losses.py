@@ -1,0 +1,114 @@
+"""Stage 1's losses and gradients equal the plain reference's, for captions of any lengths and repeated images."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import Objectives
+from pipeline.data.batch import Batch
+from pipeline.training.stage1_task import Stage1Task
+from pipeline.training.task import StepPlace
+from tests.reference.stage1 import stage1_losses
+from tests.support.random_bridges import DECODE, SHAPE, random_batch, random_stage1
+
+LOSSES = ("itc_loss", "itm_loss", "itg_loss")
+NEGATIVES_SEED = 11
+
+
+def production(batch: Batch, settings: Objectives, loss: str) -> tuple[Tensor, dict[str, Tensor]]:
+    """One loss and its gradients by parameter name, zero where it does not depend on one."""
+    bridge = random_stage1()
+    task = Stage1Task(bridge, nn.Identity(), settings, DECODE, "fp32")  # type: ignore[arg-type]
+    tokens = max(1, Stage1Task.num_scored_tokens(batch))
+    values = task(batch, StepPlace(0, 1 / tokens, batch.target.ids.shape[1], NEGATIVES_SEED))
+    values[loss].backward()
+    gradients = {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for name, parameter in bridge.named_parameters()
+    }
+    return values[loss].detach(), gradients
+
+
+def reference(batch: Batch, settings: Objectives, loss: str, padded_to: int) -> tuple[Tensor, dict[str, Tensor]]:
+    weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in random_stage1().state_dict().items()}
+    text, pairs = batch.target.padded_to(padded_to), len(batch.image_ids_B)
+    uniform_2NN = torch.rand((2, pairs, pairs), generator=torch.Generator().manual_seed(NEGATIVES_SEED))
+    values = stage1_losses(
+        weights,
+        SHAPE,
+        batch.pixels_B3SS,
+        text.ids,
+        text.is_token,
+        batch.image_ids_B.tolist(),
+        uniform_2NN,
+        decode_token_id=DECODE,
+        smoothing=settings.label_smoothing,
+        rule=settings.negatives,
+    )
+    values[loss].backward()
+    gradients = {
+        name: torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for name, tensor in weights.items()
+    }
+    return values[loss].detach(), gradients
+
+
+def largest_difference(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    """Largest difference of a gradient's element, relative to that tensor's largest; names must agree."""
+    assert found.keys() == wanted.keys()
+    worst = 0.0
+    for name, tensor in wanted.items():
+        scale = float(tensor.abs().max())
+        difference = float((found[name] - tensor).abs().max())
+        if scale < 1e-12:  # keys' biases: softmax makes their gradient zero
+            assert difference < 1e-12, name
+        else:
+            worst = max(worst, difference / scale)
+    return worst
+
+
+BATCHES = {
+    "captions of 1 to 32 tokens": ([1, 2, 3, 9, 20, 32], None),
+    "an image twice": ([4, 12, 7, 5], [7, 8, 7, 9]),
+    "one pair": ([12], None),
+    "one pair of one token": ([1], None),
+    "two pairs": ([32, 5], None),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", BATCHES)
+def test_loss_and_every_gradient_equal_the_reference(name: str, loss: str) -> None:
+    lengths, image_ids = BATCHES[name]
+    batch, settings = random_batch(lengths, image_ids=image_ids), Objectives()
+    found, found_gradients = production(batch, settings, loss)
+    wanted, wanted_gradients = reference(batch, settings, loss, padded_to=32)
+    difference = largest_difference(found_gradients, wanted_gradients)
+    assert float(found) == pytest.approx(float(wanted), rel=1e-6, abs=1e-12)
+    assert difference < 1e-6
+    print(f"{name}: {loss} {float(found):.6f}, largest relative difference of a gradient {difference:.1e}")
+
+
+def test_the_older_rule_of_negatives_equals_the_reference() -> None:
+    batch = random_batch([6, 11, 3, 8], image_ids=[1, 2, 1, 3])
+    settings = Objectives(negatives="softmax_plus_epsilon", label_smoothing=0.0)
+    found, found_gradients = production(batch, settings, "itm_loss")
+    wanted, wanted_gradients = reference(batch, settings, "itm_loss", padded_to=12)
+    assert float(found) == pytest.approx(float(wanted), rel=1e-6)
+    assert largest_difference(found_gradients, wanted_gradients) < 1e-6
+
+
+def test_the_sum_is_weighted() -> None:
+    batch, settings = random_batch([4, 8]), Objectives(itc_weight=0.5, itm_weight=2.0, itg_weight=0.25)
+    task = Stage1Task(random_stage1(), nn.Identity(), settings, DECODE, "fp32")  # type: ignore[arg-type]
+    with torch.no_grad():
+        values = task(batch, StepPlace(0, 1.0, 8, NEGATIVES_SEED))
+    expected = 0.5 * values["itc_loss"] + 2.0 * values["itm_loss"] + 0.25 * values["itg_loss"]
+    assert float(values["loss"]) == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_each_sample_has_its_own_dropout() -> None:
+    bridge = random_stage1()
+    bridge.qformer.dropout.p = 0.5
+    image = bridge.project_image(random_batch([2]).pixels_B3SS.expand(2, -1, -1))
+    rows_BQD, _ = bridge.qformer.train().encode_queries(image)
+    assert not torch.equal(rows_BQD[0], rows_BQD[1])

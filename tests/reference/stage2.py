@@ -1,0 +1,49 @@
+"""Stage 2's soft prompts, and transformers' own language model loss on them (paper, section 3.3).
+
+Shapes: Q soft prompts, L tokens, P image tokens, I image width, H width of the language model. One sample at a time.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.models.qformer import QFormerShape
+from tests.reference import qformer
+from tests.reference.qformer import Weights
+from tests.reference.stage1 import LN_VISION_EPS
+
+IGNORED = -100  # label that transformers' losses pass over
+
+
+def soft_prompts(weights: Weights, shape: QFormerShape, frozen_PI: Tensor) -> Tensor:
+    """The query path alone, then the linear layer into the language model. [Q, H]."""
+    image = qformer.layer_norm(weights, "ln_vision", frozen_PI, LN_VISION_EPS)
+    everything = torch.ones(shape.num_query_tokens, shape.num_query_tokens, dtype=torch.bool)
+    rows = qformer.encode(weights, shape, image, torch.zeros(0, dtype=torch.int64), everything)
+    return qformer.linear(weights, "language_projection", rows)
+
+
+def causal_loss_sum(model: Any, prompts_QH: Tensor, target: list[int]) -> Tensor:
+    """Summed cross-entropy of every target token, the first one (BOS) too; the prompts' positions are ignored."""
+    embedded = model.get_input_embeddings()(torch.tensor(target))
+    logits = model(inputs_embeds=torch.cat([prompts_QH, embedded])[None]).logits[0]
+    surprises = [-torch.log_softmax(logits[len(prompts_QH) - 1 + at], 0)[token] for at, token in enumerate(target)]
+    return torch.stack(surprises).sum()
+
+
+def transformers_causal_loss_sum(model: Any, prompts_QH: Tensor, target: list[int]) -> Tensor:
+    """The same by transformers' own loss, which computes in fp32."""
+    embedded = model.get_input_embeddings()(torch.tensor(target))
+    labels = torch.tensor([IGNORED] * len(prompts_QH) + target)
+    output = model(inputs_embeds=torch.cat([prompts_QH, embedded])[None], labels=labels[None])
+    loss: Tensor = output.loss * len(target)  # transformers gives the mean
+    return loss
+
+
+def seq2seq_loss_sum(model: Any, prompts_QH: Tensor, context: list[int], target: list[int]) -> Tensor:
+    """transformers' own loss of the target, decoded from an encoder that reads the prompts and then the context."""
+    embedded = model.get_input_embeddings()(torch.tensor(context))
+    output = model(inputs_embeds=torch.cat([prompts_QH, embedded])[None], labels=torch.tensor(target)[None])
+    loss: Tensor = output.loss * len(target)
+    return loss

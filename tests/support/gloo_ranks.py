@@ -1,0 +1,109 @@
+"""Run a function in N real gloo processes of one process group, and return what each rank returned."""
+
+import io
+import multiprocessing
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+# Imported once, in a server process that starts no thread; every rank is a fresh fork of it.
+PRELOADED = [
+    "torch.distributed",
+    "transformers.models.t5.modeling_t5",
+    "transformers.models.opt.modeling_opt",
+    "transformers.models.auto.tokenization_auto",
+    "pipeline.training.stage1_task",
+    "pipeline.training.stage2_task",
+]
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listened on a moment ago."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def _pack(value: object) -> bytes:
+    """Tensors by value: torch's own pickling would hand over memory that dies with the rank."""
+    import torch
+
+    content = io.BytesIO()
+    torch.save(value, content)
+    return content.getvalue()
+
+
+def _unpack(content: bytes) -> Any:
+    import torch
+
+    return torch.load(io.BytesIO(content), weights_only=False)
+
+
+def _rank_main(
+    rank: int, num_ranks: int, port: int, report: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(num_ranks),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    import torch
+
+    from pipeline.distributed import process_group
+
+    torch.set_num_threads(1)
+    try:
+        process_group.initialise()
+        report.send_bytes(_pack((True, function(*arguments))))
+    except BaseException:
+        report.send_bytes(_pack((False, traceback.format_exc())))
+        os._exit(1)  # leaving the group politely would wait for ranks that wait for this one
+    process_group.shut_down()
+
+
+def run_on_ranks(num_ranks: int, function: Callable[..., Any], *arguments: Any, deadline_s: float = 120.0) -> list[Any]:
+    """`function(*arguments)` in `num_ranks` processes that have joined one gloo group; results in rank order.
+
+    The function must stand at the top of a module. Raises AssertionError with the first failing rank's traceback, or
+    when a rank has not answered at the deadline; no process outlives the call.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    port, deadline = free_port(), time.monotonic() + deadline_s
+    processes, reports = [], []
+    for rank in range(num_ranks):
+        report, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_rank_main, args=(rank, num_ranks, port, sender, function, arguments))
+        process.start()
+        sender.close()
+        processes.append(process)
+        reports.append(report)
+    results: dict[int, Any] = {}
+    try:
+        while len(results) < num_ranks:
+            waited = [report for rank, report in enumerate(reports) if rank not in results]
+            ready = wait(waited, timeout=max(0.0, deadline - time.monotonic()))
+            assert ready, f"ranks {sorted(set(range(num_ranks)) - set(results))} did not answer in {deadline_s} s"
+            for report in ready:
+                assert isinstance(report, Connection)
+                rank = reports.index(report)
+                try:
+                    succeeded, value = _unpack(report.recv_bytes())
+                except EOFError:
+                    raise AssertionError(f"rank {rank} died without an answer") from None
+                assert succeeded, f"rank {rank} failed:\n{value}"
+                results[rank] = value
+        for process in processes:
+            process.join(timeout=max(0.0, deadline - time.monotonic()))
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    return [results[rank] for rank in range(num_ranks)]
