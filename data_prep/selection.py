@@ -17,6 +17,9 @@ MIN_WORDS = 2
 LONGEST_REPEAT = 6
 """The longest run of words that is looked for twice in a row."""
 
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+"""JSON may hold them; tokenizers and parquet refuse them."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -38,8 +41,8 @@ class Verdict:
 
 
 def normalise(caption: str) -> str:
-    """One line without surplus blanks, in Unicode's composed form (NFKC)."""
-    return " ".join(unicodedata.normalize("NFKC", caption).split())
+    """One line without surplus blanks, in Unicode's composed form (NFKC); halves of surrogate pairs are replaced."""
+    return " ".join(unicodedata.normalize("NFKC", LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", caption)).split())
 
 
 def fault_of(caption: str) -> str | None:

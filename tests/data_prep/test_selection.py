@@ -72,6 +72,11 @@ def test_faults_of_captions(caption: str, fault: str | None) -> None:
     assert fault_of(normalise(caption)) == fault
 
 
+def test_half_a_surrogate_pair_is_unprintable_and_can_be_written() -> None:
+    caption = normalise("a \ud83d dog")
+    assert fault_of(caption) == "unprintable" and caption.encode()
+
+
 def test_normalising_joins_lines_and_composes_letters() -> None:
     assert normalise("  a\n cafe\u0301\u00a0ﬁre ") == "a café fire"
 
