@@ -168,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         statistics, stories = gather(manifest, options.samples, options.seed)
         ledgers = read_ledgers(options.ledger) if options.ledger else None
         page = render(manifest, options.manifest.name, statistics, stories, ledgers)
-        shard_io.replace_file(options.output, page.encode())
+        shard_io.replace_file(options.output, page.encode("utf-8", "replace"))
         print(options.output)
         return 0
 
