@@ -90,6 +90,7 @@ def train(recipe: Recipe, manifest: Manifest, ds_config: dict[str, Any]) -> bool
 
     from pipeline.data.order import MicroBatches, SampleOrder
     from pipeline.data.stream import SampleStream
+    from pipeline.models.precision import choose_attention_kernel
     from pipeline.training import checkpoint, loop
     from pipeline.training.engine import build_engine
     from pipeline.training.telemetry import Telemetry
@@ -97,7 +98,9 @@ def train(recipe: Recipe, manifest: Manifest, ds_config: dict[str, Any]) -> bool
     rank, world_size, batch = process_group.rank(), process_group.world_size(), recipe.batch
     state = _initial_state(recipe, manifest)
     torch.manual_seed(recipe.seed)  # the same fresh bridge on every rank
-    task, collate = build_parts(recipe, process_group.device_name())
+    device = process_group.device_name()
+    choose_attention_kernel(device)
+    task, collate = build_parts(recipe, device)
     torch.manual_seed(recipe.seed * world_size + rank)  # dropout differs between ranks
     engine = build_engine(task, recipe, ds_config)
     found = checkpoint.complete_checkpoints(recipe.run.output)
