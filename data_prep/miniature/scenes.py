@@ -1,7 +1,8 @@
 """Scenes of the drawn world: one to three coloured shapes on a background, and what is where.
 
-Things stand clear of each other, so that "left of" or "above" has one answer: two things stand beside or over each
-other, three take three of the four quarters. Sizes are radii in units of the picture's shorter side.
+Things stand about the middle of the cells of a 4 x 4 grid: a small ViT of 16 patches, one a cell, learns their looks
+from tens of thousands of pictures, not millions. At least one cell lies between two things; two of them stand in one
+row or column and three on the corners of a square, so that "left of" and "above" have clear answers.
 """
 
 from collections.abc import Sequence
@@ -22,8 +23,12 @@ BACKGROUNDS = ("white", "black", "grey", "brown")
 HELD_OUT = frozenset(HELD_OUT_SHAPES + HELD_OUT_COLOURS)
 """Words that no caption data set but NoCaps' near and out domains has; frozen towers know them, as real ones do."""
 
-RADIUS = {"small": 0.115, "big": 0.195}
+RADIUS = {"small": 0.085, "big": 0.13}
 """Radius of a thing over the shorter side of the picture."""
+GRID = 4
+"""Cells along each side."""
+JITTER = 0.025
+"""Largest distance of a thing from the middle of its cell along each axis, of the picture's side."""
 SAME_SHAPE_SHARE = 0.15
 """How often a second thing may repeat the first one's shape (in another colour)."""
 
@@ -97,16 +102,18 @@ def _draw_look(rng: np.random.Generator, novel: bool, taken: list[tuple[str, str
 
 
 def _draw_places(rng: np.random.Generator, number: int) -> list[tuple[float, float]]:
-    def jitter(centre: float, spread: float) -> float:
-        return round(centre + (rng.random() * 2 - 1) * spread, 4)
+    def place(column: int, row: int) -> tuple[float, float]:
+        jitter = (rng.random(2) * 2 - 1) * JITTER
+        return round((column + 0.5) / GRID + jitter[0], 4), round((row + 0.5) / GRID + jitter[1], 4)
 
     if number == 1:
-        return [(jitter(0.5, 0.2), jitter(0.5, 0.2))]
+        return [place(int(rng.integers(GRID)), int(rng.integers(GRID)))]
     if number == 2:
-        level = jitter(0.5, 0.18)
-        pair = [(jitter(0.27, 0.04), jitter(level, 0.04)), (jitter(0.73, 0.04), jitter(level, 0.04))]
-        if rng.random() < 0.5:
-            pair = [(y, x) for x, y in pair]
+        level = int(rng.integers(GRID))
+        ends = [(0, 2), (0, 3), (1, 3)][int(rng.integers(3))]
+        beside = rng.random() < 0.5
+        pair = [place(end, level) if beside else place(level, end) for end in ends]
         return pair if rng.random() < 0.5 else pair[::-1]
-    quarters = [(0.27, 0.27), (0.73, 0.27), (0.27, 0.73), (0.73, 0.73)]
-    return [(jitter(quarters[i][0], 0.04), jitter(quarters[i][1], 0.04)) for i in rng.permutation(4)[:number]]
+    column, row = int(rng.integers(2)), int(rng.integers(2))
+    corners = [(column, row), (column + 2, row), (column, row + 2), (column + 2, row + 2)]
+    return [place(*corners[i]) for i in rng.permutation(4)[:number]]
