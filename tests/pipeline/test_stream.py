@@ -1,0 +1,135 @@
+"""Samples by seeking: what a plain reading of the tar gives; draws from (seed, epoch, key); damage is passed over."""
+
+import json
+import random
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.config import Data
+from pipeline.data.captions import clean_caption
+from pipeline.data.manifest import Manifest, load_manifest
+from pipeline.data.order import SampleOrder
+from pipeline.data.stream import Sample, SampleStream, UnreadableShardError
+from pipeline.data.transforms import decode, random_resized_crop
+from tests.support.tiny_shards import tiny_manifest
+
+SAMPLES, SIZE_PX, SEED = 22, 16, 3
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    return load_manifest(tiny_manifest(tmp_path, SAMPLES, samples_per_shard=8, captions_per_sample=3))
+
+
+def stream_of(manifest: Manifest, seed: int = SEED) -> SampleStream:
+    return SampleStream(manifest, SampleOrder(manifest, seed, 2), Data(manifest=Path("none")), SIZE_PX)
+
+
+def read_plainly(manifest: Manifest) -> dict[tuple[int, int], tuple[bytes, dict[str, object]]]:
+    """(shard, row) -> JPEG and JSON, in the order in which tarfile finds them."""
+    content = {}
+    for number, shard in enumerate(manifest.shards):
+        with tarfile.open(manifest.shard_path(shard)) as tar:
+            members = [tar.extractfile(member).read() for member in tar]  # type: ignore[union-attr]
+        for row in range(0, len(members), 2):
+            content[number, row // 2] = members[row], json.loads(members[row + 1])
+    return content
+
+
+def damage(manifest: Manifest, shard: int, row: int, *, json_too: bool = False) -> None:
+    jpg_offset, _, json_offset, _ = manifest.offsets(manifest.shards[shard])[row]
+    with manifest.shard_path(manifest.shards[shard]).open("rb+") as file:
+        file.seek(int(json_offset if json_too else jpg_offset))
+        file.write(b"damage")
+
+
+def equal(one: Sample, other: Sample) -> bool:
+    same = (one.key, one.caption, one.corrupt) == (other.key, other.caption, other.corrupt)
+    return same and torch.equal(one.pixels_3SS, other.pixels_3SS)
+
+
+def test_seeking_gives_what_a_plain_reading_gives(manifest: Manifest) -> None:
+    stream, content = stream_of(manifest), read_plainly(manifest)
+    for epoch in (0, 1):
+        for position in range(SAMPLES):
+            sample, (picture, record) = stream[epoch, position], content[stream.order.locate(epoch, position)]
+            rng = random.Random(f"{SEED}/{epoch}/{record['key']}")
+            caption = clean_caption(rng.choice(record["captions"]))  # type: ignore[arg-type]
+            pixels = random_resized_crop(decode(picture), SIZE_PX, (0.5, 1.0), True, rng)
+            assert (sample.key, sample.caption, sample.corrupt) == (record["key"], caption, 0)
+            assert torch.equal(sample.pixels_3SS, pixels)
+    assert len(content) == SAMPLES
+
+
+def test_draws_depend_on_seed_epoch_and_key_alone(manifest: Manifest, tmp_path: Path) -> None:
+    """The same pictures in other shards, in another order of reading, give the same crops and captions."""
+    other = load_manifest(tiny_manifest(tmp_path / "other", SAMPLES, samples_per_shard=5, captions_per_sample=3))
+    first = {sample.key: sample for sample in (stream_of(manifest)[0, position] for position in range(SAMPLES))}
+    second = {sample.key: sample for sample in (stream_of(other)[0, position] for position in range(SAMPLES))}
+    assert first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
+    for changed in (stream_of(manifest, SEED + 1), None):
+        places = [(0, position) if changed else (1, position) for position in range(SAMPLES)]
+        third = {sample.key: sample for sample in (map((changed or stream_of(manifest)).__getitem__, places))}
+        assert sum(equal(first[key], third[key]) for key in first) < SAMPLES / 4
+
+
+def test_captions_are_drawn_evenly_over_epochs(manifest: Manifest) -> None:
+    stream, counts = stream_of(manifest), {}
+    for epoch in range(40):
+        for position in range(SAMPLES):
+            word = stream[epoch, position].caption.split()[0]
+            kind = word if word in ("a", "the") else "other"
+            counts[kind] = counts.get(kind, 0) + 1
+    assert sum(counts.values()) == 880 and all(abs(count - 880 / 3) < 60 for count in counts.values())
+
+
+def test_damaged_samples_are_counted_and_replaced_alike_everywhere(manifest: Manifest) -> None:
+    whole = {stream_of(manifest).order.locate(0, p): stream_of(manifest)[0, p] for p in range(SAMPLES)}
+    damage(manifest, 1, 3)
+    damage(manifest, 1, 4, json_too=True)
+    damage(manifest, 0, 7)  # the last row of its shard: the first stands in
+    damage(manifest, 2, 5)
+    tar = manifest.shard_path(manifest.shards[2])
+    tar.write_bytes(tar.read_bytes()[: int(manifest.offsets(manifest.shards[2])[5][0]) + 4])  # the last row cut off
+    stands_in = {(1, 3): ((1, 5), 2), (1, 4): ((1, 5), 1), (0, 7): ((0, 0), 1), (2, 5): ((2, 0), 1)}
+    one, other = stream_of(manifest), stream_of(manifest)
+    for position in reversed(range(SAMPLES)):
+        place, sample = one.order.locate(0, position), one[0, position]
+        source, corrupt = stands_in.get(place, (place, 0))
+        assert (sample.key, sample.caption, sample.corrupt) == (whole[source].key, whole[source].caption, corrupt)
+        assert torch.equal(sample.pixels_3SS, whole[source].pixels_3SS) and equal(sample, other[0, position])
+
+
+def test_a_shard_without_readable_samples_ends_in_one_line(manifest: Manifest) -> None:
+    path = manifest.shard_path(manifest.shards[1])
+    path.unlink()
+    stream = stream_of(manifest)
+    position = next(p for p in range(SAMPLES) if stream.order.locate(0, p)[0] == 1)
+    with pytest.raises(UnreadableShardError) as error:
+        stream[0, position]
+    assert str(path) in str(error.value) and "in 8 rows" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_few_files_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.data.stream.MAX_OPEN_TARS", 2)
+    manifest = load_manifest(tiny_manifest(tmp_path, 10, samples_per_shard=2))
+    stream = stream_of(manifest)
+    keys = {stream[0, position].key for position in range(10)}
+    assert len(keys) == 10 and len(stream._files) == 2
+
+
+@pytest.mark.parametrize(
+    ("caption", "cleaned"),
+    [
+        ('A "Red" (small) #1: Box*~; yes!', "a red small 1 box yes"),
+        ("it's a dog, running.", "it's a dog, running"),
+        ("  many\tspaces\nhere  ", "many spaces here"),
+        ("...", ""),
+        (" ".join(map(str, range(70))), " ".join(map(str, range(50)))),
+    ],
+)
+def test_captions_are_cleaned_as_the_papers(caption: str, cleaned: str) -> None:
+    assert clean_caption(caption) == cleaned
