@@ -145,6 +145,11 @@ def predict_missing(
             f"--weights {weights}: these are of stage {model.stage}; task {options.task} needs those of stage "
             f"{STAGE_OF_TASK[options.task]}"
         )
+    settings |= {
+        "vision": model.recipe.vision.name,
+        "language": model.recipe.language.name if model.recipe.language else None,
+        "image_size_px": model.image_size_px,
+    }
     if isinstance(model, LanguageModel):
         assert isinstance(data, TaskData)
         _generate(options, model, settings, data, folder)

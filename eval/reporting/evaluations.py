@@ -1,0 +1,103 @@
+"""Folders of `eval.run` with their scores, and which of them is another's baseline."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eval.official_files import SampleId, read_json
+from eval.predictions import read_log
+
+PER_SAMPLE = "per_sample.jsonl"
+DATA_NAMES = {
+    "dataset_coco.json": "COCO Karpathy {split}",
+    "dataset_flickr30k.json": "Flickr30K {split}",
+    "nocaps_val_4500_captions.json": "NoCaps val",
+    "v2_OpenEnded_mscoco_val2014_questions.json": "VQAv2 val",
+}
+TASK_NAMES = {
+    "captioning": "Captions",
+    "nocaps": "Captions",
+    "vqa": "Visual question answering",
+    "retrieval": "Retrieval",
+}
+SAME_SETTINGS = (
+    *("task", "weights_sha256", "annotations_sha256", "split", "limit", "prompt"),
+    *("num_beams", "max_new_tokens", "min_new_tokens", "length_penalty", "k_test"),
+)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One folder: task.json, metrics.json (None when not scored), and its samples with their scores if written."""
+
+    folder: Path
+    task: dict[str, Any]
+    metrics: dict[str, Any] | None
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        return str(self.task["task"])
+
+    @property
+    def data_name(self) -> str:
+        file = Path(self.task["annotations"]).name
+        return DATA_NAMES.get(file, file).format(split=self.task["split"])
+
+    @property
+    def title(self) -> str:
+        return f"{TASK_NAMES[self.kind]}: {self.data_name}"
+
+    @property
+    def images(self) -> dict[SampleId, Path]:
+        return {image_id: Path(path) for image_id, path in self.task["images"]}
+
+    def rows(self, protocol: str | None = None) -> list[dict[str, Any]]:
+        """The rows of metrics.json, of one protocol or all."""
+        rows = self.metrics["metrics"] if self.metrics else []
+        return [row for row in rows if protocol in (None, row["protocol"])]
+
+    def value(self, name: str, protocol: str, subset: str) -> float | None:
+        for row in self.rows(protocol):
+            if (row["name"], row["subset"]) == (name, subset):
+                return float(row["value"])
+        return None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """An evaluation and its baselines: the same task and weights, shown no picture or another one."""
+
+    main: Evaluation
+    baselines: dict[str, Evaluation]
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """Raises ValueError in one line for a folder whose files do not fit together."""
+    task = read_json(folder / "task.json")
+    if not isinstance(task, dict) or task.get("task") not in TASK_NAMES or "images" not in task:
+        raise ValueError(f"{folder / 'task.json'}: not written by eval.run")
+    scored, per_sample = folder / "metrics.json", folder / PER_SAMPLE
+    metrics = read_json(scored) if scored.is_file() else None
+    if metrics is not None and not isinstance(metrics.get("metrics"), list):
+        raise ValueError(f"{scored}: no list of metrics in it")
+    samples = [dict(entry) for entry in read_log(per_sample)] if per_sample.is_file() else []
+    return Evaluation(folder, task, metrics, samples)
+
+
+def with_baselines(evaluations: Sequence[Evaluation]) -> list[Compared]:
+    """Those on own pictures, each with its ablations; an ablation without such a one stands for itself."""
+
+    def key(evaluation: Evaluation) -> str:
+        return json.dumps([evaluation.task.get(name) for name in SAME_SETTINGS])
+
+    ablations: dict[str, dict[str, Evaluation]] = {}
+    for each in evaluations:
+        if each.task["image_source"] != "own":
+            ablations.setdefault(key(each), {})[each.task["image_source"]] = each
+    own = [each for each in evaluations if each.task["image_source"] == "own"]
+    compared = [Compared(each, ablations.get(key(each), {})) for each in own]
+    alone = [each for name, group in ablations.items() if name not in map(key, own) for each in group.values()]
+    return compared + [Compared(each, {}) for each in alone]

@@ -1,0 +1,59 @@
+"""The paper's row that a result may be set beside, and why it may not be compared."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eval.reporting.evaluations import Evaluation
+
+PAPER_FILE = Path(__file__).parent.parent / "paper.yaml"
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """The paper's numbers for one task: of the same towers (comparable), or the best of the table for orientation."""
+
+    model: str
+    setting: str
+    protocol: str
+    comparable: bool
+    values: dict[str, Any]
+
+    def value(self, name: str, subset: str) -> float | None:
+        found = self.values.get(name)
+        if isinstance(found, dict):
+            found = found.get(subset)
+        elif subset != "overall":
+            return None
+        return None if found is None else float(found)
+
+
+@lru_cache
+def _content() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(PAPER_FILE.read_text(encoding="utf-8"))
+    return content
+
+
+def paper_row(evaluation: Evaluation) -> PaperRow | None:
+    """The row of the paper's table for this task and data set; None where the paper has none."""
+    towers = _content()["towers"]
+    for table in _content()["tables"]:
+        if (table["task"], table["data"]) != (evaluation.kind, evaluation.data_name):
+            continue
+        found, same = table["rows"][-1], False
+        for row in table["rows"]:
+            if all(_is_tower(evaluation.task.get(part), row.get(part)) for part in ("vision", "language")):
+                found, same = row, True
+        model = " + ".join(towers[found[part]]["shown"] for part in ("vision", "language") if part in found)
+        values = {name: value for name, value in found.items() if name not in ("vision", "language")}
+        return PaperRow(model, table["setting"], table["protocol"], same, values)
+    return None
+
+
+def _is_tower(name: str | None, key: str | None) -> bool:
+    if key is None or name is None:
+        return key is None and name is None
+    return any(str(name).removeprefix("hf-hub:timm/").startswith(start) for start in _content()["towers"][key]["names"])

@@ -1,0 +1,64 @@
+"""Retrieval to look at: texts found for an image, and images found for a text, the right ones marked."""
+
+import random
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from eval.datasets import RetrievalData, load_retrieval
+from eval.reporting.evaluations import Evaluation
+from eval.reporting.page import picture
+
+FOUND_SHOWN = 5
+
+
+def retrieval_gallery(main: Evaluation, each: int, seed: int) -> str:
+    """Random and worst queries of both directions, by the last stage that was scored."""
+    task = main.task
+    limit = None if task["limit"] == "all" else int(task["limit"])
+    try:
+        data = load_retrieval(Path(task["data"]), task["split"], limit)
+    except ValueError as error:
+        return f'<p class="note">No samples: {escape(str(error))}</p>'
+    protocol = [name for name in main.samples[0] if name.startswith("ret/")][-1]
+    ranked = [sample for sample in main.samples if protocol in sample]
+    paths = list(data.image_paths.values())
+    parts = []
+    for direction, title in (("image", "Texts for an image"), ("text", "Images for a text")):
+        queries = [sample for sample in ranked if direction in sample]
+        chosen = random.Random(f"gallery, seed {seed}").sample(queries, min(each, len(queries)))
+        worst = sorted(queries, key=lambda sample: -int(sample[protocol]["rank"]))[:each]
+        card = _image_card if direction == "image" else _text_card
+        for kind, picked in (("random", chosen), ("worst", worst)):
+            cards = "".join(card(sample, sample[protocol], data, paths) for sample in picked)
+            parts.append(f'<h3>{title}, {kind}</h3><div class="cards">{cards}</div>')
+    return "".join(parts)
+
+
+def _image_card(sample: dict[str, Any], ranking: dict[str, Any], data: RetrievalData, paths: list[Path]) -> str:
+    image = sample["image"]
+    found = "".join(
+        f'<li class="{"right" if data.text_image[text] == image else "wrong"}">{escape(data.texts[text])}</li>'
+        for text in ranking["first"][:FOUND_SHOWN]
+    )
+    return (
+        f'<article class="card"><div class="picture">{picture(paths[image], "the query")}</div><div class="body">'
+        f'<ol class="found">{found}</ol>{_rank(ranking)}</div></article>'
+    )
+
+
+def _text_card(sample: dict[str, Any], ranking: dict[str, Any], data: RetrievalData, paths: list[Path]) -> str:
+    text = sample["text"]
+    right = data.text_image[text]
+    found = "".join(
+        f'<span class="{"right" if image == right else "wrong"}">{picture(paths[image], "found")}</span>'
+        for image in ranking["first"][:FOUND_SHOWN]
+    )
+    return (
+        f'<article class="card wide"><div class="body"><p class="question">{escape(data.texts[text])}</p>'
+        f'<div class="strip">{found}</div>{_rank(ranking)}</div></article>'
+    )
+
+
+def _rank(ranking: dict[str, Any]) -> str:
+    return f'<p class="references">first right one at place {ranking["rank"] + 1}</p>'

@@ -1,0 +1,126 @@
+"""The scores of each evaluation with their intervals, beside blind, shuffled and chance, and the paper's row."""
+
+from html import escape
+from typing import Any
+
+from eval.metrics.vqa_accuracy import LEGACY, OFFICIAL
+from eval.reporting.evaluations import Compared, Evaluation
+from eval.reporting.page import table
+from eval.reporting.paper import PaperRow, paper_row
+
+CHANCE = "ret/chance"
+BASELINE_NAMES = {"none": "Without picture", "shuffled": "Another picture"}
+METRIC_NAMES = {
+    "accuracy": "Accuracy",
+    **{f"bleu_{n}": f"BLEU-{n}" for n in range(1, 5)},
+    **{"rouge_l": "ROUGE-L", "cider": "CIDEr"},
+    **{f"tr_at_{k}": f"Text retrieval R@{k}" for k in (1, 5, 10)},
+    **{f"ir_at_{k}": f"Image retrieval R@{k}" for k in (1, 5, 10)},
+}
+UNFOLDED_SUBSETS = ("overall", "answer_type=", "in-domain", "near-domain", "out-domain")
+
+
+def scores_section(compared: list[Compared]) -> str:
+    """One card an evaluation."""
+    if not compared:
+        return ""
+    return f'<h2>Scores</h2><div class="scores">{"".join(map(_card, compared))}</div>'
+
+
+def _card(compared: Compared) -> str:
+    main, paper = compared.main, paper_row(compared.main)
+    if main.metrics is None:
+        body = (
+            f"<p class='note'>Not scored: run eval.score with --output {escape(str(main.folder / 'metrics.json'))}.</p>"
+        )
+    else:
+        body = _retrieval(main, paper) if main.kind == "retrieval" else _generated(compared, paper)
+    return (
+        f'<article class="panel"><h3>{escape(main.title)}</h3><p class="note">{escape(_about(main))}</p>'
+        f"{body}{_paper_note(main, paper)}</article>"
+    )
+
+
+def _about(evaluation: Evaluation) -> str:
+    task, parts = evaluation.task, [evaluation.folder.name]
+    if task["image_source"] != "own":
+        parts.append(BASELINE_NAMES[task["image_source"]].lower())
+    if task.get("language"):
+        parts.append(f"language model {task['language'].rsplit('/', 1)[-1]}")
+    if evaluation.metrics:
+        counted = {"vqa": "questions"}.get(evaluation.kind, "images")
+        texts = f", {evaluation.metrics['texts']} texts" if "texts" in evaluation.metrics else ""
+        parts.append(f"{evaluation.metrics['n']} {counted}{texts}")
+    if task.get("prompt") is not None:
+        parts.append(f'prompt "{task["prompt"]}"')
+        parts.append(f"{task['num_beams']} beams, {task['min_new_tokens']}-{task['max_new_tokens']} tokens")
+    parts.append(f"weights {task['weights_sha256'][:12]}")
+    return " · ".join(parts)
+
+
+def _generated(compared: Compared, paper: PaperRow | None) -> str:
+    """Captions and answers: one row a metric and subset, a column a baseline."""
+    main = compared.main
+    header = ["", "Score", "95% interval"]
+    header += [BASELINE_NAMES[name] for name in compared.baselines] + (["Paper"] if paper else [])
+    shown: list[list[str]] = []
+    folded: list[list[str]] = []
+    for row in main.rows():
+        name, protocol, subset = row["name"], row["protocol"], row["subset"]
+        baselines = [each.value(name, protocol, subset) for each in compared.baselines.values()]
+        cells = [_label(row), f"<b>{_number(row['value'])}</b>", _interval(row), *map(_number, baselines)]
+        if paper:
+            cells.append(_number(paper.value(name, subset)) if protocol == paper.protocol else "")
+        (shown if subset.startswith(UNFOLDED_SUBSETS) else folded).append(cells)
+    more = f"<details><summary>{len(folded)} more</summary>{table(header, folded)}</details>" if folded else ""
+    return table(header, shown) + more
+
+
+def _label(row: dict[str, Any]) -> str:
+    label = METRIC_NAMES.get(row["name"], row["name"])
+    rule = {OFFICIAL: " (official rule)", LEGACY: " (legacy rule)"}.get(row["protocol"], "")
+    subset = "" if row["subset"] == "overall" else f'<span class="subset">{escape(row["subset"].split("=")[-1])}</span>'
+    return f"{label}{rule}{subset}"
+
+
+def _retrieval(main: Evaluation, paper: PaperRow | None) -> str:
+    """One row a recall; ITC alone, after the rerank, chance, paper."""
+    protocols = list(dict.fromkeys(row["protocol"] for row in main.rows() if "/any-tie-order" not in row["protocol"]))
+    stages = [protocol for protocol in protocols if protocol != CHANCE]
+    titles = {stage: "ITC alone" if stage == "ret/itc" else "After ITM rerank" for stage in stages}
+    header = ["", *(column for stage in stages for column in (titles[stage], "95% interval")), "Chance"]
+    header += ["Paper"] if paper else []
+    rows = []
+    for name in (name for name in METRIC_NAMES if "_at_" in name):
+        cells = [METRIC_NAMES[name]]
+        for stage in stages:
+            found = [row for row in main.rows(stage) if row["name"] == name]
+            cells += [f"<b>{_number(found[0]['value'])}</b>", _interval(found[0])] if found else ["", ""]
+        cells.append(_number(main.value(name, CHANCE, "overall")))
+        rows.append(cells + ([_number(paper.value(name, "overall"))] if paper else []))
+    return table(header, rows)
+
+
+def _paper_note(main: Evaluation, paper: PaperRow | None) -> str:
+    if paper is None:
+        return ""
+    if paper.comparable:
+        verdict = "the same towers as these weights; their training data and steps may differ"
+    else:
+        towers = [main.task.get(part) for part in ("vision", "language")]
+        own = " + ".join(str(tower).rsplit("/", 1)[-1] for tower in towers if tower) or "other towers"
+        verdict = f"<b>not comparable</b>: these weights stand on {escape(own)}"
+    return (
+        f'<p class="note">Paper: {escape(paper.model)}, {escape(paper.setting)} '
+        f"(<code>{escape(paper.protocol)}</code>) &ndash; {verdict}.</p>"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _interval(row: dict[str, Any]) -> str:
+    if row["low"] is None or row["high"] is None:
+        return ""
+    return f'<span class="interval">{row["low"]:.1f} &ndash; {row["high"]:.1f}</span>'
