@@ -52,11 +52,11 @@ class Metrics:
         content: dict[str, Any] = json.loads((self.folder / "eval" / evaluation / "metrics.json").read_text())
         return content
 
-    def value(self, evaluation: str, name: str, subset: str = "overall", protocol: str | None = None) -> float:
+    def value(self, evaluation: str, name: str, subset: str = "overall", protocol: str = "") -> float:
         for row in self.content(evaluation)["metrics"]:
-            if row["name"] == name and row["subset"] == subset and protocol in (None, row["protocol"]):
+            if row["name"] == name and row["subset"] == subset and row["protocol"].endswith(protocol):
                 return round(float(row["value"]), 2)
-        raise ValueError(f"evaluation {evaluation}: no metric {name} of {subset} {protocol or ''}")
+        raise ValueError(f"evaluation {evaluation}: no metric {name} of {subset} {protocol}")
 
 
 def collect(folder: Path, seed: int, costs: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def collect(folder: Path, seed: int, costs: dict[str, dict[str, Any]]) -> dict[s
     gallery = metrics.content("retrieval")["n"]
     retrieval = {
         f"{name}{suffix}": metrics.value("retrieval", name, protocol=protocol)
-        for suffix, protocol in (("", "ret/k128/itm+itc"), ("_itc_only", "ret/itc"))
+        for suffix, protocol in (("", "/itm+itc"), ("_itc_only", "ret/itc"))
         for name in ("tr_at_1", "ir_at_1")
     }
     captions: dict[str, Any] = {

@@ -50,6 +50,7 @@ def qformer_shape(settings: QFormerSettings, image_width: int) -> QFormerShape:
         vocabulary=bert.vocab_size + 1,
         max_positions=bert.max_position_embeddings,
         layer_norm_eps=bert.layer_norm_eps,
+        initializer_range=bert.initializer_range,
         image_width=image_width,
         num_query_tokens=settings.num_query_tokens,
         cross_attention_every=settings.cross_attention_every,

@@ -30,6 +30,7 @@ class QFormerShape:
     vocabulary: int
     max_positions: int
     layer_norm_eps: float
+    initializer_range: float
     image_width: int
     num_query_tokens: int
     cross_attention_every: int
@@ -151,13 +152,13 @@ class QFormer(nn.Module):
         self.initialise()
 
     def initialise(self) -> None:
-        """N(0, 0.02) weights, zero biases, identity LayerNorms: BERT's rule, and the paper's for queries."""
+        """Normal weights of BERT's own deviation (0.02 in BERT-base), zero biases: BERT's rule, and the paper's for queries."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=self.shape.initializer_range)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
-        nn.init.normal_(self.query_tokens, std=0.02)
+        nn.init.normal_(self.query_tokens, std=self.shape.initializer_range)
 
     def _layers(self) -> list[Layer]:
         return [cast(Layer, layer) for layer in self.layers]

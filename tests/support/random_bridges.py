@@ -20,6 +20,7 @@ SHAPE = QFormerShape(
     vocabulary=50,
     max_positions=40,
     layer_norm_eps=1e-12,
+    initializer_range=0.02,
     image_width=20,
     num_query_tokens=5,
     cross_attention_every=2,
