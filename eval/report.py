@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, metavar="report.html")
     parser.add_argument("--title", default="Evaluation report")
     parser.add_argument("--summary", type=Path, metavar="summary.json", help="nested numbers to show on top")
-    parser.add_argument("--samples", type=int, default=6, help="how many of each kind the galleries show (default 6)")
+    parser.add_argument("--samples", type=int, default=8, help="how many of each kind the galleries show (default 8)")
     parser.add_argument("--seed", type=int, default=0, help="of the random samples")
     options = parser.parse_args(arguments)
     if options.samples < 1:

@@ -17,7 +17,7 @@ METRIC_NAMES = {
     **{f"tr_at_{k}": f"Text retrieval R@{k}" for k in (1, 5, 10)},
     **{f"ir_at_{k}": f"Image retrieval R@{k}" for k in (1, 5, 10)},
 }
-UNFOLDED_SUBSETS = ("overall", "answer_type=", "in-domain", "near-domain", "out-domain")
+RULE_NAMES = {OFFICIAL: ", official rule", LEGACY: ", legacy rule"}
 
 
 def scores_section(compared: list[Compared]) -> str:
@@ -71,14 +71,21 @@ def _generated(compared: Compared, paper: PaperRow | None) -> str:
         cells = [_label(row), f"<b>{_number(row['value'])}</b>", _interval(row), *map(_number, baselines)]
         if paper:
             cells.append(_number(paper.value(name, subset)) if protocol == paper.protocol else "")
-        (shown if subset.startswith(UNFOLDED_SUBSETS) else folded).append(cells)
+        (shown if _is_important(row) else folded).append(cells)
     more = f"<details><summary>{len(folded)} more</summary>{table(header, folded)}</details>" if folded else ""
     return table(header, shown) + more
 
 
+def _is_important(row: dict[str, Any]) -> bool:
+    """Whether a row is shown at once: all overall numbers, CIDEr by domain, official accuracy by answer type."""
+    subset = str(row["subset"])
+    by_answer = row["protocol"] == OFFICIAL and subset.startswith("answer_type=")
+    return subset == "overall" or row["name"] == "cider" or by_answer
+
+
 def _label(row: dict[str, Any]) -> str:
     label = METRIC_NAMES.get(row["name"], row["name"])
-    rule = {OFFICIAL: " (official rule)", LEGACY: " (legacy rule)"}.get(row["protocol"], "")
+    rule = RULE_NAMES.get(row["protocol"], "") if row["subset"] == "overall" else ""
     subset = "" if row["subset"] == "overall" else f'<span class="subset">{escape(row["subset"].split("=")[-1])}</span>'
     return f"{label}{rule}{subset}"
 
@@ -88,14 +95,14 @@ def _retrieval(main: Evaluation, paper: PaperRow | None) -> str:
     protocols = list(dict.fromkeys(row["protocol"] for row in main.rows() if "/any-tie-order" not in row["protocol"]))
     stages = [protocol for protocol in protocols if protocol != CHANCE]
     titles = {stage: "ITC alone" if stage == "ret/itc" else "After ITM rerank" for stage in stages}
-    header = ["", *(column for stage in stages for column in (titles[stage], "95% interval")), "Chance"]
+    header = ["", *(f'{titles[stage]} <span class="interval">95% interval</span>' for stage in stages), "Chance"]
     header += ["Paper"] if paper else []
     rows = []
     for name in (name for name in METRIC_NAMES if "_at_" in name):
         cells = [METRIC_NAMES[name]]
         for stage in stages:
             found = [row for row in main.rows(stage) if row["name"] == name]
-            cells += [f"<b>{_number(found[0]['value'])}</b>", _interval(found[0])] if found else ["", ""]
+            cells.append(f"<b>{_number(found[0]['value'])}</b> {_interval(found[0])}" if found else "")
         cells.append(_number(main.value(name, CHANCE, "overall")))
         rows.append(cells + ([_number(paper.value(name, "overall"))] if paper else []))
     return table(header, rows)

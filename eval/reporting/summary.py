@@ -8,6 +8,15 @@ from eval.official_files import read_json
 from eval.reporting.page import table
 
 LONG = 12  # rows; longer panels are folded
+NAMES = {
+    "tr_at_1": "text retrieval R@1",
+    "ir_at_1": "image retrieval R@1",
+    "tr_at_1_itc_only": "text retrieval R@1, ITC alone",
+    "ir_at_1_itc_only": "image retrieval R@1, ITC alone",
+    "chance_at_1": "chance",
+    **{"vqa": "VQA", "t5": "T5", "opt": "OPT", "cider": "CIDEr", "shuffled_cider": "CIDEr, another picture"},
+    **{"blind": "accuracy without picture", "peak_rss_mb": "MB of memory at the peak"},
+}
 
 
 def summary_section(path: Path) -> str:
@@ -43,7 +52,7 @@ def _flat(content: dict[str, Any], above: str = "") -> list[tuple[str, Any]]:
 
 
 def _words(name: str) -> str:
-    return escape(name.replace("_", " "))
+    return escape(NAMES.get(name, name.replace("_", " ")))
 
 
 def _shown(value: Any) -> str:
