@@ -1,0 +1,109 @@
+"""The demo's runner: each command once, side by side where told, and nothing left behind by a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from data_prep.miniature.steps import MARK, Runner, Step, StepFailed
+
+DEADLINE_S = 30.0
+
+
+def writes(name: str, folder: Path, text: str = "x") -> Step:
+    """A step that appends to its output, so that running it twice shows."""
+    output = folder / f"{name}.txt"
+    return Step(name, (sys.executable, "-c", f"open({str(output)!r}, 'a').write({text!r})"), output)
+
+
+def run(folder: Path, groups: list[list[Step]]) -> Runner:
+    runner = Runner(folder, sum(len(group) for group in groups))
+    for group in groups:
+        runner.run_group(group)
+    return runner
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + DEADLINE_S
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.05)
+
+
+def marked(folder: Path) -> list[int]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK, "").startswith(str(folder.resolve())):
+                found.append(process.pid)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def test_a_second_run_repeats_nothing(tmp_path):
+    groups = [[writes("first", tmp_path), writes("beside", tmp_path)], [writes("last", tmp_path)]]
+    costs = run(tmp_path / "demo", groups).costs()
+    run(tmp_path / "demo", groups)
+    assert [(tmp_path / f"{name}.txt").read_text() for name in ("first", "beside", "last")] == ["x", "x", "x"]
+    assert set(costs) == {"first", "beside", "last"} and all(cost["seconds"] >= 0 for cost in costs.values())
+
+
+def test_a_step_runs_again_with_all_after_it_when_its_command_changes(tmp_path):
+    run(tmp_path / "demo", [[writes("first", tmp_path)], [writes("last", tmp_path)]])
+    run(tmp_path / "demo", [[writes("first", tmp_path, "y")], [writes("last", tmp_path)]])
+    assert (tmp_path / "first.txt").read_text() == "xy"
+    assert (tmp_path / "last.txt").read_text() == "xx"
+
+
+def test_a_step_whose_output_was_removed_runs_again(tmp_path):
+    groups = [[writes("first", tmp_path)]]
+    run(tmp_path / "demo", groups)
+    (tmp_path / "first.txt").unlink()
+    run(tmp_path / "demo", groups)
+    assert (tmp_path / "first.txt").read_text() == "x"
+
+
+def test_a_failing_step_is_named_with_its_log_and_ends_the_ones_beside_it(tmp_path):
+    fails = Step("fails", (sys.executable, "-c", "raise SystemExit('no such table')"), tmp_path / "never")
+    sleeps = Step("sleeps", (sys.executable, "-c", "import time; time.sleep(600)"), tmp_path / "never")
+    with pytest.raises(StepFailed, match=r"no such table\nerror: step fails ended with 1.*fails\.log"):
+        run(tmp_path / "demo", [[sleeps, fails]])
+    assert marked(tmp_path) == []
+
+
+def test_what_a_killed_demo_left_running_is_ended_before_anything_starts(tmp_path):
+    started = tmp_path / "started"
+    child = f"import pathlib, time; pathlib.Path({str(started)!r}).write_text('1'); time.sleep(600)"
+    grandchild = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], start_new_session=True)"
+    program = (
+        "import sys; from pathlib import Path; from data_prep.miniature.steps import Runner, Step\n"
+        f"Runner(Path({str(tmp_path / 'demo')!r}), 1).run_group("
+        f"[Step('long', (sys.executable, '-c', {grandchild!r}), Path('never'))])"
+    )
+    demo = subprocess.Popen([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(Path.cwd())})
+    wait_for(started)
+    demo.send_signal(signal.SIGKILL)
+    demo.wait()
+    assert len(marked(tmp_path)) == 2
+    run(tmp_path / "demo", [[writes("first", tmp_path)]])
+    assert marked(tmp_path) == []
+
+
+def test_a_command_beside_runs_only_as_long_as_its_step(tmp_path):
+    ready, output = tmp_path / "ready", tmp_path / "output"
+    serves = f"import pathlib, time; pathlib.Path({str(ready)!r}).write_text('1'); time.sleep(600)"
+    waits = (
+        f"import pathlib, time\nwhile not pathlib.Path({str(ready)!r}).exists(): time.sleep(0.05)\n"
+        f"pathlib.Path({str(output)!r}).write_text('1')"
+    )
+    step = Step("uses", (sys.executable, "-c", waits), output, beside=(sys.executable, "-c", serves))
+    runner = run(tmp_path / "demo", [[step]])
+    assert marked(tmp_path) == []
+    assert json.loads((tmp_path / "demo" / "steps" / "uses.json").read_text()) == runner.costs()["uses"]
