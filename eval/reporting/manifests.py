@@ -10,12 +10,12 @@ from typing import Any
 from eval.reporting.page import picture
 from pipeline.data.manifest import Manifest, Shard, load_manifest
 
-MAX_SHARDS_READ = 8
+SHARDS_READ = 3  # of a source
 SIDE_TABLE = ".candidates.parquet"
 
 
 def manifest_section(path: Path, count: int, seed: int) -> str:
-    """`count` samples drawn at random from a few shards."""
+    """`count` samples drawn at random from a few shards of each source."""
     manifest = load_manifest(path)
     cards = "".join(_card(record, jpeg, candidates) for record, jpeg, candidates in draw(manifest, count, seed))
     numbers = f"{manifest.samples:,} pictures, {manifest.captions:,} captions, {len(manifest.shards)} shards"
@@ -27,18 +27,21 @@ def manifest_section(path: Path, count: int, seed: int) -> str:
 
 
 def draw(manifest: Manifest, count: int, seed: int) -> list[tuple[dict[str, Any], bytes, list[dict[str, Any]]]]:
-    """Random samples: record, JPEG bytes, and all candidate captions where the shard has a side table of them."""
+    """Random samples, as many of each source: record, JPEG bytes, and its candidate captions where a table has them."""
     rng = random.Random(f"manifest {manifest.digest()}, seed {seed}")
-    filled = [shard for shard in manifest.shards if shard.samples]
-    with_table = [shard for shard in filled if _side_table(manifest, shard).is_file()]
-    shards = rng.sample(with_table or filled, min(MAX_SHARDS_READ, len(with_table or filled)))
-    places = [(shard, row) for shard in shards for row in range(shard.samples)]
-    drawn = rng.sample(places, min(count, len(places)))
-    tables = {shard.path: _candidates(_side_table(manifest, shard)) for shard in shards}
+    by_source: dict[str, list[Shard]] = {}
+    for shard in manifest.shards:
+        if shard.samples:
+            by_source.setdefault(shard.source, []).append(shard)
     samples = []
-    for shard, row in drawn:
-        record, jpeg = _read(manifest, shard, row)
-        samples.append((record, jpeg, tables[shard.path].get(record["key"], [])))
+    for place, source in enumerate(sorted(by_source)):
+        wanted = count // len(by_source) + (place < count % len(by_source))
+        shards = rng.sample(by_source[source], min(SHARDS_READ, len(by_source[source])))
+        places = [(shard, row) for shard in shards for row in range(shard.samples)]
+        tables = {shard.path: _candidates(_side_table(manifest, shard)) for shard in shards}
+        for shard, row in rng.sample(places, min(wanted, len(places))):
+            record, jpeg = _read(manifest, shard, row)
+            samples.append((record, jpeg, tables[shard.path].get(record["key"], [])))
     return samples
 
 

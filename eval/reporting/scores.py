@@ -94,8 +94,8 @@ def _retrieval(main: Evaluation, paper: PaperRow | None) -> str:
     """One row a recall; ITC alone, after the rerank, chance, paper."""
     protocols = list(dict.fromkeys(row["protocol"] for row in main.rows() if "/any-tie-order" not in row["protocol"]))
     stages = [protocol for protocol in protocols if protocol != CHANCE]
-    titles = {stage: "ITC alone" if stage == "ret/itc" else "After ITM rerank" for stage in stages}
-    header = ["", *(f'{titles[stage]} <span class="interval">95% interval</span>' for stage in stages), "Chance"]
+    titles = ["ITC alone" if stage == "ret/itc" else "ITM rerank" for stage in stages]
+    header = ["", *(f'{title} <span class="interval">(95%)</span>' for title in titles), "Chance"]
     header += ["Paper"] if paper else []
     rows = []
     for name in (name for name in METRIC_NAMES if "_at_" in name):
