@@ -79,9 +79,7 @@ def _window_candidates(
             captions.append(web + [(normalise(each), "synthetic") for each in synthetic])
     scores: list[dict[str, float]] = []
     for start in range(0, len(window), RANKER_BATCH):
-        wordings = [
-            list(dict.fromkeys(text for text, _ in each if text)) for each in captions[start : start + RANKER_BATCH]
-        ]
+        wordings = [[text for text, _ in each if text] for each in captions[start : start + RANKER_BATCH]]
         pixels = torch.stack([pair[1] for _, pair in window[start : start + RANKER_BATCH]])
         for texts, cosines in zip(wordings, ranker.score(pixels, wordings), strict=True):
             scores.append({text: round(cosine, SCORE_DECIMALS) for text, cosine in zip(texts, cosines, strict=True)})

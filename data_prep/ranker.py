@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+TEXT_BATCH = 128
+
 
 class Ranker:
     """A loaded ranker; see `load_ranker`."""
@@ -29,29 +31,36 @@ class Ranker:
     def score(self, pixels_B3HW: "torch.Tensor", captions: list[list[str]]) -> list[list[float]]:
         """For each image the cosine in [-1, 1] with each of its own captions (lists may differ in length).
 
-        Texts are padded to the longest of the batch: CLIP's text tower is causal and pools at the end token, so that
-        padding changes nothing. Longer ones than the model takes are cut, and keep their end token.
+        Equal texts are embedded once, and texts of like length together: padded to the longest of TEXT_BATCH. CLIP's
+        text tower is causal and pools at the end token, so that padding changes nothing. A text longer than the model
+        takes is cut, and keeps its end token.
         """
         import torch
 
-        if not any(captions):
+        texts = sorted({caption for each in captions for caption in each}, key=lambda text: (len(text), text))
+        if not texts:
             return [[] for _ in captions]
-        texts = self.tokenizer(
-            [caption for each in captions for caption in each],
-            padding="longest",
-            truncation=True,
-            max_length=self.max_length,
-            return_tensors="pt",
-        )
+        rows = {text: row for row, text in enumerate(texts)}
         with torch.inference_mode():
             image_BE = self.model.get_image_features(pixels_B3HW.to(self.device, self.model.dtype)).pooler_output
-            text_NE = self.model.get_text_features(
-                texts["input_ids"].to(self.device), attention_mask=texts["attention_mask"].to(self.device)
-            ).pooler_output
-            owners_N = torch.repeat_interleave(torch.tensor([len(each) for each in captions])).to(self.device)
-            cosine_N = torch.cosine_similarity(text_NE.float(), image_BE.float()[owners_N], dim=-1)
-        scores = iter(cosine_N.tolist())
-        return [[next(scores) for _ in each] for each in captions]
+            text_NE = torch.cat(
+                [self._embed(texts[start : start + TEXT_BATCH]) for start in range(0, len(texts), TEXT_BATCH)]
+            )
+            return [
+                torch.cosine_similarity(
+                    text_NE[[rows[text] for text in each]].float(), image_E.float(), dim=-1
+                ).tolist()
+                for image_E, each in zip(image_BE, captions, strict=True)
+            ]
+
+    def _embed(self, texts: list[str]) -> "torch.Tensor":
+        tokens = self.tokenizer(
+            texts, padding="longest", truncation=True, max_length=self.max_length, return_tensors="pt"
+        )
+        embedding: torch.Tensor = self.model.get_text_features(
+            tokens["input_ids"].to(self.device), attention_mask=tokens["attention_mask"].to(self.device)
+        ).pooler_output
+        return embedding
 
 
 def load_ranker(folder: Path, device: str) -> Ranker:
