@@ -17,8 +17,6 @@ $(VENV)/installed: requirements.txt .ci/packages
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check uv
 	$(VENV)/bin/uv pip install --quiet --python $(PYTHON) -r requirements.txt
-	@echo "compiling DeepSpeed's CPU communication (once, about a minute)"
-	$(PYTHON) -c "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as B; B().load(verbose=False)" >/dev/null 2>&1
 	touch $@
 
 setup: $(VENV)/installed ## build the environment and nothing else
