@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from data_prep.miniature.steps import Runner, Step, StepFailed, stop_on_signals
+from data_prep.miniature.towers.fitting import computes_in_bf16
 
 PORT = 8765
 LANGUAGE_MODELS = ("t5", "opt")
@@ -96,9 +97,10 @@ class Story:
     def _train(self, run: str, *more: object, recipe: str | None = None) -> Step:
         output = self.folder / run
         path = Path("pipeline/recipes") / f"miniature_{recipe or run}.yaml"
-        edits: list[object] = [f"seed={self.seed}", f"run.output={output}", *more]
+        precision = "bf16" if computes_in_bf16() else "fp32"
+        edits: list[object] = [f"seed={self.seed}", f"run.output={output}", f"qformer.precision={precision}", *more]
         if self.scale != 1:
-            steps = self._scaled(600, 6)
+            steps = self._scaled(800 if run == "stage1" else 400, 6)
             edits += [f"run.steps={steps}", f"run.checkpoint_every_steps={max(2, steps // 3)}", "run.log_every_steps=2"]
         launcher = Path(sys.executable).parent / "deepspeed"
         command = (str(launcher), "--num_gpus", "2", "--module", "pipeline.train", "--recipe", str(path), "--set")
@@ -110,14 +112,12 @@ class Story:
         return Step(f"eval-{name}", _python("eval.run", *arguments, *more), output / "COMPLETE")
 
     def _evaluations(self) -> list[list[Step]]:
-        retrieval = self._evaluate("retrieval", "stage1", "retrieval", "flickr30k")
-        nocaps = self._evaluate(
-            "nocaps", "stage2_t5", "nocaps", "nocaps", "--prompt", "", "--split", "val", *CAPTION_LENGTHS
-        )
+        retrieval = self._evaluate("retrieval", "stage1", "retrieval", "flickr30k", "--k-test", 16)
+        nocaps = self._evaluate("nocaps", "stage2_t5", "nocaps", "nocaps", *CAPTION_LENGTHS)
         groups = [[retrieval, nocaps]]
         for images in ((), ("--images", "shuffled")):
             suffix = "-shuffled" if images else ""
-            arguments = ("captioning", "coco", "--prompt", "", *CAPTION_LENGTHS, *images)
+            arguments = ("captioning", "coco", *CAPTION_LENGTHS, *images)
             groups.append(
                 [self._evaluate(f"captions-{lm}{suffix}", f"stage2_{lm}", *arguments) for lm in LANGUAGE_MODELS]
             )
@@ -171,7 +171,7 @@ class Story:
             "run.log_every_steps=2",
         )
         captions = own / "captions.jsonl"
-        generate = ("--weights", self.folder / "stage2_t5_own", "--prompt", "", "--output", captions, "--image")
+        generate = ("--weights", self.folder / "stage2_t5_own", "--output", captions, "--image")
         names = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "china.jpg", "flower.jpg")
         train = self._train("stage2_t5_own", *training, recipe="stage2_t5")
         return [
