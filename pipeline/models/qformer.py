@@ -152,7 +152,7 @@ class QFormer(nn.Module):
         self.initialise()
 
     def initialise(self) -> None:
-        """Normal weights of BERT's own deviation (0.02 in BERT-base), zero biases: BERT's rule, and the paper's for queries."""
+        """Normal weights of BERT's own deviation (0.02 in BERT-base), zero biases; the queries too."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=self.shape.initializer_range)

@@ -39,8 +39,8 @@ def build_engine(task: nn.Module, recipe: Recipe, ds_config: dict[str, Any]) -> 
     """Wrap a stage's task: its parameters (the bridge alone) are sharded, averaged and stepped by DeepSpeed."""
     import deepspeed
 
-    # DeepSpeed would compile a shared-memory all-reduce for CPU ranks at first use: a minute and a compiler, for gradients
-    # of a few MB that gloo carries as well, between nodes too.
+    # DeepSpeed would compile a shared-memory all-reduce for CPU ranks at first use: a minute and a compiler, for
+    # gradients of a few MB that gloo carries as well, between nodes too.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     engine, *_ = deepspeed.initialize(
         model=task, optimizer=build_optimizer(task, recipe.optimizer), config=ds_config, dist_init_required=False

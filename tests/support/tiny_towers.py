@@ -19,10 +19,8 @@ from transformers import (
 )
 
 IMAGE_SIZE_PX = 32
-WORDS = [
-    *"a an the of picture red green blue yellow dark light colour is number question answer short photo".split(),
-    *"0 1 2 3 4 5 6 7 8 9 ? : \n".split(" "),
-]
+TEXT = "a an the of picture red green blue yellow dark light colour is number question answer short photo"
+WORDS = [*TEXT.split(), *"0123456789?:", "\n"]
 
 
 def save_tiny_vision(folder: Path, seed: int = 0, depth: int = 3, width: int = 32) -> str:
@@ -120,7 +118,9 @@ def save_tiny_opt(folder: Path, seed: int = 0, width: int = 32) -> str:
     return str(folder)
 
 
-def tiny_recipe(towers: Path, manifest: Path, output: Path, stage: int, language: str | None = None) -> dict[str, object]:
+def tiny_recipe(
+    towers: Path, manifest: Path, output: Path, stage: int, language: str | None = None
+) -> dict[str, object]:
     """A recipe over tiny towers under `towers` (made where missing), as the content of a YAML file."""
     vision, bert = towers / "vision", towers / "bert"
     content: dict[str, object] = {
