@@ -124,8 +124,8 @@ def _first_file(folder: Path, names: list[str], split: str) -> Path:
         for name in names:
             if (place / name).is_file():
                 return place / name
-    wanted = " or ".join(names) or f"a file for split {split!r}"
-    raise ValueError(f"--data {folder}: no {wanted} in it; name the folder of the official files")
+    wanted = f"no {' or '.join(names)}" if names else f"nothing for split {split!r}"
+    raise ValueError(f"--data {folder}: {wanted} in it; name the folder of the official files")
 
 
 class _PictureFinder:
