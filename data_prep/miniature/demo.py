@@ -5,6 +5,8 @@ retrieval, captions and zero-shot VQA on pictures that no training saw; the same
 """
 
 import argparse
+import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -12,7 +14,6 @@ from pathlib import Path
 from data_prep.miniature.steps import Runner, Step, StepFailed, stop_on_signals
 from data_prep.miniature.towers.fitting import computes_in_bf16
 
-PORT = 8765
 LANGUAGE_MODELS = ("t5", "opt")
 ANSWER_PROMPTS = {"t5": "question: {} short answer:", "opt": "question: {} short answer:"}
 CAPTION_LENGTHS = ("--min-new-tokens", "3", "--max-new-tokens", "24")
@@ -25,8 +26,8 @@ def _python(module: str, *arguments: object) -> tuple[str, ...]:
 class Story:
     """The steps of one demo folder. `scale` shrinks sizes and training alike (tests use it; 1 is the demo)."""
 
-    def __init__(self, folder: Path, seed: int, scale: float) -> None:
-        self.folder, self.seed, self.scale = folder, seed, scale
+    def __init__(self, folder: Path, seed: int, scale: float, port: int) -> None:
+        self.folder, self.seed, self.scale, self.port = folder, seed, scale, port
         self.world, self.towers = folder / "world", folder / "towers"
 
     def _scaled(self, number: int, least: int) -> int:
@@ -49,13 +50,15 @@ class Story:
             *self._evaluations(),
             *self._scores(),
             *self._own_pictures(),
+            [self._summarise()],
+            [self._report()],
         ]
 
     def _draw(self) -> Step:
         web, coco, held_out = self._scaled(3000, 96), self._scaled(2000, 48), self._scaled(250, 16)
         sizes = ("--web-images", web, "--coco-images", coco, "--eval-images", held_out)
         command = _python("data_prep.miniature.world", "--output", self.world, "--seed", self.seed, *sizes)
-        return Step("world", (*command, "--base-url", f"http://127.0.0.1:{PORT}"), self.world / "world.json")
+        return Step("world", (*command, "--base-url", f"http://127.0.0.1:{self.port}"), self.world / "world.json")
 
     def _train_towers(self) -> Step:
         arguments = ("--world", self.world, "--output", self.towers, "--seed", self.seed, "--steps-scale", self.scale)
@@ -65,7 +68,7 @@ class Story:
         output = self.folder / "raw" / source
         arguments = ("--input", self.world / "web" / table, "--output", output, "--allow-loopback")
         settings = ("--samples-per-shard", 500, "--backoff-s", 0.5)
-        server = _python("data_prep.miniature.server", "--root", self.world / "web", "--port", PORT)
+        server = _python("data_prep.miniature.server", "--root", self.world / "web", "--port", self.port)
         return Step(f"download-{source}", _python("data_prep.download", source, *arguments, *settings), output, server)
 
     def _take_coco(self) -> Step:
@@ -103,21 +106,25 @@ class Story:
             steps = self._scaled(800 if run == "stage1" else 400, 6)
             edits += [f"run.steps={steps}", f"run.checkpoint_every_steps={max(2, steps // 3)}", "run.log_every_steps=2"]
         launcher = Path(sys.executable).parent / "deepspeed"
-        command = (str(launcher), "--num_gpus", "2", "--module", "pipeline.train", "--recipe", str(path), "--set")
-        return Step(f"train-{run}", (*command, *(str(edit) for edit in edits)), output / "checkpoints")
+        command = (str(launcher), "--num_gpus", "2", "--master_port", str(self.port + 1), "--module", "pipeline.train")
+        return Step(
+            f"train-{run}",
+            (*command, "--recipe", str(path), "--set", *(str(edit) for edit in edits)),
+            output / "checkpoints",
+        )
 
-    def _evaluate(self, name: str, run: str, task: str, data: str, *more: object) -> Step:
+    def _evaluate(self, name: str, run: str, task: str, data: Path, *more: object) -> Step:
         output = self.folder / "eval" / name
-        arguments = ("--weights", self.folder / run, "--task", task, "--data", self.world / data, "--output", output)
+        arguments = ("--weights", self.folder / run, "--task", task, "--data", data, "--output", output)
         return Step(f"eval-{name}", _python("eval.run", *arguments, *more), output / "COMPLETE")
 
     def _evaluations(self) -> list[list[Step]]:
-        retrieval = self._evaluate("retrieval", "stage1", "retrieval", "flickr30k", "--k-test", 16)
-        nocaps = self._evaluate("nocaps", "stage2_t5", "nocaps", "nocaps", *CAPTION_LENGTHS)
+        retrieval = self._evaluate("retrieval", "stage1", "retrieval", self.world / "flickr30k", "--k-test", 16)
+        nocaps = self._evaluate("nocaps", "stage2_t5", "nocaps", self.world / "nocaps", *CAPTION_LENGTHS)
         groups = [[retrieval, nocaps]]
         for images in ((), ("--images", "shuffled")):
             suffix = "-shuffled" if images else ""
-            arguments = ("captioning", "coco", *CAPTION_LENGTHS, *images)
+            arguments = ("captioning", self.world / "coco", *CAPTION_LENGTHS, *images)
             groups.append(
                 [self._evaluate(f"captions-{lm}{suffix}", f"stage2_{lm}", *arguments) for lm in LANGUAGE_MODELS]
             )
@@ -126,7 +133,13 @@ class Story:
             groups.append(
                 [
                     self._evaluate(
-                        f"vqa-{lm}{suffix}", f"stage2_{lm}", "vqa", "vqav2", "--prompt", ANSWER_PROMPTS[lm], *images
+                        f"vqa-{lm}{suffix}",
+                        f"stage2_{lm}",
+                        "vqa",
+                        self.world / "vqav2",
+                        "--prompt",
+                        ANSWER_PROMPTS[lm],
+                        *images,
                     )
                     for lm in LANGUAGE_MODELS
                 ]
@@ -136,6 +149,7 @@ class Story:
     def _score(self, name: str, task: str, predictions: str, *files: object) -> Step:
         folder = self.folder / "eval" / name
         arguments = ("--predictions", folder / predictions, *files, "--output", folder / "metrics.json")
+        arguments = (*arguments, "--per-sample", folder / "per_sample.jsonl")
         return Step(f"score-{name}", _python("eval.score", task, *arguments), folder / "metrics.json")
 
     def _scores(self) -> list[list[Step]]:
@@ -155,6 +169,21 @@ class Story:
                 steps.append(self._score(f"vqa-{lm}{suffix}", "vqa", "predictions.json", *answers))
         return [steps[place : place + 2] for place in range(0, len(steps), 2)]
 
+    def _summarise(self) -> Step:
+        summary = self.folder / "summary.json"
+        return Step("summary", _python("data_prep.miniature.summary", self.folder, "--seed", self.seed), summary)
+
+    def _report(self) -> Step:
+        page, lms = self.folder / "report.html", LANGUAGE_MODELS
+        runs = [self.folder / run for run in ("stage1", "stage2_t5", "stage2_opt")]
+        evaluations = ["retrieval", "nocaps", "captions-own"]
+        evaluations += [f"captions-{lm}{suffix}" for lm in lms for suffix in ("", "-shuffled")]
+        evaluations += [f"vqa-{lm}{suffix}" for lm in lms for suffix in ("", "-blind")]
+        manifests = (self.folder / "manifest.json", self.folder / "own" / "manifest.json")
+        inputs = (*runs, *(self.folder / "eval" / name for name in evaluations), *manifests)
+        titles = ("--title", "BLIP-2 in miniature", "--summary", self.folder / "summary.json")
+        return Step("report", _python("eval.report", *inputs, "--output", page, *titles), page)
+
     def _own_pictures(self) -> list[list[Step]]:
         """The same commands on a table of one's own: real photographs, which the drawn world's models never saw."""
         own, manifest = self.folder / "own", self.folder / "own" / "manifest.json"
@@ -170,9 +199,6 @@ class Story:
             "run.steps=10",
             "run.log_every_steps=2",
         )
-        captions = own / "captions.jsonl"
-        generate = ("--weights", self.folder / "stage2_t5_own", "--output", captions, "--image")
-        names = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "china.jpg", "flower.jpg")
         train = self._train("stage2_t5_own", *training, recipe="stage2_t5")
         return [
             [Step("own-pictures", _python("data_prep.miniature.own_pictures", "--output", own), table)],
@@ -186,7 +212,7 @@ class Story:
                 )
             ],
             [train],
-            [Step("own-captions", _python("pipeline.generate", *generate, *(own / name for name in names)), captions)],
+            [self._evaluate("captions-own", "stage2_t5_own", "captioning", own, *CAPTION_LENGTHS)],
         ]
 
 
@@ -194,14 +220,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="data_prep.miniature.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("runs/miniature"))
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--port", type=int, default=8765, help="of the loopback web; training takes the next one")
     parser.add_argument("--scale", type=float, default=1.0, help="shrinks the world and the training, e.g. 0.02")
     arguments = parser.parse_args()
     stop_on_signals()
     started = time.monotonic()
-    import os
-
     os.environ.update(MINIATURE=str(arguments.output), OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1")
-    groups = Story(arguments.output, arguments.seed, arguments.scale).groups()
+    groups = Story(arguments.output, arguments.seed, arguments.scale, arguments.port).groups()
     runner = Runner(arguments.output, sum(len(group) for group in groups))
     try:
         for group in groups:
@@ -212,9 +237,10 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nstopped; `make demo` goes on from here", file=sys.stderr)
         return 75
-    from data_prep.miniature.summary import write_summary
+    from data_prep.miniature.summary import as_table
 
-    print(write_summary(arguments.output, arguments.seed, runner.costs()))
+    print(f"\n{as_table(json.loads((arguments.output / 'summary.json').read_text()))}\n")
+    print(f"pictures, curves and samples: {arguments.output / 'report.html'}")
     print(f"this call took {time.monotonic() - started:.0f} s")
     return 0
 

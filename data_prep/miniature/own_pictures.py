@@ -1,7 +1,8 @@
-"""A table of one's own: real photographs that scikit-image and scikit-learn ship, with captions, as a CSV."""
+"""Pictures of one's own: photographs that scikit-image and scikit-learn ship, as a CSV and as a Karpathy JSON."""
 
 import argparse
 import csv
+import json
 import shutil
 import sys
 from importlib.resources import files
@@ -30,7 +31,7 @@ CAPTIONS = {
 
 
 def write_pictures(folder: Path) -> Path:
-    """Copy the photographs and write `pictures.csv` (file, caption). Returns the table's path."""
+    """Copy the photographs, write `pictures.csv` (file, caption) and `dataset_coco.json` (split test): the CSV."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [("file", "caption")]
     for package, captions in CAPTIONS.items():
@@ -38,6 +39,11 @@ def write_pictures(folder: Path) -> Path:
             shutil.copyfile(str(files(package) / name), folder / name)
             rows.append((name, caption))
     table = folder / "pictures.csv"
+    images = [
+        {"cocoid": number, "filename": name, "split": "test", "sentences": [{"raw": caption}]}
+        for number, (name, caption) in enumerate(rows[1:])
+    ]
+    (folder / "dataset_coco.json").write_text(json.dumps({"dataset": "own", "images": images}))
     with table.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     return table

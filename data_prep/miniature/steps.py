@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -148,10 +147,6 @@ class Runner:
         temporary.replace(self._stamp(step))
         clear = "\r\033[K" if sys.stdout.isatty() else ""
         print(f"{clear}    {step.name}: {seconds:.0f} s", flush=True)
-
-    def costs(self) -> dict[str, dict[str, Any]]:
-        """Seconds and peak memory of every finished step, by name."""
-        return {path.stem: json.loads(path.read_text()) for path in sorted((self.folder / "steps").glob("*.json"))}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """The demo's numbers in one place: `summary.json` and a table for the terminal."""
 
+import argparse
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -124,11 +126,28 @@ def as_table(summary: dict[str, Any]) -> str:
     return "\n".join(f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:<{widths[2]}}".rstrip() for a, b, c in rows)
 
 
-def write_summary(folder: Path, seed: int, costs: dict[str, dict[str, Any]]) -> str:
-    """Write `summary.json`; returns the terminal's table."""
-    summary = collect(folder, seed, costs)
+def write_summary(folder: Path, seed: int) -> Path:
+    """Write `summary.json` from what lies in a demo folder; returns its path."""
+    costs = {path.stem: json.loads(path.read_text()) for path in (folder / "steps").glob("*.json")}
     path = folder / "summary.json"
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(summary, indent=1) + "\n")
+    temporary.write_text(json.dumps(collect(folder, seed, costs), indent=1) + "\n")
     temporary.replace(path)
-    return f"\n{as_table(summary)}\n\n{path}"
+    return path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="data_prep.miniature.summary", description=__doc__)
+    parser.add_argument("folder", type=Path, help="of a demo whose evaluations are scored")
+    parser.add_argument("--seed", type=int, required=True, help="of that demo")
+    arguments = parser.parse_args()
+    try:
+        print(write_summary(arguments.folder, arguments.seed))
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""`make demo` at a fiftieth of its size: every step through its real command, killed once on the way."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+DEADLINE_S = 1200.0
+
+
+def free_ports() -> int:
+    """The first of two neighbouring free ports."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = first.getsockname()[1]
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return port
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, dict[str, float], str]:
+    """A demo that was killed once in the middle of stage 1 and then run to its end, with its step times at the kill."""
+    folder = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, "-m", "data_prep.miniature.demo", "--output", str(folder), "--scale", "0.02"]
+    command += ["--port", str(free_ports())]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    checkpoints, end = folder / "stage1" / "checkpoints", time.monotonic() + DEADLINE_S
+    while not list(checkpoints.glob("*/COMPLETE")):
+        assert first.poll() is None, first.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    first.kill()
+    first.wait()
+    done = {path.name: path.stat().st_mtime for path in (folder / "steps").glob("*.json")}
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    assert second.returncode == 0, second.stdout[-3000:] + second.stderr[-3000:]
+    return folder, done, second.stdout
+
+
+def test_nothing_that_was_complete_is_done_twice(finished):
+    folder, done, output = finished
+    assert "index.json" in done and "train-stage1.json" not in done
+    assert {name: (folder / "steps" / name).stat().st_mtime for name in done} == done
+    assert output.count("done before") == len(done)
+
+
+def test_the_summary_holds_every_number(finished):
+    folder, _, _ = finished
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(summary) == {
+        "retrieval", "vqa", "captions", "capfilt", "download", "seconds", "peak_rss_mb", "seed",
+    }  # fmt: skip
+    retrieval = {"tr_at_1", "ir_at_1", "tr_at_1_itc_only", "ir_at_1_itc_only", "chance_at_1", "gallery"}
+    assert set(summary["retrieval"]) == retrieval
+    assert set(summary["vqa"]) == {"t5", "opt"} and set(summary["vqa"]["t5"]) == {"accuracy", "blind"}
+    assert set(summary["captions"]["nocaps"]) == {"in", "near", "out", "overall"}
+    download = summary["download"]
+    assert download["rows"] == download["kept"] + sum(download["dropped_by_reason"].values())
+    assert 0 < summary["capfilt"]["true_before"] < 100
+
+
+def test_the_report_is_one_file_without_outside_requests(finished):
+    folder, _, _ = finished
+    page = (folder / "report.html").read_text()
+    for outside in ('src="http', "src='http", 'href="http', "url(http", "@import", "<link"):
+        assert outside not in page
+    assert "data:image/" in page and "<svg" in page
