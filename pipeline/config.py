@@ -1,12 +1,14 @@
 """The recipe: the typed fields of one run of one stage, their defaults (the paper's values) and cross-checks."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Precision = Literal["fp32", "bf16", "fp16"]
+FIELD_AND_VALUE = re.compile(r"\w+(\.\w+)*=.*", re.DOTALL)  # an item of --set
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -87,6 +89,11 @@ class Batch(Section):
                 f"{self.accumulation} x {world_size} ranks = {product}; change one of them"
             )
 
+    def check_samples(self, samples: int) -> None:
+        """Raises ValueError when the data set is smaller than one global batch."""
+        if samples < self.global_size:
+            raise ValueError(f"batch.global_size {self.global_size}: the manifest has only {samples} samples; lower it")
+
 
 class Optimizer(Section):
     """AdamW with linear warmup and cosine decay to a minimum, per optimizer step (paper, section 4.1)."""
@@ -155,22 +162,29 @@ def parse_recipe(content: dict[str, Any]) -> Recipe:
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a YAML recipe, apply `a.b=v` overrides, validate. Raises ValueError with one line naming file and field."""
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
     if not path.is_file():
         raise ValueError(f"recipe {path}: no such file; the shipped ones are in pipeline/recipes/")
-    malformed = [item for item in overrides if "=" not in item]
-    if malformed:
-        raise ValueError(f"--set {malformed[0]}: needs the form field.name=value")
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
-        content = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, YAMLError) as error:
+        settings = OmegaConf.load(path)
+    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"recipe {path}: not readable as YAML ({str(error).splitlines()[0]})") from error
-    if not isinstance(content, dict):
+    if not isinstance(settings, DictConfig):
         raise ValueError(f"recipe {path}: the top level must be a mapping of fields")
+    for item in overrides:
+        if not FIELD_AND_VALUE.fullmatch(item):
+            raise ValueError(f"--set {item}: needs the form field.name=value")
+        try:
+            settings = OmegaConf.merge(settings, OmegaConf.from_dotlist([item]))
+        except (OmegaConfBaseException, YAMLError) as error:
+            raise ValueError(f"--set {item}: not readable as YAML ({str(error).splitlines()[0]})") from error
+    try:
+        content = cast(dict[Any, Any], OmegaConf.to_container(settings, resolve=True))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"recipe {path}: cannot be resolved ({str(error).splitlines()[0]})") from error
     return parse_recipe({str(key): value for key, value in content.items()})
 
 

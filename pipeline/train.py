@@ -1,7 +1,6 @@
 """`deepspeed --num_gpus N --module pipeline.train --recipe R.yaml`: train one stage. Recipe -> parts -> fit."""
 
 import argparse
-import hashlib
 import json
 import logging
 import sys
@@ -22,7 +21,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pipeline.train")
 # Fields that change where and how often a run writes or how fast it reads, never what it computes.
-FIELDS_FREE_TO_CHANGE = {"run": {"output", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints"}}
+FIELDS_FREE_TO_CHANGE = {
+    "run": {"output", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints"},
+    "data": {"num_workers"},
+}
 
 
 def build_parts(recipe: Recipe, device: str) -> tuple["nn.Module", "Collate"]:
@@ -62,10 +64,16 @@ def build_parts(recipe: Recipe, device: str) -> tuple["nn.Module", "Collate"]:
 def _initial_state(recipe: Recipe, manifest: Manifest) -> Any:
     from pipeline.training.checkpoint import State
 
-    content = recipe.model_dump(mode="json", exclude=FIELDS_FREE_TO_CHANGE)  # type: ignore[arg-type]
-    content["data"].pop("num_workers")
-    settings = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    settings = recipe.model_dump(mode="json", exclude=FIELDS_FREE_TO_CHANGE)  # type: ignore[arg-type]
     return State(0, 0, recipe.seed, process_group.world_size(), manifest.digest(), settings)
+
+
+def _is_complete(recipe: Recipe, manifest: Manifest) -> bool:
+    """Whether the run folder holds the last step. Raises ValueError when it is another run's, before it is touched."""
+    from pipeline.training import checkpoint
+
+    found = checkpoint.complete_checkpoints(recipe.run.output)
+    return bool(found) and checkpoint.read_state(found[-1], _initial_state(recipe, manifest)).step == recipe.run.steps
 
 
 def _open_run_folder(recipe: Recipe, ds_config: dict[str, Any]) -> None:
@@ -148,13 +156,14 @@ def main() -> int:
     try:
         recipe = load_recipe(arguments.recipe, arguments.set)
         manifest = load_manifest(recipe.data.manifest)
+        recipe.batch.check_samples(manifest.samples)
         from pipeline.distributed import collectives
         from pipeline.training.engine import resolve_ds_config
 
         ds_config = resolve_ds_config(recipe, process_group.world_size())
         if rank == 0:
             print(dump_recipe(recipe))
-        if (recipe.run.output / "checkpoints" / f"step_{recipe.run.steps:08d}" / "COMPLETE").exists():
+        if _is_complete(recipe, manifest):
             if rank == 0:
                 print(f"already complete: {recipe.run.output}")
             return 0

@@ -63,8 +63,7 @@ class MicroBatches:
     def __init__(
         self, samples: int, global_size: int, micro_size: int, rank: int, world_size: int, first_step: int, steps: int
     ) -> None:
-        if samples < global_size:
-            raise ValueError(f"batch.global_size {global_size}: the manifest has only {samples} samples; lower it")
+        assert samples >= global_size, "Batch.check_samples comes before"
         self.steps_per_epoch = samples // global_size
         self.global_size, self.micro_size, self.rank, self.world_size = global_size, micro_size, rank, world_size
         self.first_step, self.steps = first_step, steps

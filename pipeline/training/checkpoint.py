@@ -19,14 +19,17 @@ COMPLETE = "COMPLETE"
 
 @dataclass(frozen=True)
 class State:
-    """What resuming needs beside weights and optimizer. `step` steps are done, `consumed` samples trained on."""
+    """What resuming needs beside weights and optimizer. `step` steps are done, `consumed` samples trained on.
+
+    `settings` are the recipe's fields that decide what a run computes.
+    """
 
     step: int
     consumed: int
     seed: int
     world_size: int
     manifest: str
-    settings: str
+    settings: dict[str, Any]
 
 
 def folder_of(run_folder: Path, step: int) -> Path:
@@ -86,18 +89,30 @@ def save(engine: Any, recipe: Recipe, state: State, run_folder: Path) -> Path:
     return folder
 
 
+def _difference(found: Any, wanted: Any, name: str) -> str | None:
+    """The first field in which two nested settings differ, with both values."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        parts = (_difference(found.get(key), wanted.get(key), f"{name}.{key}") for key in sorted({*found, *wanted}))
+        return next((part for part in parts if part), None)
+    return None if found == wanted else f"{name} was {found!r} when it was saved and is {wanted!r} now"
+
+
+def read_state(folder: Path, expected: State) -> State:
+    """The state of a checkpoint. Raises ValueError naming what differs from the run that saved it."""
+    state = State(**json.loads((folder / "state.json").read_text()))
+    for field in ("settings", "manifest", "seed", "world_size"):
+        difference = _difference(getattr(state, field), getattr(expected, field), field)
+        if difference:
+            name = difference.removeprefix("settings.")
+            raise ValueError(f"checkpoint {folder}: {name}; put it back, or start a new run folder (run.output)")
+    return state
+
+
 def load(engine: Any, folder: Path, expected: State) -> State:
     """Restore weights, optimizer and random state. Raises ValueError naming what differs from the run that saved it."""
     import torch
 
-    state = State(**json.loads((folder / "state.json").read_text()))
-    for field in ("manifest", "settings", "seed", "world_size"):
-        found, wanted = getattr(state, field), getattr(expected, field)
-        if found != wanted:
-            raise ValueError(
-                f"checkpoint {folder}: {field} was {found!r} when it was saved and is {wanted!r} now; put it back, or "
-                "start a new run folder (run.output)"
-            )
+    state = read_state(folder, expected)
     loaded, _ = engine.load_checkpoint(str(folder), tag="engine", load_module_strict=True)
     if loaded is None:  # DeepSpeed only warns
         raise ValueError(f"checkpoint {folder}: DeepSpeed finds no state in its engine folder; remove the checkpoint")

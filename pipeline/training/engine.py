@@ -1,7 +1,6 @@
 """The DeepSpeed engine: ZeRO policy from `ds_configs/`, everything else from the recipe."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -46,8 +45,3 @@ def build_engine(task: nn.Module, recipe: Recipe, ds_config: dict[str, Any]) -> 
         model=task, optimizer=build_optimizer(task, recipe.optimizer), config=ds_config, dist_init_required=False
     )
     return engine
-
-
-def write_ds_config(ds_config: dict[str, Any], run_folder: Path) -> None:
-    """Leave the resolved configuration beside the run's recipe."""
-    (run_folder / "ds_config.json").write_text(json.dumps(ds_config, indent=2) + "\n")

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.config import Batch
 from pipeline.data.manifest import Manifest, Shard
 from pipeline.data.order import MicroBatches, SampleOrder
 
@@ -86,7 +87,8 @@ def test_resuming_continues_where_it_stopped(first_step: int) -> None:
 
 def test_a_global_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(ValueError, match=r"batch\.global_size 8: the manifest has only 7 samples"):
-        MicroBatches(7, 8, 8, 0, 1, 0, 1)
+        Batch(global_size=8, micro_size=8).check_samples(7)
+    Batch(global_size=8, micro_size=8).check_samples(8)
 
 
 def test_the_middle_of_a_large_data_set_is_reached_without_what_is_before() -> None:

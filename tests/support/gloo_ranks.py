@@ -18,6 +18,8 @@ PRELOADED = [
     "transformers.models.auto.tokenization_auto",
     "pipeline.training.stage1_task",
     "pipeline.training.stage2_task",
+    "timm",
+    "deepspeed",
 ]
 
 
@@ -68,7 +70,7 @@ def _rank_main(
     process_group.shut_down()
 
 
-def run_on_ranks(num_ranks: int, function: Callable[..., Any], *arguments: Any, deadline_s: float = 120.0) -> list[Any]:
+def run_on_ranks(num_ranks: int, function: Callable[..., Any], *arguments: Any, deadline_s: float = 300.0) -> list[Any]:
     """`function(*arguments)` in `num_ranks` processes that have joined one gloo group; results in rank order.
 
     The function must stand at the top of a module. Raises AssertionError with the first failing rank's traceback, or

@@ -1,0 +1,63 @@
+"""Recipes: the shipped ones hold the paper's values; overrides edit before validation."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config import dump_recipe, load_recipe, parse_recipe
+
+SHIPPED = sorted((Path(__file__).parents[2] / "pipeline" / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_recipes_are_valid_and_their_batches_divide(path: Path) -> None:
+    recipe = load_recipe(path)
+    world_size = recipe.batch.global_size // (recipe.batch.micro_size * recipe.batch.accumulation)
+    recipe.batch.check(world_size)
+    assert parse_recipe(yaml.safe_load(dump_recipe(recipe))) == recipe
+    assert (Path(__file__).parents[2] / recipe.run.zero).is_file()
+
+
+@pytest.mark.parametrize("path", [path for path in SHIPPED if "vit" in path.stem], ids=lambda path: path.stem)
+def test_the_papers_recipes_hold_the_papers_values(path: Path) -> None:
+    recipe = load_recipe(path)
+    vit_g, flan = "vitg" in path.stem, "flant5" in path.stem
+    batch = {1: 1680 if vit_g else 2320, 2: 1520 if flan else 1920}[recipe.stage]
+    assert recipe.batch.global_size == batch and recipe.run.steps == {1: 250_000, 2: 80_000}[recipe.stage]
+    optimizer = recipe.optimizer
+    assert (optimizer.peak_learning_rate, optimizer.warmup_steps) == (1e-4, 2000)
+    assert optimizer.minimum_learning_rate == {1: 1e-5, 2: 5e-5}[recipe.stage]
+    assert (optimizer.betas, optimizer.weight_decay) == ((0.9, 0.98), 0.05)
+    assert (recipe.qformer.num_query_tokens, recipe.qformer.projection_width, recipe.qformer.dropout) == (32, 256, 0.1)
+    assert (recipe.data.max_text_tokens, recipe.data.crop_scale, recipe.data.horizontal_flip) == (32, (0.5, 1.0), True)
+    assert recipe.vision.image_size_px == 224 and recipe.objectives.label_smoothing == 0.1
+    assert recipe.language is None or recipe.language.precision == ("bf16" if flan else "fp16")
+
+
+def test_overrides_edit_before_validation(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    content = {
+        "stage": 1,
+        "vision": {"name": "a"},
+        "data": {"manifest": "${oc.env:NO_SUCH_VARIABLE}"},
+        "batch": {"global_size": 8, "micro_size": 3},
+        "run": {"output": "out/${stage}", "steps": 5},
+    }
+    path.write_text(yaml.safe_dump(content))
+    overrides = ["data.manifest=m.json", "batch.micro_size=4", "data.crop_scale=[0.9,1.0]", "seed=7"]
+    recipe = load_recipe(path, [*overrides, "vision.name=local-dir:/x=y", "seed=8"])
+    assert (recipe.data.manifest, recipe.batch.micro_size, recipe.seed) == (Path("m.json"), 4, 8)
+    assert (recipe.data.crop_scale, recipe.vision.name, recipe.run.output) == (
+        (0.9, 1.0),
+        "local-dir:/x=y",
+        Path("out/1"),
+    )
+    with pytest.raises(ValueError, match="NO_SUCH_VARIABLE"):
+        load_recipe(path)
+
+
+def test_a_recipe_cannot_be_changed_once_read(tmp_path: Path) -> None:
+    recipe = load_recipe(SHIPPED[0])
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.seed = 1  # type: ignore[misc]

@@ -1,0 +1,181 @@
+"""Who may import whom, read from the source; and every command's --help answers without the heavy libraries."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("pipeline", "data_prep", "eval")
+FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+HEAVY = {"torch", "transformers", "timm", "deepspeed", "torchvision", "img2dataset", "pandas", "webdataset"}
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
+FORBIDDEN_NAMES = ("utils", "common", "helpers", "misc", "base")
+
+# Room -> what it may import of this project. The longest name that fits a module decides.
+ALLOWED = {
+    "pipeline.config": [],
+    "pipeline.command_line": [],
+    "pipeline.tokens": [],
+    "pipeline.data.manifest": [],
+    "pipeline.distributed": ["pipeline.distributed"],
+    "pipeline.data": ["pipeline.data", "pipeline.config", "pipeline.tokens"],
+    "pipeline.models": ["pipeline.models", "pipeline.config", "pipeline.tokens", "pipeline.objectives.matching"],
+    "pipeline.objectives": [],
+    "pipeline.training": ["pipeline"],
+    "pipeline.weights": ["pipeline.weights", "pipeline.models", "pipeline.config"],
+    "pipeline": ["pipeline"],
+    "data_prep": ["data_prep", "pipeline.data.manifest"],
+    "eval.score": ["eval"],
+    "eval": [
+        "eval",
+        "pipeline.config",
+        "pipeline.command_line",
+        "pipeline.models",
+        "pipeline.data.transforms",
+        "pipeline.data.manifest",
+        "pipeline.weights",
+        "pipeline.distributed",
+    ],
+}
+
+
+def module_name(path: Path) -> str:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def within(module: str, packages: list[str]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def _all_modules() -> set[str]:
+    return {module_name(path) for path in FILES}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports anywhere in it, by its full name."""
+    known = _all_modules()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                yield submodule if submodule in known or node.module == "torch" else node.module
+
+
+def local_imports(path: Path) -> list[str]:
+    return [module for module in imports(path) if module.split(".")[0] in (*ROOMS, "tests")]
+
+
+def allowed_for(module: str) -> list[str]:
+    fitting = [room for room in ALLOWED if within(module, [room])]
+    return ALLOWED[max(fitting, key=len)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_a_module_imports_only_what_its_room_may(path: Path) -> None:
+    module = module_name(path)
+    for imported in local_imports(path):
+        assert within(imported, allowed_for(module)), f"{module} imports {imported}"
+
+
+def test_deepspeed_is_known_to_training_alone() -> None:
+    for path in FILES:
+        if "deepspeed" in {imported.split(".")[0] for imported in imports(path)}:
+            assert within(module_name(path), ["pipeline.training", "pipeline.train"]), path
+
+
+def test_img2dataset_and_its_company_stay_in_data_preparation() -> None:
+    for path in FILES:
+        found = {imported.split(".")[0] for imported in imports(path)} & {"img2dataset", "wandb", "albumentations"}
+        assert not found or within(module_name(path), ["data_prep"]), (path, found)
+
+
+def test_collectives_and_rank_variables_are_known_to_distributed_alone() -> None:
+    for path in FILES:
+        if within(module_name(path), ["pipeline.distributed"]):
+            continue
+        assert "torch.distributed" not in {".".join(imported.split(".")[:2]) for imported in imports(path)}, path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant):
+                assert node.value not in RANK_VARIABLES, f"{path}:{node.lineno}: {node.value}"
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch":
+                assert node.attr != "distributed", f"{path}:{node.lineno}"
+
+
+def _reached_from(module: str) -> set[str]:
+    """A module and all of the project that it imports, at the top of a file or inside a function."""
+    reached, waiting = set(), [module]
+    while waiting:
+        current = waiting.pop()
+        if current in reached:
+            continue
+        reached.add(current)
+        path = ROOT / Path(*current.split("."))
+        file = path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
+        waiting += [name for name in local_imports(file) if name in _all_modules()]
+    return reached
+
+
+def test_scores_reports_and_metrics_need_no_torch() -> None:
+    starts = {"eval.score", "eval.report", "eval.submit"} & _all_modules()
+    starts |= {module for module in _all_modules() if within(module, ["eval.metrics"])}
+    for start in starts:
+        for module in _reached_from(start):
+            path = ROOT / Path(*module.split("."))
+            file = path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
+            found = {imported.split(".")[0] for imported in imports(file)} & {"torch", "transformers", "timm"}
+            assert not found, f"{start} reaches {module}, which imports {found}"
+
+
+def test_files_are_named_for_what_they_do_and_say_it_first() -> None:
+    for path in FILES:
+        assert path.stem not in FORBIDDEN_NAMES, path
+        assert len(path.read_text().splitlines()) <= 300, f"{path}: more than 300 lines"
+        if path.stem != "__init__":
+            assert ast.get_docstring(ast.parse(path.read_text())), f"{path}: no docstring"
+
+
+def _is_command(path: Path) -> bool:
+    return any(
+        isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+        for node in ast.parse(path.read_text()).body
+    )
+
+
+COMMANDS = [module_name(path) for path in FILES if _is_command(path)]
+
+# Run as `python -m` runs it, then say which heavy libraries were imported on the way.
+ASK_FOR_HELP = """
+import runpy, sys
+sys.argv = [sys.argv[1], "--help"]
+try:
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    assert not end.code, end.code
+print("\\nimported:", *sorted({name.split(".")[0] for name in sys.modules}))
+"""
+
+
+def _help_of(module: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", ASK_FOR_HELP, module]
+    return subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_help_answers_without_heavy_imports(module: str) -> None:
+    answer = _help_of(module)
+    assert answer.returncode == 0, answer.stderr
+    text, _, imported = answer.stdout.rpartition("imported:")
+    assert "usage:" in text and not set(imported.split()) & HEAVY
+
+
+def test_there_are_the_commands_that_the_design_names() -> None:
+    assert {"pipeline.train", "data_prep.download", "data_prep.index", "data_prep.verify"} <= set(COMMANDS)
