@@ -1,0 +1,109 @@
+"""Trains the miniature's frozen towers from scratch and saves them as ordinary transformers and timm folders.
+
+    python -m data_prep.miniature.towers --world DIR --output DIR [--only NAME ...] [--seed S] [--steps-scale F]
+
+clip, vision (its picture half for timm), blip, t5, opt and bert. A tower whose settings stand is skipped. The seeing
+and the reading towers are made by two processes at the same time, of one thread each, where there are two cores.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+STOPPED = 75
+"""Exit code after a signal: run again to go on."""
+NAMES = ("clip", "vision", "blip", "t5", "opt", "bert")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    names = options.only or list(NAMES)
+    if options.steps_scale <= 0:
+        return _fail(f"--steps-scale {options.steps_scale}: must be positive")
+    print(json.dumps({**vars(options), "world": str(options.world), "output": str(options.output), "only": names}))
+    signal.signal(signal.SIGTERM, _stop)
+    sides = [[name for name in side if name in names] for side in (NAMES[:3], NAMES[3:])]
+    try:
+        if all(sides) and len(os.sched_getaffinity(0)) > 1:
+            return _make_sides(options, sides) or _finish(options.output)
+        return _make(options, names) or _finish(options.output)
+    except (KeyboardInterrupt, SystemExit):
+        return STOPPED
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", type=Path, required=True, help="the drawn world; its coco/ teaches the captioner")
+    parser.add_argument("--output", type=Path, required=True, help="receives one folder a tower")
+    parser.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME", help=f"some of {', '.join(NAMES)}")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps-scale", type=float, default=1.0, help="multiple of the training steps (tests: 0.01)")
+    return parser.parse_args(arguments)
+
+
+def _make(options: argparse.Namespace, names: Sequence[str]) -> int:
+    """Make the towers in this process, on one thread."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import torch
+    import transformers
+
+    from data_prep.miniature.towers.making import Order, make
+
+    torch.set_num_threads(1)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        order = Order(options.world, options.output, options.seed, options.steps_scale)
+        for name in names:
+            make(name, order)
+    except ValueError as error:
+        return _fail(str(error))
+    return 0
+
+
+def _make_sides(options: argparse.Namespace, sides: Sequence[Sequence[str]]) -> int:
+    """Make each side in a process of its own; when one fails or a signal comes, the other is stopped."""
+    command = [sys.executable, "-m", "data_prep.miniature.towers", "--world", str(options.world)]
+    command += ["--output", str(options.output), "--seed", str(options.seed), "--steps-scale", str(options.steps_scale)]
+    workers = [subprocess.Popen([*command, "--only", *side]) for side in sides]
+    try:
+        pending = list(workers)
+        while pending:
+            for worker in list(pending):
+                try:
+                    code = worker.wait(timeout=0.2)
+                except subprocess.TimeoutExpired:
+                    continue
+                pending.remove(worker)
+                if code != 0:
+                    return code if code > 0 else 1
+    finally:
+        for worker in workers:
+            if worker.poll() is None:
+                worker.terminate()
+                worker.wait()
+    return 0
+
+
+def _finish(output: Path) -> int:
+    print(output)
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 1
+
+
+def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  (the signature of a handler)
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

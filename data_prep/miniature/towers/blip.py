@@ -1,0 +1,169 @@
+"""Trains the captioner: a BlipForConditionalGeneration on the small clean "COCO" split.
+
+Its vision tower starts from the ranker's without the last block (as BLIP's started from a ViT trained before), so
+that a few thousand human captions are enough. BLIP has no norm before its blocks: the ranker's is folded in on average.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.miniature.towers.clip import MEAN, STD
+from data_prep.miniature.towers.fitting import fit
+from data_prep.miniature.towers.position_waves import start_from_waves
+from data_prep.miniature.towers.vocabulary import MAX_TOKENS
+
+PROMPT = "a picture of "
+
+
+@dataclass(frozen=True)
+class BlipSettings:
+    """Size and training of the captioner."""
+
+    text_width: int = 128
+    text_layers: int = 3
+    text_heads: int = 4
+    batch_size: int = 64
+    steps: int = 600
+    learning_rate: float = 1.5e-3
+    vision_learning_share: float = 0.1
+
+
+@dataclass(frozen=True)
+class CaptionedPictures:
+    """Pictures uint8 [N, 3, S, S] and the captions of each."""
+
+    pixels: NDArray[np.uint8]
+    captions: list[list[str]]
+
+
+def read_karpathy(annotations: Path, images: Path, size_px: int, split: str = "train") -> CaptionedPictures:
+    """The pictures and captions of one split of a Karpathy JSON, squeezed to squares."""
+    from PIL import Image
+
+    entries = [e for e in json.loads(annotations.read_text())["images"] if e["split"] == split]
+    if not entries:
+        raise ValueError(f"{annotations}: split {split!r} has no images; write the world first")
+    pixels = np.empty((len(entries), 3, size_px, size_px), np.uint8)
+    for i, entry in enumerate(entries):
+        with Image.open(images / entry.get("filepath", "") / entry["filename"]) as image:
+            square = image.convert("RGB").resize((size_px, size_px), Image.Resampling.BICUBIC)
+        pixels[i] = np.asarray(square).transpose(2, 0, 1)
+    return CaptionedPictures(pixels, [[sentence["raw"] for sentence in entry["sentences"]] for entry in entries])
+
+
+def build_blip(settings: BlipSettings, vision: Any, tokenizer: Any) -> Any:
+    """A captioner with fresh weights, of the shape of the ranker's vision config less its last block."""
+    from transformers import BlipConfig, BlipForConditionalGeneration
+
+    text_config = {
+        "vocab_size": len(tokenizer), "hidden_size": settings.text_width, "encoder_hidden_size": vision.hidden_size,
+        "intermediate_size": settings.text_width * 4, "num_hidden_layers": settings.text_layers,
+        "num_attention_heads": settings.text_heads, "max_position_embeddings": MAX_TOKENS,
+        "bos_token_id": tokenizer.convert_tokens_to_ids("[DEC]"), "eos_token_id": tokenizer.sep_token_id,
+        "sep_token_id": tokenizer.sep_token_id, "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    vision_config = {
+        "hidden_size": vision.hidden_size, "intermediate_size": vision.intermediate_size,
+        "num_hidden_layers": vision.num_hidden_layers - 1, "num_attention_heads": vision.num_attention_heads,
+        "image_size": vision.image_size, "patch_size": vision.patch_size, "hidden_act": vision.hidden_act,
+        "layer_norm_eps": vision.layer_norm_eps,
+    }  # fmt: skip
+    config = BlipConfig(text_config=text_config, vision_config=vision_config, projection_dim=settings.text_width)
+    config._attn_implementation = "eager"
+    model = BlipForConditionalGeneration(config)
+    positions = model.text_decoder.bert.embeddings.position_embeddings.weight
+    start_from_waves(positions, model.config.text_config.initializer_range)
+    return model
+
+
+def blip_processor(size_px: int, tokenizer: Any) -> Any:
+    """BLIP's processor at the tower's size."""
+    from transformers import BlipImageProcessor, BlipProcessor
+
+    size = {"height": size_px, "width": size_px}
+    return BlipProcessor(BlipImageProcessor(size=size, image_mean=MEAN, image_std=STD), tokenizer)
+
+
+def train_blip(settings: BlipSettings, clip: Any, pictures: CaptionedPictures, tokenizer: Any, seed: int) -> Any:
+    """A captioner trained on the pictures, in eval mode. `tokenizer` is BERT's with `[DEC]` added."""
+    import torch
+
+    torch.manual_seed(seed)
+    rng = np.random.default_rng((seed, 0xB11B))
+    model = build_blip(settings, clip.config.vision_config, tokenizer)
+    normalised = (torch.from_numpy(pictures.pixels).float() / 255 - _channels(MEAN)) / _channels(STD)
+    start_from_clip(model.vision_model, clip.vision_model, normalised[:64])
+    num_prompt = len(tokenizer(PROMPT).input_ids) - 1
+
+    def loss_of_step(_: int) -> Any:
+        rows = rng.integers(len(pictures.captions), size=settings.batch_size)
+        mirrored = rng.random(len(rows)) < 0.5
+        pixels = torch.stack(
+            [normalised[row].flip(-1) if flip else normalised[row] for row, flip in zip(rows, mirrored, strict=True)]
+        )
+        texts = [pictures.captions[row][rng.integers(len(pictures.captions[row]))] for row in rows]
+        texts = [PROMPT + (mirror_caption(text) if flip else text) for text, flip in zip(texts, mirrored, strict=True)]
+        encoded = tokenizer(texts, padding=True, return_tensors="pt")
+        ids = encoded.input_ids
+        ids[:, 0] = model.config.text_config.bos_token_id
+        labels = ids.masked_fill(encoded.attention_mask == 0, -100)
+        labels[:, :num_prompt] = -100
+        seen = model.vision_model(pixel_values=pixels).last_hidden_state
+        logits = model.text_decoder(
+            input_ids=ids, attention_mask=encoded.attention_mask, encoder_hidden_states=seen
+        ).logits
+        return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+
+    groups = [(model.vision_model.parameters(), settings.vision_learning_share), (model.text_decoder.parameters(), 1.0)]
+    fit("blip", groups, loss_of_step, steps=settings.steps, learning_rate=settings.learning_rate)
+    return model.eval()
+
+
+def start_from_clip(blip_vision: Any, clip_vision: Any, pixels_B3SS: Any) -> None:
+    """Copy the ranker's embeddings and blocks; its first norm, at its mean scale on the pixels, joins them."""
+    import torch
+
+    embeddings, norm = clip_vision.embeddings, clip_vision.pre_layrnorm
+    target = blip_vision.embeddings
+    with torch.no_grad():
+        scale = (norm.weight / embeddings(pixels_B3SS)[:, 1:].std(dim=-1, unbiased=False).mean())[:, None]
+
+        def centred(columns: Any) -> Any:
+            return scale * (columns - columns.mean(dim=0, keepdim=True))
+
+        kernel = embeddings.patch_embedding.weight
+        target.patch_embedding.weight.copy_(centred(kernel.flatten(1)).view_as(kernel))
+        target.patch_embedding.bias.zero_()
+        positions = embeddings.position_embedding.weight
+        target.position_embedding.copy_((centred(positions.T).T + norm.bias)[None])
+        first = embeddings.class_embedding + positions[0]
+        target.class_embedding.copy_((norm(first) - target.position_embedding[0, 0])[None, None])
+        for ours, theirs in zip(blip_vision.encoder.layers, clip_vision.encoder.layers, strict=False):
+            ours.load_state_dict(_blip_block(theirs.state_dict()))
+
+
+def mirror_caption(caption: str) -> str:
+    """The caption of the picture in a mirror: left and right trade places."""
+    swapped = {"left": "right", "right": "left"}
+    return " ".join(swapped.get(word, word) for word in caption.split())
+
+
+def _blip_block(clip_block: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    block = {name: tensor for name, tensor in clip_block.items() if not name.startswith("self_attn")}
+    for kind in ("weight", "bias"):
+        block[f"self_attn.qkv.{kind}"] = torch.cat([clip_block[f"self_attn.{part}_proj.{kind}"] for part in "qkv"])
+        block[f"self_attn.projection.{kind}"] = clip_block[f"self_attn.out_proj.{kind}"]
+    return block
+
+
+def _channels(values: tuple[float, ...]) -> Any:
+    import torch
+
+    return torch.tensor(values).view(1, 3, 1, 1)

@@ -1,0 +1,175 @@
+"""Trains the ranker: a CLIPModel on fresh drawn scenes, contrastively, with an auxiliary loss that is dropped after.
+
+Each batch holds groups of scenes that share words but not meaning, so that only bound attributes tell them apart; junk
+texts stand among the wrong captions. The auxiliary loss asks the second-to-last layer, which BLIP-2 reads, what thing
+covers each patch: real towers learn this from 400M pairs, a small one within minutes only if told.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data_prep.miniature.language import describe, describe_fully, is_true
+from data_prep.miniature.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene
+from data_prep.miniature.towers.drawings import GROUP, Drawings, batches, draw_groups, mirrored, patch_labels
+from data_prep.miniature.towers.fitting import fit
+from data_prep.miniature.towers.position_waves import start_from_waves
+from data_prep.miniature.towers.vocabulary import MAX_TOKENS, clip_tokenizer, words
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+"""CLIP's own pixel mean and standard deviation."""
+INITIAL_STD = 0.02
+"""Of CLIP's fresh text embeddings."""
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """Size and training of the ranker."""
+
+    image_size_px: int = 64
+    patch_size_px: int = 16
+    vision_width: int = 128
+    vision_layers: int = 6
+    vision_heads: int = 4
+    text_width: int = 128
+    text_layers: int = 3
+    text_heads: int = 4
+    projection_width: int = 96
+    groups: int = 2500
+    groups_per_batch: int = 32
+    steps: int = 800
+    learning_rate: float = 1e-3
+    junk_texts: int = 16
+    dense_weight: float = 1.0
+
+
+def build_clip(settings: ClipSettings) -> Any:
+    """A CLIPModel with fresh weights. Its tokenizer is `clip_tokenizer`."""
+    from transformers import CLIPConfig, CLIPModel
+
+    tokenizer = clip_tokenizer()
+    text = {
+        "vocab_size": len(tokenizer), "hidden_size": settings.text_width, "intermediate_size": settings.text_width * 4,
+        "num_hidden_layers": settings.text_layers, "num_attention_heads": settings.text_heads,
+        "max_position_embeddings": MAX_TOKENS, "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": settings.vision_width, "intermediate_size": settings.vision_width * 4,
+        "num_hidden_layers": settings.vision_layers, "num_attention_heads": settings.vision_heads,
+        "image_size": settings.image_size_px, "patch_size": settings.patch_size_px,
+    }  # fmt: skip
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=settings.projection_width)
+    config._attn_implementation = "eager"
+    model = CLIPModel(config)
+    start_from_waves(model.text_model.embeddings.position_embedding.weight, INITIAL_STD)
+    return model
+
+
+def clip_processor(settings: ClipSettings) -> Any:
+    """CLIP's processor at the tower's size: the whole picture squeezed to a square, as evaluation does."""
+    from transformers import CLIPImageProcessor, CLIPProcessor
+
+    size = {"height": settings.image_size_px, "width": settings.image_size_px}
+    images = CLIPImageProcessor(size=size, do_center_crop=False, crop_size=size, image_mean=MEAN, image_std=STD)
+    return CLIPProcessor(image_processor=images, tokenizer=clip_tokenizer())
+
+
+def train_clip(settings: ClipSettings, seed: int) -> Any:
+    """A CLIPModel trained from scratch, in eval mode."""
+    import torch
+
+    torch.manual_seed(seed)
+    rng = np.random.default_rng((seed, 0xC11))
+    model = build_clip(settings)
+    heads = torch.nn.Linear(settings.vision_width, len(SHAPES) + len(COLOURS) + len(SIZES) + len(BACKGROUNDS) + 1)
+    drawings = draw_groups(settings.groups, settings.image_size_px, rng)
+    rows = batches(len(drawings.scenes), settings.groups_per_batch * GROUP, rng)
+    grid = settings.image_size_px // settings.patch_size_px
+    tokenizer = clip_tokenizer()
+
+    def loss_of_step(_: int) -> Any:
+        scenes, pixels = _augmented(drawings, next(rows), rng)
+        captions = [(describe_fully if rng.random() < 0.25 else describe)(scene, rng) for scene in scenes]
+        junk = [junk_text(rng) for _ in range(settings.junk_texts)]
+        tokens = tokenizer(captions + junk, return_tensors="pt", padding=True)
+        seen = model.vision_model(pixel_values=_normalised(pixels), output_hidden_states=True)
+        image = torch.nn.functional.normalize(model.visual_projection(seen.pooler_output).float(), dim=-1)
+        text = model.text_projection(model.text_model(**tokens).pooler_output)
+        text = torch.nn.functional.normalize(text.float(), dim=-1)
+        logits = model.logit_scale.exp().clamp(max=100) * image @ text.T
+        logits = logits.masked_fill(torch.from_numpy(_also_true(scenes, captions, len(junk))), float("-inf"))
+        target = torch.arange(len(scenes))
+        contrastive = torch.nn.functional.cross_entropy(logits, target) + torch.nn.functional.cross_entropy(
+            logits.T[: len(scenes)], target
+        )
+        return contrastive / 2 + settings.dense_weight * _dense_loss(
+            heads(seen.hidden_states[-2]).float(), scenes, grid
+        )
+
+    fit(
+        "clip",
+        [([*model.parameters(), *heads.parameters()], 1.0)],
+        loss_of_step,
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+    )
+    return model.eval()
+
+
+def junk_text(rng: np.random.Generator) -> str:
+    """A text that says nothing of any picture: unknown words, here and there one of the vocabulary."""
+    vocabulary = words()
+    number = 1 + int(rng.random() ** 2 * 9)
+    return " ".join(
+        vocabulary[int(rng.random() * len(vocabulary))] if rng.random() < 0.35 else "@" for _ in range(number)
+    )
+
+
+def _augmented(drawings: Drawings, rows: Any, rng: np.random.Generator) -> tuple[list[Scene], Any]:
+    """Scenes and pixels of the rows, half of them mirrored."""
+    pixels = drawings.pixels[rows]
+    scenes = [drawings.scenes[row] for row in rows]
+    for i in np.flatnonzero(rng.random(len(rows)) < 0.5):
+        pixels[i] = pixels[i, :, :, ::-1]
+        scenes[i] = mirrored(scenes[i])
+    return scenes, pixels
+
+
+def _normalised(pixels: Any) -> Any:
+    import torch
+
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return (torch.from_numpy(pixels).float() / 255 - mean) / std
+
+
+def _also_true(scenes: list[Scene], captions: list[str], num_junk: int) -> Any:
+    """bool [images, captions + junk]: a caption of another scene of the group that is true of this one too."""
+    mask = np.zeros((len(scenes), len(captions) + num_junk), bool)
+    for i, scene in enumerate(scenes):
+        first = i // GROUP * GROUP
+        for j in range(first, first + GROUP):
+            mask[i, j] = i != j and is_true(captions[j], scene)
+    return mask
+
+
+def _dense_loss(logits_BPC: Any, scenes: list[Scene], grid: int) -> Any:
+    """Cross-entropies of shape, colour and size of the thing on each patch, of whether there is one, and background."""
+    import torch
+
+    entropy = torch.nn.functional.cross_entropy
+    labels = torch.from_numpy(np.stack([patch_labels(scene, grid) for scene in scenes]))
+    counts = (len(SHAPES), len(COLOURS), len(SIZES), len(BACKGROUNDS), 1)
+    shape, colour, size, background, covered = logits_BPC[:, 1:].flatten(0, 1).split(counts, dim=-1)
+    settings = torch.tensor([BACKGROUNDS.index(scene.background) for scene in scenes]).repeat_interleave(grid * grid)
+    present = (labels[..., 0] >= 0).flatten().float()
+    losses = [
+        entropy(part, labels[..., i].flatten(), ignore_index=-100) for i, part in enumerate((shape, colour, size))
+    ]
+    losses += [
+        entropy(background, settings),
+        torch.nn.functional.binary_cross_entropy_with_logits(covered.squeeze(-1), present),
+    ]
+    return sum(losses)

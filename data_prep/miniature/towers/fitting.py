@@ -1,0 +1,64 @@
+"""One training loop for every tower: AdamW, warmup and cosine, bf16 where the processor computes in it."""
+
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+WARMUP_SHARE = 0.08
+MAX_GRADIENT_NORM = 1.0
+
+
+def computes_in_bf16() -> bool:
+    """Whether this processor multiplies bf16 matrices in hardware (AVX-512 BF16 or AMX); elsewhere fp32 is faster."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    return bool(flags & {"avx512_bf16", "amx_bf16"})
+
+
+def fit(
+    name: str,
+    parameters: Iterable[tuple[Iterable[Any], float]],
+    loss_of_step: Callable[[int], Any],
+    *,
+    steps: int,
+    learning_rate: float,
+    weight_decay: float = 0.02,
+) -> list[float]:
+    """Minimise `loss_of_step(step)` over `steps` steps; returns the losses. Progress goes to stderr.
+
+    `parameters` come in groups, each with its multiple of the learning rate. No weight decay on biases and norms.
+    """
+    import torch
+    from tqdm import tqdm
+
+    groups: list[dict[str, Any]] = []
+    for members, share in [(list(members), share) for members, share in parameters]:
+        for is_matrix in (True, False):
+            chosen = [p for p in members if (p.ndim > 1) == is_matrix]
+            decay = weight_decay if is_matrix else 0.0
+            groups.append({"params": chosen, "weight_decay": decay, "lr": learning_rate * share})
+    trained = [parameter for group in groups for parameter in group["params"]]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        [group["lr"] for group in groups],
+        total_steps=max(steps, 2),
+        pct_start=WARMUP_SHARE,
+        cycle_momentum=False,
+    )
+    low_precision = computes_in_bf16()
+    losses: list[float] = []
+    progress = tqdm(range(steps), desc=name, disable=not sys.stderr.isatty(), mininterval=1.0)
+    for step in progress:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low_precision):
+            loss = loss_of_step(step)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)
+        optimizer.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+        if step % 20 == 0:
+            progress.set_postfix(loss=f"{losses[-1]:.3f}")
+    return losses

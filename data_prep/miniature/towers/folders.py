@@ -1,0 +1,44 @@
+"""Tower folders: written whole under their final name or not at all, and recognised by the settings that made them."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+SETTINGS_FILE = "tower.json"
+VERSION = 1
+"""Raised when the same settings would make another tower."""
+
+
+def settings_digest(name: str, settings: Any, seed: int, made_from: dict[str, str]) -> str:
+    """sha256 over all that decides a tower; `made_from` the digests of what it learns from."""
+    stated = {"name": name, "settings": asdict(settings), "seed": seed, "made_from": made_from, "version": VERSION}
+    return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
+
+
+def stands(folder: Path, digest: str) -> bool:
+    """Whether the folder holds a finished tower of this digest."""
+    try:
+        return bool(json.loads((folder / SETTINGS_FILE).read_text())["digest"] == digest)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def write_folder(folder: Path, digest: str, settings: Any, save: Callable[[Path], None]) -> None:
+    """Let `save` fill a hidden sibling, then move it into place: a kill leaves no half folder under the name."""
+    fresh = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    save(fresh)
+    content = {"digest": digest, "settings": asdict(settings)}
+    (fresh / SETTINGS_FILE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    for path in fresh.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)

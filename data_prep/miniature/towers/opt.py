@@ -1,0 +1,77 @@
+"""Trains the causal language tower: an OPT on text alone, as `description </s> text \\n`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data_prep.miniature.towers.fitting import fit
+from data_prep.miniature.towers.position_waves import start_from_waves
+from data_prep.miniature.towers.text_samples import TextSample, text_batches
+from data_prep.miniature.towers.vocabulary import opt_tokenizer
+
+MAX_POSITIONS = 128
+"""Soft prompts, a question and its answer, with room to spare."""
+
+
+@dataclass(frozen=True)
+class OptSettings:
+    """Size and training of the OPT."""
+
+    width: int = 96
+    layers: int = 4
+    heads: int = 4
+    ffn_width: int = 384
+    batch_size: int = 48
+    steps: int = 900
+    learning_rate: float = 1.5e-3
+
+
+def build_opt(settings: OptSettings) -> Any:
+    """An OPTForCausalLM with fresh weights. Its tokenizer is `opt_tokenizer`."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    tokenizer = opt_tokenizer()
+    config = OPTConfig(
+        vocab_size=len(tokenizer), hidden_size=settings.width, num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads, ffn_dim=settings.ffn_width, word_embed_proj_dim=settings.width,
+        max_position_embeddings=MAX_POSITIONS, dropout=0.0, attention_dropout=0.0,
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    model = OPTForCausalLM(config)
+    start_from_waves(model.model.decoder.embed_positions.weight, config.init_std)
+    return model
+
+
+def train_opt(settings: OptSettings, seed: int) -> Any:
+    """An OPT trained from scratch to continue captions and to answer questions, in eval mode."""
+    import torch
+
+    torch.manual_seed(seed)
+    rng = np.random.default_rng((seed, 0x097))
+    model, tokenizer = build_opt(settings), opt_tokenizer()
+    batches = text_batches(settings.batch_size, rng)
+
+    def loss_of_step(_: int) -> Any:
+        rows = [_tokens(sample, tokenizer) for sample in next(batches)]
+        length = max(len(ids) for ids, _ in rows)
+        ids = torch.full((len(rows), length), tokenizer.pad_token_id)
+        labels = torch.full((len(rows), length), -100)
+        mask = torch.zeros(len(rows), length, dtype=torch.long)
+        for i, (row, num_given) in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+            labels[i, num_given : len(row)] = ids[i, num_given : len(row)]
+            mask[i, : len(row)] = 1
+        return model(input_ids=ids, attention_mask=mask, labels=labels).loss
+
+    fit("opt", [(model.parameters(), 1.0)], loss_of_step, steps=settings.steps, learning_rate=settings.learning_rate)
+    return model.eval()
+
+
+def _tokens(sample: TextSample, tokenizer: Any) -> tuple[list[int], int]:
+    """Token ids, and how many of them are given: a caption is scored whole, a question by its answer alone."""
+    description = tokenizer(sample.description, add_special_tokens=False).input_ids
+    prompt = tokenizer(sample.prompt).input_ids
+    target = tokenizer(f"{sample.target}\n", add_special_tokens=False).input_ids
+    is_question = sample.prompt.startswith("question")
+    return description + prompt + target, len(description) + (len(prompt) if is_question else 0)
