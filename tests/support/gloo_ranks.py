@@ -61,6 +61,7 @@ def _rank_main(
     from pipeline.distributed import process_group
 
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # Linux's own, as in a process that a launcher started
     try:
         process_group.initialise()
         report.send_bytes(_pack((True, function(*arguments))))
