@@ -179,14 +179,14 @@ class Story:
         evaluations = ["retrieval", "nocaps", "captions-own"]
         evaluations += [f"captions-{lm}{suffix}" for lm in lms for suffix in ("", "-shuffled")]
         evaluations += [f"vqa-{lm}{suffix}" for lm in lms for suffix in ("", "-blind")]
-        manifests = (self.folder / "manifest.json", self.folder / "own" / "manifest.json")
+        manifests = (self.folder / "manifest.json", self.folder / "own.json")
         inputs = (*runs, *(self.folder / "eval" / name for name in evaluations), *manifests)
         titles = ("--title", "BLIP-2 in miniature", "--summary", self.folder / "summary.json")
         return Step("report", _python("eval.report", *inputs, "--output", page, *titles), page)
 
     def _own_pictures(self) -> list[list[Step]]:
         """The same commands on a table of one's own: real photographs, which the drawn world's models never saw."""
-        own, manifest = self.folder / "own", self.folder / "own" / "manifest.json"
+        own, manifest = self.folder / "own", self.folder / "own.json"
         table = own / "pictures.csv"
         raw = self.folder / "raw" / "own"
         take = ("table", "--input", table, "--images", own, "--output", raw, "--captions", "web")
