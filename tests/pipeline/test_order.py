@@ -48,6 +48,16 @@ def test_the_order_depends_on_seed_epoch_and_content_and_on_nothing_else() -> No
     assert all(other != first for other in others)
 
 
+def test_every_block_of_every_epoch_is_shuffled_anew() -> None:
+    def rows(seed: int, epoch: int) -> list[list[int]]:
+        """The rows of two blocks of one shard each, in the order in which they are read."""
+        found = epoch_of(SampleOrder(manifest_of([30, 30]), seed, 1), epoch, 60)
+        return [[row for _, row in found[:30]], [row for _, row in found[30:]]]
+
+    orders = [*rows(0, 0), *rows(0, 1), *rows(0, 2), *rows(1, 0)]
+    assert len({tuple(order) for order in orders}) == 8 and list(range(30)) not in orders
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_global_batches_are_the_same_at_any_world_size(accumulation: int) -> None:
     global_size, steps, samples = 8, 9, 21  # 2 steps an epoch
