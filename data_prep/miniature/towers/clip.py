@@ -20,6 +20,8 @@ from data_prep.miniature.towers.vocabulary import MAX_TOKENS, clip_tokenizer, wo
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's own pixel mean and standard deviation."""
+DENSE_SCALE = 12.0
+"""Of the auxiliary loss's cosines: five classes share a token, so that each has at most about 0.45."""
 INITIAL_STD = 0.02
 """Of CLIP's fresh text embeddings."""
 
@@ -106,7 +108,7 @@ def train_clip(settings: ClipSettings, seed: int) -> Any:
             logits.T[: len(scenes)], target
         )
         return contrastive / 2 + settings.dense_weight * _dense_loss(
-            heads(seen.hidden_states[-2]).float(), scenes, grid
+            _cosines(seen.hidden_states[-2].float(), heads), scenes, grid
         )
 
     fit(
@@ -153,6 +155,17 @@ def _also_true(scenes: list[Scene], captions: list[str], num_junk: int) -> Any:
         for j in range(first, first + GROUP):
             mask[i, j] = i != j and is_true(captions[j], scene)
     return mask
+
+
+def _cosines(tokens_BPC: Any, heads: Any) -> Any:
+    """Logits from the angle between normed tokens and each class: what tells classes apart must be large in a token.
+
+    A free linear head finds shape in directions of hardly any variance, which a young cross-attention does not see.
+    """
+    from torch.nn import functional
+
+    normed = functional.normalize(functional.layer_norm(tokens_BPC, tokens_BPC.shape[-1:]), dim=-1)
+    return functional.linear(normed, DENSE_SCALE * functional.normalize(heads.weight, dim=-1), heads.bias)
 
 
 def _dense_loss(logits_BPC: Any, scenes: list[Scene], grid: int) -> Any:
