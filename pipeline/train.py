@@ -23,7 +23,7 @@ log = logging.getLogger("pipeline.train")
 # Fields that change where and how often a run writes or how fast it reads, never what it computes.
 FIELDS_FREE_TO_CHANGE = {
     "run": {"output", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints"},
-    "data": {"num_workers"},
+    "data": {"manifest", "num_workers"},  # of the manifest its content counts, not its place
 }
 
 

@@ -204,11 +204,13 @@ def test_weights_after_resuming_are_the_saved_ones(
 
 
 def test_a_complete_run_is_not_run_again_and_another_recipe_is_refused(
-    undisturbed: Path, write_recipe: Callable[..., list[str]]
+    undisturbed: Path, manifest: Path, write_recipe: Callable[..., list[str]]
 ) -> None:
     arguments = write_recipe("undisturbed")
+    moved = manifest.with_name("moved.json")
+    moved.write_bytes(manifest.read_bytes())  # its content counts, not its place
     before = (undisturbed / "recipe.yaml").read_bytes(), (undisturbed / "metrics.jsonl").read_bytes()
-    first, second = run_on_ranks(2, train_here, arguments)
+    first, second = run_on_ranks(2, train_here, [*arguments, "--set", f"data.manifest={moved}"])
     assert first[0] == second[0] == 0 and f"already complete: {undisturbed}" in first[1]
     for change, named in (
         ("optimizer.peak_learning_rate=0.5", "optimizer.peak_learning_rate was 0.001 when it was saved and is 0.5 now"),
