@@ -19,7 +19,7 @@ NUMBER_ABBREVIATIONS = "art|ca|fig|figs|no|nos|op|pp|prop"
 # A single letter with a period was the end of a sentence when one of these, capitalised, comes next.
 SENTENCE_STARTERS = (
     "A|About|According|Additionally|After|An|As|At|But|Earlier|He|Her|Here|However|If|In|It|"
-    "Last|Many|More|Now|Once|One|Other|Our|She|Since|So|Some|Such|That|The|Their|Then|There|"
+    "Last|Many|More|Mr\\.|Ms\\.|Now|Once|One|Other|Our|She|Since|So|Some|Such|That|The|Their|Then|There|"
     "These|They|This|We|What|When|While|Yet|You"
 )
 FILE_ENDINGS = (
@@ -67,7 +67,7 @@ RULES = [
     # Addresses, handles, hashtags.
     r"(https?://[^ \t\n\xa0\"<>|(){}]+[^ \t\n\xa0\"<>|.!?(){},-])",
     r"((?:www\.(?:[^ \t\n\xa0\"<>|.!?(){},]+\.)+[a-zA-Z]{2,4}"
-    r"|(?:[^ \t\n\xa0\"`'<>|.!?(){},;\-_$]+\.)+(?:com|net|org|edu))(?![A-Za-z])"
+    r"|(?![:/])(?:[^ \t\n\xa0\"`'<>|.!?(){},;\-_$]+\.)+(?:com|net|org|edu))(?![A-Za-z])"
     r"(?:/[^ \t\n\xa0\"<>|()]+[^ \t\n\xa0\"<>|.!?(){},-])?)",
     r"([a-zA-Z0-9][^ \t\n\xa0\"<>|()]*@(?:[^ \t\n\xa0\"<>|().]+\.)*[^ \t\n\xa0\"<>|().]+)",
     r"(<[a-zA-Z0-9][^ \t\n\xa0\"<>|()]*@(?:[^ \t\n\xa0\"<>|().]+\.)*[^ \t\n\xa0\"<>|().]+>)",
@@ -100,7 +100,7 @@ RULES = [
     rf"((?:{NUMBER_ABBREVIATIONS})\.){BREAK}?{DIGIT}",
     rf"({ACRONYM}|ph\.?d\.)",
     # A single letter before a new sentence gives its period back; so does one at the very end of the text.
-    rf"([A-Za-z])\.(?:{BREAK}+(?:(?-i:(?=[A-Z]))(?:{SENTENCE_STARTERS}){BREAK}|</?[A-Za-z][^>\n]*>)|.?\Z)",
+    rf"([A-Za-z])\.(?:{BREAK}+(?:(?-i:(?=[A-Z]))(?:{SENTENCE_STARTERS})|</?[A-Za-z][^>\n]*>){BREAK}|.?\Z)",
     # Currencies, emoticons, runs of one sign, entities, single signs.
     r"((?-i:[A-Z]+)\$)",
     r"([<>]?[:;=][-o*']?(?-i:[()DPdpO\\{@|\[\]]))(?![A-Za-z0-9])",

@@ -30,7 +30,7 @@ def curves_section(runs: Sequence[Path]) -> str:
 
 def read_metrics(path: Path) -> dict[str, Points]:
     """Each number by step; those of lines with a split are named `name (split)`. A torn line is left out,
-    and so is a part of the loss that is all of it."""
+    and so are numbers that are always 0, and a part of the loss that is all of it."""
     series: dict[str, Points] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -41,7 +41,11 @@ def read_metrics(path: Path) -> dict[str, Points]:
         for name, value in entry.items():
             if name not in NOT_DRAWN and isinstance(value, int | float) and math.isfinite(value):
                 series.setdefault(f"{name}{suffix}", []).append((float(entry["step"]), float(value)))
-    return {name: points for name, points in series.items() if name == "loss" or points != series.get("loss")}
+    return {
+        name: points
+        for name, points in series.items()
+        if any(value for _, value in points) and (name == "loss" or points != series.get("loss"))
+    }
 
 
 def _charts(series: Mapping[str, Points]) -> str:
