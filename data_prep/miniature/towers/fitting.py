@@ -62,3 +62,13 @@ def fit(
         if step % 20 == 0:
             progress.set_postfix(loss=f"{losses[-1]:.3f}")
     return losses
+
+
+def mean_over_samples(logits_BLV: Any, labels_BL: Any) -> Any:
+    """Cross-entropy averaged over each sample's labels (-100: none), then over samples: an answer of one word weighs as
+    much as a caption of ten, which would otherwise drown it."""
+    from torch.nn import functional
+
+    losses_BL = functional.cross_entropy(logits_BLV.transpose(1, 2).float(), labels_BL, reduction="none")
+    counts_B = (labels_BL != -100).sum(dim=1).clamp(min=1)
+    return (losses_BL.sum(dim=1) / counts_B).mean()

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.miniature.towers.fitting import fit
+from data_prep.miniature.towers.fitting import fit, mean_over_samples
 from data_prep.miniature.towers.position_waves import start_from_waves
 from data_prep.miniature.towers.text_samples import TextSample, text_batches
 from data_prep.miniature.towers.vocabulary import opt_tokenizer
@@ -62,7 +62,8 @@ def train_opt(settings: OptSettings, seed: int) -> Any:
             ids[i, : len(row)] = torch.tensor(row)
             labels[i, num_given : len(row)] = ids[i, num_given : len(row)]
             mask[i, : len(row)] = 1
-        return model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        logits = model(input_ids=ids, attention_mask=mask).logits
+        return mean_over_samples(logits[:, :-1], labels[:, 1:])
 
     fit("opt", [(model.parameters(), 1.0)], loss_of_step, steps=settings.steps, learning_rate=settings.learning_rate)
     return model.eval()

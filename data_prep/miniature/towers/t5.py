@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.miniature.towers.fitting import fit
+from data_prep.miniature.towers.fitting import fit, mean_over_samples
 from data_prep.miniature.towers.text_samples import text_batches
 from data_prep.miniature.towers.vocabulary import t5_tokenizer
 
@@ -62,7 +62,8 @@ def train_t5(settings: T5Settings, seed: int) -> Any:
         given = tokenizer([f"{s.description} {s.prompt}" for s in samples], padding=True, return_tensors="pt")
         target = tokenizer([s.target for s in samples], padding=True, return_tensors="pt")
         labels = target.input_ids.masked_fill(target.attention_mask == 0, -100)
-        return model(input_ids=given.input_ids, attention_mask=given.attention_mask, labels=labels).loss
+        logits = model(input_ids=given.input_ids, attention_mask=given.attention_mask, labels=labels).logits
+        return mean_over_samples(logits, labels)
 
     distances = [p for name, p in model.named_parameters() if "relative_attention_bias" in name]
     others = [p for name, p in model.named_parameters() if "relative_attention_bias" not in name]
