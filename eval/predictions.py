@@ -103,8 +103,8 @@ def write_durably(path: Path, content: str | bytes) -> None:
 def batches_of_rank(
     ids: Sequence[SampleId], done: Mapping[SampleId, Entry], batch_size: int, rank: int, world_size: int
 ) -> list[list[SampleId]]:
-    """What this rank has to predict. Batches are cut from the whole list first, so that a sample's neighbours, and with
-    them the last digits of its scores, do not depend on the number of ranks."""
+    """This rank's batches that have something left to predict, each whole. They are cut from the whole list, so that a
+    sample's neighbours, and with them the last digits of its scores, depend neither on the number of ranks nor on where
+    an earlier run was stopped."""
     whole = [list(ids[start : start + batch_size]) for start in range(0, len(ids), batch_size)]
-    open_batches = [[each for each in batch if each not in done] for batch in whole]
-    return [batch for batch in open_batches if batch][rank::world_size]
+    return [batch for batch in whole if any(each not in done for each in batch)][rank::world_size]

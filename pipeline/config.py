@@ -138,6 +138,8 @@ class Recipe(Section):
             raise ValueError("language: stage 2 needs a language model; add the section")
         if self.stage == 1 and self.language is not None:
             raise ValueError("language: stage 1 has no language model; remove the section")
+        if self.stage == 1 and self.objectives.itm_weight and self.batch.global_size // self.batch.accumulation < 2:
+            raise ValueError("batch: image-text matching draws negatives among the pairs of one pass; use two or more")
         return self
 
 

@@ -21,6 +21,8 @@ NUMBER_WORDS = ("one", "two", "three")
 LEADS = ("a photo of", "there is", "this is")
 MAX_WORDS = 16
 """Longest caption of `describe`: with a captioner's begin token and four words of prompt it fits 20 tokens."""
+RELATED_SHARE = 0.2
+"""How many captions of several things say where one stands to another; a small captioner guesses these words."""
 CLEAR = 0.1
 """How far apart two centres must be along an axis for a relation along it to hold."""
 
@@ -95,9 +97,9 @@ def _draw_caption(scene: Scene, rng: np.random.Generator) -> str:
     elif form < 0.17:
         body = noun_phrase(things[0], rng)
     elif form < 0.25 and number == 3:
-        body = _list_things(things[:2], rng, relate=True, detail=0.55)
+        body = _list_things(things[:2], rng, relate=rng.random() < RELATED_SHARE, detail=0.55)
     else:
-        body = _list_things(things, rng, relate=rng.random() < 0.6, detail=0.55)
+        body = _list_things(things, rng, relate=rng.random() < RELATED_SHARE, detail=0.55)
     if rng.random() < 0.1 and " is " not in body:
         lead = LEADS[int(rng.random() * len(LEADS))]
         body = f"{'there are' if lead == 'there is' and form < 0.07 and number > 1 else lead} {body}"

@@ -37,11 +37,8 @@ class Story:
         """Every step, in order; the steps of an inner list run side by side."""
         return [
             [self._draw()],
-            [self._train_towers()],
-            [self._download("laion400m", "laion.parquet"), self._take_coco()],
-            [self._download("cc3m", "cc3m.tsv")],
-            [self._capfilt("laion400m")],
-            [self._capfilt("cc3m")],
+            [self._train_towers(), *self._downloads()],
+            [self._capfilt("laion400m"), self._capfilt("cc3m")],
             [self._index()],
             [self._verify(), self._gallery()],
             [self._train("stage1")],
@@ -63,6 +60,9 @@ class Story:
     def _train_towers(self) -> Step:
         arguments = ("--world", self.world, "--output", self.towers, "--seed", self.seed, "--steps-scale", self.scale)
         return Step("towers", _python("data_prep.miniature.towers", *arguments), self.towers / "blip")
+
+    def _downloads(self) -> list[Step]:
+        return [self._download("laion400m", "laion.parquet"), self._download("cc3m", "cc3m.tsv"), self._take_coco()]
 
     def _download(self, source: str, table: str) -> Step:
         output = self.folder / "raw" / source

@@ -28,7 +28,8 @@ MARK = "BLIP2_DEMO_STEP"
 
 @dataclass(frozen=True)
 class Step:
-    """One command as a user would type it. `beside` runs while it does; `output` must stand for it to count as done."""
+    """One command as a user would type it; `output` must stand for it to count as done. `beside` runs while it does, and
+    once for all steps side by side that name the same."""
 
     name: str
     command: tuple[str, ...]
@@ -89,9 +90,8 @@ class Runner:
                 print(f"{title}\n    {shlex.join(step.command)}", flush=True)
                 pending.append(step)
         with ExitStack() as started:
-            for step in pending:
-                if step.beside:
-                    started.enter_context(self._start(f"{step.name}-beside", step.beside))
+            for command, name in {step.beside: step.name for step in pending if step.beside}.items():
+                started.enter_context(self._start(f"{name}-beside", command))
             self._wait({step: started.enter_context(self._start(step.name, step.command)) for step in pending}, keys)
         self.chain = hashlib.sha256("".join([self.chain, *keys.values()]).encode()).hexdigest()
 

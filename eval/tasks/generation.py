@@ -36,7 +36,10 @@ def generate_all(
     image_of = {sample.id: sample.image_id for sample in data.samples}
     done = finished(folder)
     collectives.barrier()  # every rank has read what is done before any adds to it
-    batches = batches_of_rank(list(image_of), done, batch_size, rank, world_size)
+    batches = [
+        [each for each in batch if each not in done]
+        for batch in batches_of_rank(list(image_of), done, batch_size, rank, world_size)
+    ]
     pixels = (
         iter([None] * len(batches))
         if images == "none"

@@ -54,6 +54,9 @@ def rank_all(
     with PredictionLog(folder, rank) as log, tqdm(total=sum(map(len, batches)), disable=quiet, unit="image") as bar:
         for batch, pixels_B3SS in zip(batches, load_batches(batches, shown, model.image_size_px), strict=True):
             for image_id, frozen_PI in zip(batch, model.encode_images(pixels_B3SS), strict=True):
+                bar.update()
+                if image_id in done:
+                    continue
                 # Texts of like length together, so that little of a call is padding.
                 texts = sorted(candidates[row[image_id]], key=lambda text: len(data.texts[text].split()))
                 scores: list[float] = []
@@ -61,7 +64,6 @@ def rank_all(
                     part = [data.texts[text] for text in texts[start : start + TEXTS_AT_ONCE]]
                     scores += model.match_logits(frozen_PI, part).float().cpu().tolist()
                 log.append([{"id": image_id, "texts": texts, "itm": scores}])
-                bar.update()
 
 
 def write_itc(

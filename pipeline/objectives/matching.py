@@ -20,8 +20,8 @@ def hard_negatives(
 
     `uniform_BN` in (0, 1) decides the draw (Gumbel maximum), so that the same numbers give the same negatives on any
     number of ranks, without a synchronisation. `softmax_plus_epsilon` is the older rule of the public weights:
-    softmax + 1e-4, positives then set to 0. A row whose columns are all positives (a batch of one pair) has no negative
-    to give and gets column 0: a true pair that ITM will then call a mismatch.
+    softmax + 1e-4, positives then set to 0. A row whose columns are all positives has no negative to give and gets
+    column 0, a true pair; recipes of one pair a pass are refused.
     """
     if rule == "softmax":
         log_weights = logits_BN.float().masked_fill(is_positive_BN, float("-inf"))

@@ -28,7 +28,7 @@ class BlipSettings:
     text_layers: int = 3
     text_heads: int = 4
     batch_size: int = 64
-    steps: int = 600
+    steps: int = 700
     learning_rate: float = 1.5e-3
     vision_learning_share: float = 0.1
 

@@ -96,13 +96,14 @@ def test_what_a_killed_demo_left_running_is_ended_before_anything_starts(tmp_pat
     assert marked(tmp_path) == []
 
 
-def test_a_command_beside_runs_only_as_long_as_its_step(tmp_path):
-    ready, output = tmp_path / "ready", tmp_path / "output"
-    serves = f"import pathlib, time; pathlib.Path({str(ready)!r}).write_text('1'); time.sleep(600)"
-    waits = (
-        f"import pathlib, time\nwhile not pathlib.Path({str(ready)!r}).exists(): time.sleep(0.05)\n"
-        f"pathlib.Path({str(output)!r}).write_text('1')"
-    )
-    step = Step("uses", (sys.executable, "-c", waits), output, beside=(sys.executable, "-c", serves))
-    run(tmp_path / "demo", [[step]])
+def test_a_command_beside_runs_once_and_only_as_long_as_its_steps(tmp_path):
+    ready, outputs = tmp_path / "ready", [tmp_path / "one", tmp_path / "two"]
+    serves = f"import time; open({str(ready)!r}, 'a').write('x'); time.sleep(600)"
+    waits = "import os, sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.05)\nopen(sys.argv[2], 'w')"
+    beside = (sys.executable, "-c", serves)
+    steps = [
+        Step(path.name, (sys.executable, "-c", waits, str(ready), str(path)), path, beside=beside) for path in outputs
+    ]
+    run(tmp_path / "demo", [steps])
+    assert ready.read_text() == "x"
     assert marked(tmp_path) == []
