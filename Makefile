@@ -16,7 +16,7 @@ $(VENV)/installed: requirements.txt .ci/packages
 	.ci/packages
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check uv
-	$(VENV)/bin/uv pip install --quiet --python $(PYTHON) -r requirements.txt
+	$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(PYTHON) -r requirements.txt
 	touch $@
 
 setup: $(VENV)/installed ## build the environment and nothing else

@@ -1,4 +1,4 @@
-"""One thread a process, the same bits in every run, and no network: set before anything imports torch, and inherited by every process started."""
+"""One thread a process, the same bits in every run, no network: set before torch is imported, for child processes too."""
 
 import os
 

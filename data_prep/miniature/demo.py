@@ -103,7 +103,7 @@ class Story:
         precision = "bf16" if computes_in_bf16() else "fp32"
         edits: list[object] = [f"seed={self.seed}", f"run.output={output}", f"qformer.precision={precision}", *more]
         if self.scale != 1:
-            steps = self._scaled(800 if run == "stage1" else 400, 6)
+            steps = self._scaled(500 if run == "stage1" else 350, 6)
             edits += [f"run.steps={steps}", f"run.checkpoint_every_steps={max(2, steps // 3)}", "run.log_every_steps=2"]
         launcher = Path(sys.executable).parent / "deepspeed"
         command = (str(launcher), "--num_gpus", "2", "--master_port", str(self.port + 1), "--module", "pipeline.train")

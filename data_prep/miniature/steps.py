@@ -28,8 +28,10 @@ MARK = "BLIP2_DEMO_STEP"
 
 @dataclass(frozen=True)
 class Step:
-    """One command as a user would type it; `output` must stand for it to count as done. `beside` runs while it does, and
-    once for all steps side by side that name the same."""
+    """One command as a user would type it; `output` must stand for it to count as done.
+
+    `beside` runs while it does, and once for all steps side by side that name the same.
+    """
 
     name: str
     command: tuple[str, ...]

@@ -25,7 +25,7 @@ def test_batches_are_cut_before_they_are_divided() -> None:
     ids = list(range(10))
     parts = [batches_of_rank(ids, {3: {}}, 4, rank, 2) for rank in range(2)]
     assert parts == [[[0, 1, 2, 3], [8, 9]], [[4, 5, 6, 7]]]
-    assert batches_of_rank(ids, dict.fromkeys(range(4), {}), 4, 0, 1) == [[4, 5, 6, 7], [8, 9]]
+    assert batches_of_rank(ids, {key: {} for key in range(4)}, 4, 0, 1) == [[4, 5, 6, 7], [8, 9]]
 
 
 def test_every_cut_through_the_file_keeps_the_whole_lines_before_it(tmp_path: Path) -> None:

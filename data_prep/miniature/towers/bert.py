@@ -25,7 +25,7 @@ class BertSettings:
     heads: int = 4
     ffn_width: int = 512
     batch_size: int = 64
-    steps: int = 350
+    steps: int = 300
     learning_rate: float = 1e-3
 
 

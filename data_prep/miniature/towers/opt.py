@@ -23,7 +23,7 @@ class OptSettings:
     heads: int = 4
     ffn_width: int = 384
     batch_size: int = 48
-    steps: int = 900
+    steps: int = 850
     learning_rate: float = 1.5e-3
 
 

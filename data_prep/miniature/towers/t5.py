@@ -23,7 +23,7 @@ class T5Settings:
     heads: int = 4
     ffn_width: int = 256
     batch_size: int = 48
-    steps: int = 1100
+    steps: int = 950
     learning_rate: float = 1.5e-3
     distance_learning_share: float = 10.0
     tied: int = 1
