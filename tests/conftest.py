@@ -1,4 +1,4 @@
-"""One thread a process, the same bits in every run, no network: set before torch is imported, for child processes too."""
+"""One thread a process, the same bits in every run, no network: set before torch is imported, and inherited."""
 
 import os
 

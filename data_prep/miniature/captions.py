@@ -21,7 +21,7 @@ NUMBER_WORDS = ("one", "two", "three")
 LEADS = ("a photo of", "there is", "this is")
 MAX_WORDS = 16
 """Longest caption of `describe`: with a captioner's begin token and four words of prompt it fits 20 tokens."""
-RELATED_SHARE = 0.2
+RELATED_SHARE = 0.15
 """How many captions of several things say where one stands to another; a small captioner guesses these words."""
 CLEAR = 0.1
 """How far apart two centres must be along an axis for a relation along it to hold."""

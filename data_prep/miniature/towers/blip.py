@@ -31,7 +31,7 @@ class BlipSettings:
     text_layers: int = 3
     text_heads: int = 4
     batch_size: int = 64
-    steps: int = 900
+    steps: int = 1100
     learning_rate: float = 1.5e-3
 
 

@@ -41,7 +41,7 @@ class ClipSettings:
     projection_width: int = 96
     groups: int = 2500
     groups_per_batch: int = 32
-    steps: int = 700
+    steps: int = 800
     learning_rate: float = 1e-3
     junk_texts: int = 16
     dense_weight: float = 1.0
