@@ -134,8 +134,7 @@ def test_towers_that_stand_are_skipped_and_other_settings_are_made(
 def test_the_same_seed_makes_the_same_weights(world: Path, towers: Path, tmp_path: Path) -> None:
     assert main(_arguments(world, tmp_path, "--only", "t5")) == 0
     one, two = (load_file(folder / "t5" / "model.safetensors") for folder in (towers, tmp_path))
-    for name, tensor in one.items():  # not to the bit: processors may add up in another order from run to run
-        torch.testing.assert_close(two[name], tensor, rtol=1e-2, atol=1e-4)
+    assert [name for name, tensor in one.items() if not torch.equal(two[name], tensor)] == []
 
 
 def test_a_world_without_captions_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
