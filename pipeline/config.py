@@ -43,6 +43,7 @@ class Language(Section):
     name: str
     precision: Precision
     end_text: str = "\n"
+    config: dict[str, bool | int | float | str] = {}  # replaces fields of the model's own configuration
 
 
 class Objectives(Section):

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from pipeline.config import QFormer as QFormerSettings
 from pipeline.config import Recipe
-from pipeline.models.language import LanguageTower
+from pipeline.models.language import LanguageTower, language_width
 from pipeline.models.qformer import QFormer, QFormerShape
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.stage2 import Stage2Bridge
+from pipeline.models.vision import vision_width
 
 log = logging.getLogger(__name__)
 DECODE_TOKEN = "[DEC]"  # replaces [CLS] where text is generated (ITG); the last id of the vocabulary
@@ -108,6 +109,14 @@ def build_stage2(recipe: Recipe, image_width: int, language: LanguageTower) -> S
     bridge = Stage2Bridge(qformer_shape(recipe.qformer, image_width), language.width)
     load_bert(bridge.qformer, recipe.qformer)
     return bridge
+
+
+def build_bridge(recipe: Recipe) -> Stage1Bridge | Stage2Bridge:
+    """The recipe's bridge, of the right sizes, for weights to be loaded into: no tower's weights are needed."""
+    shape = qformer_shape(recipe.qformer, vision_width(recipe.vision))
+    if recipe.language is None:
+        return Stage1Bridge(shape, recipe.qformer.projection_width)
+    return Stage2Bridge(shape, language_width(recipe.language))
 
 
 def log_frozen_and_trainable(frozen: dict[str, nn.Module], trainable: nn.Module) -> None:

@@ -124,26 +124,60 @@ class Seq2SeqTower(_Tower):
         return self._generate(self._inputs(prompts_BQH, self._tokenise(texts, padding_side="right")), decoding)
 
 
-def build_language(settings: Language, device: str) -> LanguageTower:
-    """Load the model and its tokenizer, frozen. Raises ValueError in one line when they are missing or do not fit."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+def language_config(settings: Language) -> Any:
+    """The model's configuration with the recipe's replacements, without its weights.
+
+    Raises ValueError in one line when it is missing, or has no such field.
+    """
+    from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(settings.name)
+    except Exception as error:  # transformers raises many kinds; all mean that it cannot be had
+        raise _not_loaded(settings, error) from error
+    for field, value in settings.config.items():
+        if not hasattr(config, field):
+            raise ValueError(f"language.config.{field}: a configuration of {config.model_type!r} has no such field")
+        setattr(config, field, value)
+    return config
+
+
+def language_width(settings: Language) -> int:
+    """The width of the model's token embeddings, found without its weights."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    config = language_config(settings)
+    auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    with torch.device("meta"):
+        width: int = auto_class.from_config(config).get_input_embeddings().embedding_dim
+    return width
+
+
+def build_language(settings: Language, device: str) -> LanguageTower:
+    """Load the model and its tokenizer, frozen. Raises ValueError in one line when they are missing or do not fit."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    config = language_config(settings)
+    auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    try:
         if config.model_type == "t5" and settings.precision == "fp16":
             raise ValueError("T5's activations overflow fp16 to inf and NaN; use bf16")
-        auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = auto_class.from_pretrained(settings.name, dtype=DTYPES[settings.precision])
+        model = auto_class.from_pretrained(settings.name, config=config, dtype=DTYPES[settings.precision])
         tokenizer = AutoTokenizer.from_pretrained(settings.name)
     except Exception as error:  # transformers and safetensors raise many kinds; all mean that it cannot be had
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"language {settings.name!r} in {settings.precision}: cannot be loaded ({reason}); name a transformers "
-            "language model whose weights can be fetched, or a local folder of one"
-        ) from error
+        raise _not_loaded(settings, error) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.requires_grad_(False).eval().to(device)
     if config.is_encoder_decoder:
         return Seq2SeqTower(model, tokenizer)
     return CausalTower(model, tokenizer, settings.end_text)
+
+
+def _not_loaded(settings: Language, error: Exception) -> ValueError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ValueError(
+        f"language {settings.name!r} in {settings.precision}: cannot be loaded ({reason}); without network, "
+        "fetch the weights once where there is one (`hf download NAME` keeps them under HF_HOME) and copy HF_HOME, or "
+        "name a local folder: --set language.name=FOLDER"
+    )

@@ -1,6 +1,12 @@
-"""The frozen image encoder: a timm ViT without its last block. B batch, S side in pixels, P image tokens, I width."""
+"""The frozen image encoder: any timm ViT or transformers vision model, without its last block.
 
-from typing import Any
+Shapes: B batch, S side in pixels, P image tokens, I width.
+What a tower must offer: `width` and `image_size_px`, and uint8 pixels [B, 3, S, S] -> tokens fp32 [B, P, I]. A new kind
+of encoder is one class that takes normalised pixels to tokens; see TimmEncoder and TransformersEncoder.
+"""
+
+import inspect
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -8,23 +14,77 @@ from torch import Tensor, nn
 from pipeline.config import Vision
 from pipeline.models.precision import DTYPES, autocast
 
+TRANSFORMERS = "transformers:"  # before the name of a transformers model in recipes
 # Mean and standard deviation of CLIP's images: what a tower uses whose own configuration does not say otherwise.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-class VisionTower(nn.Module):
-    """uint8 pixels -> the second-to-last block's tokens, prefix tokens (CLS) included, without final norm, in fp32.
+class TimmEncoder(nn.Module):
+    """Normalised pixels -> the second-to-last block's tokens of a timm ViT, CLS and other prefixes included."""
 
-    Weights of Linear and Conv are held in the recipe's precision; CLS, positions and norms stay fp32, and so does the
-    residual stream under autocast. In evaluation mode, without gradients.
-    """
-
-    def __init__(self, model: Any, mean: tuple[float, ...], std: tuple[float, ...], precision: str) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         model.prune_intermediate_layers([-2], prune_norm=True, prune_head=True)
-        self.model, self.precision = model, precision
-        self.width: int = model.num_features
+        self.model, self.width = model, int(model.num_features)
+
+    def forward(self, pixels_B3SS: Tensor) -> Tensor:
+        [found] = self.model.forward_intermediates(
+            pixels_B3SS, indices=1, return_prefix_tokens=True, norm=False, output_fmt="NLC", intermediates_only=True
+        )
+        if isinstance(found, Tensor):
+            return found  # a ViT without prefix tokens, as SigLIP's
+        patches, prefix = found
+        return torch.cat([prefix, patches], dim=1)
+
+
+class TransformersEncoder(nn.Module):
+    """The same of a transformers vision model, or of the vision half of a model that has two (CLIP, SigLIP)."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model: Any = getattr(model, "vision_model", model)
+        self.width = int(self.model.config.hidden_size)
+        self.tokens: Tensor | None = None
+        lists = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]
+        blocks = max(lists, key=len)
+        blocks[-1] = _Nothing()
+        blocks[-2].register_forward_hook(self._keep)
+        interpolates = "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
+        self.options = {"interpolate_pos_encoding": True} if interpolates else {}
+
+    def _keep(self, _block: nn.Module, _inputs: Any, output: Any) -> None:
+        self.tokens = output[0] if isinstance(output, tuple) else output
+
+    def forward(self, pixels_B3SS: Tensor) -> Tensor:
+        self.model(pixel_values=pixels_B3SS, **self.options)
+        tokens, self.tokens = self.tokens, None
+        return cast(Tensor, tokens)
+
+
+class _Nothing(nn.Module):
+    """In the place of the last block, whose output nobody reads."""
+
+    def forward(self, hidden: Tensor, *_more: Any, **_options: Any) -> Tensor:
+        return hidden
+
+
+class VisionTower(nn.Module):
+    """uint8 pixels -> the second-to-last block's tokens in fp32. In evaluation mode, without gradients.
+
+    Weights of Linear and Conv are held in the recipe's precision; CLS, positions and norms stay fp32, and so does the
+    residual stream under autocast.
+    """
+
+    def __init__(
+        self,
+        encoder: TimmEncoder | TransformersEncoder,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        precision: str,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.precision, self.width = encoder, precision, encoder.width
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
         for module in self.modules():
@@ -41,28 +101,74 @@ class VisionTower(nn.Module):
         """uint8 [B, 3, S, S] RGB -> fp32 [B, P, I]."""
         normalised = (pixels_B3SS.float() - self.get_buffer("mean")) / self.get_buffer("std")
         with autocast(pixels_B3SS.device.type, self.precision):
-            [(patches, prefix)] = self.model.forward_intermediates(
-                normalised,
-                indices=1,
-                return_prefix_tokens=True,
-                norm=False,
-                output_fmt="NLC",
-                intermediates_only=True,
-            )
-        return torch.cat([prefix, patches], dim=1).float() if prefix is not None else patches.float()
+            tokens: Tensor = self.encoder(normalised)
+        return tokens.float()
 
 
 def build_vision(settings: Vision) -> VisionTower:
     """Create the tower and load its weights. Raises ValueError in one line when they are missing or do not fit."""
+    try:
+        encoder, mean, std = _load(settings)
+    except Exception as error:  # timm, transformers and safetensors raise many kinds; all mean that it cannot be had
+        raise _not_loaded(settings, error) from error
+    return VisionTower(encoder, mean, std, settings.precision)
+
+
+def vision_width(settings: Vision) -> int:
+    """The width of the tower's tokens, found without its weights."""
     import timm
+    from transformers import AutoConfig
 
     try:
-        model = timm.create_model(settings.name, pretrained=True, num_classes=0, img_size=settings.image_size_px)
-    except Exception as error:  # timm and safetensors raise many kinds; all mean that this tower cannot be had
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"vision.name {settings.name!r}: cannot be loaded ({reason}); name a timm ViT whose weights can be "
-            "fetched, or local-dir:FOLDER with config.json and model.safetensors"
-        ) from error
-    mean, std = model.pretrained_cfg.get("mean", CLIP_MEAN), model.pretrained_cfg.get("std", CLIP_STD)
-    return VisionTower(model, tuple(mean), tuple(std), settings.precision)
+        if settings.name.startswith(TRANSFORMERS):
+            config = AutoConfig.from_pretrained(settings.name.removeprefix(TRANSFORMERS))
+            return int(getattr(config, "vision_config", config).hidden_size)
+        with torch.device("meta"):
+            model = timm.create_model(settings.name, num_classes=0)
+        return int(model.num_features)
+    except Exception as error:  # as above
+        raise _not_loaded(settings, error) from error
+
+
+def _load(settings: Vision) -> tuple[TimmEncoder | TransformersEncoder, tuple[float, ...], tuple[float, ...]]:
+    """The encoder with its weights, and mean and deviation of its pixels."""
+    if settings.name.startswith(TRANSFORMERS):
+        from transformers import AutoImageProcessor, AutoModel
+
+        name = settings.name.removeprefix(TRANSFORMERS)
+        processor: Any = AutoImageProcessor.from_pretrained(name)
+        return (
+            TransformersEncoder(AutoModel.from_pretrained(name, dtype=torch.float32)),
+            tuple(processor.image_mean or CLIP_MEAN),
+            tuple(processor.image_std or CLIP_STD),
+        )
+    import timm
+
+    model = timm.create_model(settings.name, pretrained=True, num_classes=0)
+    _set_image_size(model, settings.image_size_px)
+    normalisation = model.pretrained_cfg
+    return TimmEncoder(model), tuple(normalisation.get("mean", CLIP_MEAN)), tuple(normalisation.get("std", CLIP_STD))
+
+
+def _set_image_size(model: Any, size_px: int) -> None:
+    """Change a timm ViT's input size. Its positions are interpolated as LAVIS and transformers do it, not as timm does:
+    plain bicubic, without antialiasing, whose kernel is another one."""
+    positions_1PI, old_grid = model.pos_embed, model.patch_embed.grid_size
+    model.set_input_size(img_size=(size_px, size_px))
+    grid = model.patch_embed.grid_size
+    if positions_1PI is None or grid == old_grid:
+        return
+    num_prefix = positions_1PI.shape[1] - old_grid[0] * old_grid[1]
+    prefix, patches = positions_1PI[:, :num_prefix], positions_1PI[:, num_prefix:]
+    plane_1IHW = patches.transpose(1, 2).unflatten(2, old_grid)
+    resized_1IHW = nn.functional.interpolate(plane_1IHW, size=grid, mode="bicubic", align_corners=False)
+    model.pos_embed = nn.Parameter(torch.cat([prefix, resized_1IHW.flatten(2).transpose(1, 2)], dim=1))
+
+
+def _not_loaded(settings: Vision, error: Exception) -> ValueError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ValueError(
+        f"vision.name {settings.name!r}: cannot be loaded ({reason}); without network, fetch the weights once where "
+        "there is one (timm and transformers keep them under HF_HOME) and copy HF_HOME, or name a local folder: "
+        "local-dir:FOLDER of timm (config.json, model.safetensors) or transformers:FOLDER"
+    )

@@ -27,17 +27,26 @@ def _file(path: Path) -> Path:
     return file
 
 
-def save_weights(bridge: "nn.Module", recipe: Recipe, step: int, folder: Path) -> Path:
-    """Write the trainables with their recipe; the file is on disk when this returns."""
+def save_weights(bridge: "nn.Module", recipe: Recipe, step: int, folder: Path, **provenance: str) -> Path:
+    """Write the trainables with their recipe and where they are from; the file is on disk when this returns."""
     from safetensors.torch import save_file
 
     path = folder / FILE_NAME
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in bridge.state_dict().items()}
     metadata = {"format": FORMAT, "step": str(step), "recipe": json.dumps(recipe.model_dump(mode="json"))}
+    metadata |= provenance
     save_file(tensors, path, metadata=metadata)
     with path.open("rb+") as file:
         os.fsync(file.fileno())
     return path
+
+
+def read_step(path: Path) -> int:
+    """The training step of a weights file that `read_weights` reads."""
+    from safetensors import safe_open
+
+    with safe_open(_file(path), framework="pt") as opened:
+        return int(opened.metadata()["step"])
 
 
 def read_weights(path: Path) -> tuple[Recipe, dict[str, "Tensor"]]:

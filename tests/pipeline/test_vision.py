@@ -58,7 +58,7 @@ def test_half_precision_holds_matrices_alone_and_keeps_an_fp32_stream(towers: Pa
         "norm" in name for name in whole
     )
     streams: list[torch.dtype] = []
-    tower.model.blocks[-1].register_forward_hook(lambda _module, _inputs, output: streams.append(output.dtype))
+    tower.encoder.model.blocks[-1].register_forward_hook(lambda _module, _inputs, output: streams.append(output.dtype))
     found, exact = tower(pixels_B3SS), build_vision(settings(towers))(pixels_B3SS)
     assert streams == [torch.float32] and found.dtype == torch.float32
     assert 0 < float((found - exact).norm() / exact.norm()) < 0.02

@@ -33,7 +33,7 @@ CLS, SEP, PAD, DECODE = 2, 3, 0, SHAPE.vocabulary - 1
 Bridge = TypeVar("Bridge", bound=nn.Module)
 
 
-def _randomise(bridge: Bridge, seed: int) -> Bridge:
+def randomise(bridge: Bridge, seed: int) -> Bridge:
     """Large weights: with those of training's start, attention is nearly uniform and hides faults."""
     generator = torch.Generator().manual_seed(seed)
     bridge.double()
@@ -50,11 +50,11 @@ def _randomise(bridge: Bridge, seed: int) -> Bridge:
 
 
 def random_stage1(seed: int = 0) -> Stage1Bridge:
-    return _randomise(Stage1Bridge(SHAPE, PROJECTION_WIDTH), seed)
+    return randomise(Stage1Bridge(SHAPE, PROJECTION_WIDTH), seed)
 
 
 def random_stage2(language_width: int, seed: int = 0) -> Stage2Bridge:
-    return _randomise(Stage2Bridge(SHAPE, language_width), seed)
+    return randomise(Stage2Bridge(SHAPE, language_width), seed)
 
 
 def random_images(count: int, seed: int = 0) -> Tensor:

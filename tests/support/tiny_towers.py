@@ -25,15 +25,27 @@ WORDS = [*TEXT.split(), *"0123456789?:", "\n"]
 
 def save_tiny_vision(folder: Path, seed: int = 0, depth: int = 3, width: int = 32) -> str:
     """A timm ViT of 16 patches and CLS. Returns its name, `local-dir:FOLDER`."""
+    size = {"img_size": IMAGE_SIZE_PX, "patch_size": 8, "embed_dim": width, "depth": depth, "num_heads": 4}
+    return save_timm(folder, seed, "vit_base_patch32_clip_224", size)
+
+
+def save_tiny_eva(folder: Path, seed: int = 0) -> str:
+    """The same of ViT-g's architecture: EVA's biases on queries and values alone, no norm before the blocks."""
+    size = {"img_size": IMAGE_SIZE_PX, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "mlp_ratio": 2}
+    return save_timm(folder, seed, "eva_giant_patch14_clip_224", size)
+
+
+def save_timm(folder: Path, seed: int, architecture: str, arguments: dict[str, int]) -> str:
     folder.mkdir(parents=True)
     torch.manual_seed(seed)
-    arguments = {"img_size": IMAGE_SIZE_PX, "patch_size": 8, "embed_dim": width, "depth": depth, "num_heads": 4}
-    architecture = "vit_base_patch32_clip_224"
     model = timm.create_model(architecture, pretrained=False, num_classes=0, **arguments)
+    with torch.no_grad():
+        for parameter in model.parameters():  # large, so that each matters: timm starts biases at zero
+            parameter.add_(torch.randn_like(parameter) * 0.1)
     config = {
         "architecture": architecture,
         "num_classes": 0,
-        "num_features": width,
+        "num_features": arguments["embed_dim"],
         "model_args": arguments,
         "pretrained_cfg": {"input_size": [3, IMAGE_SIZE_PX, IMAGE_SIZE_PX], "mean": [0.5] * 3, "std": [0.25] * 3},
     }
@@ -62,7 +74,7 @@ def save_tiny_bert(folder: Path, seed: int = 0, width: int = 32, num_layers: int
     return str(folder)
 
 
-def _word_tokenizer(specials: list[str], template: str) -> PreTrainedTokenizerFast:
+def word_tokenizer(specials: list[str], template: str) -> PreTrainedTokenizerFast:
     vocabulary = {word: number for number, word in enumerate([*specials, *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.normalizer = normalizers.Lowercase()
@@ -78,7 +90,7 @@ def _word_tokenizer(specials: list[str], template: str) -> PreTrainedTokenizerFa
 def save_tiny_t5(folder: Path, seed: int = 0, width: int = 32) -> str:
     """A T5ForConditionalGeneration whose tokenizer appends </s>. Returns the folder."""
     folder.mkdir(parents=True)
-    tokenizer = _word_tokenizer(["<pad>", "</s>", "<unk>"], "$A </s>")
+    tokenizer = word_tokenizer(["<pad>", "</s>", "<unk>"], "$A </s>")
     tokenizer.save_pretrained(folder)
     torch.manual_seed(seed)
     config = T5Config(
@@ -98,7 +110,7 @@ def save_tiny_t5(folder: Path, seed: int = 0, width: int = 32) -> str:
 def save_tiny_opt(folder: Path, seed: int = 0, width: int = 32) -> str:
     """An OPTForCausalLM whose tokenizer prepends </s>. Returns the folder."""
     folder.mkdir(parents=True)
-    tokenizer = _word_tokenizer(["<pad>", "</s>", "<unk>"], "</s> $A")
+    tokenizer = word_tokenizer(["<pad>", "</s>", "<unk>"], "</s> $A")
     tokenizer.save_pretrained(folder)
     torch.manual_seed(seed)
     config = OPTConfig(

@@ -1,0 +1,81 @@
+"""LAVIS's `.pth` files: `{"model": state_dict}` of what BLIP-2 trains. Read without running any code of the file."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.weights.names import inverse, lavis_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WORDS = "Qformer.bert.embeddings.word_embeddings.weight"
+BIAS = "Qformer.cls.predictions.bias"
+TIED = {"Qformer.cls.predictions.decoder.weight": WORDS, "Qformer.cls.predictions.decoder.bias": BIAS}
+"""Second names that LAVIS gives to a tensor."""
+BUFFERS = ("Qformer.bert.embeddings.position_ids",)
+FROZEN = ("visual_encoder.", "t5_model.", "opt_model.")
+"""Towers, which some files hold beside the bridge; ours come from where the recipe says."""
+
+
+def read_file(path: Path) -> dict[str, "Tensor"]:
+    """The state dict of a `.pth` file. Raises ValueError in one line when it is none, or wants to run code."""
+    import pickle
+
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"weights {path}: not a .pth file of plain tensors ({reason}); nothing was loaded") from error
+    state = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError(f"weights {path}: needs the form {{'model': {{name: tensor}}}}, as LAVIS writes it")
+    return state
+
+
+def write_file(state: dict[str, "Tensor"], path: Path) -> None:
+    """Write a state dict as LAVIS does, whole or not at all."""
+    import torch
+
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        torch.save({"model": state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def to_lavis(tensors: dict[str, "Tensor"], language_kind: str | None) -> dict[str, "Tensor"]:
+    """Our tensors under LAVIS's names, tied ones under both of theirs."""
+    state = {lavis_name(name, language_kind): tensor for name, tensor in tensors.items()}
+    if "temp" in state:
+        state["temp"] = state["temp"].reshape(())
+    return state | {second: state[first] for second, first in TIED.items() if first in state}
+
+
+def from_lavis(
+    state: dict[str, "Tensor"], own_names: list[str], language_kind: str | None, source: Path
+) -> tuple[dict[str, "Tensor"], list[str]]:
+    """LAVIS's tensors under our names, and the names of those that are left out because a tower of ours has them.
+
+    A name that is not LAVIS's is kept as it is, for the shape check of loading to name. Raises ValueError when a tensor
+    and its second name differ.
+    """
+    import torch
+
+    ours = inverse((name, lavis_name(name, language_kind)) for name in own_names)
+    tensors, left_out = {}, []
+    for name, tensor in state.items():
+        first = TIED.get(name)
+        if first in state:
+            if not torch.equal(state[first], tensor):
+                raise ValueError(f"weights {source}: {name!r} must equal {first!r}, to which it is tied, and does not")
+        elif name.startswith(FROZEN):
+            left_out.append(name)
+        elif name not in BUFFERS:
+            tensors[ours.get(name, name)] = tensor
+    if "temperature" in tensors:
+        tensors["temperature"] = tensors["temperature"].reshape(1)
+    return tensors, left_out

@@ -1,0 +1,126 @@
+"""Any encoder with any language model: a training step and a generation, of families that no code names."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.config import Recipe, Vision, parse_recipe
+from pipeline.data.stream import Sample
+from pipeline.models.inference import LanguageModel
+from pipeline.models.language import Decoding
+from pipeline.models.vision import build_vision, vision_width
+from pipeline.train import build_parts
+from pipeline.training.task import StepPlace
+from tests.support.tiny_towers import IMAGE_SIZE_PX, tiny_recipe
+from tests.support.tiny_zoo import PATCH_PX, save_language_family, save_timm_family, save_transformers_vision
+
+T5_V1_1 = {
+    "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False, "decoder_start_token_id": 0,
+}  # fmt: skip
+NEOX = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+VISIONS: dict[str, tuple[str, ...]] = {
+    "siglip (timm)": ("vit_base_patch16_siglip_224",),
+    "dinov2 with registers (timm)": ("vit_small_patch14_reg4_dinov2",),
+    "clip (transformers)": ("CLIPVisionConfig", "CLIPModel"),
+    "dinov2 (transformers)": ("Dinov2Config", "Dinov2Model"),
+    "siglip (transformers)": ("SiglipVisionConfig", "SiglipVisionModel"),
+}
+LANGUAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", "LlamaForCausalLM", {}),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {}),
+    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM", {}),
+    "t5 v1.1": ("T5Config", "T5ForConditionalGeneration", T5_V1_1),
+    "gpt-neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM", NEOX),
+}
+TEXTS = ["a red picture", "dark blue number 3 light green photo", "yellow", "the colour of a photo"]
+
+
+def save_vision(kind: str, folder: Path) -> str:
+    parts = VISIONS[kind]
+    return save_timm_family(folder, *parts) if len(parts) == 1 else save_transformers_vision(folder, *parts)
+
+
+def samples() -> list[Sample]:
+    import random
+
+    generator = torch.Generator().manual_seed(0)
+    size = (len(TEXTS), 3, IMAGE_SIZE_PX, IMAGE_SIZE_PX)
+    pixels = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+    return [
+        Sample(key=str(number), pixels_3SS=pixels[number], caption=text, rng=random.Random(number), corrupt=0)
+        for number, text in enumerate(TEXTS)
+    ]
+
+
+@pytest.mark.parametrize(("vision", "language"), list(zip(VISIONS, LANGUAGES, strict=True)), ids=str)
+def test_a_step_lowers_the_loss_and_text_is_generated(vision: str, language: str, tmp_path: Path) -> None:
+    config_class, model_class, more = LANGUAGES[language]
+    content: dict[str, Any] = tiny_recipe(tmp_path, tmp_path / "manifest.json", tmp_path / "run", 2, "opt")
+    content["vision"] = {"name": save_vision(vision, tmp_path / "eyes"), "precision": "fp32"}
+    content["vision"]["image_size_px"] = IMAGE_SIZE_PX
+    folder = save_language_family(tmp_path / "words", config_class, model_class, **more)
+    content["language"] = {"name": folder, "precision": "fp32"}
+    recipe: Recipe = parse_recipe(content)
+    assert vision_width(recipe.vision) == 24
+    task, collate = build_parts(recipe, "cpu")
+    frozen = [tensor.clone() for tensor in task.towers.language.model.parameters()]  # type: ignore[union-attr]
+    batch = collate(samples())
+    place = StepPlace(0, 1 / int(batch.target.is_token.sum()), batch.target.ids.shape[1], 0)
+    optimizer = torch.optim.AdamW(task.parameters(), lr=1e-2)
+    task.eval()
+    losses = []
+    for _ in range(3):
+        loss = task(batch, place)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[2] < losses[0]
+    bridge: Any = task.bridge
+    assert all(parameter.grad is not None for parameter in bridge.parameters())
+    after = task.towers.language.model.parameters()  # type: ignore[union-attr]
+    assert all(torch.equal(one, other) and other.grad is None for one, other in zip(frozen, after, strict=True))
+    towers: Any = task.towers
+    model = LanguageModel(recipe, towers.vision, bridge, towers.language)
+    said = model.generate(batch.pixels_B3SS, ["a photo of"] * len(TEXTS), Decoding(2, 6, 2))
+    assert len(said) == len(TEXTS) and all(said)
+
+
+@pytest.mark.parametrize("kind", VISIONS)
+def test_a_tower_gives_the_second_to_last_blocks_tokens(kind: str, tmp_path: Path) -> None:
+    """As the whole model computes them when it is asked for all its hidden states."""
+    name = save_vision(kind, tmp_path / "eyes")
+    tower = build_vision(Vision(name=name, precision="fp32", image_size_px=IMAGE_SIZE_PX))
+    pixels = torch.stack([sample.pixels_3SS for sample in samples()])
+    normalised = (pixels.float() - tower.get_buffer("mean")) / tower.get_buffer("std")
+    torch.testing.assert_close(tower(pixels), whole_models_tokens(name, normalised), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def whole_models_tokens(name: str, normalised: Tensor) -> Tensor:
+    kind, _, folder = name.partition(":")
+    if kind == "transformers":
+        from transformers import AutoModel
+
+        model: Any = AutoModel.from_pretrained(folder).eval()
+        states = getattr(model, "vision_model", model)(pixel_values=normalised, output_hidden_states=True).hidden_states
+        return states[-2]  # type: ignore[no-any-return]
+    import timm
+
+    timm_model: Any = timm.create_model(name, pretrained=True, num_classes=0, img_size=IMAGE_SIZE_PX).eval()
+    outputs: list[Tensor] = []
+    timm_model.blocks[-2].register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    timm_model(normalised)
+    return outputs[0]
+
+
+@pytest.mark.parametrize("kind", ["clip (transformers)", "dinov2 (transformers)", "siglip (transformers)"])
+def test_transformers_encoders_interpolate_positions(kind: str, tmp_path: Path) -> None:
+    size_px = IMAGE_SIZE_PX * 2
+    tower = build_vision(Vision(name=save_vision(kind, tmp_path / "eyes"), precision="fp32", image_size_px=size_px))
+    tokens = tower(torch.zeros(1, 3, size_px, size_px, dtype=torch.uint8))
+    assert tokens.shape[1] - (size_px // PATCH_PX) ** 2 in (0, 1)  # CLS or none
