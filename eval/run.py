@@ -99,12 +99,13 @@ def settings_of(options: argparse.Namespace, data: "TaskData | RetrievalData", w
 
 def predict(options: argparse.Namespace) -> Path:
     """Run the task; returns the official file. Raises ValueError in one line for whatever does not fit."""
-    from eval.task_folder import TaskFolder, checkpoint_file
+    from eval.task_folder import TaskFolder
     from pipeline.distributed import collectives, process_group
+    from pipeline.weights.native import weights_file
 
     data = load_data(options, options.split or DEFAULT_SPLIT[options.task])
     folder = TaskFolder(options.output)
-    weights = checkpoint_file(options.weights)
+    weights = weights_file(options.weights)
     settings = folder.adopt(settings_of(options, data, weights))
     official = folder.path / ("scores.npz" if options.task == "retrieval" else "predictions.json")
     if folder.is_complete():

@@ -18,16 +18,6 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def checkpoint_file(weights: Path) -> Path:
-    """The weights file of a run folder (its newest finished checkpoint), of a checkpoint folder, or the path itself."""
-    newest = sorted(weights.glob("checkpoints/step_*/COMPLETE"))[-1:]
-    folder = newest[0].parent if newest else weights
-    file = folder / "trainable.safetensors" if folder.is_dir() else folder
-    if not file.is_file():
-        raise ValueError(f"--weights {weights}: no trainable.safetensors there, nor in finished checkpoints/step_*")
-    return file
-
-
 class TaskFolder:
     """The folder of one evaluation of one checkpoint."""
 

@@ -16,7 +16,7 @@ FORMAT = "blip2-native/1"
 FILE_NAME = "trainable.safetensors"
 
 
-def _file(path: Path) -> Path:
+def weights_file(path: Path) -> Path:
     """The weights file of a run folder (its newest whole checkpoint), of a checkpoint folder, or the path itself."""
     if path.name.startswith("step_") and path.is_dir() and not (path / "COMPLETE").is_file():
         raise ValueError(f"weights {path}: a checkpoint that was not finished (it has no COMPLETE); name another one")
@@ -45,7 +45,7 @@ def read_step(path: Path) -> int:
     """The training step of a weights file that `read_weights` reads."""
     from safetensors import safe_open
 
-    with safe_open(_file(path), framework="pt") as opened:
+    with safe_open(weights_file(path), framework="pt") as opened:
         return int(opened.metadata()["step"])
 
 
@@ -53,7 +53,7 @@ def read_weights(path: Path) -> tuple[Recipe, dict[str, "Tensor"]]:
     """The recipe and tensors of a weights file. Raises ValueError in one line when it is missing or corrupt."""
     from safetensors import SafetensorError, safe_open
 
-    file = _file(path)
+    file = weights_file(path)
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
