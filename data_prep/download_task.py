@@ -92,7 +92,10 @@ def download(settings: DownloadSettings) -> dict[str, object]:
     }
     replace_file(summary_path(settings), (json.dumps(summary, indent=1) + "\n").encode())
     if rows and not kept:
-        raise ValueError(f"input {settings.table}: none of {rows} rows was kept: {dict(dropped.most_common())}")
+        raise ValueError(
+            f"input {settings.table}: none of {rows} rows was kept: {dict(dropped.most_common())}; "
+            f"to fetch them anew, mend the cause and remove {settings.output}"
+        )
     return summary
 
 

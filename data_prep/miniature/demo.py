@@ -55,7 +55,8 @@ class Story:
         web, coco, held_out = self._scaled(3000, 96), self._scaled(2000, 48), self._scaled(250, 16)
         sizes = ("--web-images", web, "--coco-images", coco, "--eval-images", held_out)
         command = _python("data_prep.miniature.world", "--output", self.world, "--seed", self.seed, *sizes)
-        return Step("world", (*command, "--base-url", f"http://127.0.0.1:{self.port}"), self.world / "world.json")
+        command = (*command, "--base-url", f"http://127.0.0.1:{self.port}")
+        return Step("world", command, self.world / "world.json", folder=self.world)
 
     def _train_towers(self) -> Step:
         arguments = ("--world", self.world, "--output", self.towers, "--seed", self.seed, "--steps-scale", self.scale)
@@ -69,18 +70,20 @@ class Story:
         arguments = ("--input", self.world / "web" / table, "--output", output, "--allow-loopback")
         settings = ("--samples-per-shard", 500, "--backoff-s", 0.5)
         server = _python("data_prep.miniature.server", "--root", self.world / "web", "--port", self.port)
-        return Step(f"download-{source}", _python("data_prep.download", source, *arguments, *settings), output, server)
+        command = _python("data_prep.download", source, *arguments, *settings)
+        return Step(f"download-{source}", command, output, server, folder=output)
 
     def _take_coco(self) -> Step:
         coco, output = self.world / "coco", self.folder / "raw" / "coco"
         arguments = ("--input", coco / "dataset_coco.json", "--images", coco / "images", "--split", "train")
-        return Step("download-coco", _python("data_prep.download", "coco", *arguments, "--output", output), output)
+        command = _python("data_prep.download", "coco", *arguments, "--output", output)
+        return Step("download-coco", command, output, folder=output)
 
     def _capfilt(self, source: str, *more: object) -> Step:
         raw, output = self.folder / "raw" / source, self.folder / "captioned" / source
         towers = ("--captioner", self.towers / "blip", "--ranker", self.towers / "clip", "--max-length", 32)
         command = _python("data_prep.capfilt", "--input", raw, "--output", output, *towers, "--seed", self.seed, *more)
-        return Step(f"capfilt-{source}", command, output)
+        return Step(f"capfilt-{source}", command, output, folder=output)
 
     def _index(self) -> Step:
         manifest = self.folder / "manifest.json"
@@ -111,12 +114,13 @@ class Story:
             f"train-{run}",
             (*command, "--recipe", str(path), "--set", *(str(edit) for edit in edits)),
             output / "checkpoints",
+            folder=output,
         )
 
     def _evaluate(self, name: str, run: str, task: str, data: Path, *more: object) -> Step:
         output = self.folder / "eval" / name
         arguments = ("--weights", self.folder / run, "--task", task, "--data", data, "--output", output)
-        return Step(f"eval-{name}", _python("eval.run", *arguments, *more), output / "COMPLETE")
+        return Step(f"eval-{name}", _python("eval.run", *arguments, *more), output / "COMPLETE", folder=output)
 
     def _evaluations(self) -> list[list[Step]]:
         retrieval = self._evaluate("retrieval", "stage1", "retrieval", self.world / "flickr30k", "--k-test", 16)
@@ -175,7 +179,7 @@ class Story:
 
     def _report(self) -> Step:
         page, lms = self.folder / "report.html", LANGUAGE_MODELS
-        runs = [self.folder / run for run in ("stage1", "stage2_t5", "stage2_opt")]
+        runs = [self.folder / run for run in ("stage1", "stage2_t5", "stage2_opt", "stage2_t5_own")]
         evaluations = ["retrieval", "nocaps", "captions-own"]
         evaluations += [f"captions-{lm}{suffix}" for lm in lms for suffix in ("", "-shuffled")]
         evaluations += [f"vqa-{lm}{suffix}" for lm in lms for suffix in ("", "-blind")]
@@ -202,7 +206,7 @@ class Story:
         train = self._train("stage2_t5_own", *training, recipe="stage2_t5")
         return [
             [Step("own-pictures", _python("data_prep.miniature.own_pictures", "--output", own), table)],
-            [Step("own-download", _python("data_prep.download", *take, *columns), raw)],
+            [Step("own-download", _python("data_prep.download", *take, *columns), raw, folder=raw)],
             [self._capfilt("own")],
             [
                 Step(

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,13 +31,15 @@ MARK = "BLIP2_DEMO_STEP"
 class Step:
     """One command as a user would type it; `output` must stand for it to count as done.
 
-    `beside` runs while it does, and once for all steps side by side that name the same.
+    `beside` runs while it does, and once for all steps side by side that name the same. `folder` is moved aside
+    when the step was begun with another command, recipe or past: what it holds would be refused or mixed up.
     """
 
     name: str
     command: tuple[str, ...]
     output: Path
     beside: tuple[str, ...] | None = None
+    folder: Path | None = None
 
 
 class StepFailed(Exception):
@@ -72,7 +75,7 @@ class Runner:
     def __init__(self, folder: Path, num_steps: int) -> None:
         self.folder, self.num_steps, self.number = folder, num_steps, 0
         self.chain = ""
-        for name in ("steps", "logs"):
+        for name in ("steps", "begun", "logs"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         _end(self._mark())
 
@@ -92,9 +95,14 @@ class Runner:
                 print(f"{title}\n    {shlex.join(step.command)}", flush=True)
                 pending.append(step)
         with ExitStack() as started:
-            for command, name in {step.beside: step.name for step in pending if step.beside}.items():
-                started.enter_context(self._start(f"{name}-beside", command))
-            self._wait({step: started.enter_context(self._start(step.name, step.command)) for step in pending}, keys)
+            besides = {
+                f"{name}-beside": started.enter_context(self._start(f"{name}-beside", command))
+                for command, name in {step.beside: step.name for step in pending if step.beside}.items()
+            }
+            for step in pending:
+                self._make_room(step, keys[step.name])
+            steps = {step: started.enter_context(self._start(step.name, step.command)) for step in pending}
+            self._wait(steps, keys, besides)
         self.chain = hashlib.sha256("".join([self.chain, *keys.values()]).encode()).hexdigest()
 
     def _key(self, step: Step) -> str:
@@ -107,6 +115,15 @@ class Runner:
     def _is_done(self, step: Step, key: str) -> bool:
         stamp = self._stamp(step)
         return stamp.exists() and json.loads(stamp.read_text())["key"] == key and step.output.exists()
+
+    def _make_room(self, step: Step, key: str) -> None:
+        begun = self.folder / "begun" / step.name
+        if step.folder and step.folder.exists() and begun.exists() and begun.read_text() != key:
+            old = step.folder.with_name(f"{step.folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            step.folder.rename(old)
+            print(f"    {step.name} was begun with other settings: its folder is now {old}", flush=True)
+        begun.write_text(key)
 
     @contextmanager
     def _start(self, name: str, command: tuple[str, ...]) -> "Iterator[_Running]":
@@ -123,11 +140,14 @@ class Runner:
             _end(self._mark(name))
             process.wait()
 
-    def _wait(self, running: dict[Step, "_Running"], keys: dict[str, str]) -> None:
+    def _wait(self, running: dict[Step, "_Running"], keys: dict[str, str], besides: dict[str, "_Running"]) -> None:
         peaks = dict.fromkeys(running, 0)
         together = 0
         while running:
             time.sleep(POLL_S)
+            for name, each in besides.items():
+                if (code := each.process.poll()) is not None:
+                    raise StepFailed(_failure(name, each.log, code))
             sizes = {step: _resident_mib(each.process.pid) for step, each in running.items()}
             together = max(together, sum(sizes.values()))
             _show({step.name: each for step, each in running.items()})
@@ -138,7 +158,7 @@ class Runner:
                     continue
                 del running[step]
                 if code != 0 or not step.output.exists():
-                    raise StepFailed(_failure(step, each.log, code))
+                    raise StepFailed(_failure(step.name, each.log, code))
                 seconds = time.monotonic() - each.started
                 self._note_done(step, keys[step.name], seconds, max(together, peaks[step]))
 
@@ -192,9 +212,9 @@ def _show(running: dict[str, _Running]) -> None:
     print("\r\033[K    " + " | ".join(part[:width] for part in parts), end="", flush=True)
 
 
-def _failure(step: Step, log: Path, code: int) -> str:
+def _failure(name: str, log: Path, code: int) -> str:
     tail = "\n".join(log.read_text(errors="replace").replace("\r", "\n").splitlines()[-15:])
-    return f"{tail}\nerror: step {step.name} ended with {code}; its whole log: {log}. Mend the cause and run this again"
+    return f"{tail}\nerror: step {name} ended with {code}; its whole log: {log}. Mend the cause and run this again"
 
 
 def stop_on_signals() -> None:

@@ -120,7 +120,6 @@ def as_table(summary: dict[str, Any]) -> str:
     capfilt, download = summary["capfilt"], summary["download"]
     rows.append(("true web captions, percent", f"{capfilt['true_after']}", f"{capfilt['true_before']} before CapFilt"))
     rows.append(("web images kept", f"{download['kept']}", f"{download['rows']} rows"))
-    rows.append(("seconds in all", f"{sum(summary['seconds'].values()):.0f}", ""))
     rows.append(("peak memory, MiB", f"{summary['peak_rss_mb']}", ""))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:<{widths[2]}}".rstrip() for a, b, c in rows)

@@ -30,12 +30,16 @@ SAME_SETTINGS = (
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One folder: task.json, metrics.json (None when not scored), and its samples with their scores if written."""
+    """One folder: task.json, metrics.json (None when not scored), and its samples with their scores if written.
+
+    `predictions` are an unscored captioning's, whose ids are those of the pictures.
+    """
 
     folder: Path
     task: dict[str, Any]
     metrics: dict[str, Any] | None
     samples: list[dict[str, Any]] = field(default_factory=list)
+    predictions: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def kind(self) -> str:
@@ -84,7 +88,10 @@ def read_evaluation(folder: Path) -> Evaluation:
     if metrics is not None and not isinstance(metrics.get("metrics"), list):
         raise ValueError(f"{scored}: no list of metrics in it")
     samples = [dict(entry) for entry in read_log(per_sample)] if per_sample.is_file() else []
-    return Evaluation(folder, task, metrics, samples)
+    said = folder / "predictions.jsonl"
+    unscored = metrics is None and TASK_NAMES[task["task"]] == "Captions" and said.is_file()
+    predictions = [dict(entry) for entry in read_log(said)] if unscored else []
+    return Evaluation(folder, task, metrics, samples, predictions)
 
 
 def with_baselines(evaluations: Sequence[Evaluation]) -> list[Compared]:

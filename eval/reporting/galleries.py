@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from eval.metrics.vqa_accuracy import OFFICIAL
-from eval.reporting.evaluations import PER_SAMPLE, Compared
+from eval.reporting.evaluations import PER_SAMPLE, Compared, Evaluation
 from eval.reporting.page import picture
 from eval.reporting.retrieval_gallery import retrieval_gallery
 from eval.reporting.scores import BASELINE_NAMES
@@ -24,7 +24,7 @@ def gallery_section(compared: Compared, each: int, seed: int) -> str:
     heading = f"<h2>{escape(main.title)} <small>{escape(main.folder.name)}</small></h2>"
     if not main.samples:
         if main.metrics is None:
-            return ""
+            return heading + _unscored(main, each, seed) if main.predictions else ""
         wanted = escape(str(main.folder / PER_SAMPLE))
         return f'{heading}<p class="note">No samples: run eval.score with --per-sample {wanted}.</p>'
     if main.kind == "retrieval":
@@ -45,6 +45,16 @@ def gallery_section(compared: Compared, each: int, seed: int) -> str:
         if chosen:
             parts.append(f'<h3>{title}</h3><div class="cards">{"".join(map(card, chosen))}</div>')
     return heading + "".join(parts)
+
+
+def _unscored(main: Evaluation, each: int, seed: int) -> str:
+    """Random predictions of an evaluation that nobody scored: a picture and what was said of it."""
+    cards = [
+        f'<article class="card"><div class="picture">{picture(main.images[entry["id"]], str(entry["text"]))}</div>'
+        f'<div class="body"><p class="prediction">{_text(str(entry["text"]))}</p></div></article>'
+        for entry in _draw(random.Random(f"gallery, seed {seed}"), main.predictions, each)
+    ]
+    return f'<h3>Random, not scored</h3><div class="cards">{"".join(cards)}</div>'
 
 
 def _choices(

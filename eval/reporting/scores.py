@@ -37,7 +37,7 @@ def _card(compared: Compared) -> str:
         body = _retrieval(main, paper) if main.kind == "retrieval" else _generated(compared, paper)
     return (
         f'<article class="panel"><h3>{escape(main.title)}</h3><p class="note">{escape(_about(main))}</p>'
-        f"{body}{_paper_note(main, paper)}</article>"
+        f"{body}{_paper_note(main, paper) if main.metrics else ''}</article>"
     )
 
 

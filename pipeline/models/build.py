@@ -24,8 +24,9 @@ def _from_bert(settings: QFormerSettings, auto_class: Any) -> Any:
     except Exception as error:  # transformers and safetensors raise many kinds; all mean that it cannot be had
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"qformer.bert {settings.bert!r}: cannot be loaded ({reason}); name a BERT whose weights can be fetched, "
-            "or a local folder of one"
+            f"qformer.bert {settings.bert!r}: cannot be loaded ({reason}). A folder that is there is damaged: fetch "
+            "it anew. Without network, fetch the weights once where there is one (`hf download NAME` keeps them under "
+            "HF_HOME) and copy HF_HOME, or name a local folder: --set qformer.bert=FOLDER"
         ) from error
 
 

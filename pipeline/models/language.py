@@ -177,7 +177,7 @@ def build_language(settings: Language, device: str) -> LanguageTower:
 def _not_loaded(settings: Language, error: Exception) -> ValueError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return ValueError(
-        f"language {settings.name!r} in {settings.precision}: cannot be loaded ({reason}); without network, "
-        "fetch the weights once where there is one (`hf download NAME` keeps them under HF_HOME) and copy HF_HOME, or "
-        "name a local folder: --set language.name=FOLDER"
+        f"language {settings.name!r} in {settings.precision}: cannot be loaded ({reason}). A folder that is there is "
+        "damaged: fetch it anew. Without network, fetch the weights once where there is one (`hf download NAME` keeps "
+        "them under HF_HOME) and copy HF_HOME, or name a local folder: --set language.name=FOLDER"
     )

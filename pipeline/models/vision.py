@@ -168,7 +168,8 @@ def _set_image_size(model: Any, size_px: int) -> None:
 def _not_loaded(settings: Vision, error: Exception) -> ValueError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return ValueError(
-        f"vision.name {settings.name!r}: cannot be loaded ({reason}); without network, fetch the weights once where "
-        "there is one (timm and transformers keep them under HF_HOME) and copy HF_HOME, or name a local folder: "
-        "local-dir:FOLDER of timm (config.json, model.safetensors) or transformers:FOLDER"
+        f"vision.name {settings.name!r}: cannot be loaded ({reason}). A folder that is there is damaged: fetch it "
+        "anew. Without network, fetch the weights once where there is one (timm and transformers keep them under "
+        "HF_HOME) and copy HF_HOME, or name a local folder: local-dir:FOLDER of timm (config.json, model.safetensors) "
+        "or transformers:FOLDER"
     )

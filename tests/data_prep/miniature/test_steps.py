@@ -107,3 +107,24 @@ def test_a_command_beside_runs_once_and_only_as_long_as_its_steps(tmp_path):
     run(tmp_path / "demo", [steps])
     assert ready.read_text() == "x"
     assert marked(tmp_path) == []
+
+
+def test_a_command_beside_that_ends_stops_the_steps_that_need_it(tmp_path):
+    fails = (sys.executable, "-c", "import sys; sys.exit('error: port 8765: in use')")
+    waits = Step("waits", (sys.executable, "-c", "import time; time.sleep(600)"), tmp_path / "never", beside=fails)
+    with pytest.raises(StepFailed, match=r"port 8765: in use(.|\n)*step waits-beside ended with 1"):
+        run(tmp_path / "demo", [[waits]])
+    assert marked(tmp_path) == []
+
+
+def test_what_a_step_began_with_other_settings_is_moved_aside(tmp_path):
+    folder = tmp_path / "run"
+    makes = "import os, sys; os.makedirs(sys.argv[1]); open(sys.argv[1] + '/' + sys.argv[2], 'w')"
+
+    def step(name):
+        return Step("makes", (sys.executable, "-c", makes, str(folder), name), folder / name, folder=folder)
+
+    run(tmp_path / "demo", [[step("one")]])
+    run(tmp_path / "demo", [[step("two")]])
+    assert (folder / "two").exists() and not (folder / "one").exists()
+    assert (tmp_path / "run.old" / "one").exists()
