@@ -39,7 +39,7 @@ def _panel(name: str, content: dict[str, Any]) -> str:
     body = table(["", ""], rows, "plain")
     if len(rows) > LONG:
         total = sum(value for _, value in _flat(content) if isinstance(value, int | float))
-        body = f"<details><summary>{len(rows)} entries, {_shown(total)} in all</summary>{body}</details>"
+        body = f"<details><summary>{len(rows)} entries, {_shown(total)} one after the other</summary>{body}</details>"
     return f'<article class="panel"><h3>{_words(name)}</h3>{body}</article>'
 
 
