@@ -7,6 +7,7 @@ folder of save_pretrained()). The latter two do not say which towers they belong
 """
 
 import json
+import shutil
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -35,8 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (options.read_as == "native") == (options.recipe is not None):
         wrong = "leave it out: native weights hold theirs" if options.recipe else f"{options.read_as} weights need one"
         parser.error(f"--recipe {options.recipe}: {wrong}")
-    if options.destination.exists():
-        parser.error(f"DST {options.destination}: is there already; name another, or remove it")
+    for path in (options.destination, conversion_note(options.destination)):
+        if path.exists():
+            parser.error(f"DST {path}: is there already; name another, or remove it")
     print(json.dumps({name: str(value) for name, value in vars(options).items()}))
     try:
         convert(options.source, options.destination, options.read_as, options.write_as, options.recipe, options.set)
@@ -50,27 +52,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def convert(
     source: Path, destination: Path, read_as: str, write_as: str, recipe: Path | None, edits: Sequence[str]
 ) -> None:
-    """Read, check each name and shape against the model that the recipe describes, write. Raises ValueError."""
-    bridge, settings, step, notes = _read(source, read_as, recipe, edits)
-    if write_as == "native":
-        from pipeline.weights.native import save_weights
+    """Read, check each name and shape against the model that the recipe describes, write. Raises ValueError.
 
-        destination.mkdir(parents=True)
-        save_weights(bridge, settings, step, destination, converted_from=f"{read_as}: {source}", notes="\n".join(notes))
-    elif write_as == "lavis":
+    The result appears when it is whole.
+    """
+    bridge, settings, step, notes = _read(source, read_as, recipe, edits)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    partial = destination.with_name(f".{destination.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    if write_as == "lavis":
         from pipeline.weights.lavis import to_lavis, write_file
 
-        destination.parent.mkdir(parents=True, exist_ok=True)
         write_file(to_lavis(bridge.state_dict(), language_kind(settings)), destination)
+    elif write_as == "native":
+        from pipeline.weights.native import save_weights
+
+        partial.mkdir()
+        save_weights(bridge, settings, step, partial, converted_from=f"{read_as}: {source}", notes="\n".join(notes))
     else:
-        notes += _write_huggingface(bridge, settings, destination)
-    for note in notes:
-        print(note, file=sys.stderr)
+        try:
+            notes += _write_huggingface(bridge, settings, partial)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
     if write_as != "native":
-        path = destination / "conversion.json" if destination.is_dir() else destination.with_suffix(".json")
         content = {"source": str(source), "from": read_as, "step": step, "notes": notes}
         content["recipe"] = settings.model_dump(mode="json")
+        path = partial / "conversion.json" if partial.is_dir() else conversion_note(destination)
         path.write_text(json.dumps(content, indent=1) + "\n")
+    if partial.is_dir():
+        partial.rename(destination)
+    for note in notes:
+        print(note, file=sys.stderr)
+
+
+def conversion_note(destination: Path) -> Path:
+    """Where the notes on a single converted file go."""
+    return destination.with_name(f"{destination.name}.conversion.json")
 
 
 def _read(
@@ -87,7 +105,8 @@ def _read(
         settings, tensors = native.read_weights(source)
         bridge = build_bridge(settings)
         native.load_into(bridge, tensors, source)
-        return bridge, settings, native.read_step(source), []
+        step, noted = native.read_provenance(source)
+        return bridge, settings, step, noted.splitlines()
     settings = load_recipe(recipe, edits)
     bridge = build_bridge(settings)
     if isinstance(bridge, Stage1Bridge) and read_as == "huggingface":
@@ -97,6 +116,7 @@ def _read(
         state = lavis.read_file(source)
         tensors, left_out = lavis.from_lavis(state, list(own), language_kind(settings), source)
     else:
+        huggingface.check_language(source, language_model_type(settings))
         tensors, left_out = huggingface.read_folder(source, list(own))
     notes = (
         [f"left to the recipe's towers: {len(left_out)} tensors, {left_out[0]} to {left_out[-1]}"] if left_out else []
@@ -125,7 +145,18 @@ def _write_huggingface(bridge: "nn.Module", settings: "Recipe", destination: Pat
     else:
         assert isinstance(bridge, Stage2Bridge) and settings.language is not None
         model = LanguageModel(settings, vision, bridge, build_language(settings.language, "cpu"))
-    return [f"not in transformers' format, left out: {name}" for name in write_folder(model, destination)]
+    notes = [f"not in transformers' format, left out: {name}" for name in write_folder(model, destination)]
+    eps = (
+        f"{bridge.ln_vision.eps} here is the image encoder's own there: set vision_model.post_layernorm.eps to compare"
+    )
+    return [*notes, f"epsilon of ln_vision: {eps}"]
+
+
+def language_model_type(settings: "Recipe") -> str | None:
+    """transformers' name for the family of the recipe's language model; None for stage 1."""
+    from pipeline.models.language import language_config
+
+    return language_config(settings.language).model_type if settings.language else None
 
 
 def language_kind(settings: "Recipe") -> str | None:

@@ -138,7 +138,14 @@ def language_config(settings: Language) -> Any:
     for field, value in settings.config.items():
         if not hasattr(config, field):
             raise ValueError(f"language.config.{field}: a configuration of {config.model_type!r} has no such field")
-        setattr(config, field, value)
+        try:
+            setattr(config, field, value)
+        except Exception as error:  # a strict configuration's own kinds
+            raise ValueError(
+                f"language.config.{field}: {value!r} does not fit ({' '.join(str(error).split())})"
+            ) from error
+    if "t5" in config.model_type and settings.precision == "fp16":
+        raise ValueError(f"language {settings.name!r} in fp16: T5's activations overflow fp16 to inf and NaN; use bf16")
     return config
 
 
@@ -160,8 +167,6 @@ def build_language(settings: Language, device: str) -> LanguageTower:
     config = language_config(settings)
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
-        if config.model_type == "t5" and settings.precision == "fp16":
-            raise ValueError("T5's activations overflow fp16 to inf and NaN; use bf16")
         model = auto_class.from_pretrained(settings.name, config=config, dtype=DTYPES[settings.precision])
         tokenizer = AutoTokenizer.from_pretrained(settings.name)
     except Exception as error:  # transformers and safetensors raise many kinds; all mean that it cannot be had

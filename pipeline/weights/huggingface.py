@@ -53,11 +53,26 @@ def read_folder(folder: Path, own_names: list[str]) -> tuple[dict[str, "Tensor"]
                 for name in opened.keys():  # noqa: SIM118  (not a mapping)
                     if name not in ours and name.startswith(FROZEN):
                         left_out.append(name)
+                    elif ours.get(name, name) in tensors:
+                        raise ValueError(f"weights {path}: {name!r} is in another file of the folder, too; remove one")
                     elif name not in BUFFERS:
                         tensors[ours.get(name, name)] = opened.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"weights {path}: not a readable safetensors file ({error})") from error
     return tensors, left_out
+
+
+def check_language(folder: Path, model_type: str | None) -> None:
+    """Raises ValueError when the folder's language model is of another family than the recipe's (None: stage 1)."""
+    import json
+
+    path = folder / "config.json"
+    try:
+        found = json.loads(path.read_text())["text_config"]["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"weights {path}: not the configuration of a BLIP-2 of transformers ({error})") from error
+    if model_type is not None and found != model_type:
+        raise ValueError(f"weights {folder}: its language model is a {found!r}, the recipe's a {model_type!r}")
 
 
 def vision_state(model: Any, name: str) -> dict[str, "Tensor"]:
@@ -93,10 +108,14 @@ def _vision_name(key: str) -> str | None:
 
 
 def _vision_config(model: Any, recipe: Recipe) -> Any:
+    import torch
     from timm.layers import QuickGELU
     from transformers import Blip2VisionConfig
 
     block = model.blocks[0]
+    activations = {torch.nn.GELU: "gelu", QuickGELU: "quick_gelu"}
+    if type(block.mlp.act) not in activations or getattr(block.mlp.act, "approximate", "none") != "none":
+        raise ValueError(f"vision.name {recipe.vision.name!r}: its activation {block.mlp.act} is not one of BLIP-2's")
     fused = block.attn.qkv.bias is not None or getattr(block.attn, "q_bias", None) is not None
     return Blip2VisionConfig(
         hidden_size=model.num_features,
@@ -105,7 +124,7 @@ def _vision_config(model: Any, recipe: Recipe) -> Any:
         num_attention_heads=block.attn.num_heads,
         image_size=recipe.vision.image_size_px,
         patch_size=model.patch_embed.proj.kernel_size[0],
-        hidden_act="quick_gelu" if isinstance(block.mlp.act, QuickGELU) else "gelu",
+        hidden_act=activations[type(block.mlp.act)],
         layer_norm_eps=block.norm1.eps,
         qkv_bias=fused,
     )
@@ -163,13 +182,24 @@ def write_folder(model: "RetrievalModel | LanguageModel", folder: Path) -> list[
         )
         with torch.device("meta"):
             whole: Any = Blip2ForConditionalGeneration(config)
+        if type(whole.language_model) is not type(language):
+            raise ValueError(
+                f"language {recipe.language.name if recipe.language else ''!r}: transformers' BLIP-2 would make a "
+                f"{type(whole.language_model).__name__} of this {type(language).__name__}; convert to lavis instead"
+            )
         whole.language_model = language
         state |= {f"language_model.{name}": tensor for name, tensor in language.state_dict().items()}
     else:
         tokenizer = model.tokenizer
         with torch.device("meta"):
             whole = Blip2ForImageTextRetrieval(Blip2Config(**settings))
-    whole.load_state_dict(state, assign=True, strict=True)
+    try:
+        whole.load_state_dict(state, assign=True, strict=True)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(
+            f"these towers have no place in transformers' BLIP-2 ({reason}); convert to lavis instead"
+        ) from error
     whole.save_pretrained(folder)
     _processor(tokenizer, recipe, model.vision, shape.num_query_tokens if model.stage == 2 else None).save_pretrained(
         folder

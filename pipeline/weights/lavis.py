@@ -20,19 +20,28 @@ FROZEN = ("visual_encoder.", "t5_model.", "opt_model.")
 
 def read_file(path: Path) -> dict[str, "Tensor"]:
     """The state dict of a `.pth` file. Raises ValueError in one line when it is none, or wants to run code."""
-    import pickle
-
     import torch
 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch raises many kinds for hostile and damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"weights {path}: not a .pth file of plain tensors ({reason}); nothing was loaded") from error
     state = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict):
         raise ValueError(f"weights {path}: needs the form {{'model': {{name: tensor}}}}, as LAVIS writes it")
+    for name, value in state.items():
+        if not (isinstance(name, str) and (name in BUFFERS or _is_plain(value))):
+            raise ValueError(f"weights {path}: {name!r} is not a dense tensor of real floating-point numbers")
     return state
+
+
+def _is_plain(value: object) -> bool:
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return False
+    return value.layout is torch.strided and value.device.type == "cpu" and value.is_floating_point()
 
 
 def write_file(state: dict[str, "Tensor"], path: Path) -> None:
@@ -76,6 +85,6 @@ def from_lavis(
             left_out.append(name)
         elif name not in BUFFERS:
             tensors[ours.get(name, name)] = tensor
-    if "temperature" in tensors:
+    if "temperature" in tensors and tensors["temperature"].numel() == 1:
         tensors["temperature"] = tensors["temperature"].reshape(1)
     return tensors, left_out

@@ -41,12 +41,14 @@ def save_weights(bridge: "nn.Module", recipe: Recipe, step: int, folder: Path, *
     return path
 
 
-def read_step(path: Path) -> int:
-    """The training step of a weights file that `read_weights` reads."""
+def read_provenance(path: Path) -> tuple[int, str]:
+    """Of a file that `read_weights` reads: its training step (0: unknown), and what an earlier conversion noted."""
     from safetensors import safe_open
 
     with safe_open(weights_file(path), framework="pt") as opened:
-        return int(opened.metadata()["step"])
+        metadata = opened.metadata()
+    step = metadata.get("step", "0")
+    return int(step) if step.isdecimal() else 0, metadata.get("notes", "")
 
 
 def read_weights(path: Path) -> tuple[Recipe, dict[str, "Tensor"]]:

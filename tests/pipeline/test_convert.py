@@ -1,8 +1,6 @@
 """Conversion between native, LAVIS and transformers: the same numbers, each tensor accounted for, hostile files."""
 
 import json
-import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +96,7 @@ def test_the_round_trip_through_transformers_is_exact_but_for_what_it_lists(
     lost = [line.split()[-1] for line in capsys.readouterr().err.splitlines() if "left out" in line]
     assert lost == [] if kind != "stage1" else len(lost) == NOT_IN_TRANSFORMERS
     notes = json.loads((tmp_path / "hf" / "conversion.json").read_text())["notes"]
-    assert [note.split()[-1] for note in notes] == lost
+    assert [note.split()[-1] for note in notes if "left out" in note] == lost and "ln_vision" in notes[-1]
     recipe = natives[kind] / "recipe.yaml"
     assert convert(tmp_path / "hf", tmp_path / "back", "huggingface", "native", "--recipe", recipe) == 0
     (_, before), (_, after) = read_weights(natives[kind]), read_weights(tmp_path / "back")
@@ -201,77 +199,6 @@ def test_the_exact_gelu_of_public_bridges_is_a_value_of_the_recipe(natives: dict
     assert convert(tmp_path / "n", tmp_path / "hf", "native", "huggingface") == 0
     theirs: Any = Blip2ForConditionalGeneration.from_pretrained(tmp_path / "hf")
     assert str(theirs.language_model.encoder.block[0].layer[1].DenseReluDense.act) == "GELUActivation()"
-
-
-class Runs:
-    """What a hostile pickle does when it is loaded with its code."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return (Path.touch, (self.path,))
-
-
-def test_a_pickle_with_code_is_refused_and_does_not_run(
-    natives: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    touched = tmp_path / "touched"
-    for name, write in (
-        ("torch", torch.save),
-        ("plain", lambda content, path: path.write_bytes(pickle.dumps(content))),
-    ):
-        path = tmp_path / f"{name}.pth"
-        write({"model": {"query_tokens": Runs(touched)}}, path)  # type: ignore[operator]
-        recipe = natives["stage1"] / "recipe.yaml"
-        assert convert(path, tmp_path / name, "lavis", "native", "--recipe", recipe) == 1
-        [error] = capsys.readouterr().err.strip().splitlines()
-        assert str(path) in error and "nothing was loaded" in error
-        assert not touched.exists() and not (tmp_path / name).exists()
-
-
-def spoil(state: dict[str, Tensor], fault: str) -> str:
-    """Break a LAVIS state dict in place; returns what the message must name."""
-    name = "Qformer.bert.encoder.layer.0.attention.self.key.weight"
-    if fault == "missing":
-        del state[name]
-        return "qformer.layers.0.self_attention.key.weight"
-    if fault == "extra":
-        state["Qformer.bert.pooler.dense.weight"] = torch.zeros(2)
-        return "Qformer.bert.pooler.dense.weight"
-    if fault == "shape":
-        state[name] = state[name][:-1]
-        return "qformer.layers.0.self_attention.key.weight"
-    state["Qformer.cls.predictions.decoder.weight"] = state["Qformer.cls.predictions.decoder.weight"] + 1
-    return "Qformer.cls.predictions.decoder.weight"
-
-
-@pytest.mark.parametrize("fault", ["missing", "extra", "shape", "untied"])
-def test_a_file_that_does_not_fit_is_refused_by_the_tensors_name(
-    fault: str, natives: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert convert(natives["stage1"], tmp_path / "w.pth", "native", "lavis") == 0
-    state = torch.load(tmp_path / "w.pth", weights_only=True)["model"]
-    named = spoil(state, fault)
-    torch.save({"model": state}, tmp_path / "w.pth")
-    capsys.readouterr()
-    recipe = natives["stage1"] / "recipe.yaml"
-    assert convert(tmp_path / "w.pth", tmp_path / "back", "lavis", "native", "--recipe", recipe) == 1
-    [error] = capsys.readouterr().err.strip().splitlines()
-    assert named in error and not (tmp_path / "back").exists()
-
-
-def test_a_truncated_safetensors_folder_is_refused(
-    natives: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert convert(natives["opt"], tmp_path / "hf", "native", "huggingface") == 0
-    [file] = (tmp_path / "hf").glob("*.safetensors")
-    file.write_bytes(file.read_bytes()[:-100])
-    capsys.readouterr()
-    recipe = natives["opt"] / "recipe.yaml"
-    assert convert(tmp_path / "hf", tmp_path / "back", "huggingface", "native", "--recipe", recipe) == 1
-    [error] = capsys.readouterr().err.strip().splitlines()
-    assert str(file) in error
 
 
 def test_lavis_files_with_towers_inside_name_what_is_left_to_the_recipe(
