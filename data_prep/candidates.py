@@ -85,7 +85,7 @@ def _window_candidates(
             scores.append({text: round(cosine, SCORE_DECIMALS) for text, cosine in zip(texts, cosines, strict=True)})
     return {
         sample.key: [
-            Candidate(position, text, source, score.get(text))  # type: ignore[arg-type]
+            Candidate(position, text, source, score.get(text))  # type: ignore[arg-type]  # source: a str of two
             for position, (text, source) in enumerate(each)
         ]
         for (sample, _), each, score in zip(window, captions, scores, strict=True)

@@ -29,6 +29,7 @@ def prepare_process() -> None:
     webdataset takes only where it is found)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # None in sys.modules makes an import fail; its type does not say so.
     sys.modules |= {"torch": None, **{name: ModuleType(name) for name in UNUSED}}  # type: ignore[dict-item]
     limits = FetchLimits(**json.loads(os.environ[LIMITS_VARIABLE]))
     urllib.request.install_opener(build_opener(limits))

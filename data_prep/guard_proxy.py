@@ -37,7 +37,7 @@ class GuardLimits:
     deadline_s: float
 
 
-class GuardPlugin(HttpProxyBasePlugin):  # type: ignore[misc]
+class GuardPlugin(HttpProxyBasePlugin):  # type: ignore[misc]  # proxy.py has no types
     """One connection through the proxy: its checked address, its bytes so far, its end."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -57,7 +57,7 @@ class GuardPlugin(HttpProxyBasePlugin):  # type: ignore[misc]
             raise _rejected(error.reason) from error
         return request
 
-    def resolve_dns(self, host: str, port: int) -> tuple[str | None, None]:  # noqa: ARG002
+    def resolve_dns(self, host: str, port: int) -> tuple[str | None, None]:  # noqa: ARG002  (the hook)
         return self.address, None
 
     def handle_upstream_chunk(self, chunk: memoryview) -> memoryview:

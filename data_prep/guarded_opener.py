@@ -88,6 +88,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 class _BadGateways(urllib.request.BaseHandler):
     """Tells the proxy's own 502 (no connection to the host) from one that a server sent."""
 
+    # The signature is urllib's.
     def http_error_502(self, req: Any, fp: Any, code: int, msg: str, headers: Message) -> None:  # noqa: ARG002
         if "proxy-agent" in headers:
             raise URLError("guard:connection_failed")

@@ -87,6 +87,7 @@ def _delimited(path: Path, columns: Values, header: tuple[str, ...] | None, endi
         url, caption = (list(names).index(name) for name in columns)
         for fields in reader:
             if fields:
+                # Of two columns: a pair, which a generator's type does not say.
                 yield tuple(fields[i] if i < len(fields) else None for i in (url, caption))  # type: ignore[misc]
 
 
@@ -123,6 +124,7 @@ def _objects(path: Path, columns: Values, objects: Any) -> Iterator[Values]:
 
 def _open(path: Path) -> io.TextIOBase:
     """Text of a plain or gzipped file; bytes that are not UTF-8 become replacement characters and lose no row."""
+    # Both are of many overloads; opened for text, both give text.
     opener = gzip.open if path.name.lower().endswith(".gz") else open
     return opener(path, "rt", encoding="utf-8-sig", errors="replace", newline="")  # type: ignore[return-value, operator]
 

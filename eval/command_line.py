@@ -30,7 +30,7 @@ def print_settings(options: argparse.Namespace) -> None:
 def finish(work: Callable[[], None]) -> int:
     """Run `work` and turn what it raises into an exit code and one line on stderr."""
 
-    def stop(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+    def stop(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001  (the signature of a handler)
         raise StoppedBySignalError(signal.Signals(number).name)
 
     previous = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}

@@ -64,6 +64,7 @@ def build_parts(recipe: Recipe, device: str) -> tuple["nn.Module", "Collate"]:
 def _initial_state(recipe: Recipe, manifest: Manifest) -> Any:
     from pipeline.training.checkpoint import State
 
+    # pydantic's type for nested exclusion is invariant.
     settings = recipe.model_dump(mode="json", exclude=FIELDS_FREE_TO_CHANGE)  # type: ignore[arg-type]
     return State(0, 0, recipe.seed, process_group.world_size(), manifest.digest(), settings)
 

@@ -36,7 +36,7 @@ def gallery_section(compared: Compared, each: int, seed: int) -> str:
         BASELINE_NAMES[name]: {sample[identity]: str(sample[text]) for sample in baseline.samples}
         for name, baseline in compared.baselines.items()
     }
-    card: Callable[[Sample], str] = lambda sample: _card(  # noqa: E731
+    card: Callable[[Sample], str] = lambda sample: _card(  # noqa: E731  (with its type)
         main.kind, sample, picture(main.images[sample["image_id"]], str(sample[text])),
         {name: texts[sample[identity]] for name, texts in others.items() if sample[identity] in texts},
     )  # fmt: skip

@@ -49,7 +49,7 @@ def initialise(even_alone: bool = False) -> None:
     if backend == "nccl":
         torch.cuda.set_device(device_name())
     if world_size() == 1:
-        # A store of its own needs no port.
+        # A store of its own needs no port (torch's types leave HashStore out).
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     else:
         try:

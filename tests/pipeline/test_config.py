@@ -61,3 +61,14 @@ def test_a_recipe_cannot_be_changed_once_read(tmp_path: Path) -> None:
     recipe = load_recipe(SHIPPED[0])
     with pytest.raises(ValueError, match="frozen"):
         recipe.seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("edits", "fits"), [((), False), (("objectives.itm_weight=0",), True)])
+def test_stage_1_matches_among_two_pairs_or_more(edits: tuple[str, ...], fits: bool) -> None:
+    one_pair = [*edits, "batch.global_size=1", "batch.micro_size=1"]
+    recipe = next(path for path in SHIPPED if path.stem == "stage1_vitg")
+    if fits:
+        load_recipe(recipe, one_pair)
+    else:
+        with pytest.raises(ValueError, match="image-text matching"):
+            load_recipe(recipe, one_pair)
