@@ -124,6 +124,7 @@ class Recipe(Section):
     stage: Literal[1, 2]
     seed: int = 42
     init_weights: Path | None = None
+    init_from_other_towers: bool = False  # take init_weights though they were trained with other towers
     vision: Vision
     qformer: QFormer = QFormer()
     language: Language | None = None

@@ -32,28 +32,25 @@ def build_parts(recipe: Recipe, device: str) -> tuple["nn.Module", "Collate"]:
     from pipeline.data import batch
     from pipeline.models import build
     from pipeline.models.language import build_language
+    from pipeline.models.trial import try_language, try_vision
     from pipeline.models.vision import build_vision
     from pipeline.training.stage1_task import Stage1Task
     from pipeline.training.stage2_task import Stage2Task
     from pipeline.weights import native
 
-    vision, init, length = build_vision(recipe.vision).to(device), recipe.init_weights, recipe.data.max_text_tokens
+    vision, length = build_vision(recipe.vision).to(device), recipe.data.max_text_tokens
+    try_vision(vision, recipe.vision)
     if recipe.language is None:
         tokenizer = build.build_tokenizer(recipe.qformer)
         bridge1 = build.build_stage1(recipe, vision.width)
-        if init:
-            native.load_into(bridge1, native.read_weights(init)[1], init)
+        native.initialise(bridge1, recipe)
         task1 = Stage1Task(bridge1, vision, recipe.objectives, tokenizer.bos_token_id, recipe.qformer.precision)
         build.log_frozen_and_trainable({"vision": vision}, bridge1)
         return task1.to(device), batch.collate_for_qformer(tokenizer, length)
     language = build_language(recipe.language, device)
+    try_language(language, recipe.language)
     bridge2 = build.build_stage2(recipe, vision.width, language)
-    if init:
-        source, tensors = native.read_weights(init)
-        if source.stage == 1:
-            native.initialise_stage2(bridge2, tensors, init)
-        else:
-            native.load_into(bridge2, tensors, init)
+    native.initialise(bridge2, recipe)
     build.log_frozen_and_trainable({"vision": vision, "language": language.model}, bridge2)
     tokenizer, task2 = language.tokenizer, Stage2Task(bridge2, vision, language, recipe.qformer.precision).to(device)
     if language.kind == "seq2seq":

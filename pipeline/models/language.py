@@ -5,7 +5,7 @@ Shapes: B batch, Q soft prompts, L tokens of a text, H width of the language mod
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -94,7 +94,12 @@ class CausalTower(_Tower):
 
     def __init__(self, model: Any, tokenizer: Any, end_text: str) -> None:
         super().__init__(model, tokenizer)
-        self.end_token_id: int = tokenizer(end_text, add_special_tokens=False).input_ids[-1]
+        ids = tokenizer(end_text, add_special_tokens=False).input_ids
+        if not ids or ids[-1] == tokenizer.unk_token_id:
+            raise ValueError(
+                f"language.end_text {end_text!r}: this tokenizer has no token for it; set another end of captions"
+            )
+        self.end_token_id: int = ids[-1]
 
     def loss_sum(self, prompts_BQH: Tensor, context: Tokens, target: Tokens) -> Tensor:
         embeddings, mask = self._inputs(prompts_BQH, context.then(target))
@@ -116,9 +121,18 @@ class Seq2SeqTower(_Tower):
     def loss_sum(self, prompts_BQH: Tensor, context: Tokens, target: Tokens) -> Tensor:
         embeddings, mask = self._inputs(prompts_BQH, context)
         labels = target.ids.masked_fill(~target.is_token, IGNORED)
-        decoder_ids = self.model.prepare_decoder_input_ids_from_labels(labels)
+        decoder_ids = self._decoder_ids(labels)
         output = self.model(inputs_embeds=embeddings, attention_mask=mask, decoder_input_ids=decoder_ids)
         return _scored(output.logits, target)
+
+    def _decoder_ids(self, labels_BL: Tensor) -> Tensor:
+        """The labels shifted right, as the model itself does it: mBART puts the language there, most a start token."""
+        prepare = getattr(self.model, "prepare_decoder_input_ids_from_labels", None)
+        if prepare:
+            return cast(Tensor, prepare(labels_BL))
+        start, pad = self.model.config.decoder_start_token_id, self.tokenizer.pad_token_id
+        shifted_BL = torch.cat([torch.full_like(labels_BL[:, :1], start), labels_BL[:, :-1]], dim=1)
+        return shifted_BL.masked_fill(shifted_BL == IGNORED, pad)
 
     def generate(self, prompts_BQH: Tensor | None, texts: Sequence[str], decoding: Decoding) -> list[str]:
         return self._generate(self._inputs(prompts_BQH, self._tokenise(texts, padding_side="right")), decoding)
@@ -155,9 +169,11 @@ def language_width(settings: Language) -> int:
 
     config = language_config(settings)
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    with torch.device("meta"):
-        width: int = auto_class.from_config(config).get_input_embeddings().embedding_dim
-    return width
+    try:
+        with torch.device("meta"):
+            return int(auto_class.from_config(config).get_input_embeddings().embedding_dim)
+    except Exception as error:  # as above; an activation that does not exist, too
+        raise _not_loaded(settings, error) from error
 
 
 def build_language(settings: Language, device: str) -> LanguageTower:

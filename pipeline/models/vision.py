@@ -107,10 +107,17 @@ class VisionTower(nn.Module):
 
 def build_vision(settings: Vision) -> VisionTower:
     """Create the tower and load its weights. Raises ValueError in one line when they are missing or do not fit."""
+    of_transformers = settings.name.startswith(TRANSFORMERS)
     try:
-        encoder, mean, std = _load(settings)
+        model, mean, std = _load_transformers(settings) if of_transformers else _load_timm(settings)
     except Exception as error:  # timm, transformers and safetensors raise many kinds; all mean that it cannot be had
         raise _not_loaded(settings, error) from error
+    try:
+        if not of_transformers:
+            set_image_size(model, settings.image_size_px)
+        encoder = TransformersEncoder(model) if of_transformers else TimmEncoder(model)
+    except Exception as error:  # what an architecture lacks, each says in its own way
+        raise _not_a_vit(settings, error) from error
     return VisionTower(encoder, mean, std, settings.precision)
 
 
@@ -122,38 +129,43 @@ def vision_width(settings: Vision) -> int:
     try:
         if settings.name.startswith(TRANSFORMERS):
             config = AutoConfig.from_pretrained(settings.name.removeprefix(TRANSFORMERS))
-            return int(getattr(config, "vision_config", config).hidden_size)
-        with torch.device("meta"):
-            model = timm.create_model(settings.name, num_classes=0)
-        return int(model.num_features)
+        else:
+            with torch.device("meta"):
+                return int(timm.create_model(settings.name, num_classes=0).num_features)
     except Exception as error:  # as above
         raise _not_loaded(settings, error) from error
+    try:
+        return int(getattr(config, "vision_config", config).hidden_size)
+    except AttributeError as error:
+        raise _not_a_vit(settings, error) from error
 
 
-def _load(settings: Vision) -> tuple[TimmEncoder | TransformersEncoder, tuple[float, ...], tuple[float, ...]]:
-    """The encoder with its weights, and mean and deviation of its pixels."""
-    if settings.name.startswith(TRANSFORMERS):
-        from transformers import AutoImageProcessor, AutoModel
+Loaded = tuple[Any, tuple[float, ...], tuple[float, ...]]  # a model, mean and deviation of its pixels
 
-        name = settings.name.removeprefix(TRANSFORMERS)
-        processor: Any = AutoImageProcessor.from_pretrained(name)
-        return (
-            TransformersEncoder(AutoModel.from_pretrained(name, dtype=torch.float32)),
-            tuple(processor.image_mean or CLIP_MEAN),
-            tuple(processor.image_std or CLIP_STD),
-        )
+
+def _load_transformers(settings: Vision) -> Loaded:
+    from transformers import AutoImageProcessor, AutoModel
+
+    name = settings.name.removeprefix(TRANSFORMERS)
+    processor: Any = AutoImageProcessor.from_pretrained(name)
+    model = AutoModel.from_pretrained(name, dtype=torch.float32)
+    return model, tuple(processor.image_mean or CLIP_MEAN), tuple(processor.image_std or CLIP_STD)
+
+
+def _load_timm(settings: Vision) -> Loaded:
     import timm
 
     model = timm.create_model(settings.name, pretrained=True, num_classes=0)
-    _set_image_size(model, settings.image_size_px)
-    normalisation = model.pretrained_cfg
-    return TimmEncoder(model), tuple(normalisation.get("mean", CLIP_MEAN)), tuple(normalisation.get("std", CLIP_STD))
+    pixels = cast(Any, model).pretrained_cfg
+    return model, tuple(pixels.get("mean", CLIP_MEAN)), tuple(pixels.get("std", CLIP_STD))
 
 
-def _set_image_size(model: Any, size_px: int) -> None:
+def set_image_size(model: Any, size_px: int) -> None:
     """Change a timm ViT's input size. Its positions are interpolated as LAVIS and transformers do it, not as timm does:
     plain bicubic, without antialiasing, whose kernel is another one."""
-    positions_1PI, old_grid = model.pos_embed, model.patch_embed.grid_size
+    positions_1PI, old_grid = getattr(model, "pos_embed", None), model.patch_embed.grid_size
+    if model.patch_embed.img_size == (size_px, size_px):
+        return
     model.set_input_size(img_size=(size_px, size_px))
     grid = model.patch_embed.grid_size
     if positions_1PI is None or grid == old_grid:
@@ -163,6 +175,14 @@ def _set_image_size(model: Any, size_px: int) -> None:
     plane_1IHW = patches.transpose(1, 2).unflatten(2, old_grid)
     resized_1IHW = nn.functional.interpolate(plane_1IHW, size=grid, mode="bicubic", align_corners=False)
     model.pos_embed = nn.Parameter(torch.cat([prefix, resized_1IHW.flatten(2).transpose(1, 2)], dim=1))
+
+
+def _not_a_vit(settings: Vision, error: Exception) -> ValueError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ValueError(
+        f"vision.name {settings.name!r} at {settings.image_size_px} px: cannot serve as the image encoder ({reason}); "
+        "name a plain ViT"
+    )
 
 
 def _not_loaded(settings: Vision, error: Exception) -> ValueError:

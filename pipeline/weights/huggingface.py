@@ -4,10 +4,14 @@ Such a folder holds the towers as well. Written, it is whole, with processor; re
 towers come from where the recipe says. ln_vision has eps 1e-5 here and the tower's, 1e-6, there.
 """
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Recipe
+from pipeline.weights.huggingface_vision import vision_config, vision_state
 from pipeline.weights.names import huggingface_name, inverse
 
 if TYPE_CHECKING:
@@ -15,51 +19,79 @@ if TYPE_CHECKING:
 
     from pipeline.models.inference import LanguageModel, RetrievalModel
 
-FROZEN = ("vision_model.", "language_model.")
+VISION, LANGUAGE = "vision_model.", "language_model."
+FROZEN = (VISION, LANGUAGE)
 BUFFERS = ("embeddings.position_ids",)
 IMAGE_TOKEN = "<image>"
-VISION_PARTS = {
-    "cls_token": "embeddings.class_embedding",
-    "pos_embed": "embeddings.position_embedding",
-    "patch_embed.proj": "embeddings.patch_embedding",
-}
-BLOCK_PARTS = {
-    "norm1": "layer_norm1",
-    "norm2": "layer_norm2",
-    "attn.qkv": "self_attn.qkv",
-    "attn.proj": "self_attn.projection",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-}
-"""timm's names -> transformers', within one block."""
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def read_folder(folder: Path, own_names: list[str]) -> tuple[dict[str, "Tensor"], list[str]]:
-    """The bridge of a folder under our names, and the names of the towers' tensors, which are left where they are.
+def local_folder(source: Path) -> Path:
+    """The folder itself, or the local copy of a hub's repository. Raises ValueError when there is neither."""
+    if source.exists() or not HUB_ID.fullmatch(str(source)):
+        return source
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # the hub's library raises many kinds; all mean that it cannot be had
+        raise ValueError(
+            f"SRC {source}: no such folder, and not to be had from the hub ({str(error).splitlines()[0]}). Without "
+            "network, fetch it where there is one (`hf download NAME`) and copy HF_HOME"
+        ) from error
+
+
+def read_folder(folder: Path, own_names: list[str]) -> tuple[dict[str, "Tensor"], dict[str, Path], list[str]]:
+    """Of a folder: the bridge under our names, the towers' tensors by name (where each lies), and skipped buffers.
 
     Raises ValueError in one line when the folder holds no readable safetensors files.
     """
-    from safetensors import SafetensorError, safe_open
-
     ours = inverse((name, huggingface_name(name)) for name in own_names)
     tensors: dict[str, Tensor] = {}
-    left_out: list[str] = []
+    towers: dict[str, Path] = {}
+    skipped: list[str] = []
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(f"weights {folder}: no *.safetensors there; name a folder of save_pretrained()")
     for path in files:
-        try:
-            with safe_open(path, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118  (not a mapping)
-                    if name not in ours and name.startswith(FROZEN):
-                        left_out.append(name)
-                    elif ours.get(name, name) in tensors:
-                        raise ValueError(f"weights {path}: {name!r} is in another file of the folder, too; remove one")
-                    elif name not in BUFFERS:
-                        tensors[ours.get(name, name)] = opened.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"weights {path}: not a readable safetensors file ({error})") from error
-    return tensors, left_out
+        with _opened(path) as opened:
+            for name in opened.keys():  # noqa: SIM118  (not a mapping)
+                if name in BUFFERS:
+                    skipped.append(name)
+                elif ours.get(name, name) in tensors or name in towers:
+                    raise ValueError(f"weights {path}: {name!r} is in another file of the folder, too; remove one")
+                elif name not in ours and name.startswith(FROZEN):
+                    towers[name] = path
+                else:
+                    tensors[ours.get(name, name)] = opened.get_tensor(name)
+    return tensors, towers, skipped
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as opened:
+            yield opened
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"weights {path}: not a readable safetensors file ({error})") from error
+
+
+def read_tower(towers: dict[str, Path], prefix: str, with_values: bool) -> dict[str, "Tensor"]:
+    """A tower's tensors without their prefix; without values, on the meta device."""
+    import torch
+
+    found = {}
+    for path in sorted(set(towers.values())):
+        with _opened(path) as opened:
+            for name in (each for each, place in towers.items() if place == path and each.startswith(prefix)):
+                found[name.removeprefix(prefix)] = (
+                    opened.get_tensor(name)
+                    if with_values
+                    else torch.empty(opened.get_slice(name).get_shape(), device="meta")
+                )
+    return found
 
 
 def check_language(folder: Path, model_type: str | None) -> None:
@@ -73,61 +105,6 @@ def check_language(folder: Path, model_type: str | None) -> None:
         raise ValueError(f"weights {path}: not the configuration of a BLIP-2 of transformers ({error})") from error
     if model_type is not None and found != model_type:
         raise ValueError(f"weights {folder}: its language model is a {found!r}, the recipe's a {model_type!r}")
-
-
-def vision_state(model: Any, name: str) -> dict[str, "Tensor"]:
-    """A timm ViT's tensors under the names of Blip2VisionModel. Raises ValueError naming one without a place there."""
-    import torch
-
-    state = {key: tensor for key, tensor in model.state_dict().items() if not key.endswith(("q_bias", "v_bias"))}
-    for index, block in enumerate(model.blocks):
-        if getattr(block.attn, "q_bias", None) is not None:  # EVA: no bias on the keys
-            query, value = block.attn.q_bias, block.attn.v_bias
-            state[f"blocks.{index}.attn.qkv.bias"] = torch.cat([query, torch.zeros_like(value), value])
-    found = {}
-    for key, tensor in state.items():
-        theirs = _vision_name(key)
-        if theirs is None:
-            raise ValueError(
-                f"vision.name {name!r}: {key!r} has no place in transformers' BLIP-2, whose image encoder is a plain "
-                "ViT as EVA's; convert to lavis instead, which holds the bridge alone"
-            )
-        found[theirs] = tensor
-    return found
-
-
-def _vision_name(key: str) -> str | None:
-    if key in VISION_PARTS:
-        return VISION_PARTS[key]
-    module, _, kind = key.rpartition(".")
-    if module in VISION_PARTS:
-        return f"{VISION_PARTS[module]}.{kind}"
-    first, _, rest = module.partition(".")
-    index, _, part = rest.partition(".")
-    return f"encoder.layers.{index}.{BLOCK_PARTS[part]}.{kind}" if first == "blocks" and part in BLOCK_PARTS else None
-
-
-def _vision_config(model: Any, recipe: Recipe) -> Any:
-    import torch
-    from timm.layers import QuickGELU
-    from transformers import Blip2VisionConfig
-
-    block = model.blocks[0]
-    activations = {torch.nn.GELU: "gelu", QuickGELU: "quick_gelu"}
-    if type(block.mlp.act) not in activations or getattr(block.mlp.act, "approximate", "none") != "none":
-        raise ValueError(f"vision.name {recipe.vision.name!r}: its activation {block.mlp.act} is not one of BLIP-2's")
-    fused = block.attn.qkv.bias is not None or getattr(block.attn, "q_bias", None) is not None
-    return Blip2VisionConfig(
-        hidden_size=model.num_features,
-        intermediate_size=block.mlp.fc1.out_features,
-        num_hidden_layers=len(model.blocks),
-        num_attention_heads=block.attn.num_heads,
-        image_size=recipe.vision.image_size_px,
-        patch_size=model.patch_embed.proj.kernel_size[0],
-        hidden_act=activations[type(block.mlp.act)],
-        layer_norm_eps=block.norm1.eps,
-        qkv_bias=fused,
-    )
 
 
 def _qformer_config(shape: Any, with_text: bool) -> Any:
@@ -165,7 +142,7 @@ def write_folder(model: "RetrievalModel | LanguageModel", folder: Path) -> list[
     for name, tensor in vision_state(encoder.model, recipe.vision.name).items():
         state[f"vision_model.{name}"] = tensor
     settings: dict[str, Any] = {
-        "vision_config": _vision_config(encoder.model, recipe),
+        "vision_config": vision_config(encoder.model, recipe),
         "qformer_config": _qformer_config(shape, with_text=model.stage == 1),
         "num_query_tokens": shape.num_query_tokens,
         "image_text_hidden_size": recipe.qformer.projection_width,

@@ -14,7 +14,8 @@ BIAS = "Qformer.cls.predictions.bias"
 TIED = {"Qformer.cls.predictions.decoder.weight": WORDS, "Qformer.cls.predictions.decoder.bias": BIAS}
 """Second names that LAVIS gives to a tensor."""
 BUFFERS = ("Qformer.bert.embeddings.position_ids",)
-FROZEN = ("visual_encoder.", "t5_model.", "opt_model.")
+VISION = "visual_encoder."
+FROZEN = (VISION, "t5_model.", "opt_model.")
 """Towers, which some files hold beside the bridge; ours come from where the recipe says."""
 
 
@@ -66,8 +67,8 @@ def to_lavis(tensors: dict[str, "Tensor"], language_kind: str | None) -> dict[st
 
 def from_lavis(
     state: dict[str, "Tensor"], own_names: list[str], language_kind: str | None, source: Path
-) -> tuple[dict[str, "Tensor"], list[str]]:
-    """LAVIS's tensors under our names, and the names of those that are left out because a tower of ours has them.
+) -> tuple[dict[str, "Tensor"], dict[str, "Tensor"], list[str]]:
+    """The bridge under our names, the towers' tensors by name, and skipped second names and buffers.
 
     A name that is not LAVIS's is kept as it is, for the shape check of loading to name. Raises ValueError when a tensor
     and its second name differ.
@@ -75,16 +76,19 @@ def from_lavis(
     import torch
 
     ours = inverse((name, lavis_name(name, language_kind)) for name in own_names)
-    tensors, left_out = {}, []
+    tensors, towers, skipped = {}, {}, []
     for name, tensor in state.items():
         first = TIED.get(name)
         if first in state:
             if not torch.equal(state[first], tensor):
                 raise ValueError(f"weights {source}: {name!r} must equal {first!r}, to which it is tied, and does not")
+            skipped.append(name)
         elif name.startswith(FROZEN):
-            left_out.append(name)
-        elif name not in BUFFERS:
+            towers[name] = tensor
+        elif name in BUFFERS:
+            skipped.append(name)
+        else:
             tensors[ours.get(name, name)] = tensor
     if "temperature" in tensors and tensors["temperature"].numel() == 1:
         tensors["temperature"] = tensors["temperature"].reshape(1)
-    return tensors, left_out
+    return tensors, towers, skipped

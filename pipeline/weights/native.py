@@ -86,7 +86,37 @@ def load_into(bridge: "nn.Module", tensors: dict[str, "Tensor"], source: Path) -
     bridge.load_state_dict(tensors)
 
 
-def initialise_stage2(bridge: "nn.Module", stage1: dict[str, "Tensor"], source: Path) -> None:
+def initialise(bridge: "nn.Module", recipe: Recipe) -> None:
+    """Fill a fresh bridge from the recipe's `init_weights`, if it has any: those of its own stage, or stage 1 for 2.
+
+    Raises ValueError when they do not fit, or were trained with other towers.
+    """
+    if recipe.init_weights is None:
+        return
+    trained, tensors = read_weights(recipe.init_weights)
+    if not recipe.init_from_other_towers:
+        _check_same_towers(trained, recipe, recipe.init_weights)
+    if (trained.stage, recipe.stage) == (1, 2):
+        _initialise_stage2(bridge, tensors, recipe.init_weights)
+    else:
+        load_into(bridge, tensors, recipe.init_weights)
+
+
+def _check_same_towers(trained: Recipe, recipe: Recipe, source: Path) -> None:
+    """A bridge knows one image encoder and one language model. Their precision and the image size may change."""
+    pairs = {"vision.name": (trained.vision.name, recipe.vision.name)}
+    if trained.language and recipe.language:
+        pairs["language.name"] = (trained.language.name, recipe.language.name)
+        pairs["language.config"] = (str(trained.language.config), str(recipe.language.config))
+    for field, (before, now) in pairs.items():
+        if before != now:
+            raise ValueError(
+                f"init_weights {source}: trained with {field} {before}, the recipe has {now}; put it right, or say "
+                "--set init_from_other_towers=true (a folder that has moved, say)"
+            )
+
+
+def _initialise_stage2(bridge: "nn.Module", stage1: dict[str, "Tensor"], source: Path) -> None:
     """Take `ln_vision` and the query path from stage 1's tensors; the projection to the language model stays fresh."""
     own = bridge.state_dict()
     shared = {name: stage1[name] for name in own if name in stage1}
@@ -99,15 +129,18 @@ def load_model(path: Path, device: str) -> "RetrievalModel | LanguageModel":
     from pipeline.models.build import build_stage1, build_stage2, build_tokenizer
     from pipeline.models.inference import LanguageModel, RetrievalModel
     from pipeline.models.language import build_language
+    from pipeline.models.trial import try_language, try_vision
     from pipeline.models.vision import build_vision
 
     recipe, tensors = read_weights(path)
-    vision = build_vision(recipe.vision)
+    vision = build_vision(recipe.vision).to(device)
+    try_vision(vision, recipe.vision)
     if recipe.language is None:
         retrieval_bridge = build_stage1(recipe, vision.width)
         load_into(retrieval_bridge, tensors, path)
-        return RetrievalModel(recipe, vision.to(device), retrieval_bridge.to(device), build_tokenizer(recipe.qformer))
+        return RetrievalModel(recipe, vision, retrieval_bridge.to(device), build_tokenizer(recipe.qformer))
     language = build_language(recipe.language, device)
+    try_language(language, recipe.language)
     bridge = build_stage2(recipe, vision.width, language)
     load_into(bridge, tensors, path)
-    return LanguageModel(recipe, vision.to(device), bridge.to(device), language)
+    return LanguageModel(recipe, vision, bridge.to(device), language)

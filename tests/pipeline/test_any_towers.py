@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.config import Recipe, Vision, parse_recipe
+from pipeline.config import Language, Recipe, Vision, parse_recipe
 from pipeline.data.stream import Sample
 from pipeline.models.inference import LanguageModel
-from pipeline.models.language import Decoding
+from pipeline.models.language import Decoding, build_language
+from pipeline.models.trial import try_language, try_vision
 from pipeline.models.vision import build_vision, vision_width
+from pipeline.tokens import Tokens
 from pipeline.train import build_parts
 from pipeline.training.task import StepPlace
 from tests.support.tiny_towers import IMAGE_SIZE_PX, tiny_recipe
@@ -124,3 +126,70 @@ def test_transformers_encoders_interpolate_positions(kind: str, tmp_path: Path) 
     tower = build_vision(Vision(name=save_vision(kind, tmp_path / "eyes"), precision="fp32", image_size_px=size_px))
     tokens = tower(torch.zeros(1, 3, size_px, size_px, dtype=torch.uint8))
     assert tokens.shape[1] - (size_px // PATCH_PX) ** 2 in (0, 1)  # CLS or none
+
+
+SWIN = {
+    "embed_dim": 12, "depths": [1, 2, 2], "num_heads": [2, 2, 2], "window_size": 4, "patch_size": 4,
+    "num_attention_heads": None, "num_hidden_layers": None, "hidden_size": None,
+}  # fmt: skip
+NO_ENCODERS: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    "draws patches": ("ViTMAEConfig", "ViTMAEModel", {}, "other tokens for the same picture"),
+    "no fixed grid": ("Siglip2VisionConfig", "Siglip2VisionModel", {"num_patches": 16}, "cannot encode a picture"),
+    "windows": ("SwinConfig", "SwinModel", SWIN, "cannot encode a picture"),
+    "no transformer": ("ConvNextConfig", "ConvNextModel", {"hidden_sizes": [8] * 4, "depths": [1] * 4}, "plain ViT"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_ENCODERS)
+def test_a_model_that_cannot_be_the_encoder_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
+    config_class, model_class, more, named = NO_ENCODERS[kind]
+    name = save_transformers_vision(tmp_path / "eyes", config_class, model_class, **more)
+    settings = Vision(name=name, precision="fp32", image_size_px=IMAGE_SIZE_PX)
+    with pytest.raises(ValueError, match=named) as refused:
+        try_vision(build_vision(settings), settings)
+    assert str(tmp_path / "eyes") in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_size_that_the_encoder_cannot_take_is_refused_in_one_line(tmp_path: Path) -> None:
+    name = save_transformers_vision(tmp_path / "eyes", "Aimv2VisionConfig", "Aimv2VisionModel")
+    settings = Vision(name=name, precision="fp32", image_size_px=IMAGE_SIZE_PX + PATCH_PX)
+    with pytest.raises(ValueError, match=f"cannot encode a picture of {settings.image_size_px} px"):
+        try_vision(build_vision(settings), settings)
+
+
+BART = {
+    "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64, "decoder_start_token_id": 1,
+}  # fmt: skip
+
+
+def test_a_seq2seq_model_without_its_own_shift_is_shifted_as_it_shifts_labels(tmp_path: Path) -> None:
+    """The loss that M2M100 itself computes from labels, with soft prompts before the context."""
+    folder = save_language_family(tmp_path / "words", "M2M100Config", "M2M100ForConditionalGeneration", **BART)
+    settings = Language(name=folder, precision="fp32")
+    tower = build_language(settings, "cpu")
+    try_language(tower, settings)
+    prompts, context = torch.randn(2, 3, 32), Tokens(torch.tensor([[4, 5], [6, 0]]), torch.tensor([[1, 1], [1, 0]]) > 0)
+    target = Tokens(torch.tensor([[7, 8, 9], [4, 1, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]]) > 0)
+    embeddings = torch.cat([prompts, tower.model.get_input_embeddings()(context.ids)], dim=1)
+    mask = torch.cat([torch.ones(2, 3), context.is_token], dim=1)
+    labels = target.ids.masked_fill(~target.is_token, -100)
+    theirs = tower.model(inputs_embeds=embeddings, attention_mask=mask, labels=labels).loss * 5
+    torch.testing.assert_close(tower.loss_sum(prompts, context, target), theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_a_model_that_takes_no_soft_prompts_is_refused_in_one_line(tmp_path: Path) -> None:
+    size = {**T5_V1_1, "num_experts": 2}
+    name = "SwitchTransformersForConditionalGeneration"
+    settings = Language(
+        name=save_language_family(tmp_path / "words", "SwitchTransformersConfig", name, **size), precision="fp32"
+    )
+    with pytest.raises(ValueError, match="cannot be driven by soft prompts"):
+        try_language(build_language(settings, "cpu"), settings)
+
+
+@pytest.mark.parametrize("end_text", ["", "no-such-word"])
+def test_an_end_that_the_tokenizer_does_not_know_is_refused(end_text: str, tmp_path: Path) -> None:
+    folder = save_language_family(tmp_path / "words", *LANGUAGES["llama"][:2])
+    with pytest.raises(ValueError, match=r"language\.end_text"):
+        build_language(Language(name=folder, precision="fp32", end_text=end_text), "cpu")

@@ -122,6 +122,32 @@ def test_padding_is_hidden(language: LanguageTower) -> None:
     torch.testing.assert_close(longer, before, rtol=1e-9, atol=0)
 
 
+def test_a_token_is_predicted_from_what_came_before_it_alone(language: LanguageTower) -> None:
+    """Bit-identical logits up to the changed token; every later one, and the picture and context, matter."""
+    batch, _, _ = batch_of(language, [6, 6, 6])
+    prompts = torch.randn(3, 4, language.width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    seen: list[Tensor] = []
+    handle = language.model.register_forward_hook(lambda _module, _inputs, output: seen.append(output.logits[:, -6:]))
+
+    def logits(prompts_BQH: Tensor, target: Tokens) -> Tensor:
+        seen.clear()
+        language.loss_sum(prompts_BQH, batch.context, target)
+        return seen[0].detach()
+
+    before = logits(prompts, batch.target)
+    first = 0 if language.kind == "causal" else 1  # the place of the logits that have read target token 0
+    for place in range(5):
+        ids = batch.target.ids.clone()
+        ids[1, place] = (ids[1, place] + 5) % 30
+        after = logits(prompts, Tokens(ids, batch.target.is_token))
+        readers = [not torch.equal(after[1, reader], before[1, reader]) for reader in range(6)]
+        assert readers == [reader >= place + first for reader in range(6)], place
+        assert torch.equal(after[[0, 2]], before[[0, 2]])
+    other_picture = logits(torch.cat([prompts[:1] + 1, prompts[1:]]), batch.target)
+    assert torch.equal(other_picture[1:], before[1:]) and not torch.equal(other_picture[0], before[0])
+    handle.remove()
+
+
 def test_a_bf16_bridge_leaves_the_language_model_in_its_own_precision(towers: Path) -> None:
     language = build_language(Language(name=str(towers / "opt"), precision="fp32"), "cpu")
     batch, _, _ = batch_of(language, [3, 5])

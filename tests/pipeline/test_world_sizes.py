@@ -1,4 +1,4 @@
-"""Two ranks of batch 4 give the losses and, averaged, the gradients of one rank of batch 8.
+"""Two ranks of batch 4, or four of 2, give the losses and, averaged, the gradients of one rank of batch 8.
 
 The law: every rank's ITC compares its own rows (with gradient) to all rows (without, its own among them), so that the
 mean of the ranks' gradients is the joined batch's; token losses are weighted by the tokens of all ranks.
@@ -104,9 +104,9 @@ def joined(towers: Path) -> dict[str, Any]:
     return every_step(str(towers))
 
 
-@pytest.fixture(scope="module")
-def of_two_ranks(towers: Path) -> list[dict[str, Any]]:
-    return run_on_ranks(2, every_step, str(towers))
+@pytest.fixture(scope="module", params=[2, 4])
+def of_ranks(request: pytest.FixtureRequest, towers: Path) -> list[dict[str, Any]]:
+    return run_on_ranks(request.param, every_step, str(towers))
 
 
 def largest_difference(found: Any, wanted: Any) -> float:
@@ -127,8 +127,8 @@ def largest_difference(found: Any, wanted: Any) -> float:
     "step",
     ["stage 1", "stage 1, older rule of negatives", "stage 2, T5", "stage 2, OPT", "stage 2, OPT, accumulated"],
 )
-def test_two_ranks_are_the_joined_batch(of_two_ranks, joined, step: str) -> None:
-    for found in of_two_ranks:
+def test_ranks_are_the_joined_batch(of_ranks, joined, step: str) -> None:
+    for found in of_ranks:
         difference = largest_difference(found[step], joined[step])
         print(f"{step}: largest relative difference {difference:.1e}")
         assert difference < 1e-6
@@ -139,11 +139,6 @@ def test_accumulating_alone_leaves_token_losses_as_they_are(joined) -> None:
     assert difference < 1e-6
     whole, halves = joined["stage 1"], stage1_step("softmax", num_parts=2)
     assert float(halves[0]["itg_loss"]) == pytest.approx(float(whole[0]["itg_loss"]), rel=1e-9)
-
-
-def test_four_ranks_are_the_joined_batch(joined) -> None:
-    for found in run_on_ranks(4, stage1_step, "softmax"):
-        assert largest_difference(found, joined["stage 1"]) < 1e-6
 
 
 def test_keys_of_the_contrastive_loss_get_no_gradient_on_any_rank() -> None:

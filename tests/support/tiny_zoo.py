@@ -26,10 +26,11 @@ def save_timm_family(folder: Path, architecture: str) -> str:
     return save_timm(folder, 0, architecture, size)
 
 
-def save_transformers_vision(folder: Path, config_class: str, model_class: str) -> str:
+def save_transformers_vision(folder: Path, config_class: str, model_class: str, **more: Any) -> str:
     """A transformers vision model with its image processor. Returns its name, `transformers:FOLDER`."""
     torch.manual_seed(0)
-    config = getattr(transformers, config_class)(**VISION_SIZE)
+    size = {field: value for field, value in {**VISION_SIZE, **more}.items() if value is not None}
+    config = getattr(transformers, config_class)(**size)
     if config_class == "CLIPVisionConfig":  # the usual folder holds both halves
         text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
         config = transformers.CLIPConfig(text_config={**text, "vocab_size": 9}, vision_config=config.to_dict())

@@ -1,0 +1,143 @@
+"""Towers that other people's files hold beside the bridge: compared with the recipe's; the image encoder written out.
+
+A bridge works with the towers it was trained with alone. Files fine-tuned on COCO or VQA hold an image encoder that
+is no longer the public one, and can be taken along as a folder that timm loads.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import Language, Vision
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Shapes = dict[str, tuple[int, ...]]
+OPENAI_PARTS = {
+    "conv1": "patch_embed.proj",
+    "positional_embedding": "pos_embed",
+    "class_embedding": "cls_token",
+    "transformer.resblocks.": "blocks.",
+    "ln_pre": "norm_pre",
+    "ln_": "norm",
+    "in_proj_": "qkv.",
+    "out_proj": "proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+"""OpenAI's names of a CLIP ViT, which LAVIS keeps -> timm's; replaced in this order."""
+
+
+def vision_on_meta(settings: Vision) -> Any:
+    """The recipe's image encoder without its last block and without weights; None where it is not timm's."""
+    import timm
+    import torch
+
+    from pipeline.models.vision import TRANSFORMERS, TimmEncoder, set_image_size
+
+    if settings.name.startswith(TRANSFORMERS):
+        return None
+    with torch.device("meta"):
+        model = timm.create_model(settings.name, num_classes=0)
+        set_image_size(model, settings.image_size_px)
+    return TimmEncoder(model).model
+
+
+def vision_from_lavis(tensors: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
+    """LAVIS's `visual_encoder.*` without that prefix, under timm's names."""
+    if "conv1.weight" not in tensors:
+        return tensors  # EVA's, whose names are timm's
+    found = {}
+    for name, tensor in tensors.items():
+        ours = name
+        for theirs, part in OPENAI_PARTS.items():
+            ours = ours.replace(theirs, part)
+        found[ours] = tensor.reshape((1,) * (3 - tensor.ndim) + tensor.shape) if ours in LIKE_A_BATCH else tensor
+    return found
+
+
+LIKE_A_BATCH = ("cls_token", "pos_embed")  # 3-D in timm, 1-D and 2-D in OpenAI's files
+
+
+def language_shapes(settings: Language) -> tuple[Shapes, list[str], int]:
+    """Shapes of the recipe's language model by name, patterns of names it ignores, and its vocabulary's rows."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    from pipeline.models.language import language_config
+
+    config = language_config(settings)
+    auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto_class.from_config(config)
+    ignored = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or [])
+    return shapes_of(model.state_dict()), ignored, model.get_input_embeddings().num_embeddings
+
+
+def shapes_of(tensors: dict[str, "Tensor"]) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def compare(found: Shapes, wanted: Shapes, where: str, ignored: Iterable[str] = (), rows: int | None = None) -> None:
+    """Raises ValueError naming the first tensor that the recipe's tower has not, or has in another shape.
+
+    A language model may have grown by some rows of its vocabulary (`<image>`).
+    """
+    import re
+
+    for name, shape in found.items():
+        if any(re.search(pattern, name) for pattern in ignored):
+            continue
+        if name not in wanted:
+            raise ValueError(f"{where}: {name!r} is not a tensor of the recipe's; name the tower it was trained with")
+        expected = wanted[name]
+        grown = rows is not None and expected[:1] == (rows,) and shape[:1] >= (rows,) and shape[1:] == expected[1:]
+        if shape != expected and not grown:
+            hint = "set vision.image_size_px to its size" if name == "pos_embed" else "is it the same tower?"
+            raise ValueError(f"{where}: {name!r} has shape {shape}, the recipe's {expected}; {hint}")
+
+
+def write_timm_folder(tensors: dict[str, "Tensor"], settings: Vision, folder: Path) -> str:
+    """An image encoder as a folder that timm loads by `local-dir:FOLDER`, the name that is returned.
+
+    Raises ValueError when a tensor is missing. The last block, which no BLIP-2 runs, is zero.
+    """
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    with torch.device("meta"):
+        model: Any = timm.create_model(settings.name, num_classes=0)
+    last = f"blocks.{len(model.blocks) - 1}."
+    whole = {}
+    for name, tensor in model.state_dict().items():
+        unused = name.startswith((last, "norm.", "fc_norm.", "head."))
+        if name not in tensors and not unused:
+            raise ValueError(f"the file's image encoder lacks {name!r}; leave out --image-encoder")
+        whole[name] = tensors.get(name, torch.zeros(tensor.shape)).contiguous()
+    side = settings.image_size_px
+    pixels = {key: model.pretrained_cfg[key] for key in ("mean", "std") if key in model.pretrained_cfg}
+    config = {
+        "architecture": model.pretrained_cfg["architecture"],
+        "num_classes": 0,
+        "num_features": model.num_features,
+        "model_args": {**_model_arguments(settings.name), "img_size": side},
+        "pretrained_cfg": {"input_size": [3, side, side], **pixels},
+    }
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    save_file(whole, folder / "model.safetensors")
+    return f"local-dir:{folder}"
+
+
+def _model_arguments(name: str) -> dict[str, Any]:
+    """What a folder or a hub's repository says of its model's sizes; a name of timm's own says all itself."""
+    from timm.models import load_model_config_from_hf
+    from timm.models._hub import load_model_config_from_path
+
+    source, _, place = name.partition(":")
+    if source == "local-dir":
+        return load_model_config_from_path(place)[2] or {}
+    return (load_model_config_from_hf(place)[2] or {}) if source == "hf-hub" else {}

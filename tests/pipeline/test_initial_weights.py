@@ -1,0 +1,74 @@
+"""`init_weights`: a bridge continues with the towers it was trained with, or when told otherwise."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.config import Recipe, parse_recipe
+from pipeline.models.build import build_bridge
+from pipeline.weights.native import initialise, save_weights
+from tests.support.random_bridges import randomise
+from tests.support.tiny_towers import save_tiny_opt, save_tiny_vision, tiny_recipe
+
+
+def recipe(folder: Path, stage: int, **more: Any) -> Recipe:
+    language = "opt" if stage == 2 else None
+    return parse_recipe(
+        tiny_recipe(folder / "towers", folder / "manifest.json", folder / "run", stage, language) | more
+    )
+
+
+def trained(folder: Path, stage: int) -> Path:
+    """Weights of random numbers in a folder of their own."""
+    settings = recipe(folder, stage)
+    place = folder / f"stage{stage}"
+    place.mkdir()
+    save_weights(randomise(build_bridge(settings), seed=3).float(), settings, 7, place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("init")
+    (folder / "towers").mkdir()
+    trained(folder, 1)
+    trained(folder, 2)
+    save_tiny_vision(folder / "other_eyes", seed=1)
+    save_tiny_opt(folder / "other_words", seed=1)
+    return folder
+
+
+def test_stage_2_takes_all_that_stage_1_shares_with_it(folder: Path) -> None:
+    settings = recipe(folder, 2, init_weights=str(folder / "stage1"))
+    bridge = build_bridge(settings)
+    fresh = bridge.language_projection.weight.clone()  # type: ignore[union-attr]
+    initialise(bridge, settings)
+    source = randomise(build_bridge(recipe(folder, 1)), seed=3).float().state_dict()
+    for name, tensor in bridge.state_dict().items():
+        assert name.startswith("language_projection.") or torch.equal(tensor, source[name]), name
+    assert torch.equal(bridge.language_projection.weight, fresh)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("stage", "field"), [(1, "vision.name"), (2, "vision.name"), (2, "language.name")])
+def test_weights_of_other_towers_are_refused_unless_told(folder: Path, stage: int, field: str) -> None:
+    section = field.partition(".")[0]
+    places = {"vision": f"local-dir:{folder / 'other_eyes'}", "language": str(folder / "other_words")}
+    settings = recipe(folder, 2, init_weights=str(folder / f"stage{stage}"))
+    changed = getattr(settings, section).model_copy(update={"name": places[section]})
+    settings = settings.model_copy(update={section: changed})
+    with pytest.raises(ValueError, match=field) as refused:
+        initialise(build_bridge(settings), settings)
+    assert places[section] in str(refused.value) and "init_from_other_towers" in str(refused.value)
+    initialise(build_bridge(settings), settings.model_copy(update={"init_from_other_towers": True}))
+
+
+def test_another_configuration_of_the_language_model_is_another_tower(folder: Path) -> None:
+    """Public FlanT5 bridges were trained with exact GELU: one trained so does not continue with the other."""
+    settings = recipe(folder, 2, init_weights=str(folder / "stage2"))
+    assert settings.language is not None
+    changed = settings.language.model_copy(update={"config": {"activation_function": "gelu"}})
+    settings = settings.model_copy(update={"language": changed})
+    with pytest.raises(ValueError, match=r"language\.config"):
+        initialise(build_bridge(settings), settings)
