@@ -75,19 +75,28 @@ class Data(Section):
 
 
 class Batch(Section):
-    """Batch identity: global = micro x accumulation x world size (checked when the world size is known)."""
+    """Batch identity: global = micro x accumulation x world size (checked when the world size is known).
+
+    Without `accumulation`, stage 2 takes what the number of ranks needs, so that a job goes on with fewer; stage 1, whose
+    contrastive losses compare the pairs of one pass, takes 1.
+    """
 
     global_size: Positive
     micro_size: Positive
-    accumulation: Positive = 1
+    accumulation: Positive | None = None
+
+    def num_passes(self, world_size: int) -> int:
+        """Micro batches a rank has in one optimizer step."""
+        return self.accumulation or max(1, self.global_size // (self.micro_size * world_size))
 
     def check(self, world_size: int) -> None:
         """Raises ValueError, naming the numbers, when the batch identity does not hold."""
-        product = self.micro_size * self.accumulation * world_size
+        passes = self.num_passes(world_size)
+        product = self.micro_size * passes * world_size
         if product != self.global_size:
             raise ValueError(
                 f"batch: global_size {self.global_size} is not micro_size {self.micro_size} x accumulation "
-                f"{self.accumulation} x {world_size} ranks = {product}; change one of them"
+                f"{passes} x {world_size} ranks = {product}; change one of them"
             )
 
     def check_samples(self, samples: int) -> None:
@@ -140,9 +149,22 @@ class Recipe(Section):
             raise ValueError("language: stage 2 needs a language model; add the section")
         if self.stage == 1 and self.language is not None:
             raise ValueError("language: stage 1 has no language model; remove the section")
-        if self.stage == 1 and self.objectives.itm_weight and self.batch.global_size // self.batch.accumulation < 2:
+        if (
+            self.stage == 1
+            and self.objectives.itm_weight
+            and self.batch.global_size // (self.batch.accumulation or 1) < 2
+        ):
             raise ValueError("batch: image-text matching draws negatives among the pairs of one pass; use two or more")
         return self
+
+
+def for_ranks(recipe: Recipe, world_size: int) -> Recipe:
+    """The recipe with its accumulation decided and the batch identity checked. Raises ValueError naming the numbers."""
+    batch = recipe.batch
+    passes = 1 if recipe.stage == 1 and batch.accumulation is None else batch.num_passes(world_size)
+    decided = batch.model_copy(update={"accumulation": passes})
+    decided.check(world_size)
+    return recipe.model_copy(update={"batch": decided})
 
 
 def _one_line(error: ValidationError) -> str:

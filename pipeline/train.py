@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.command_line import Parser, one_line
-from pipeline.config import Recipe, dump_recipe, load_recipe
+from pipeline.config import Recipe, dump_recipe, for_ranks, load_recipe
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.distributed import process_group
 
@@ -152,7 +152,7 @@ def main() -> int:
     level = logging.INFO if rank == 0 else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        recipe = load_recipe(arguments.recipe, arguments.set)
+        recipe = for_ranks(load_recipe(arguments.recipe, arguments.set), process_group.world_size())
         manifest = load_manifest(recipe.data.manifest)
         recipe.batch.check_samples(manifest.samples)
         from pipeline.distributed import collectives

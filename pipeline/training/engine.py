@@ -21,13 +21,12 @@ def resolve_ds_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
     foreign = sorted(set(policy) - {"zero_optimization"})
     if foreign:
         raise ValueError(f"run.zero {str(path)!r}: {foreign[0]!r} is not ZeRO policy; set it in the recipe")
-    recipe.batch.check(world_size)
     # No fp16 / bf16 section: the bridge keeps fp32 master weights and autocasts, frozen towers hold their own dtype.
     return {
         **policy,
         "train_batch_size": recipe.batch.global_size,
         "train_micro_batch_size_per_gpu": recipe.batch.micro_size,
-        "gradient_accumulation_steps": recipe.batch.accumulation,
+        "gradient_accumulation_steps": recipe.batch.num_passes(world_size),
         "gradient_clipping": recipe.optimizer.max_gradient_norm,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,

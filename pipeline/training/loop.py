@@ -66,7 +66,9 @@ def fit(engine: Any, batches: Iterable[Batch], recipe: Recipe, state: checkpoint
     """Train from `state.step` to the recipe's last step. Returns False when a signal stopped it early, all saved."""
     run, stop = recipe.run, StopRequest()
     interval: list[dict[str, Tensor]] = []
-    for step, parts in enumerate(_steps(batches, recipe.batch.accumulation), start=state.step):
+    for step, parts in enumerate(
+        _steps(batches, recipe.batch.num_passes(process_group.world_size())), start=state.step
+    ):
         places, stopped = agree(cast(Task, engine.module), parts, recipe, step, stop.requested)
         if stopped:
             log.info("stopping on a signal; saved %s", checkpoint.save(engine, recipe, state, run.output))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import dump_recipe, load_recipe, parse_recipe
+from pipeline.config import dump_recipe, for_ranks, load_recipe, parse_recipe
 
 SHIPPED = sorted((Path(__file__).parents[2] / "pipeline" / "recipes").glob("*.yaml"))
 
@@ -13,8 +13,7 @@ SHIPPED = sorted((Path(__file__).parents[2] / "pipeline" / "recipes").glob("*.ya
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid_and_their_batches_divide(path: Path) -> None:
     recipe = load_recipe(path)
-    world_size = recipe.batch.global_size // (recipe.batch.micro_size * recipe.batch.accumulation)
-    recipe.batch.check(world_size)
+    assert recipe.batch.global_size == recipe.batch.micro_size * for_ranks(recipe, 16).batch.num_passes(16) * 16
     assert parse_recipe(yaml.safe_load(dump_recipe(recipe))) == recipe
     assert (Path(__file__).parents[2] / recipe.run.zero).is_file()
 
@@ -72,3 +71,15 @@ def test_stage_1_matches_among_two_pairs_or_more(edits: tuple[str, ...], fits: b
     else:
         with pytest.raises(ValueError, match="image-text matching"):
             load_recipe(recipe, one_pair)
+
+
+def test_fewer_ranks_accumulate_more_in_stage_2_and_must_be_told_in_stage_1() -> None:
+    folder = Path(__file__).parents[2] / "pipeline" / "recipes"
+    stage2 = load_recipe(folder / "stage2_vitg_opt2.7b.yaml")
+    assert [for_ranks(stage2, ranks).batch.accumulation for ranks in (32, 16, 8)] == [1, 2, 4]
+    with pytest.raises(ValueError, match="x 12 ranks"):
+        for_ranks(stage2, 12)
+    stage1 = load_recipe(folder / "stage1_vitg.yaml")
+    with pytest.raises(ValueError, match="accumulation 1 x 8 ranks"):
+        for_ranks(stage1, 8)
+    assert for_ranks(load_recipe(folder / "stage1_vitg.yaml", ["batch.accumulation=2"]), 8).batch.accumulation == 2
