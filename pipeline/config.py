@@ -77,8 +77,8 @@ class Data(Section):
 class Batch(Section):
     """Batch identity: global = micro x accumulation x world size (checked when the world size is known).
 
-    Without `accumulation`, stage 2 takes what the number of ranks needs, so that a job goes on with fewer; stage 1, whose
-    contrastive losses compare the pairs of one pass, takes 1.
+    Without `accumulation`, stage 2 takes what the number of ranks needs, so that a job goes on with fewer; stage 1,
+    whose contrastive losses compare the pairs of one pass, takes 1.
     """
 
     global_size: Positive

@@ -64,11 +64,9 @@ def _steps(batches: Iterable[Batch], accumulation: int) -> Iterator[list[Batch]]
 
 def fit(engine: Any, batches: Iterable[Batch], recipe: Recipe, state: checkpoint.State, telemetry: Telemetry) -> bool:
     """Train from `state.step` to the recipe's last step. Returns False when a signal stopped it early, all saved."""
-    run, stop = recipe.run, StopRequest()
+    run, stop, passes = recipe.run, StopRequest(), recipe.batch.num_passes(process_group.world_size())
     interval: list[dict[str, Tensor]] = []
-    for step, parts in enumerate(
-        _steps(batches, recipe.batch.num_passes(process_group.world_size())), start=state.step
-    ):
+    for step, parts in enumerate(_steps(batches, passes), start=state.step):
         places, stopped = agree(cast(Task, engine.module), parts, recipe, step, stop.requested)
         if stopped:
             log.info("stopping on a signal; saved %s", checkpoint.save(engine, recipe, state, run.output))
