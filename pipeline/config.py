@@ -44,6 +44,7 @@ class Language(Section):
     precision: Precision
     end_text: str = "\n"
     config: dict[str, bool | int | float | str] = {}  # replaces fields of the model's own configuration
+    activation_checkpointing: bool = False  # recompute each layer on the way back: less memory, a third more work
 
 
 class Objectives(Section):
@@ -122,9 +123,21 @@ class Run(Section):
     output: Path
     steps: Positive
     zero: Path = Path("ds_configs/zero1.json")
+    layout: Literal["replicated", "sharded"] = "replicated"  # sharded: the language model under ZeRO-3, too
     log_every_steps: Positive = 50
     checkpoint_every_steps: Positive = 1000
     keep_checkpoints: Positive = 2
+    keep_every_steps: Positive | None = None  # checkpoints of these steps stay, whatever comes after
+    resume_despite: tuple[str, ...] = ()  # what may differ from the checkpoint's run: field names, manifest, towers
+    hang_deadline_s: Annotated[float, Field(gt=0)] = 1800.0
+
+
+class Faults(Section):
+    """What is done about losses that are not finite or leap, and about a checkpoint that cannot be written."""
+
+    spike_factor: Annotated[float, Field(gt=1)] | None = None  # a step with a loss this many times the usual is skipped
+    stop_after: Positive = 10  # skipped steps in a row
+    save_failure: Literal["stop", "continue"] = "stop"
 
 
 class Recipe(Section):
@@ -141,6 +154,7 @@ class Recipe(Section):
     data: Data
     batch: Batch
     optimizer: Optimizer = Optimizer()
+    faults: Faults = Faults()
     run: Run
 
     @model_validator(mode="after")
@@ -149,6 +163,8 @@ class Recipe(Section):
             raise ValueError("language: stage 2 needs a language model; add the section")
         if self.stage == 1 and self.language is not None:
             raise ValueError("language: stage 1 has no language model; remove the section")
+        if self.stage == 1 and self.run.layout == "sharded":
+            raise ValueError("run.layout 'sharded': stage 1 has no language model to shard; leave it out")
         if (
             self.stage == 1
             and self.objectives.itm_weight

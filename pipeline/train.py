@@ -1,7 +1,6 @@
 """`deepspeed --num_gpus N --module pipeline.train --recipe R.yaml`: train one stage. Recipe -> parts -> fit."""
 
 import argparse
-import json
 import logging
 import sys
 from pathlib import Path
@@ -15,19 +14,14 @@ from pipeline.distributed import process_group
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from torch import nn
-
     from pipeline.data.batch import Batch, Collate
+    from pipeline.training.stage1_task import Stage1Task
+    from pipeline.training.stage2_task import Stage2Task
 
 log = logging.getLogger("pipeline.train")
-# Fields that change where and how often a run writes or how fast it reads, never what it computes.
-FIELDS_FREE_TO_CHANGE = {
-    "run": {"output", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints"},
-    "data": {"manifest", "num_workers"},  # of the manifest its content counts, not its place
-}
 
 
-def build_parts(recipe: Recipe, device: str) -> tuple["nn.Module", "Collate"]:
+def build_parts(recipe: Recipe, device: str) -> tuple["Stage1Task | Stage2Task", "Collate"]:
     """The stage's task with its frozen towers on the device, and the collation that feeds it."""
     from pipeline.data import batch
     from pipeline.models import build
@@ -52,42 +46,12 @@ def build_parts(recipe: Recipe, device: str) -> tuple["nn.Module", "Collate"]:
     bridge2 = build.build_stage2(recipe, vision.width, language)
     native.initialise(bridge2, recipe)
     build.log_frozen_and_trainable({"vision": vision, "language": language.model}, bridge2)
-    tokenizer, task2 = language.tokenizer, Stage2Task(bridge2, vision, language, recipe.qformer.precision).to(device)
+    sharded = recipe.run.layout == "sharded"
+    task2 = Stage2Task(bridge2.to(device), vision, language, recipe.qformer.precision, sharded)
+    tokenizer = language.tokenizer
     if language.kind == "seq2seq":
         return task2, batch.collate_for_seq2seq(tokenizer, length)
     return task2, batch.collate_for_causal(tokenizer, length, recipe.language.end_text)
-
-
-def _initial_state(recipe: Recipe, manifest: Manifest) -> Any:
-    from pipeline.training.checkpoint import State
-
-    # pydantic's type for nested exclusion is invariant.
-    settings = recipe.model_dump(mode="json", exclude=FIELDS_FREE_TO_CHANGE)  # type: ignore[arg-type]
-    return State(0, 0, recipe.seed, process_group.world_size(), manifest.digest(), settings)
-
-
-def _is_complete(recipe: Recipe, manifest: Manifest) -> bool:
-    """Whether the run folder holds the last step. Raises ValueError when it is another run's, before it is touched."""
-    from pipeline.training import checkpoint
-
-    found = checkpoint.complete_checkpoints(recipe.run.output)
-    return bool(found) and checkpoint.read_state(found[-1], _initial_state(recipe, manifest)).step == recipe.run.steps
-
-
-def _open_run_folder(recipe: Recipe, ds_config: dict[str, Any]) -> None:
-    """Rank 0 leaves recipe, resolved DeepSpeed configuration and environment, and removes half-written checkpoints."""
-    from importlib.metadata import version
-
-    from pipeline.training import checkpoint
-
-    folder = recipe.run.output
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.prune_incomplete(folder)
-    (folder / "recipe.yaml").write_text(dump_recipe(recipe))
-    (folder / "ds_config.json").write_text(json.dumps(ds_config, indent=2) + "\n")
-    packages = {name: version(name) for name in ("torch", "deepspeed", "transformers", "timm")}
-    environment = {"world_size": process_group.world_size(), "python": sys.version.split()[0], "packages": packages}
-    (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
 
 
 def train(recipe: Recipe, manifest: Manifest, ds_config: dict[str, Any]) -> bool:
@@ -97,24 +61,27 @@ def train(recipe: Recipe, manifest: Manifest, ds_config: dict[str, Any]) -> bool
     from pipeline.data.order import MicroBatches, SampleOrder
     from pipeline.data.stream import SampleStream
     from pipeline.models.precision import choose_attention_kernel
-    from pipeline.training import checkpoint, loop
+    from pipeline.training import checkpoint, engine_state, loop, run_folder
     from pipeline.training.engine import build_engine
     from pipeline.training.telemetry import Telemetry
+    from pipeline.training.watchdog import Watchdog
+    from pipeline.weights import native
 
     rank, world_size, batch = process_group.rank(), process_group.world_size(), recipe.batch
-    state = _initial_state(recipe, manifest)
     torch.manual_seed(recipe.seed)  # the same fresh bridge on every rank
     device = process_group.device_name()
     choose_attention_kernel(device)
     task, collate = build_parts(recipe, device)
-    torch.manual_seed(recipe.seed * world_size + rank)  # dropout differs between ranks
-    engine = build_engine(task, recipe, ds_config)
-    found = checkpoint.complete_checkpoints(recipe.run.output)
+    state, moments = run_folder.initial_state(recipe, manifest.digest(), task.towers.fingerprints()), None
+    found = checkpoint.complete_checkpoints(recipe.run.output)[-1:]
     if found:
-        state = checkpoint.load(engine, found[-1], state)
-        log.info("resuming from %s", found[-1])
-    else:
-        log.info("starting from %s", recipe.init_weights or "scratch")
+        state = checkpoint.read_state(found[0], state, recipe.run.resume_despite)
+        moments = checkpoint.read_optimizer(found[0], state)
+        native.load_into(task.bridge, native.read_weights(found[0])[1], found[0])
+    log.info("%s %s", *("resuming from", found[0]) if found else ("starting from", recipe.init_weights or "scratch"))
+    engine = build_engine(task, recipe, ds_config)
+    engine_state.restore(engine, moments, state.step - state.skipped)
+    del moments
     order = SampleOrder(manifest, recipe.seed, recipe.data.shuffle_shards)
     places = MicroBatches(
         manifest.samples, batch.global_size, batch.micro_size, rank, world_size, state.step, recipe.run.steps
@@ -125,11 +92,14 @@ def train(recipe: Recipe, manifest: Manifest, ds_config: dict[str, Any]) -> bool
         batch_sampler=places,  # type: ignore[arg-type]
         collate_fn=collate,
         num_workers=recipe.data.num_workers,
-        generator=torch.Generator(),  # else each start of a loader would draw from the stream that dropout draws from
+        generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
     )
-    with Telemetry(recipe.run.output, state.step, recipe.run.steps) as telemetry:
-        return loop.fit(engine, loader, recipe, state, telemetry)
+    with (
+        Telemetry(recipe.run.output, state.step, recipe.run.steps) as telemetry,
+        Watchdog(recipe.run.output, recipe.run.hang_deadline_s) as watchdog,
+    ):
+        return loop.fit(engine, loader, recipe, state, telemetry, watchdog)
 
 
 def _arguments() -> argparse.Namespace:
@@ -155,21 +125,19 @@ def main() -> int:
         recipe = for_ranks(load_recipe(arguments.recipe, arguments.set), process_group.world_size())
         manifest = load_manifest(recipe.data.manifest)
         recipe.batch.check_samples(manifest.samples)
-        from pipeline.distributed import collectives
+        from pipeline.training import run_folder
         from pipeline.training.engine import resolve_ds_config
 
         ds_config = resolve_ds_config(recipe, process_group.world_size())
         if rank == 0:
             print(dump_recipe(recipe))
-        if _is_complete(recipe, manifest):
+        if run_folder.is_complete(recipe, manifest.digest()):
             if rank == 0:
                 print(f"already complete: {recipe.run.output}")
             return 0
         process_group.initialise(even_alone=True)
-        if rank == 0:
-            _open_run_folder(recipe, ds_config)
-        collectives.barrier()
-        finished = train(recipe, manifest, ds_config)
+        with run_folder.opened(recipe, ds_config):
+            finished = train(recipe, manifest, ds_config)
     except (ValueError, OSError) as error:
         if rank == 0 or _is_of_this_rank_alone(error):
             print(f"error: {one_line(error)}", file=sys.stderr)

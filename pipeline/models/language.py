@@ -5,6 +5,7 @@ Shapes: B batch, Q soft prompts, L tokens of a text, H width of the language mod
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -105,7 +106,8 @@ class CausalTower(_Tower):
         embeddings, mask = self._inputs(prompts_BQH, context.then(target))
         length = target.ids.shape[1]
         # The language head runs on the positions that predict the target alone.
-        logits_BLV = self.model(inputs_embeds=embeddings, attention_mask=mask, logits_to_keep=length + 1).logits
+        output = self.model(inputs_embeds=embeddings, attention_mask=mask, logits_to_keep=length + 1, use_cache=False)
+        logits_BLV = output.logits
         return _scored(logits_BLV[:, -length - 1 : -1], target)
 
     def generate(self, prompts_BQH: Tensor | None, texts: Sequence[str], decoding: Decoding) -> list[str]:
@@ -122,7 +124,9 @@ class Seq2SeqTower(_Tower):
         embeddings, mask = self._inputs(prompts_BQH, context)
         labels = target.ids.masked_fill(~target.is_token, IGNORED)
         decoder_ids = self._decoder_ids(labels)
-        output = self.model(inputs_embeds=embeddings, attention_mask=mask, decoder_input_ids=decoder_ids)
+        output = self.model(
+            inputs_embeds=embeddings, attention_mask=mask, decoder_input_ids=decoder_ids, use_cache=False
+        )
         return _scored(output.logits, target)
 
     def _decoder_ids(self, labels_BL: Tensor) -> Tensor:
@@ -190,9 +194,21 @@ def build_language(settings: Language, device: str) -> LanguageTower:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.requires_grad_(False).eval().to(device)
+    if settings.activation_checkpointing:
+        _checkpoint_layers(model)
     if config.is_encoder_decoder:
         return Seq2SeqTower(model, tokenizer)
     return CausalTower(model, tokenizer, settings.end_text)
+
+
+def _checkpoint_layers(model: Any) -> None:
+    """Keep only each layer's input for the way back. transformers' own switch acts in training mode alone."""
+    from torch.utils.checkpoint import checkpoint
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
 def _not_loaded(settings: Language, error: Exception) -> ValueError:

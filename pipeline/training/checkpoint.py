@@ -1,27 +1,43 @@
-"""Checkpoints: a folder a step, whole only with its COMPLETE file; trainables and optimizer, never a frozen tower."""
+"""Checkpoints: a folder a step, whole only with its COMPLETE file; trainables and AdamW's state, no frozen tower.
 
+    step_00001000/  trainable.safetensors  optimizer.safetensors  state.json  COMPLETE
+
+Nothing in it depends on the number of ranks or the ZeRO stage, and nothing is a pickle.
+"""
+
+import hashlib
 import json
 import logging
 import os
-import random
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Recipe
 from pipeline.distributed import collectives, process_group
+from pipeline.training import engine_state
 from pipeline.weights import native
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 COMPLETE = "COMPLETE"
+OPTIMIZER = "optimizer.safetensors"
+
+
+class SaveError(OSError):
+    """A checkpoint could not be written; raised on every rank, and nothing of it is left."""
 
 
 @dataclass(frozen=True)
 class State:
     """What resuming needs beside weights and optimizer. `step` steps are done, `consumed` samples trained on.
 
-    `settings` are the recipe's fields that decide what a run computes.
+    `settings` are the recipe's fields that decide what a run computes, `towers` the frozen weights' fingerprints,
+    `digests` the sha256 of the checkpoint's files. `skipped` of the steps left the weights as they were; `loss_scale`
+    is an fp16 tower's, and its good steps. Random draws need no state: they are functions of seed, step and rank.
     """
 
     step: int
@@ -30,6 +46,14 @@ class State:
     world_size: int
     manifest: str
     settings: dict[str, Any]
+    towers: dict[str, str]
+    digests: dict[str, str]
+    skipped: int = 0
+    loss_scale: tuple[float, int] = (1.0, 0)
+    validation_loss: float | None = None
+
+
+PROGRESS = ("step", "consumed", "digests", "skipped", "validation_loss")
 
 
 def folder_of(run_folder: Path, step: int) -> Path:
@@ -57,69 +81,120 @@ def _write_durably(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _random_state() -> dict[str, Any]:
-    import torch
-
-    return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all(), "python": random.getstate()}
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save(engine: Any, recipe: Recipe, state: State, run_folder: Path) -> Path:
-    """Every rank calls this at the same step. COMPLETE is written last, after all ranks' parts; then old ones go.
+    """Every rank calls this at the same step; rank 0 writes, COMPLETE last, and then removes what need not be kept.
 
     A step that is saved already is left as it is: writing over it would leave nothing whole if that were cut short.
+    Raises SaveError on every rank when it cannot be written, as on a full disk; then nothing of it is left.
     """
-    import torch
-
-    folder, rank = folder_of(run_folder, state.step), process_group.rank()
-    if (folder / COMPLETE).exists():
+    folder, writes = folder_of(run_folder, state.step), process_group.rank() == 0
+    if collectives.any_rank(writes and (folder / COMPLETE).exists()):
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    collectives.barrier()
-    engine.save_checkpoint(str(folder), tag="engine", exclude_frozen_parameters=True, save_latest=False)
-    torch.save(_random_state(), folder / f"random_rank{rank}.pt")
-    if rank == 0:
-        native.save_weights(engine.module.bridge, recipe, state.step, folder)
-        _write_durably(folder / "state.json", json.dumps(asdict(state), indent=1) + "\n")
-    collectives.barrier()
-    if rank == 0:
-        _write_durably(folder / COMPLETE, "")
-        for old in complete_checkpoints(run_folder)[: -recipe.run.keep_checkpoints]:
-            (old / COMPLETE).unlink()  # first of all: a half-removed folder must not look whole
-            shutil.rmtree(old)
+    weights, moments = engine_state.gather(engine, keep=writes)
+    fault = _write(folder, weights, moments, recipe, state) if writes else None
+    if collectives.any_rank(fault is not None):
+        raise SaveError(fault or f"checkpoint {folder}: rank 0 could not write it")
+    if writes:
+        _remove_old(run_folder, recipe)
     return folder
 
 
-def _difference(found: Any, wanted: Any, name: str) -> str | None:
-    """The first field in which two nested settings differ, with both values."""
+def _write(
+    folder: Path, weights: dict[str, "Tensor"], moments: dict[str, "Tensor"], recipe: Recipe, state: State
+) -> str | None:
+    """Write one checkpoint; what went wrong in one line, if anything did."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        native.save_tensors(weights, recipe, state.step, folder)
+        save_file(moments, folder / OPTIMIZER)
+        with (folder / OPTIMIZER).open("rb+") as file:
+            os.fsync(file.fileno())
+        digests = {name: _digest(folder / name) for name in (native.FILE_NAME, OPTIMIZER)}
+        _write_durably(folder / "state.json", json.dumps(asdict(replace(state, digests=digests)), indent=1) + "\n")
+        _write_durably(folder / COMPLETE, "")
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        whole = complete_checkpoints(folder.parents[1])
+        stands = f"the last whole one is {whole[-1]}" if whole else "there is none before it"
+        return f"checkpoint {folder}: cannot be written ({error}); {stands}"
+    return None
+
+
+def _remove_old(run_folder: Path, recipe: Recipe) -> None:
+    """Keep the last K, every N-th step's, and the one with the lowest validation loss."""
+    run, whole = recipe.run, complete_checkpoints(run_folder)
+    losses = {path: _read_json(path)["validation_loss"] for path in whole}
+    scored = {path: loss for path, loss in losses.items() if loss is not None}
+    kept = {*whole[-run.keep_checkpoints :], *([min(scored, key=lambda path: scored[path])] if scored else [])}
+    for old in whole:
+        step = int(old.name.removeprefix("step_"))
+        if old in kept or (run.keep_every_steps and step % run.keep_every_steps == 0):
+            continue
+        (old / COMPLETE).unlink()  # first of all: a half-removed folder must not look whole
+        shutil.rmtree(old)
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    """A checkpoint's state.json. Raises ValueError when it is not readable."""
+    try:
+        content = json.loads((folder / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"checkpoint {folder}: state.json is not readable ({error}); remove the checkpoint") from error
+    if not isinstance(content, dict) or content.keys() != State.__dataclass_fields__.keys():
+        raise ValueError(f"checkpoint {folder}: state.json is not of this version; start a new run folder (run.output)")
+    return content
+
+
+def _differences(found: Any, wanted: Any, name: str) -> list[tuple[str, str]]:
+    """The fields in which two nested settings differ: (name, both values)."""
     if isinstance(found, dict) and isinstance(wanted, dict):
-        parts = (_difference(found.get(key), wanted.get(key), f"{name}.{key}") for key in sorted({*found, *wanted}))
-        return next((part for part in parts if part), None)
-    return None if found == wanted else f"{name} was {found!r} when it was saved and is {wanted!r} now"
+        keys = sorted({*found, *wanted})
+        return [each for key in keys for each in _differences(found.get(key), wanted.get(key), f"{name}.{key}")]
+    return [] if found == wanted else [(name, f"{name} was {found!r} when it was saved and is {wanted!r} now")]
 
 
-def read_state(folder: Path, expected: State) -> State:
-    """The state of a checkpoint. Raises ValueError naming what differs from the run that saved it."""
-    state = State(**json.loads((folder / "state.json").read_text()))
-    for field in ("settings", "manifest", "seed", "world_size"):
-        difference = _difference(getattr(state, field), getattr(expected, field), field)
-        if difference:
-            name = difference.removeprefix("settings.")
-            raise ValueError(f"checkpoint {folder}: {name}; put it back, or start a new run folder (run.output)")
-    return state
+def read_state(folder: Path, expected: State, despite: tuple[str, ...] = ()) -> State:
+    """How far a checkpoint is, in this run. Raises ValueError naming what differs first from the run that saved it.
+
+    `despite` lists names (or beginnings of them, to a dot) of what may differ: `manifest`, `towers`, `optimizer`, ...
+    """
+    state = State(**_read_json(folder))
+    for field in ("settings", "manifest", "seed", "towers"):
+        if field == "towers" and not expected.towers:
+            continue  # not loaded yet
+        for full_name, difference in _differences(getattr(state, field), getattr(expected, field), field):
+            name = full_name.removeprefix("settings.")
+            if not any(name == allowed or name.startswith(f"{allowed}.") for allowed in despite):
+                raise ValueError(
+                    f"checkpoint {folder}: {difference.removeprefix('settings.')}; put it back, start a new run folder "
+                    f"(run.output), or go on with it by --set run.resume_despite=[{name}]"
+                )
+            log.warning("going on, though %s", difference)
+    progress = {field: getattr(state, field) for field in PROGRESS}
+    return replace(expected, **progress | {"loss_scale": tuple(state.loss_scale)})
 
 
-def load(engine: Any, folder: Path, expected: State) -> State:
-    """Restore weights, optimizer and random state. Raises ValueError naming what differs from the run that saved it."""
-    import torch
+def read_optimizer(folder: Path, state: State) -> dict[str, "Tensor"]:
+    """AdamW's moments, after comparing the files' digests on rank 0. Raises ValueError naming the file that changed."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-    state = read_state(folder, expected)
-    loaded, _ = engine.load_checkpoint(str(folder), tag="engine", load_module_strict=True)
-    if loaded is None:  # DeepSpeed only warns
-        raise ValueError(f"checkpoint {folder}: DeepSpeed finds no state in its engine folder; remove the checkpoint")
-    # Written by this run itself, in its own folder, and read back by torch's restricted unpickler.
-    random_state = torch.load(folder / f"random_rank{process_group.rank()}.pt", weights_only=True)
-    torch.set_rng_state(random_state["torch"])
-    torch.cuda.set_rng_state_all(random_state["cuda"])
-    version, internal, gauss = random_state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    return state
+    changed = []
+    if process_group.rank() == 0:
+        changed = [name for name, digest in state.digests.items() if _digest(folder / name) != digest]
+    if collectives.any_rank(bool(changed)):
+        name = changed[0] if changed else "a file"
+        raise ValueError(f"checkpoint {folder}: {name} is not what was saved; remove the checkpoint")
+    try:
+        moments: dict[str, Tensor] = load_file(folder / OPTIMIZER)
+        return moments
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"checkpoint {folder}: {OPTIMIZER} is not readable ({error}); remove it") from error

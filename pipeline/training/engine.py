@@ -18,6 +18,10 @@ def resolve_ds_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
         policy = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"run.zero {str(path)!r}: not valid JSON ({error})") from error
+    if recipe.run.layout == "sharded" and policy.get("zero_optimization", {}).get("stage") != 3:
+        raise ValueError(
+            f"run.layout 'sharded': needs ZeRO-3; set run.zero to ds_configs/zero3.json, not {str(path)!r}"
+        )
     foreign = sorted(set(policy) - {"zero_optimization"})
     if foreign:
         raise ValueError(f"run.zero {str(path)!r}: {foreign[0]!r} is not ZeRO policy; set it in the recipe")
@@ -29,6 +33,7 @@ def resolve_ds_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
         "gradient_accumulation_steps": recipe.batch.num_passes(world_size),
         "gradient_clipping": recipe.optimizer.max_gradient_norm,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # offloaded, the bridge is small enough for torch's AdamW
         "steps_per_print": 10**9,
     }
 

@@ -14,10 +14,12 @@ from pipeline.config import Recipe
 from pipeline.data.batch import Batch
 from pipeline.distributed import collectives, process_group
 from pipeline.training import checkpoint
+from pipeline.training.faults import FaultPolicy
 from pipeline.training.optimizer import learning_rate
 from pipeline.training.preemption import StopRequest
 from pipeline.training.task import StepPlace, Task
 from pipeline.training.telemetry import Telemetry
+from pipeline.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -31,26 +33,39 @@ def agree(task: Task, batches: list[Batch], recipe: Recipe, step: int, stop: boo
     places = []
     for part in range(len(batches)):
         longest = max(row[2 * part + 2] for row in everyone)
-        seed = hashlib.sha256(f"{recipe.seed}/{step}/{part}/negatives".encode()).digest()[:7]
-        places.append(StepPlace(process_group.rank(), weight, longest, int.from_bytes(seed, "little")))
+        seed = seed_of(recipe.seed, step, part, "negatives")
+        places.append(StepPlace(process_group.rank(), weight, longest, seed))
     return places, any(row[0] for row in everyone)
 
 
 def train_step(
-    engine: Any, batches: list[Batch], places: list[StepPlace], recipe: Recipe, step: int
-) -> dict[str, Tensor]:
-    """One optimizer step over `accumulation` micro batches. Returns this rank's means, still on the device."""
+    engine: Any, batches: list[Batch], places: list[StepPlace], recipe: Recipe, step: int, faults: FaultPolicy
+) -> dict[str, Tensor] | None:
+    """One optimizer step over `accumulation` micro batches. Returns this rank's means, still on the device.
+
+    None when the step was skipped. Raises ValueError when too many were.
+    """
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate(step, recipe.run.steps, recipe.optimizer)
+    torch.manual_seed(seed_of(recipe.seed, step, process_group.rank(), "dropout"))
+    task = cast(Task, engine.module)
     totals: dict[str, Tensor] = {}
     for batch, place in zip(batches, places, strict=True):
-        values = engine(batch.to(str(engine.device)), place)
-        engine.backward(values["loss"])
+        values: dict[str, Tensor] = engine(batch.to(str(engine.device)), place)
+        engine.backward(faults.spoil_leap(values["loss"]) * task.loss_scale.value)
         engine.step()
         values["corrupt_samples"] = torch.tensor(float(batch.corrupt * len(batches)), device=engine.device)
         for name, value in values.items():
             totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach() / len(batches)
-    return totals
+    skipped = bool(engine.optimizer.overflow)  # DeepSpeed's, of the global gradient norm: the same on every rank
+    task.loss_scale.update(skipped)
+    faults.after_step(step, skipped)
+    return None if skipped else totals
+
+
+def seed_of(*parts: object) -> int:
+    """A seed that is a function of its parts alone."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:7], "little")
 
 
 def _steps(batches: Iterable[Batch], accumulation: int) -> Iterator[list[Batch]]:
@@ -62,30 +77,55 @@ def _steps(batches: Iterable[Batch], accumulation: int) -> Iterator[list[Batch]]
             step = []
 
 
-def fit(engine: Any, batches: Iterable[Batch], recipe: Recipe, state: checkpoint.State, telemetry: Telemetry) -> bool:
+def fit(
+    engine: Any,
+    batches: Iterable[Batch],
+    recipe: Recipe,
+    state: checkpoint.State,
+    telemetry: Telemetry,
+    watchdog: Watchdog,
+) -> bool:
     """Train from `state.step` to the recipe's last step. Returns False when a signal stopped it early, all saved."""
     run, stop, passes = recipe.run, StopRequest(), recipe.batch.num_passes(process_group.world_size())
+    task, faults = cast(Task, engine.module), FaultPolicy(recipe.faults, state.skipped)
+    if state.step and task.loss_scale.dynamic:
+        task.loss_scale.value, task.loss_scale.good_steps = state.loss_scale
     interval: list[dict[str, Tensor]] = []
     for step, parts in enumerate(_steps(batches, passes), start=state.step):
-        places, stopped = agree(cast(Task, engine.module), parts, recipe, step, stop.requested)
+        watchdog.beat(step)
+        places, stopped = agree(task, parts, recipe, step, stop.requested)
         if stopped:
-            log.info("stopping on a signal; saved %s", checkpoint.save(engine, recipe, state, run.output))
+            _save(engine, recipe, state, last=True)
+            log.info("stopping on a signal")
             return False
-        interval.append(train_step(engine, parts, places, recipe, step))
+        values_of_step = train_step(engine, parts, places, recipe, step, faults)
+        interval += [values_of_step] if values_of_step else []
         done = step + 1
-        state = replace(state, step=done, consumed=done * recipe.batch.global_size)
+        scale = (task.loss_scale.value, task.loss_scale.good_steps)
+        consumed = done * recipe.batch.global_size
+        state = replace(state, step=done, consumed=consumed, skipped=faults.skipped, loss_scale=scale)
         telemetry.advance()
         if done % run.log_every_steps == 0 or done == run.steps:
-            values = _interval_means(interval)
+            values = _interval_means(interval) if interval else {}
+            faults.remember(values.get("loss", math.nan))
             values["learning_rate"] = learning_rate(step, run.steps, recipe.optimizer)
             values["gradient_norm"] = float(engine.get_global_grad_norm() or 0.0)
+            values["skipped_steps"] = faults.skipped
             telemetry.log(done, state.consumed, values, recipe.batch.global_size)
-            if not math.isfinite(values["loss"]):
-                raise ValueError(f"loss is {values['loss']} in the interval that ends with step {done}; not saved")
             interval = []
         if done % run.checkpoint_every_steps == 0 or done == run.steps:
-            log.info("saved %s", checkpoint.save(engine, recipe, state, run.output))
+            _save(engine, recipe, state, last=done == run.steps)
     return True
+
+
+def _save(engine: Any, recipe: Recipe, state: checkpoint.State, last: bool) -> None:
+    """Save; when that fails, go on if the recipe says so and there will be another. Raises SaveError otherwise."""
+    try:
+        log.info("saved %s", checkpoint.save(engine, recipe, state, recipe.run.output))
+    except checkpoint.SaveError as error:
+        if last or recipe.faults.save_failure == "stop":
+            raise
+        log.warning("%s; going on (faults.save_failure)", error)
 
 
 def _interval_means(interval: list[dict[str, Tensor]]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.vision import VisionTower
 from pipeline.objectives import contrastive, generation, matching
 from pipeline.tokens import Tokens
+from pipeline.training.faults import LossScale
 from pipeline.training.task import StepPlace, Towers
 
 
@@ -29,7 +30,7 @@ class Stage1Task(nn.Module):
         super().__init__()
         self.bridge, self.settings, self.decode_token_id = bridge, settings, decode_token_id
         self.precision = precision
-        self.towers = Towers(vision=vision)
+        self.towers, self.loss_scale = Towers(vision=vision), LossScale()
 
     @staticmethod
     def num_scored_tokens(batch: Batch) -> int:

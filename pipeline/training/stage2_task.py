@@ -1,5 +1,6 @@
 """Stage 2's step: a micro batch to the frozen language model's loss on the caption after soft prompts (section 3.3)."""
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.data.batch import Batch
@@ -7,16 +8,35 @@ from pipeline.models.language import LanguageTower
 from pipeline.models.precision import autocast
 from pipeline.models.stage2 import Stage2Bridge
 from pipeline.models.vision import VisionTower
+from pipeline.training.faults import INITIAL_SCALE, LossScale
 from pipeline.training.task import StepPlace, Towers
 
 
 class Stage2Task(nn.Module):
-    """The bridge is the only submodule: both frozen towers stay outside the engine."""
+    """The bridge is the only submodule, unless the language model is to be sharded: it then lies in the engine, too."""
 
-    def __init__(self, bridge: Stage2Bridge, vision: VisionTower, language: LanguageTower, precision: str) -> None:
+    def __init__(
+        self,
+        bridge: Stage2Bridge,
+        vision: VisionTower,
+        language: LanguageTower,
+        precision: str,
+        sharded: bool = False,
+    ) -> None:
         super().__init__()
+        if sharded:
+            self.language_model: nn.Module = language.model
         self.bridge, self.precision = bridge, precision
         self.towers = Towers(vision=vision, language=language)
+        self.loss_scale = LossScale()
+        if language.model.dtype == torch.float16:
+            self.loss_scale = LossScale(INITIAL_SCALE, dynamic=True)
+
+    def train(self, mode: bool = True) -> "Stage2Task":
+        """Sets the bridge's mode; a frozen tower has no training mode."""
+        super().train(mode)
+        self.towers.language.model.eval()
+        return self
 
     @staticmethod
     def num_scored_tokens(batch: Batch) -> int:
@@ -24,8 +44,14 @@ class Stage2Task(nn.Module):
         return int(batch.target.is_token.sum())
 
     def forward(self, batch: Batch, place: StepPlace) -> dict[str, Tensor]:
-        """The mean cross-entropy a token, `loss`. The mean over ranks and micro batches is the joined batch's loss."""
+        """The mean cross-entropy a token, `loss`. The mean over ranks and micro batches is the joined batch's loss.
+
+        Its gradient is to be that of `loss` times `loss_scale`; the bridge gets it unscaled.
+        """
         with autocast(batch.pixels_B3SS.device.type, self.precision):  # the language model holds its own precision
             prompts_BQH = self.bridge(self.towers.vision(batch.pixels_B3SS))
+        if prompts_BQH.requires_grad and self.loss_scale.value != 1:
+            prompts_BQH = prompts_BQH.float()  # where the gradient is as it was, an fp16 tower's way back is over
+            prompts_BQH.register_hook(lambda gradient: gradient / self.loss_scale.value)
         loss = self.towers.language.loss_sum(prompts_BQH, batch.context, batch.target) * place.token_weight
         return {"loss": loss, "language_loss": loss}

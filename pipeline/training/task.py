@@ -6,6 +6,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from pipeline.data.batch import Batch
+from pipeline.training.faults import LossScale
+from pipeline.weights.fingerprint import fingerprint
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,18 @@ class Towers:
     vision: nn.Module
     language: Any = None
 
+    def fingerprints(self) -> dict[str, str]:
+        """Of each tower's weights, to know them again."""
+        found = {"vision": fingerprint(self.vision)}
+        return found | ({"language": fingerprint(self.language.model)} if self.language else {})
+
 
 class Task(Protocol):
     """A stage, as the training loop sees it: an nn.Module whose parameters are the bridge's."""
 
     bridge: nn.Module
     towers: Towers
+    loss_scale: LossScale
 
     @staticmethod
     def num_scored_tokens(batch: Batch) -> int:

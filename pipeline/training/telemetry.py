@@ -53,7 +53,7 @@ class Telemetry:
         for name, value in line.items():
             if name != "step":
                 self.tensorboard.add_scalar(name, value, step)
-        self.progress.set_postfix(loss=f"{values['loss']:.3f}")
+        self.progress.set_postfix(loss=f"{values.get('loss', float('nan')):.3f}")
         if self.progress.disable:
             shown = " ".join(f"{name} {value:.4g}" for name, value in line.items())
             print(shown, flush=True)

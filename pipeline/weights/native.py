@@ -29,13 +29,17 @@ def weights_file(path: Path) -> Path:
 
 def save_weights(bridge: "nn.Module", recipe: Recipe, step: int, folder: Path, **provenance: str) -> Path:
     """Write the trainables with their recipe and where they are from; the file is on disk when this returns."""
+    return save_tensors(bridge.state_dict(), recipe, step, folder, **provenance)
+
+
+def save_tensors(tensors: dict[str, "Tensor"], recipe: Recipe, step: int, folder: Path, **provenance: str) -> Path:
+    """The same of a bridge's state dict, wherever it was gathered."""
     from safetensors.torch import save_file
 
     path = folder / FILE_NAME
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in bridge.state_dict().items()}
     metadata = {"format": FORMAT, "step": str(step), "recipe": json.dumps(recipe.model_dump(mode="json"))}
     metadata |= provenance
-    save_file(tensors, path, metadata=metadata)
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata=metadata)
     with path.open("rb+") as file:
         os.fsync(file.fileno())
     return path

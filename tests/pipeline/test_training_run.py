@@ -118,14 +118,6 @@ def lines_of(run_folder: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if name != "samples_per_s"} for line in lines]
 
 
-def tensors_in(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [tensor for part in value for tensor in tensors_in(part)] if isinstance(value, list | tuple) else []
-
-
 def test_a_run_by_the_launcher_leaves_what_the_design_says(undisturbed: Path, towers: Path) -> None:
     for name in ("recipe.yaml", "ds_config.json", "environment.json", "tensorboard"):
         assert (undisturbed / name).exists()
@@ -142,19 +134,13 @@ def test_a_run_by_the_launcher_leaves_what_the_design_says(undisturbed: Path, to
 
 def test_checkpoints_hold_the_bridge_and_nothing_frozen(undisturbed: Path, towers: Path) -> None:
     last = checkpoint.folder_of(undisturbed, STEPS)
-    weights, bridge_size = weights_of(undisturbed), sum(tensor.numel() for tensor in weights_of(undisturbed).values())
+    weights, moments = weights_of(undisturbed), load_file(last / checkpoint.OPTIMIZER)
     recipe, tensors = native.read_weights(undisturbed)
     assert recipe.run.output == undisturbed and tensors.keys() == weights.keys()
-    frozen = load_file(towers / "vision" / "model.safetensors")
-    fingerprints = {float(tensor.detach().double().sum()) for tensor in frozen.values() if tensor.ndim > 1}
-    for path in last.rglob("*.pt"):
-        found = tensors_in(torch.load(path, weights_only=False))
-        assert sum(tensor.numel() for tensor in found if tensor.is_floating_point()) <= 3 * bridge_size + 100, path
-        assert not fingerprints & {float(tensor.detach().double().sum()) for tensor in found}, path
-    [engine] = last.glob("engine/mp_rank_00_model_states.pt")
-    module = torch.load(engine, weights_only=False)["module"]
-    assert {name.removeprefix("bridge.") for name in module} == weights.keys()
-    assert all(torch.equal(module[f"bridge.{name}"], tensor) for name, tensor in weights.items())
+    assert moments.keys() == {f"{moment}.{name}" for moment in ("exp_avg", "exp_avg_sq") for name in weights}
+    assert all(moments[f"exp_avg_sq.{name}"].shape == tensor.shape for name, tensor in weights.items())
+    names = {path.name for path in last.iterdir()}
+    assert names == {native.FILE_NAME, checkpoint.OPTIMIZER, "state.json", "COMPLETE"}
 
 
 @pytest.mark.parametrize("death", [train_until_killed_in_a_step, train_until_killed_in_a_save])
@@ -181,7 +167,7 @@ def load_and_compare(arguments: list[str]) -> dict[str, bool]:
 
     compared: dict[str, bool] = {}
 
-    def compare(engine: Any, _loader: Any, recipe: Any, state: checkpoint.State, _telemetry: Any) -> bool:
+    def compare(engine: Any, _loader: Any, recipe: Any, state: checkpoint.State, *_others: Any) -> bool:
         wanted = native.read_weights(checkpoint.folder_of(recipe.run.output, state.step))[1]
         found = engine.module.bridge.state_dict()
         compared.update({name: torch.equal(found[name], wanted[name]) for name in wanted}, step=state.step == 4)

@@ -1,0 +1,106 @@
+"""A run's folder: what makes two runs the same, one writer at a time, and what is left there for people."""
+
+import fcntl
+import json
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Recipe, dump_recipe
+from pipeline.distributed import collectives, process_group
+from pipeline.training import checkpoint
+from pipeline.training.checkpoint import State
+
+log = logging.getLogger(__name__)
+# Sections and fields that change where and how often a run writes or how it is spread out, never what it computes.
+FREE_TO_CHANGE: dict[str, Any] = {
+    "run": {
+        "output", "zero", "layout", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "keep_every_steps",
+        "resume_despite", "hang_deadline_s",
+    },
+    "faults": True,
+    "data": {"manifest", "num_workers"},  # of the manifest its content counts, not its place
+    "batch": True,
+    "init_from_other_towers": True,
+}  # fmt: skip
+
+
+def initial_state(recipe: Recipe, manifest_digest: str, towers: dict[str, str] | None = None) -> State:
+    """The state of a run before its first step; without `towers`, they are not compared."""
+    settings = recipe.model_dump(mode="json", exclude=FREE_TO_CHANGE)
+    settings["batch"] = {"global_size": recipe.batch.global_size}
+    if recipe.stage == 1:  # its losses compare the pairs of one pass
+        settings["batch"]["pass_size"] = recipe.batch.global_size // (recipe.batch.accumulation or 1)
+    world_size = process_group.world_size()
+    return State(0, 0, recipe.seed, world_size, manifest_digest, settings, towers or {}, {})
+
+
+def is_complete(recipe: Recipe, manifest_digest: str) -> bool:
+    """Whether the run folder holds the last step. Raises ValueError when it is another run's, before it is touched."""
+    found = checkpoint.complete_checkpoints(recipe.run.output)
+    if not found:
+        return False
+    state = checkpoint.read_state(found[-1], initial_state(recipe, manifest_digest), recipe.run.resume_despite)
+    return state.step >= recipe.run.steps
+
+
+@contextmanager
+def opened(recipe: Recipe, ds_config: dict[str, Any]) -> Iterator[Path]:
+    """The run folder, held against other runs. Rank 0 leaves recipe, resolved DeepSpeed configuration and environment.
+
+    Raises ValueError on every rank when another run holds it, or it cannot be written.
+    """
+    folder, lock, fault = recipe.run.output, None, None
+    if process_group.rank() == 0:
+        try:
+            lock = _lock(folder)
+            checkpoint.prune_incomplete(folder)
+            _describe(recipe, ds_config)
+        except (OSError, ValueError) as error:
+            fault = str(error)
+    if collectives.any_rank(fault is not None):
+        raise ValueError(fault or f"run.output {folder}: cannot be opened by rank 0")
+    try:
+        yield folder
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int:
+    """A lock that the kernel, or the file server, takes back when its holder dies: it cannot go stale."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(file, 200, 0).decode(errors="replace").strip()
+        os.close(file)
+        raise ValueError(
+            f"run.output {folder}: another run writes there ({holder}); wait for it, stop it, or name another folder"
+        ) from error
+    except OSError as error:
+        log.warning(
+            "run.output %s: this file system has no locks (%s); see that one run alone writes there", folder, error
+        )
+        return file
+    os.ftruncate(file, 0)
+    job = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
+    os.pwrite(file, f"host {socket.gethostname()}, process {os.getpid()}{job}\n".encode(), 0)
+    return file
+
+
+def _describe(recipe: Recipe, ds_config: dict[str, Any]) -> None:
+    from importlib.metadata import version
+
+    folder = recipe.run.output
+    (folder / "recipe.yaml").write_text(dump_recipe(recipe))
+    (folder / "ds_config.json").write_text(json.dumps(ds_config, indent=2) + "\n")
+    packages = {name: version(name) for name in ("torch", "deepspeed", "transformers", "timm")}
+    environment = {"world_size": process_group.world_size(), "python": sys.version.split()[0], "packages": packages}
+    (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")

@@ -1,0 +1,63 @@
+"""A deadline for every step: a rank that hangs, or waits for one that does, leaves its stacks and ends the job."""
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+
+from pipeline.distributed import process_group
+
+FIRST_STEP_FACTOR = 4  # the first step also starts loaders and kernels
+GRACE_S = 10.0  # between a rank's stacks and its end, in which the others write theirs
+
+
+class Watchdog:
+    """`beat` at each step; without one for `deadline_s`, stacks go to RUN/stacks/rankN.txt and the process ends.
+
+    Python's faulthandler writes them from a thread of its own: also when the interpreter is stuck in a library.
+    """
+
+    def __init__(self, run_folder: Path, deadline_s: float) -> None:
+        self.deadline_s, self.step = deadline_s, -1
+        self.path = run_folder / "stacks" / f"rank{process_group.rank()}.txt"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = self.path.open("w")
+        self.done = threading.Event()
+        self._arm(deadline_s * FIRST_STEP_FACTOR)
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def _arm(self, seconds: float) -> None:
+        self.ends = time.monotonic() + seconds
+        faulthandler.dump_traceback_later(seconds, file=self.file)
+
+    def beat(self, step: int) -> None:
+        """`step` begins now."""
+        self.step = step
+        self._arm(self.deadline_s)
+
+    def _watch(self) -> None:
+        while not self.done.wait(1.0):
+            if time.monotonic() > self.ends + GRACE_S:
+                where = f"in step {self.step}" if self.step >= 0 else "before its first step"
+                print(
+                    f"error: rank {process_group.rank()} did not move for {self.deadline_s:.0f} s {where} "
+                    f"(run.hang_deadline_s); every rank's stacks: {self.path.parent}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(1)  # the main thread may be stuck for ever
+
+    def __enter__(self) -> "Watchdog":
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
+    ) -> None:
+        self.done.set()
+        faulthandler.cancel_dump_traceback_later()
+        self.file.close()
+        if not self.path.stat().st_size:
+            self.path.unlink()
