@@ -41,8 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (options.read_as == "native") == (options.recipe is not None):
         wrong = "leave it out: native weights hold theirs" if options.recipe else f"{options.read_as} weights need one"
         parser.error(f"--recipe {options.recipe}: {wrong}")
+    if options.read_as == "native" and options.set:
+        parser.error(f"--set {options.set[0]}: leave it out, native weights hold their recipe")
     if options.read_as == "native" and options.image_encoder:
         parser.error(f"--image-encoder {options.image_encoder}: leave it out, native weights hold none")
+    if not options.destination.name:
+        parser.error(f"DST {options.destination}: names no file or folder to make")
+    destination, eyes = options.destination.absolute(), options.image_encoder and options.image_encoder.absolute()
+    if eyes and destination in (eyes, *eyes.parents):
+        parser.error(f"--image-encoder {options.image_encoder}: must lie outside DST {options.destination}")
     for path in (options.destination, conversion_note(options.destination), options.image_encoder):
         if path and path.exists():
             parser.error(f"{path}: is there already; name another, or remove it")
@@ -78,14 +85,16 @@ def convert(
         from pipeline.weights.lavis import to_lavis, write_file
 
         write_file(to_lavis(bridge.state_dict(), language_kind(settings)), destination)
-    elif write_as == "native":
-        from pipeline.weights.native import save_weights
-
-        partial.mkdir()
-        save_weights(bridge, settings, step, partial, converted_from=f"{read_as}: {source}", notes="\n".join(notes))
     else:
         try:
-            notes += _write_huggingface(bridge, settings, partial)
+            if write_as == "native":
+                from pipeline.weights.native import save_weights
+
+                origin = {"converted_from": f"{read_as}: {source}", "notes": "\n".join(notes)}
+                partial.mkdir()
+                save_weights(bridge, settings, step, partial, **origin)
+            else:
+                notes += _write_huggingface(bridge, settings, partial)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -97,7 +106,7 @@ def convert(
     if partial.is_dir():
         partial.rename(destination)
     for line in shown(notes):
-        print(line, file=sys.stderr)
+        print("".join(character for character in line if character.isprintable()), file=sys.stderr)
 
 
 def shown(notes: list[str]) -> list[str]:
@@ -151,7 +160,7 @@ def _write_huggingface(bridge: "nn.Module", settings: Recipe, destination: Path)
     else:
         assert isinstance(bridge, Stage2Bridge) and settings.language is not None
         model = LanguageModel(settings, vision, bridge, build_language(settings.language, "cpu"))
-    notes = [f"not in transformers' format, left out: {name}" for name in write_folder(model, destination)]
+    notes = write_folder(model, destination)
     eps = (
         f"{bridge.ln_vision.eps} here is the image encoder's own there: set vision_model.post_layernorm.eps to compare"
     )

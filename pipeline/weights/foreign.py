@@ -12,6 +12,7 @@ from pipeline.models.build import build_bridge, load_bert
 from pipeline.models.language import language_config
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.weights import huggingface, lavis, native, towers
+from pipeline.weights.huggingface_config import check_config
 from pipeline.weights.huggingface_vision import vision_from_huggingface
 from pipeline.weights.names import huggingface_name
 
@@ -39,31 +40,34 @@ def read_foreign(
     bridge = build_bridge(recipe)
     own = bridge.state_dict()
     vision = towers.vision_on_meta(recipe.vision)
+    if read_as == "huggingface":
+        check_config(source, recipe, bridge.qformer.shape, vision)
     read = _read_lavis if read_as == "lavis" else _read_huggingface
     found = read(source, list(own), recipe, vision, image_encoder is not None)
     notes = list(found.notes)
     if found.vision and vision is None:
         raise ValueError(f"vision.name {recipe.vision.name!r}: {source} holds a ViT of timm; name that in the recipe")
     if found.vision:
-        shapes = towers.shapes_of(vision.state_dict())
-        towers.compare(towers.shapes_of(found.vision), shapes, f"weights {source}, image encoder")
+        wanted = towers.Wanted(towers.shapes_of(vision.state_dict()))
+        towers.compare(towers.shapes_of(found.vision), wanted, f"weights {source}, image encoder")
     if found.language and recipe.language:
-        shapes, ignored, rows = towers.language_shapes(recipe.language)
-        towers.compare(towers.shapes_of(found.language), shapes, f"weights {source}, language model", ignored, rows)
+        wanted = towers.wanted_language(recipe.language)
+        towers.compare(towers.shapes_of(found.language), wanted, f"weights {source}, language model")
     tensors = dict(found.bridge)
     if read_as == "huggingface":
+        notes += [] if found.vision else ["no image encoder in the folder: the recipe's is taken"]
         if isinstance(bridge, Stage1Bridge):
             load_bert(bridge.qformer, recipe.qformer)  # for what the folder does not hold
         own, fresh = bridge.state_dict(), [name for name in own if huggingface_name(name) is None]
         tensors |= {name: own[name] for name in fresh}
         notes += [f"not in transformers' format, as in a fresh bridge: {name}" for name in fresh]
     native.load_into(bridge, tensors, source)
-    halves = [name for name, tensor in tensors.items() if tensor.element_size() < own[name].element_size()]
-    notes += [f"stored in half precision, kept in fp32 here: {name}" for name in halves]
+    others = [(name, tensor.dtype) for name, tensor in tensors.items() if tensor.dtype != own[name].dtype]
+    notes += [f"stored as {dtype}, kept in fp32 here: {name}" for name, dtype in others]
     if image_encoder is not None:
         if not found.vision:
             raise ValueError(f"--image-encoder {image_encoder}: {source} holds no image encoder; leave it out")
-        name = towers.write_timm_folder(found.vision, recipe.vision, image_encoder)
+        name = towers.write_timm_folder(found.vision, recipe.vision, image_encoder.absolute())
         recipe = recipe.model_copy(update={"vision": recipe.vision.model_copy(update={"name": name})})
     return bridge, recipe, notes
 
@@ -78,8 +82,6 @@ def _read_lavis(source: Path, own: list[str], recipe: Recipe, _vision: object, t
 
 
 def _read_huggingface(source: Path, own: list[str], recipe: Recipe, vision: object, take_vision: bool) -> Foreign:
-    model_type = language_config(recipe.language).model_type if recipe.language else None
-    huggingface.check_language(source, model_type)
     tensors, places, skipped = huggingface.read_folder(source, own)
     eyes = huggingface.read_tower(places, huggingface.VISION, with_values=take_vision)
     if vision is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Recipe
+from pipeline.weights.huggingface_config import qformer_config
 from pipeline.weights.huggingface_vision import vision_config, vision_state
 from pipeline.weights.names import huggingface_name, inverse
 
@@ -53,18 +54,35 @@ def read_folder(folder: Path, own_names: list[str]) -> tuple[dict[str, "Tensor"]
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(f"weights {folder}: no *.safetensors there; name a folder of save_pretrained()")
+    _check_files(folder, files)
     for path in files:
         with _opened(path) as opened:
             for name in opened.keys():  # noqa: SIM118  (not a mapping)
                 if name in BUFFERS:
                     skipped.append(name)
-                elif ours.get(name, name) in tensors or name in towers:
+                elif ours.get(name) in tensors or name in towers:
                     raise ValueError(f"weights {path}: {name!r} is in another file of the folder, too; remove one")
-                elif name not in ours and name.startswith(FROZEN):
+                elif name in ours:
+                    tensors[ours[name]] = opened.get_tensor(name)
+                elif name.startswith(FROZEN):
                     towers[name] = path
                 else:
-                    tensors[ours.get(name, name)] = opened.get_tensor(name)
+                    raise ValueError(f"weights {path}: {name!r} has no place in this model")
     return tensors, towers, skipped
+
+
+def _check_files(folder: Path, files: list[Path]) -> None:
+    """Raises ValueError when the folder's index names a file that is not there."""
+    import json
+
+    names = {path.name for path in files}
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            wanted = set(json.loads(index.read_text())["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            raise ValueError(f"weights {index}: not a readable index ({type(error).__name__})") from error
+        if wanted - names:
+            raise ValueError(f"weights {folder}: {min(wanted - names)} is missing, which {index.name} names")
 
 
 @contextmanager
@@ -94,40 +112,8 @@ def read_tower(towers: dict[str, Path], prefix: str, with_values: bool) -> dict[
     return found
 
 
-def check_language(folder: Path, model_type: str | None) -> None:
-    """Raises ValueError when the folder's language model is of another family than the recipe's (None: stage 1)."""
-    import json
-
-    path = folder / "config.json"
-    try:
-        found = json.loads(path.read_text())["text_config"]["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"weights {path}: not the configuration of a BLIP-2 of transformers ({error})") from error
-    if model_type is not None and found != model_type:
-        raise ValueError(f"weights {folder}: its language model is a {found!r}, the recipe's a {model_type!r}")
-
-
-def _qformer_config(shape: Any, with_text: bool) -> Any:
-    from transformers import Blip2QFormerConfig
-
-    return Blip2QFormerConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.width,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        intermediate_size=shape.ffn_width,
-        hidden_dropout_prob=shape.dropout,
-        attention_probs_dropout_prob=shape.dropout,
-        max_position_embeddings=shape.max_positions,
-        layer_norm_eps=shape.layer_norm_eps,
-        cross_attention_frequency=shape.cross_attention_every,
-        encoder_hidden_size=shape.image_width,
-        use_qformer_text_input=with_text,
-    )
-
-
 def write_folder(model: "RetrievalModel | LanguageModel", folder: Path) -> list[str]:
-    """Save the whole model as transformers does. Returns the names of our tensors that the format cannot hold."""
+    """Save the whole model as transformers does. Returns notes, one for each of our tensors that has no place there."""
     import torch
     from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval
 
@@ -143,13 +129,21 @@ def write_folder(model: "RetrievalModel | LanguageModel", folder: Path) -> list[
         state[f"vision_model.{name}"] = tensor
     settings: dict[str, Any] = {
         "vision_config": vision_config(encoder.model, recipe),
-        "qformer_config": _qformer_config(shape, with_text=model.stage == 1),
+        "qformer_config": qformer_config(shape, with_text=model.stage == 1),
         "num_query_tokens": shape.num_query_tokens,
         "image_text_hidden_size": recipe.qformer.projection_width,
     }
+    precisions = {recipe.vision.precision, *([recipe.language.precision] if recipe.language else [])} - {"fp32"}
+    notes = [f"towers are stored as the recipe holds them, in {' and '.join(sorted(precisions))}"] if precisions else []
     if model.stage == 2:
         language = model.language.model
+        rows = language.get_input_embeddings().num_embeddings
         tokenizer = _with_image_token(model.language.tokenizer, language)
+        if language.get_input_embeddings().num_embeddings > rows:
+            notes.append(
+                "`<image>` is a new row of the vocabulary, which transformers' softmax counts in: scores of beams "
+                "differ in their last digits, and now and then a text does"
+            )
         text_config = language.config
         if model.language.kind == "causal":
             text_config.eos_token_id = model.language.end_token_id  # type: ignore[attr-defined]
@@ -181,7 +175,7 @@ def write_folder(model: "RetrievalModel | LanguageModel", folder: Path) -> list[
     _processor(tokenizer, recipe, model.vision, shape.num_query_tokens if model.stage == 2 else None).save_pretrained(
         folder
     )
-    return [name for name, theirs in names.items() if theirs is None]
+    return [*notes, *(f"not in transformers' format, left out: {name}" for name, theirs in names.items() if not theirs)]
 
 
 def _with_image_token(tokenizer: Any, language: Any) -> Any:

@@ -1,7 +1,9 @@
 """LAVIS's `.pth` files: `{"model": state_dict}` of what BLIP-2 trains. Read without running any code of the file."""
 
 import os
+import warnings
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 from pipeline.weights.names import inverse, lavis_name
@@ -24,9 +26,13 @@ def read_file(path: Path) -> dict[str, "Tensor"]:
     import torch
 
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of pickle protocols and sparse tensors, which are refused below
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for hostile and damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = "it would run code, or is damaged" if isinstance(error, UnpicklingError) else type(error).__name__
+        if isinstance(error, OSError | RuntimeError):
+            reason = str(error).splitlines()[0]
         raise ValueError(f"weights {path}: not a .pth file of plain tensors ({reason}); nothing was loaded") from error
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict):
@@ -70,8 +76,7 @@ def from_lavis(
 ) -> tuple[dict[str, "Tensor"], dict[str, "Tensor"], list[str]]:
     """The bridge under our names, the towers' tensors by name, and skipped second names and buffers.
 
-    A name that is not LAVIS's is kept as it is, for the shape check of loading to name. Raises ValueError when a tensor
-    and its second name differ.
+    Raises ValueError naming a tensor that has no place, or differs from its second name.
     """
     import torch
 
@@ -87,8 +92,10 @@ def from_lavis(
             towers[name] = tensor
         elif name in BUFFERS:
             skipped.append(name)
+        elif name in ours:
+            tensors[ours[name]] = tensor
         else:
-            tensors[ours.get(name, name)] = tensor
+            raise ValueError(f"weights {source}: {name!r} has no place in this model")
     if "temperature" in tensors and tensors["temperature"].numel() == 1:
         tensors["temperature"] = tensors["temperature"].reshape(1)
     return tensors, towers, skipped

@@ -70,7 +70,7 @@ def read_weights(path: Path) -> tuple[Recipe, dict[str, "Tensor"]]:
         raise ValueError(f"weights {file}: format {metadata.get('format')!r}, expected {FORMAT!r}")
     try:
         content = json.loads(metadata["recipe"])
-    except (KeyError, json.JSONDecodeError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"weights {file}: no readable recipe in its metadata ({error})") from error
     return parse_recipe(content), tensors
 
@@ -87,6 +87,8 @@ def load_into(bridge: "nn.Module", tensors: dict[str, "Tensor"], source: Path) -
         if tensors[name].shape != tensor.shape:
             found, wanted = tuple(tensors[name].shape), tuple(tensor.shape)
             raise ValueError(f"weights {source}: {name!r} has shape {found}, this model needs {wanted}")
+        if not tensors[name].is_floating_point():
+            raise ValueError(f"weights {source}: {name!r} holds {tensors[name].dtype}, not real floating-point numbers")
     bridge.load_state_dict(tensors)
 
 

@@ -5,7 +5,7 @@ is no longer the public one, and can be taken along as a folder that timm loads.
 """
 
 import json
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,8 +61,19 @@ def vision_from_lavis(tensors: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
 LIKE_A_BATCH = ("cls_token", "pos_embed")  # 3-D in timm, 1-D and 2-D in OpenAI's files
 
 
-def language_shapes(settings: Language) -> tuple[Shapes, list[str], int]:
-    """Shapes of the recipe's language model by name, patterns of names it ignores, and its vocabulary's rows."""
+@dataclass(frozen=True)
+class Wanted:
+    """The tensors of a recipe's tower: `shapes` by name, `second` names of a tensor that has another, and patterns of
+    names to ignore. `rows` of a vocabulary may be more in a file (`<image>`)."""
+
+    shapes: Shapes
+    second: frozenset[str] = frozenset()
+    ignored: tuple[str, ...] = ()
+    rows: int | None = None
+
+
+def wanted_language(settings: Language) -> Wanted:
+    """What the recipe's language model consists of."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -72,31 +83,45 @@ def language_shapes(settings: Language) -> tuple[Shapes, list[str], int]:
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.device("meta"):
         model = auto_class.from_config(config)
-    ignored = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or [])
-    return shapes_of(model.state_dict()), ignored, model.get_input_embeddings().num_embeddings
+    ignored = tuple(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
+    state = model.state_dict(keep_vars=True)
+    owners: dict[int, str] = {}
+    for name, tensor in state.items():
+        owners.setdefault(id(tensor), name)
+    second = frozenset(name for name, tensor in state.items() if owners[id(tensor)] != name)
+    return Wanted(shapes_of(state), second | _tied(model), ignored, model.get_input_embeddings().num_embeddings)
+
+
+def _tied(model: Any) -> frozenset[str]:
+    """Names that a file may leave out because transformers ties them to another."""
+    import re
+
+    patterns = getattr(model, "_tied_weights_keys", None) or ()
+    return frozenset(name for name in model.state_dict() if any(re.search(pattern, name) for pattern in patterns))
 
 
 def shapes_of(tensors: dict[str, "Tensor"]) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def compare(found: Shapes, wanted: Shapes, where: str, ignored: Iterable[str] = (), rows: int | None = None) -> None:
-    """Raises ValueError naming the first tensor that the recipe's tower has not, or has in another shape.
-
-    A language model may have grown by some rows of its vocabulary (`<image>`).
-    """
+def compare(found: Shapes, wanted: Wanted, where: str) -> None:
+    """Raises ValueError naming the first tensor that only one of the two has, or that has another shape."""
     import re
 
     for name, shape in found.items():
-        if any(re.search(pattern, name) for pattern in ignored):
+        if any(re.search(pattern, name) for pattern in wanted.ignored):
             continue
-        if name not in wanted:
+        if name not in wanted.shapes:
             raise ValueError(f"{where}: {name!r} is not a tensor of the recipe's; name the tower it was trained with")
-        expected = wanted[name]
-        grown = rows is not None and expected[:1] == (rows,) and shape[:1] >= (rows,) and shape[1:] == expected[1:]
+        expected = wanted.shapes[name]
+        rows = wanted.rows is not None and expected[:1] == (wanted.rows,)
+        grown = rows and shape[:1] >= expected[:1] and shape[1:] == expected[1:]
         if shape != expected and not grown:
             hint = "set vision.image_size_px to its size" if name == "pos_embed" else "is it the same tower?"
             raise ValueError(f"{where}: {name!r} has shape {shape}, the recipe's {expected}; {hint}")
+    missing = [name for name in wanted.shapes if name not in found and name not in wanted.second]
+    if missing:
+        raise ValueError(f"{where}: {missing[0]!r} is missing ({len(missing)} such tensors)")
 
 
 def write_timm_folder(tensors: dict[str, "Tensor"], settings: Vision, folder: Path) -> str:

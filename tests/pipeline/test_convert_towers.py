@@ -127,8 +127,16 @@ def test_lavis_clip_encoders_come_along_under_openais_names(natives: dict[str, P
         ({"visual_encoder.pos_embed": torch.zeros(1, 50, 32)}, "vision.image_size_px"),
         ({"opt_model.model.decoder.layers.9.fc1.bias": torch.zeros(64)}, "layers.9"),
         ({"opt_model.model.decoder.layers.0.fc1.bias": torch.zeros(65)}, "(65,)"),
+        ({"visual_encoder.cls_token": torch.zeros(1, 1, 32)}, "'pos_embed' is missing"),
     ],
-    ids=["an unknown name", "another width", "another image size", "a deeper language model", "another inner width"],
+    ids=[
+        "an unknown name",
+        "another width",
+        "another image size",
+        "a deeper language model",
+        "another inner width",
+        "a part of a tower",
+    ],
 )
 def test_another_tower_than_the_recipes_is_refused_by_the_tensors_name(
     tensor: dict[str, Tensor], named: str, natives: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -146,8 +154,8 @@ def test_a_folder_with_another_image_encoder_is_refused(
     assert convert(natives["opt"], tmp_path / "hf", "native", "huggingface") == 0
     recipe = natives["opt"] / "recipe.yaml"
     for edit, named in (
-        (f"vision.name={save_tiny_vision(tmp_path / 'clip')}", "norm_pre"),
-        (f"vision.image_size_px={IMAGE_SIZE_PX * 2}", "vision.image_size_px"),
+        (f"vision.name={save_tiny_vision(tmp_path / 'clip')}", "image encoder"),
+        (f"vision.image_size_px={IMAGE_SIZE_PX * 2}", "image_size is 32"),
     ):
         capsys.readouterr()
         more = ("--recipe", recipe, "--set", edit)
@@ -166,7 +174,7 @@ def test_a_folders_grown_vocabulary_and_widened_halves_are_taken(natives: dict[s
     assert convert(tmp_path / "hf", tmp_path / "back", "huggingface", "native", "--recipe", recipe) == 0
     assert convert(tmp_path / "back", tmp_path / "w.pth", "native", "lavis") == 0
     notes = (tmp_path / "w.pth.conversion.json").read_text()
-    assert "stored in half precision, kept in fp32 here: qformer.query_tokens" in notes
+    assert "stored as torch.float16, kept in fp32 here: qformer.query_tokens" in notes
 
 
 def test_a_hub_id_that_cannot_be_had_is_one_line(

@@ -1,4 +1,4 @@
-"""ViT-g at full size with random weights: our tower equals transformers' BLIP-2 vision model. 12 GB of memory."""
+"""ViT-g at full size with random weights: our tower equals transformers' BLIP-2 vision model. 5 GiB of memory."""
 
 import resource
 

@@ -1,0 +1,86 @@
+"""config.json of transformers' BLIP-2 folders: compared with the recipe, since the same tensors compute something else
+under another activation, number of heads or epsilon."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Recipe
+from pipeline.models.language import language_config
+from pipeline.models.qformer import QFormerShape
+from pipeline.weights.huggingface_vision import vision_config
+
+QFORMER_FIELDS = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps",
+    "cross_attention_frequency", "encoder_hidden_size",
+)  # fmt: skip
+VISION_FIELDS = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size",
+    "hidden_act", "layer_norm_eps", "qkv_bias",
+)  # fmt: skip
+WITHOUT_EFFECT = ("dropout", "layerdrop", "init", "vocab_size", "use_cache", "tie_word_embeddings", "_token_id")
+"""Parts of names of a language model's fields that a frozen tower in evaluation mode does not compute with."""
+
+
+def qformer_config(shape: QFormerShape, with_text: bool) -> Any:
+    """The Q-Former's sizes as transformers names them."""
+    from transformers import Blip2QFormerConfig
+
+    return Blip2QFormerConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        intermediate_size=shape.ffn_width,
+        hidden_dropout_prob=shape.dropout,
+        attention_probs_dropout_prob=shape.dropout,
+        max_position_embeddings=shape.max_positions,
+        layer_norm_eps=shape.layer_norm_eps,
+        cross_attention_frequency=shape.cross_attention_every,
+        encoder_hidden_size=shape.image_width,
+        use_qformer_text_input=with_text,
+    )
+
+
+def check_config(folder: Path, recipe: Recipe, shape: QFormerShape, vision: Any) -> None:
+    """Raises ValueError naming the first field in which the folder's model is not the recipe's, with both values.
+
+    `vision` is the recipe's image encoder, on the meta device will do; None where it is not timm's.
+    """
+    from transformers import Blip2Config
+
+    path = folder / "config.json"
+    try:
+        content = json.loads(path.read_text())
+        family = content["text_config"]["model_type"] if recipe.language else None
+        found = Blip2Config.from_pretrained(folder)
+    except Exception as error:  # hostile JSON, strict configurations: many kinds
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"weights {path}: not the configuration of a BLIP-2 of transformers ({reason})") from error
+    _compare(found.qformer_config, qformer_config(shape, recipe.stage == 1), QFORMER_FIELDS, f"{path}, Q-Former")
+    if vision is not None:
+        wanted = vision_config(vision, recipe)
+        _compare(found.vision_config, wanted, VISION_FIELDS, f"{path}, image encoder")
+    if recipe.language is None:
+        return
+    wanted = language_config(recipe.language)
+    if family != wanted.model_type:
+        raise ValueError(f"weights {folder}: its language model is a {family!r}, the recipe's a {wanted.model_type!r}")
+    fields = [name for name in _own_fields(wanted) if not any(part in name for part in WITHOUT_EFFECT)]
+    hint = "; if the recipe's model is right, --set language.config.{field}={value}"
+    _compare(found.text_config, wanted, fields, f"{path}, language model", hint)
+
+
+def _own_fields(config: Any) -> list[str]:
+    """What a configuration says of its own family, without what every configuration says."""
+    from transformers import PretrainedConfig
+
+    return [name for name in config.to_dict() if name not in PretrainedConfig().to_dict() and not name.startswith("_")]
+
+
+def _compare(found: Any, wanted: Any, fields: Any, where: str, hint: str = "") -> None:
+    for field in fields:
+        theirs, ours = getattr(found, field, None), getattr(wanted, field, None)
+        if theirs != ours:
+            more = hint.format(field=field, value=theirs)
+            raise ValueError(f"weights {where}: {field} is {theirs!r}, the recipe's is {ours!r}{more}")
