@@ -1,6 +1,7 @@
 """Which rank this process is, and the start and end of the process group."""
 
 import os
+from typing import Any
 
 
 def rank() -> int:
@@ -18,6 +19,13 @@ def world_size() -> int:
 def local_rank() -> int:
     """This process's number on its own node; selects the GPU."""
     return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+
+
+def rank_in(group: Any) -> int:
+    """This process's rank in a part of the ranks."""
+    import torch.distributed as dist
+
+    return dist.get_rank(group)
 
 
 def device_name() -> str:

@@ -6,6 +6,8 @@ DeepSpeed's own checkpoints are pickles for one world size and one stage. Whole 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from pipeline.distributed import process_group
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -65,7 +67,7 @@ def _set(parameter: Any, whole: "Tensor", moment: str, of_stage_3: bool) -> None
         safe_set_full_optimizer_state(parameter, whole.to(parameter.device), moment)
         return
     size = parameter.ds_tensor.ds_numel
-    first = size * torch.distributed.get_rank(parameter.ds_process_group)
+    first = size * process_group.rank_in(parameter.ds_process_group)
     own = whole.flatten()[first : first + size]
     padded = torch.nn.functional.pad(own, (0, size - len(own)))  # DeepSpeed pads the last rank's part
     safe_set_local_optimizer_state(parameter, padded.to(parameter.ds_tensor.device), moment)
