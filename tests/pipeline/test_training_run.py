@@ -1,7 +1,5 @@
 """Whole runs on tiny towers: by the deepspeed launcher, killed and rerun, stopped by a signal, refused."""
 
-import contextlib
-import io
 import json
 import os
 import signal
@@ -22,6 +20,7 @@ from torch import Tensor
 from pipeline.training import checkpoint
 from pipeline.weights import native
 from tests.support.gloo_ranks import free_port, run_on_ranks
+from tests.support.tiny_runs import train_here
 from tests.support.tiny_shards import tiny_manifest
 from tests.support.tiny_towers import tiny_recipe
 
@@ -65,19 +64,6 @@ def undisturbed(folder: Path, write_recipe: Callable[..., list[str]]) -> Path:
     assert run.returncode == 0, run.stderr
     assert str(folder / "undisturbed") in run.stdout.splitlines()
     return folder / "undisturbed"
-
-
-def train_here(arguments: list[str]) -> tuple[int, str, str]:
-    """`pipeline.train` in this rank: exit code, standard output and errors."""
-    from pipeline import train
-
-    with (
-        mock.patch.object(sys, "argv", ["pipeline.train", *arguments]),
-        contextlib.redirect_stdout(io.StringIO()) as output,
-        contextlib.redirect_stderr(io.StringIO()) as errors,
-    ):
-        code = train.main()
-    return code, output.getvalue(), errors.getvalue()
 
 
 def train_until_killed_in_a_step(arguments: list[str]) -> None:

@@ -1,0 +1,60 @@
+"""Training in its plainest form: one process, torch's AdamW over all samples of a step at once, no engine.
+
+The paper's section 4.1: AdamW without decay on 1-D parameters, linear warmup, cosine, gradients clipped by global norm.
+"""
+
+import hashlib
+import math
+from typing import Any
+
+import torch
+
+from pipeline.config import Recipe
+from pipeline.data.manifest import load_manifest
+from pipeline.data.order import SampleOrder
+from pipeline.data.stream import SampleStream
+from pipeline.train import build_parts
+from pipeline.training.task import StepPlace
+
+
+def rate(step: int, recipe: Recipe) -> float:
+    settings = recipe.optimizer
+    if step < settings.warmup_steps:
+        return settings.peak_learning_rate * (step + 1) / settings.warmup_steps
+    progress = (step - settings.warmup_steps) / (recipe.run.steps - settings.warmup_steps)
+    span = settings.peak_learning_rate - settings.minimum_learning_rate
+    return settings.minimum_learning_rate + span * (1 + math.cos(math.pi * progress)) / 2
+
+
+def train_plainly(recipe: Recipe) -> tuple[list[float], list[list[int]], dict[str, torch.Tensor]]:
+    """Losses and image ids of each step, and the weights at the end."""
+    torch.manual_seed(recipe.seed)
+    task, collate = build_parts(recipe, "cpu")
+    manifest = load_manifest(recipe.data.manifest)
+    order = SampleOrder(manifest, recipe.seed, recipe.data.shuffle_shards)
+    stream = SampleStream(manifest, order, recipe.data, recipe.vision.image_size_px)
+    trained = list(task.bridge.parameters())
+    flat = {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}
+    optimizer = torch.optim.AdamW(
+        [{"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.optimizer.weight_decay}, flat],
+        lr=0.0,
+        betas=recipe.optimizer.betas,
+    )
+    losses, ids = [], []
+    size, per_epoch = recipe.batch.global_size, manifest.samples // recipe.batch.global_size
+    for step in range(recipe.run.steps):
+        epoch, begin = step // per_epoch, step % per_epoch * size
+        batch: Any = collate([stream[epoch, position] for position in range(begin, begin + size)])
+        seed = hashlib.sha256(f"{recipe.seed}/{step}/0/negatives".encode()).digest()[:7]
+        tokens = task.num_scored_tokens(batch)
+        place = StepPlace(0, 1 / tokens, batch.target.ids.shape[1], int.from_bytes(seed, "little"))
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step, recipe)
+        optimizer.zero_grad()
+        loss = task(batch, place)["loss"]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, recipe.optimizer.max_gradient_norm)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        ids.append(batch.image_ids_B.tolist())
+    return losses, ids, {name: tensor.detach() for name, tensor in task.bridge.state_dict().items()}
