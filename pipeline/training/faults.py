@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 from statistics import median
 
+import torch
 from torch import Tensor
 
 from pipeline.config import Faults
@@ -55,7 +56,8 @@ class FaultPolicy:
         factor = self.settings.spike_factor
         if factor is None or len(self.losses) < self.losses.maxlen // 4:  # type: ignore[operator]  # it has a maxlen
             return loss
-        return loss.masked_fill(loss.detach() > factor * median(self.losses), float("nan"))
+        leapt = loss.detach() > factor * median(self.losses)
+        return loss * torch.ones_like(loss).masked_fill(leapt, float("nan"))  # so that its gradient is NaN, too
 
     def after_step(self, step: int, skipped: bool) -> None:
         """Raises ValueError when `stop_after` steps in a row were skipped."""

@@ -7,6 +7,7 @@ import torch
 
 from pipeline.config import Language
 from pipeline.models.language import CausalTower, Decoding, LanguageTower, build_language
+from pipeline.tokens import Tokens
 
 PROMPTS = ["question : 1 ?", "a photo of", "the colour is number 2 , a dark red picture : answer", ""]
 
@@ -78,3 +79,24 @@ def test_t5_in_fp16_is_refused_with_the_reason(towers: Path) -> None:
 def test_a_tower_holds_the_recipes_precision(towers: Path, tower: str) -> None:
     language = build_language(Language(name=str(towers / tower), precision="bf16"), "cpu")
     assert {parameter.dtype for parameter in language.model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("family", ["t5", "opt"])
+def test_checkpointed_layers_give_the_same_bits_with_less_kept(towers: Path, family: str) -> None:
+    losses, gradients, kept = [], [], []
+    ids = torch.randint(3, 20, (4, 9), generator=torch.Generator().manual_seed(0))
+    text = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
+    for checkpointing in (False, True):
+        settings = Language(name=str(towers / family), precision="fp32", activation_checkpointing=checkpointing)
+        tower = build_language(settings, "cpu")
+        generator = torch.Generator().manual_seed(1)
+        prompts = torch.randn(4, 6, tower.width, generator=generator, requires_grad=True)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: (sizes.append(x.numel()), x)[1], lambda x: x):  # noqa: B023
+            loss = tower.loss_sum(prompts, text, text)
+        gradients += torch.autograd.grad(loss, prompts)
+        losses.append(loss.detach())
+        kept.append(sum(sizes))
+        assert tower.generate(prompts.detach(), ["a"] * 4, Decoding(2, 3)) is not None
+    assert torch.equal(losses[0], losses[1]) and torch.equal(gradients[0], gradients[1])
+    assert kept[1] < kept[0] / 2

@@ -1,0 +1,215 @@
+"""What goes wrong in a run: killed at random, hung, not finite, a full disk, another run, other frozen weights."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.training import checkpoint
+from pipeline.weights import native
+from tests.support.gloo_ranks import run_on_ranks
+from tests.support.tiny_runs import ROOT, lines_of, train_here, write_recipe
+from tests.support.tiny_shards import tiny_manifest
+
+Write = Callable[..., list[str]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("faults")
+    tiny_manifest(folder / "data", 40, samples_per_shard=16)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def write(folder: Path, towers: Path) -> Write:
+    def write(name: str, stage: int = 2, language: str | None = "opt", **sections: Any) -> list[str]:
+        run = {"zero": str(ROOT / "ds_configs" / "zero1.json"), "steps": 8, "checkpoint_every_steps": 2}
+        sections["run"] = run | sections.get("run", {})
+        return write_recipe(folder, towers, folder / "data" / "train.json", name, stage, language, **sections)
+
+    return write
+
+
+def test_killed_at_20_random_moments_it_ends_with_the_same_bits(folder: Path, write: Write) -> None:
+    batch, run = {"global_size": 2, "micro_size": 2}, {"steps": 160, "checkpoint_every_steps": 3}
+    whole = write("whole", batch=batch, run=run)
+    [(code, _, errors)] = run_on_ranks(1, train_here, whole)
+    assert code == 0, errors
+    [_, recipe] = write("killed", batch=batch, run=run)
+    command = [sys.executable, "-m", "tests.support.kill_loop", "20", "1", recipe]
+    loop = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert loop.returncode == 0, loop.stderr
+    deaths = json.loads(loop.stdout.splitlines()[-1])
+    print(f"killed at steps {[step for step, _ in deaths]}, {sum(saving for _, saving in deaths)} in a save")
+    assert len(deaths) == 20 and any(saving for _, saving in deaths)
+    for name in (native.FILE_NAME, checkpoint.OPTIMIZER):
+        found, wanted = (checkpoint.folder_of(folder / run, 160) / name for run in ("killed", "whole"))
+        one, other = load_file(found), load_file(wanted)
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    keys = ("step", "samples", "loss", "gradient_norm")
+    found, wanted = ([[line[key] for key in keys] for line in lines_of(folder / run)] for run in ("killed", "whole"))
+    assert found == wanted
+
+
+def hang_rank_1(arguments: list[str]) -> None:
+    from pipeline.training import loop, watchdog
+
+    train_step = loop.train_step
+
+    def hanging(engine: Any, batches: Any, places: Any, recipe: Any, step: int, *others: Any) -> Any:
+        if step == 2 and os.environ["RANK"] == "1":
+            time.sleep(600)
+        return train_step(engine, batches, places, recipe, step, *others)
+
+    with mock.patch.object(loop, "train_step", hanging), mock.patch.object(watchdog, "GRACE_S", 2.0):
+        train_here(arguments)
+
+
+def test_a_hung_rank_leaves_every_ranks_stacks_and_ends_the_job(folder: Path, write: Write) -> None:
+    batch, started = {"global_size": 4, "micro_size": 2}, time.monotonic()
+    with pytest.raises(AssertionError, match="died without an answer"):
+        run_on_ranks(2, hang_rank_1, write("hung", batch=batch, run={"hang_deadline_s": 5.0}))
+    assert time.monotonic() - started < 300  # of 600 that the rank would sleep
+    stacks = [(folder / "hung" / "stacks" / f"rank{rank}.txt").read_text() for rank in range(2)]
+    assert "hanging" in stacks[1] and "test_faults.py" in stacks[1]
+    assert "train_step" in stacks[0]  # in a collective of it
+    assert [path.name for path in checkpoint.complete_checkpoints(folder / "hung")] == ["step_00000002"]
+
+
+def train_with_bad_losses(arguments: list[str], bad_steps: list[int], factor: float) -> Any:
+    """Rank 1's loss of some steps is multiplied by a factor; what became of the weights in each step."""
+    from pipeline.training import loop
+    from pipeline.training.stage2_task import Stage2Task
+
+    forward, train_step, sums = Stage2Task.forward, loop.train_step, []
+
+    def watched(engine: Any, *others: Any) -> Any:
+        current.append(others[3])
+        before = torch.cat([p.detach().flatten() for p in engine.module.bridge.parameters()]).clone()
+        values = train_step(engine, *others)
+        after = torch.cat([p.detach().flatten() for p in engine.module.bridge.parameters()])
+        sums.append(bool(torch.equal(before, after)))
+        return values
+
+    def spoilt(self: Any, *others: Any) -> Any:
+        values = forward(self, *others)
+        if current[-1] in bad_steps and os.environ["RANK"] == "1":
+            values["loss"] = values["loss"] * factor
+        return values
+
+    current: list[int] = []
+    with mock.patch.object(Stage2Task, "forward", spoilt), mock.patch.object(loop, "train_step", watched):
+        return *train_here(arguments), sums
+
+
+def test_a_loss_that_is_not_finite_skips_the_step_on_every_rank(folder: Path, write: Write) -> None:
+    arguments = write("nan", batch={"global_size": 4, "micro_size": 2})
+    for code, _, errors, unchanged in run_on_ranks(2, train_with_bad_losses, arguments, [1, 4], float("nan")):
+        assert code == 0, errors
+        assert [step for step, same in enumerate(unchanged) if same] == [1, 4]
+    lines = lines_of(folder / "nan")
+    assert [line["skipped_steps"] for line in lines] == [0, 1, 1, 1, 2, 2, 2, 2]
+    assert all(line["loss"] == line["loss"] for line in lines if "loss" in line)
+    state = json.loads((checkpoint.folder_of(folder / "nan", 8) / "state.json").read_text())
+    assert state["skipped"] == 2
+
+
+def test_a_leap_of_the_loss_is_skipped_and_too_many_stop_the_run_unsaved(folder: Path, write: Write) -> None:
+    faults = {"spike_factor": 3.0, "stop_after": 2}
+    arguments = write("leap", batch={"global_size": 4, "micro_size": 2}, faults=faults, run={"steps": 16})
+    answers = run_on_ranks(2, train_with_bad_losses, arguments, [7, 10, 11], 50.0)
+    for code, _, _, unchanged in answers:
+        assert code == 1 and [step for step, same in enumerate(unchanged) if same] == [7, 10]
+    [line] = [line for line in answers[0][2].splitlines() if line.startswith("error")]
+    assert "2 steps in a row" in line and "step 11" in line
+    assert checkpoint.complete_checkpoints(folder / "leap")[-1].name == "step_00000010"
+
+
+def train_on_a_full_disk(arguments: list[str], full_step: int) -> Any:
+    """No space is left when a certain step's optimizer file is to be written."""
+    import safetensors.torch
+
+    save = safetensors.torch.save_file
+
+    def full(tensors: Any, path: Path, *others: Any, **more: Any) -> None:
+        if Path(path).name == checkpoint.OPTIMIZER and Path(path).parent.name == f"step_{full_step:08d}":
+            raise OSError(28, "No space left on device")
+        save(tensors, path, *others, **more)
+
+    with mock.patch.object(safetensors.torch, "save_file", full):
+        return train_here(arguments)
+
+
+@pytest.mark.parametrize("policy", ["stop", "continue"])
+def test_a_full_disk_leaves_the_last_good_checkpoint(folder: Path, write: Write, policy: str) -> None:
+    batch = {"global_size": 4, "micro_size": 2}
+    arguments = write(f"full {policy}", batch=batch, faults={"save_failure": policy}, run={"keep_checkpoints": 9})
+    answers = run_on_ranks(2, train_on_a_full_disk, arguments, 4)
+    steps = [int(path.name[5:]) for path in checkpoint.complete_checkpoints(folder / f"full {policy}")]
+    if policy == "continue":
+        assert [code for code, _, _ in answers] == [0, 0] and steps == [2, 6, 8]
+        return
+    assert [code for code, _, _ in answers] == [1, 1] and steps == [2]
+    [line] = [line for line in answers[0][2].splitlines() if line.startswith("error")]
+    assert "No space left on device" in line and "step_00000002" in line
+    assert not checkpoint.folder_of(folder / f"full {policy}", 4).exists()
+
+
+def test_checkpoints_of_every_nth_step_stay(folder: Path, write: Write) -> None:
+    batch, run = {"global_size": 2, "micro_size": 2}, {"keep_checkpoints": 1, "keep_every_steps": 4, "steps": 10}
+    [(code, _, errors)] = run_on_ranks(1, train_here, write("kept", batch=batch, run=run))
+    assert code == 0, errors
+    steps = [int(path.name[5:]) for path in checkpoint.complete_checkpoints(folder / "kept")]
+    assert steps == [4, 8, 10]
+
+
+def test_two_runs_do_not_write_to_one_folder(folder: Path, write: Write) -> None:
+    import fcntl
+
+    (folder / "held").mkdir()
+    with (folder / "held" / "lock").open("w") as lock:
+        lock.write("host elsewhere, process 7\n")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        [(code, _, errors)] = run_on_ranks(1, train_here, write("held", batch={"global_size": 2, "micro_size": 2}))
+    [line] = [line for line in errors.splitlines() if line.startswith("error")]
+    assert code == 1 and "host elsewhere, process 7" in line and "run.output" in line
+    assert not (folder / "held" / "recipe.yaml").exists()
+
+
+def test_changed_frozen_weights_and_files_are_refused_by_name(folder: Path, write: Write, towers: Path) -> None:
+    import shutil
+
+    moved = folder / "towers"
+    shutil.copytree(towers / "vision", moved / "vision")
+    vision, batch = {"name": f"local-dir:{moved / 'vision'}"}, {"global_size": 2, "micro_size": 2}
+    arguments = write("changed", batch=batch, vision=vision, run={"steps": 4})
+    first = [*arguments, "--set", "run.steps=4"]
+    assert run_on_ranks(1, train_here, first)[0][0] == 0
+    shutil.rmtree(checkpoint.folder_of(folder / "changed", 4))  # so that there is something to do
+    tensors = load_file(moved / "vision" / "model.safetensors")
+    tensors["blocks.0.norm1.weight"][0] += 1
+    save_file(tensors, moved / "vision" / "model.safetensors")
+    [(code, _, errors)] = run_on_ranks(1, train_here, first)
+    [line] = [line for line in errors.splitlines() if line.startswith("error")]
+    assert code == 1 and "towers.vision was" in line and "run.resume_despite=[towers.vision]" in line
+    optimizer = checkpoint.folder_of(folder / "changed", 2) / checkpoint.OPTIMIZER
+    whole = optimizer.read_bytes()
+    optimizer.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    told = [*first, "run.resume_despite=[towers.vision]"]
+    [(code, _, errors)] = run_on_ranks(1, train_here, told)
+    [line] = [line for line in errors.splitlines() if line.startswith("error")]
+    assert code == 1 and f"{checkpoint.OPTIMIZER} is not what was saved" in line
+    optimizer.write_bytes(whole)
+    [(code, _, errors)] = run_on_ranks(1, train_here, told)
+    assert code == 0, errors
