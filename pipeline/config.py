@@ -75,6 +75,14 @@ class Data(Section):
         return self
 
 
+class Validation(Section):
+    """Held-out pairs: their losses are logged, and the checkpoint with the lowest one is kept."""
+
+    manifest: Path
+    every_steps: Positive = 1000
+    samples: Positive = 2048
+
+
 class Batch(Section):
     """Batch identity: global = micro x accumulation x world size (checked when the world size is known).
 
@@ -152,6 +160,7 @@ class Recipe(Section):
     language: Language | None = None
     objectives: Objectives = Objectives()
     data: Data
+    validation: Validation | None = None
     batch: Batch
     optimizer: Optimizer = Optimizer()
     faults: Faults = Faults()

@@ -64,6 +64,7 @@ def train(recipe: Recipe, manifest: Manifest, ds_config: dict[str, Any]) -> bool
     from pipeline.training import checkpoint, engine_state, loop, run_folder
     from pipeline.training.engine import build_engine
     from pipeline.training.telemetry import Telemetry
+    from pipeline.training.validation import Validation
     from pipeline.training.watchdog import Watchdog
     from pipeline.weights import native
 
@@ -95,11 +96,12 @@ def train(recipe: Recipe, manifest: Manifest, ds_config: dict[str, Any]) -> bool
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
     )
+    validation = Validation(recipe, collate) if recipe.validation else None
     with (
         Telemetry(recipe.run.output, state.step, recipe.run.steps) as telemetry,
         Watchdog(recipe.run.output, recipe.run.hang_deadline_s) as watchdog,
     ):
-        return loop.fit(engine, loader, recipe, state, telemetry, watchdog)
+        return loop.fit(engine, loader, recipe, state, telemetry, watchdog, validation)
 
 
 def _arguments() -> argparse.Namespace:

@@ -4,17 +4,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipeline.distributed.stopwatch import STOPWATCH
+
 
 def _alone() -> bool:
     return not dist.is_initialized() or dist.get_world_size() == 1
 
 
+@STOPWATCH.collective
 def barrier() -> None:
     """Wait for every rank."""
     if not _alone():
         dist.barrier()
 
 
+@STOPWATCH.collective
 def gather_rows(local_BX: Tensor) -> Tensor:
     """[B, ...] of every rank, in rank order: [W*B, ...]. The same B everywhere. No gradient flows, to no rank."""
     local_BX = local_BX.detach().contiguous()
@@ -34,6 +38,7 @@ def gather_integers(values: list[int]) -> list[list[int]]:
     return [[int(value) for value in row] for row in gathered]
 
 
+@STOPWATCH.collective
 def mean_over_ranks(values_N: Tensor) -> Tensor:
     """Elementwise mean over ranks, for logging. No gradient flows."""
     values_N = values_N.detach().clone()
@@ -48,6 +53,7 @@ def any_rank(flag: bool) -> bool:
     return any(row[0] for row in gather_integers([int(flag)]))
 
 
+@STOPWATCH.collective
 def exchange_rows(local_BX: Tensor, wanted_B: Tensor) -> Tensor:
     """Rows of the joined batch, by global index: out[i] = joined[wanted[i]], joined = all ranks' rows in rank order.
 

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from pipeline.config import Recipe
+from pipeline.distributed.stopwatch import watch
 from pipeline.training.optimizer import build_optimizer
 
 
@@ -48,4 +49,5 @@ def build_engine(task: nn.Module, recipe: Recipe, ds_config: dict[str, Any]) -> 
     engine, *_ = deepspeed.initialize(
         model=task, optimizer=build_optimizer(task, recipe.optimizer), config=ds_config, dist_init_required=False
     )
+    watch(deepspeed.comm.comm.cdb)
     return engine

@@ -1,10 +1,10 @@
 """The training loop: micro batches to steps, learning rate, logging, checkpoints, and a stop at a step boundary."""
 
-import hashlib
 import logging
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -12,30 +12,19 @@ from torch import Tensor
 
 from pipeline.config import Recipe
 from pipeline.data.batch import Batch
-from pipeline.distributed import collectives, process_group
+from pipeline.distributed import process_group
+from pipeline.distributed.stopwatch import STOPWATCH
 from pipeline.training import checkpoint
+from pipeline.training.agreement import agree, seed_of
 from pipeline.training.faults import FaultPolicy
 from pipeline.training.optimizer import learning_rate
 from pipeline.training.preemption import StopRequest
 from pipeline.training.task import StepPlace, Task
-from pipeline.training.telemetry import Telemetry
+from pipeline.training.telemetry import Telemetry, interval_means
+from pipeline.training.validation import Validation
 from pipeline.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
-
-
-def agree(task: Task, batches: list[Batch], recipe: Recipe, step: int, stop: bool) -> tuple[list[StepPlace], bool]:
-    """What each micro batch must know of all ranks', and whether any is to stop. One gather, one synchronisation."""
-    own = [number for b in batches for number in (task.num_scored_tokens(b), b.target.ids.shape[1])]
-    everyone = collectives.gather_integers([int(stop), *own])
-    tokens = sum(sum(row[1::2]) for row in everyone)
-    weight = len(everyone) * len(batches) / max(1, tokens)
-    places = []
-    for part in range(len(batches)):
-        longest = max(row[2 * part + 2] for row in everyone)
-        seed = seed_of(recipe.seed, step, part, "negatives")
-        places.append(StepPlace(process_group.rank(), weight, longest, seed))
-    return places, any(row[0] for row in everyone)
 
 
 def train_step(
@@ -63,18 +52,15 @@ def train_step(
     return None if skipped else totals
 
 
-def seed_of(*parts: object) -> int:
-    """A seed that is a function of its parts alone."""
-    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:7], "little")
-
-
 def _steps(batches: Iterable[Batch], accumulation: int) -> Iterator[list[Batch]]:
-    step: list[Batch] = []
-    for batch in batches:
-        step.append(batch)
-        if len(step) == accumulation:
-            yield step
-            step = []
+    """The micro batches of each step; waiting for them is measured."""
+    source = iter(batches)
+    while True:
+        with STOPWATCH.measure("data"):
+            step = list(islice(source, accumulation))
+        if len(step) < accumulation:
+            return
+        yield step
 
 
 def fit(
@@ -84,6 +70,7 @@ def fit(
     state: checkpoint.State,
     telemetry: Telemetry,
     watchdog: Watchdog,
+    validation: Validation | None = None,
 ) -> bool:
     """Train from `state.step` to the recipe's last step. Returns False when a signal stopped it early, all saved."""
     run, stop, passes = recipe.run, StopRequest(), recipe.batch.num_passes(process_group.world_size())
@@ -93,45 +80,41 @@ def fit(
     interval: list[dict[str, Tensor]] = []
     for step, parts in enumerate(_steps(batches, passes), start=state.step):
         watchdog.beat(step)
-        places, stopped = agree(task, parts, recipe, step, stop.requested)
+        places, stopped = agree(task, parts, recipe.seed, step, stop.requested)
         if stopped:
             _save(engine, recipe, state, last=True)
             log.info("stopping on a signal")
             return False
         values_of_step = train_step(engine, parts, places, recipe, step, faults)
         interval += [values_of_step] if values_of_step else []
-        done = step + 1
+        done, last = step + 1, step + 1 == run.steps
         scale = (task.loss_scale.value, task.loss_scale.good_steps)
         consumed = done * recipe.batch.global_size
         state = replace(state, step=done, consumed=consumed, skipped=faults.skipped, loss_scale=scale)
-        telemetry.advance()
-        if done % run.log_every_steps == 0 or done == run.steps:
-            values = _interval_means(interval) if interval else {}
+        telemetry.advance(places[0].step_tokens(passes))
+        if done % run.log_every_steps == 0 or last:
+            values = interval_means(interval)
             faults.remember(values.get("loss", math.nan))
             values["learning_rate"] = learning_rate(step, run.steps, recipe.optimizer)
             values["gradient_norm"] = float(engine.get_global_grad_norm() or 0.0)
             values["skipped_steps"] = faults.skipped
             telemetry.log(done, state.consumed, values, recipe.batch.global_size)
             interval = []
-        if done % run.checkpoint_every_steps == 0 or done == run.steps:
-            _save(engine, recipe, state, last=done == run.steps)
+        if validation and (done % validation.every_steps == 0 or last):
+            held_out = validation.losses(engine)
+            telemetry.log_validation(done, held_out)
+            state = replace(state, validation_loss=held_out["loss"])
+        if done % run.checkpoint_every_steps == 0 or last:
+            _save(engine, recipe, state, last)
     return True
 
 
 def _save(engine: Any, recipe: Recipe, state: checkpoint.State, last: bool) -> None:
     """Save; when that fails, go on if the recipe says so and there will be another. Raises SaveError otherwise."""
     try:
-        log.info("saved %s", checkpoint.save(engine, recipe, state, recipe.run.output))
+        with STOPWATCH.measure("checkpoint"):
+            log.info("saved %s", checkpoint.save(engine, recipe, state, recipe.run.output))
     except checkpoint.SaveError as error:
         if last or recipe.faults.save_failure == "stop":
             raise
         log.warning("%s; going on (faults.save_failure)", error)
-
-
-def _interval_means(interval: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Means over the interval's steps and over ranks (of corrupt samples, the sum). One host synchronisation."""
-    names = list(interval[0])
-    stacked = torch.stack([torch.stack([values[name].float() for name in names]) for values in interval]).mean(dim=0)
-    means = dict(zip(names, collectives.mean_over_ranks(stacked).tolist(), strict=True))
-    means["corrupt_samples"] *= len(interval) * process_group.world_size()
-    return means

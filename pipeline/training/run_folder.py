@@ -24,6 +24,7 @@ FREE_TO_CHANGE: dict[str, Any] = {
         "resume_despite", "hang_deadline_s",
     },
     "faults": True,
+    "validation": True,
     "language": {"activation_checkpointing"},
     "data": {"manifest", "num_workers"},  # of the manifest its content counts, not its place
     "batch": True,

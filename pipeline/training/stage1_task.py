@@ -62,7 +62,8 @@ class Stage1Task(nn.Module):
 
         chosen = self._draw_negatives(image_to_text_BN, text_to_image_BN, batch.image_ids_B, ids_N, place)
         pair_logits_M2, labels_M = self._match(frozen_BPI, image, text, *chosen)
-        itg = self._generate(text, query_cache) * place.token_weight
+        itg, itg_nll = self._generate(text, query_cache)
+        itg = itg * place.token_weight
         itm = matching.itm_loss(pair_logits_M2, labels_M)
         weights = self.settings
         return {
@@ -70,6 +71,7 @@ class Stage1Task(nn.Module):
             "itc_loss": itc,
             "itm_loss": itm,
             "itg_loss": itg,
+            "itg_nll": itg_nll * place.token_weight,
             "itc_accuracy": contrastive.in_batch_accuracy(image_to_text_BN, first_row),
             "itm_accuracy": matching.itm_accuracy(pair_logits_M2, labels_M),
             "temperature": temperature[0],
@@ -110,8 +112,12 @@ class Stage1Task(nn.Module):
         labels[: len(frozen_BPI)] = matching.MATCH
         return torch.cat([own_image_logits, negative_image_logits]), labels
 
-    def _generate(self, text: Tokens, query_cache: list[KeysValues]) -> Tensor:
-        """ITG's summed loss: [CLS] becomes [DEC], and the queries' keys and values are those of the ITC pass."""
+    def _generate(self, text: Tokens, query_cache: list[KeysValues]) -> tuple[Tensor, Tensor]:
+        """ITG's summed loss, with and without smoothing (the latter to look at, without gradient).
+
+        [CLS] becomes [DEC], and the queries' keys and values are those of the ITC pass.
+        """
         ids = torch.cat([torch.full_like(text.ids[:, :1], self.decode_token_id), text.ids[:, 1:]], dim=1)
         logits = self.bridge.qformer.decode_text(ids, text.is_token, query_cache)
-        return generation.itg_loss_sum(logits, ids, text.is_token, self.settings.label_smoothing)
+        smoothed = generation.itg_loss_sum(logits, ids, text.is_token, self.settings.label_smoothing)
+        return smoothed, generation.itg_loss_sum(logits.detach(), ids, text.is_token, 0.0)

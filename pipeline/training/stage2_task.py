@@ -54,4 +54,4 @@ class Stage2Task(nn.Module):
             prompts_BQH = prompts_BQH.float()  # where the gradient is as it was, an fp16 tower's way back is over
             prompts_BQH.register_hook(lambda gradient: gradient / self.loss_scale.value)
         loss = self.towers.language.loss_sum(prompts_BQH, batch.context, batch.target) * place.token_weight
-        return {"loss": loss, "language_loss": loss}
+        return {"loss": loss, "language_loss": loss, "language_nll": loss}

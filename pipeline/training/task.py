@@ -22,6 +22,11 @@ class StepPlace:
     token_weight: float
     longest_target: int
     negatives_seed: int
+    ranks: int = 1
+
+    def step_tokens(self, passes: int) -> float:
+        """Scored tokens of the whole step."""
+        return self.ranks * passes / self.token_weight
 
 
 @dataclass(frozen=True)

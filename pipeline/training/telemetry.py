@@ -1,19 +1,30 @@
 """What a run says of itself: metrics.jsonl, TensorBoard and a progress bar, from rank 0 alone."""
 
 import json
+import math
+import resource
 import sys
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from pipeline.distributed import process_group
+import torch
+from torch import Tensor
+
+from pipeline.distributed import collectives, process_group
+from pipeline.distributed.stopwatch import COMMUNICATION, STOPWATCH
+
+SHARES = ("data", COMMUNICATION, "checkpoint")  # of time, waiting for them
 
 
 class Telemetry:
-    """Writes one line an interval. On other ranks than 0 it does nothing."""
+    """One line an interval; rank 0 writes it."""
 
     def __init__(self, run_folder: Path, first_step: int, steps: int) -> None:
         self.active = process_group.rank() == 0
+        self.last_time, self.last_step, self.tokens = time.monotonic(), first_step, 0.0
+        STOPWATCH.take()  # what came before the first step
         if not self.active:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -23,7 +34,6 @@ class Telemetry:
         self._forget_steps_from(first_step)
         self.tensorboard = SummaryWriter(str(run_folder / "tensorboard"), purge_step=first_step)
         self.progress = tqdm(total=steps, initial=first_step, unit="step", disable=not sys.stderr.isatty())
-        self.last_time, self.last_step = time.monotonic(), first_step
 
     def _forget_steps_from(self, first_step: int) -> None:
         """Drop lines of steps that will be run again, and a line torn by a kill."""
@@ -36,27 +46,46 @@ class Telemetry:
         temporary.write_text("".join(kept))
         temporary.replace(self.metrics_path)
 
-    def advance(self) -> None:
+    def advance(self, tokens: float) -> None:
+        """One more step, in which all ranks scored so many tokens."""
+        self.tokens += tokens
         if self.active:
             self.progress.update()
 
     def log(self, step: int, samples: int, values: dict[str, float], global_batch_size: int) -> None:
-        """Record the values of the interval that ends with `step`."""
+        """Record the values of the interval that ends with `step`, speed, memory and where time went. Collective."""
+        now, memory_mib = time.monotonic(), max(row[0] for row in collectives.gather_integers([_peak_memory_mib()]))
+        seconds = now - self.last_time
+        spent = STOPWATCH.take()
+        shares = torch.tensor([spent.get(kind, 0.0) / seconds for kind in SHARES], device=process_group.device_name())
+        shares_of_all = collectives.mean_over_ranks(shares).tolist()
+        speed = {
+            "samples_per_s": (step - self.last_step) * global_batch_size / seconds,
+            "tokens_per_s": self.tokens / seconds,
+            "memory_mib": float(memory_mib),
+            **{f"{kind}_share": share for kind, share in zip(SHARES, shares_of_all, strict=True)},
+        }
+        self.last_time, self.last_step, self.tokens = now, step, 0.0
+        self._write({"step": step, "samples": samples, **values, **speed})
+        if self.active:
+            self.progress.set_postfix(loss=f"{values.get('loss', math.nan):.3f}")
+
+    def log_validation(self, step: int, values: dict[str, float]) -> None:
+        """Record held-out losses."""
+        self._write({"step": step, "split": "validation", **_with_perplexities(values)})
+
+    def _write(self, line: dict[str, Any]) -> None:
         if not self.active:
             return
-        now = time.monotonic()
-        rate = (step - self.last_step) * global_batch_size / (now - self.last_time)
-        self.last_time, self.last_step = now, step
-        line = {"step": step, "samples": samples, **values, "samples_per_s": rate}
         with self.metrics_path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        for name, value in line.items():
-            if name != "step":
-                self.tensorboard.add_scalar(name, value, step)
-        self.progress.set_postfix(loss=f"{values.get('loss', float('nan')):.3f}")
+        prefix = f"{line['split']}/" if "split" in line else ""
+        numbers = {name: value for name, value in line.items() if name not in ("step", "split")}
+        for name, value in numbers.items():
+            self.tensorboard.add_scalar(f"{prefix}{name}", value, line["step"])
         if self.progress.disable:
-            shown = " ".join(f"{name} {value:.4g}" for name, value in line.items())
-            print(shown, flush=True)
+            shown = " ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+            print(f"{prefix}step {line['step']} {shown}", flush=True)
 
     def __enter__(self) -> "Telemetry":
         return self
@@ -67,3 +96,34 @@ class Telemetry:
         if self.active:
             self.progress.close()
             self.tensorboard.close()
+
+
+def interval_means(interval: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Means over the interval's steps and over ranks (of corrupt samples, the sum). One host synchronisation."""
+    if not interval:
+        return {}
+    names = list(interval[0])
+    stacked = torch.stack([torch.stack([values[name].float() for name in names]) for values in interval]).mean(dim=0)
+    means = dict(zip(names, collectives.mean_over_ranks(stacked).tolist(), strict=True))
+    means["corrupt_samples"] *= len(interval) * process_group.world_size()
+    return _with_perplexities(means)
+
+
+def _with_perplexities(means: dict[str, float]) -> dict[str, float]:
+    """`NAME_nll`, a mean negative log-likelihood a token, as `NAME_perplexity`."""
+    return {
+        name.replace("_nll", "_perplexity"): math.exp(min(value, MAX_EXPONENT)) if name.endswith("_nll") else value
+        for name, value in means.items()
+    }
+
+
+MAX_EXPONENT = 50.0  # a fresh model's loss is near 10
+
+
+def _peak_memory_mib() -> int:
+    """Of the GPU since the last call, else of this process since its start."""
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return peak >> 20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10

@@ -16,7 +16,7 @@ from pipeline.config import Data, Language, Objectives, Recipe, Run, Vision
 from pipeline.data.batch import Batch
 from pipeline.distributed import collectives, process_group
 from pipeline.tokens import Tokens, pad_tokens
-from pipeline.training.loop import agree
+from pipeline.training.agreement import agree
 from pipeline.training.stage1_task import Stage1Task
 from pipeline.training.stage2_task import Stage2Task
 from tests.support.gloo_ranks import run_on_ranks
@@ -51,7 +51,7 @@ def losses_and_gradients(task: Any, batch: Batch, num_parts: int) -> tuple[dict[
     size = len(batch.image_ids_B) // ranks // num_parts
     starts = [(part * ranks + rank) * size for part in range(num_parts)]
     parts = [part_of(batch, slice(start, start + size)) for start in starts]
-    places, _ = agree(task, parts, RECIPE, 0, False)
+    places, _ = agree(task, parts, RECIPE.seed, 0, False)
     sums: dict[str, Tensor] = {}
     for part, place in zip(parts, places, strict=True):
         values = task(part, place)
@@ -149,7 +149,7 @@ def test_keys_of_the_contrastive_loss_get_no_gradient_on_any_rank() -> None:
     batch = random_batch([4, 9])
     settings = Objectives(itm_weight=0.0, itg_weight=0.0)
     task = Stage1Task(random_stage1(), nn.Identity(), settings, DECODE, "fp32")  # type: ignore[arg-type]
-    [place], _ = agree(task, [batch], RECIPE, 0, False)
+    [place], _ = agree(task, [batch], RECIPE.seed, 0, False)
     task(batch, place)["loss"].backward()
     bridge = random_stage1()
     image_BQE = bridge.embed_queries(bridge.qformer.encode_queries(bridge.project_image(batch.pixels_B3SS))[0])

@@ -1,0 +1,26 @@
+"""What ranks must know of one another before a step: tokens, lengths, and whether any is to stop."""
+
+import hashlib
+
+from pipeline.data.batch import Batch
+from pipeline.distributed import collectives, process_group
+from pipeline.training.task import StepPlace, Task
+
+
+def agree(task: Task, batches: list[Batch], seed: int, step: int, stop: bool) -> tuple[list[StepPlace], bool]:
+    """What each micro batch must know of all ranks', and whether any is to stop. One gather, one synchronisation."""
+    own = [number for b in batches for number in (task.num_scored_tokens(b), b.target.ids.shape[1])]
+    everyone = collectives.gather_integers([int(stop), *own])
+    tokens = sum(sum(row[1::2]) for row in everyone)
+    weight = len(everyone) * len(batches) / max(1, tokens)
+    places = []
+    for part in range(len(batches)):
+        longest = max(row[2 * part + 2] for row in everyone)
+        negatives = seed_of(seed, step, part, "negatives")
+        places.append(StepPlace(process_group.rank(), weight, longest, negatives, len(everyone)))
+    return places, any(row[0] for row in everyone)
+
+
+def seed_of(*parts: object) -> int:
+    """A seed that is a function of its parts alone."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:7], "little")
