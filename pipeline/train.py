@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.command_line import Parser, one_line
 from pipeline.config import Recipe, dump_recipe, for_ranks, load_recipe
-from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.distributed import process_group
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from torch import nn
 
-    from pipeline.data.batch import Batch, Collate
+    from pipeline.data.batch import Collate
+    from pipeline.data.loader import DataSource
 
 log = logging.getLogger("pipeline.train")
 # Fields that change where and how often a run writes or how fast it reads, never what it computes.
@@ -58,7 +56,7 @@ def build_parts(recipe: Recipe, device: str) -> tuple["nn.Module", "Collate"]:
     return task2, batch.collate_for_causal(tokenizer, length, recipe.language.end_text)
 
 
-def _initial_state(recipe: Recipe, manifest: Manifest) -> Any:
+def _initial_state(recipe: Recipe, manifest: "DataSource") -> Any:
     from pipeline.training.checkpoint import State
 
     # pydantic's type for nested exclusion is invariant.
@@ -66,7 +64,7 @@ def _initial_state(recipe: Recipe, manifest: Manifest) -> Any:
     return State(0, 0, recipe.seed, process_group.world_size(), manifest.digest(), settings)
 
 
-def _is_complete(recipe: Recipe, manifest: Manifest) -> bool:
+def _is_complete(recipe: Recipe, manifest: "DataSource") -> bool:
     """Whether the run folder holds the last step. Raises ValueError when it is another run's, before it is touched."""
     from pipeline.training import checkpoint
 
@@ -90,18 +88,17 @@ def _open_run_folder(recipe: Recipe, ds_config: dict[str, Any]) -> None:
     (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
 
 
-def train(recipe: Recipe, manifest: Manifest, ds_config: dict[str, Any]) -> bool:
+def train(recipe: Recipe, manifest: "DataSource", ds_config: dict[str, Any]) -> bool:
     """Build the parts, resume if this run folder holds a checkpoint, and fit. False when a signal stopped it."""
     import torch
 
-    from pipeline.data.order import MicroBatches, SampleOrder
-    from pipeline.data.stream import SampleStream
+    from pipeline.data.loader import build_loader
     from pipeline.models.precision import choose_attention_kernel
     from pipeline.training import checkpoint, loop
     from pipeline.training.engine import build_engine
     from pipeline.training.telemetry import Telemetry
 
-    rank, world_size, batch = process_group.rank(), process_group.world_size(), recipe.batch
+    rank, world_size = process_group.rank(), process_group.world_size()
     state = _initial_state(recipe, manifest)
     torch.manual_seed(recipe.seed)  # the same fresh bridge on every rank
     device = process_group.device_name()
@@ -115,19 +112,7 @@ def train(recipe: Recipe, manifest: Manifest, ds_config: dict[str, Any]) -> bool
         log.info("resuming from %s", found[-1])
     else:
         log.info("starting from %s", recipe.init_weights or "scratch")
-    order = SampleOrder(manifest, recipe.seed, recipe.data.shuffle_shards)
-    places = MicroBatches(
-        manifest.samples, batch.global_size, batch.micro_size, rank, world_size, state.step, recipe.run.steps
-    )
-    stream = SampleStream(manifest, order, recipe.data, recipe.vision.image_size_px)
-    loader: Iterable[Batch] = torch.utils.data.DataLoader(
-        stream,  # type: ignore[arg-type]  # a map over (epoch, position)
-        batch_sampler=places,  # type: ignore[arg-type]
-        collate_fn=collate,
-        num_workers=recipe.data.num_workers,
-        generator=torch.Generator(),  # else each start of a loader would draw from the stream that dropout draws from
-        pin_memory=torch.cuda.is_available(),
-    )
+    loader = build_loader(recipe, manifest, collate, rank, world_size, state.step)
     with Telemetry(recipe.run.output, state.step, recipe.run.steps) as telemetry:
         return loop.fit(engine, loader, recipe, state, telemetry)
 
@@ -153,8 +138,9 @@ def main() -> int:
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         recipe = for_ranks(load_recipe(arguments.recipe, arguments.set), process_group.world_size())
-        manifest = load_manifest(recipe.data.manifest)
-        recipe.batch.check_samples(manifest.samples)
+        from pipeline.data.loader import open_source
+
+        manifest = open_source(recipe, process_group.world_size())
         from pipeline.distributed import collectives
         from pipeline.training.engine import resolve_ds_config
 
