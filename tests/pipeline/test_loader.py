@@ -83,7 +83,9 @@ def test_an_epoch_holds_each_sample_as_often_as_it_should_but_for_the_tail(
             assert max(keys[key] for key in keys if key.startswith("human")) <= 3
             assert sum(keys[key] for key in keys if key.startswith("human")) >= 27 - samples % GLOBAL_SIZE
     drawn = [each for batch in alone for each in batch]
-    assert len(set(drawn)) == len(drawn)  # whenever a sample comes again, its crop is another
+    assert (
+        len(set(drawn)) >= len(drawn) - 2
+    )  # a sample that comes again has another crop, but for small pictures' chance
 
 
 @pytest.mark.parametrize(
