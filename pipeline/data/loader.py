@@ -20,7 +20,7 @@ DataSource = Manifest | ShardUrls
 
 
 def open_source(recipe: Recipe, world_size: int) -> DataSource:
-    """Read the manifest or expand the URLs. Raises ValueError when a run on `world_size` ranks cannot be fed from it."""
+    """Read the manifest or expand the URLs. ValueError when a run on `world_size` ranks cannot be fed from it."""
     data = recipe.data
     if data.urls:
         urls = expand_urls(data.urls)
