@@ -1,15 +1,16 @@
 """The recipe: the typed fields of one run of one stage, their defaults (the paper's values) and cross-checks."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 Precision = Literal["fp32", "bf16", "fp16"]
 FIELD_AND_VALUE = re.compile(r"\w+(\.\w+)*=.*", re.DOTALL)  # an item of --set
 Positive = Annotated[int, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
@@ -58,9 +59,15 @@ class Objectives(Section):
 
 
 class Data(Section):
-    """Where the samples come from, and how an image and a caption are drawn from one."""
+    """Where the samples come from, and how an image and a caption are drawn from one.
 
-    manifest: Path
+    Either `manifest`, or as a fallback without its promises `urls` of tars (braces expand): https:, http:, and `pipe:`
+    with a shell command. `source_weights` says how often a sample of a source occurs in an epoch (see mixture.py).
+    """
+
+    manifest: Path | None = None
+    urls: Annotated[tuple[str, ...] | None, BeforeValidator(lambda it: (it,) if isinstance(it, str) else it)] = None
+    source_weights: dict[str, Weight] | None = None  # of the shards' `source`; one that is not named weighs 1
     num_workers: Annotated[int, Field(ge=0)] = 4
     max_text_tokens: Positive = 32
     crop_scale: tuple[float, float] = (0.5, 1.0)
@@ -73,6 +80,23 @@ class Data(Section):
         if not 0 < low <= high <= 1:
             raise ValueError(f"crop_scale {self.crop_scale}: needs 0 < low <= high <= 1")
         return self
+
+    @model_validator(mode="after")
+    def _samples_come_from_one_place(self) -> "Data":
+        if (self.manifest is None) == (not self.urls):
+            raise ValueError("needs either manifest or urls; set one of them, and the other to null")
+        if self.urls and self.source_weights:
+            raise ValueError(
+                "source_weights: only a manifest says which source a shard is of; leave them out with urls"
+            )
+        return self
+
+    def check_sources(self, there: Collection[str]) -> None:
+        """Raises ValueError when a weight names a source that is not `there`."""
+        for name in self.source_weights or {}:
+            if name not in there:
+                known = ", ".join(sorted(there))
+                raise ValueError(f"data.source_weights.{name}: no shard of the manifest is of it; there are {known}")
 
 
 class Validation(Section):
@@ -108,10 +132,10 @@ class Batch(Section):
                 f"{passes} x {world_size} ranks = {product}; change one of them"
             )
 
-    def check_samples(self, samples: int) -> None:
-        """Raises ValueError when the data set is smaller than one global batch."""
+    def check_samples(self, samples: int, of: str = "the manifest") -> None:
+        """Raises ValueError when `of`, an epoch's samples, is smaller than one global batch."""
         if samples < self.global_size:
-            raise ValueError(f"batch.global_size {self.global_size}: the manifest has only {samples} samples; lower it")
+            raise ValueError(f"batch.global_size {self.global_size}: {of} has only {samples} samples; lower it")
 
 
 class Optimizer(Section):

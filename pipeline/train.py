@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.command_line import Parser, one_line
 from pipeline.config import Recipe, dump_recipe, for_ranks, load_recipe
-from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.distributed import process_group
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from pipeline.data.batch import Batch, Collate
+    from pipeline.data.batch import Collate
+    from pipeline.data.loader import DataSource
     from pipeline.training.stage1_task import Stage1Task
     from pipeline.training.stage2_task import Stage2Task
 
@@ -54,12 +52,11 @@ def build_parts(recipe: Recipe, device: str) -> tuple["Stage1Task | Stage2Task",
     return task2, batch.collate_for_causal(tokenizer, length, recipe.language.end_text)
 
 
-def train(recipe: Recipe, manifest: Manifest, ds_config: dict[str, Any]) -> bool:
+def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any]) -> bool:
     """Build the parts, resume if this run folder holds a checkpoint, and fit. False when a signal stopped it."""
     import torch
 
-    from pipeline.data.order import MicroBatches, SampleOrder
-    from pipeline.data.stream import SampleStream
+    from pipeline.data.loader import build_loader
     from pipeline.models.precision import choose_attention_kernel
     from pipeline.training import checkpoint, engine_state, loop, run_folder
     from pipeline.training.engine import build_engine
@@ -68,12 +65,12 @@ def train(recipe: Recipe, manifest: Manifest, ds_config: dict[str, Any]) -> bool
     from pipeline.training.watchdog import Watchdog
     from pipeline.weights import native
 
-    rank, world_size, batch = process_group.rank(), process_group.world_size(), recipe.batch
+    rank, world_size = process_group.rank(), process_group.world_size()
     torch.manual_seed(recipe.seed)  # the same fresh bridge on every rank
     device = process_group.device_name()
     choose_attention_kernel(device)
     task, collate = build_parts(recipe, device)
-    state, moments = run_folder.initial_state(recipe, manifest.digest(), task.towers.fingerprints()), None
+    state, moments = run_folder.initial_state(recipe, data.digest(), task.towers.fingerprints()), None
     found = checkpoint.complete_checkpoints(recipe.run.output)[-1:]
     if found:
         state = checkpoint.read_state(found[0], state, recipe.run.resume_despite)
@@ -83,19 +80,7 @@ def train(recipe: Recipe, manifest: Manifest, ds_config: dict[str, Any]) -> bool
     engine = build_engine(task, recipe, ds_config)
     engine_state.restore(engine, moments, state.step - state.skipped)
     del moments
-    order = SampleOrder(manifest, recipe.seed, recipe.data.shuffle_shards)
-    places = MicroBatches(
-        manifest.samples, batch.global_size, batch.micro_size, rank, world_size, state.step, recipe.run.steps
-    )
-    stream = SampleStream(manifest, order, recipe.data, recipe.vision.image_size_px)
-    loader: Iterable[Batch] = torch.utils.data.DataLoader(
-        stream,  # type: ignore[arg-type]  # a map over (epoch, position)
-        batch_sampler=places,  # type: ignore[arg-type]
-        collate_fn=collate,
-        num_workers=recipe.data.num_workers,
-        generator=torch.Generator(),
-        pin_memory=torch.cuda.is_available(),
-    )
+    loader = build_loader(recipe, data, collate, rank, world_size, state.step)
     validation = Validation(recipe, collate) if recipe.validation else None
     with (
         Telemetry(recipe.run.output, state.step, recipe.run.steps) as telemetry,
@@ -125,21 +110,22 @@ def main() -> int:
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         recipe = for_ranks(load_recipe(arguments.recipe, arguments.set), process_group.world_size())
-        manifest = load_manifest(recipe.data.manifest)
-        recipe.batch.check_samples(manifest.samples)
+        from pipeline.data.loader import open_source
+
+        data = open_source(recipe, process_group.world_size())
         from pipeline.training import run_folder
         from pipeline.training.engine import resolve_ds_config
 
         ds_config = resolve_ds_config(recipe, process_group.world_size())
         if rank == 0:
             print(dump_recipe(recipe))
-        if run_folder.is_complete(recipe, manifest.digest()):
+        if run_folder.is_complete(recipe, data.digest()):
             if rank == 0:
                 print(f"already complete: {recipe.run.output}")
             return 0
         process_group.initialise(even_alone=True)
         with run_folder.opened(recipe, ds_config):
-            finished = train(recipe, manifest, ds_config)
+            finished = train(recipe, data, ds_config)
     except (ValueError, OSError) as error:
         if rank == 0 or _is_of_this_rank_alone(error):
             print(f"error: {one_line(error)}", file=sys.stderr)

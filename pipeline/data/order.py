@@ -5,8 +5,10 @@ stays within a few open tars. The last `samples mod global batch` samples of an 
 (another seed or epoch leaves out others).
 """
 
+import hashlib
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,25 +16,38 @@ from numpy.typing import NDArray
 from pipeline.data.manifest import Manifest
 
 
-def _generator(*parts: object) -> np.random.Generator:
-    import hashlib
-
+def generator_of(*parts: object) -> np.random.Generator:
+    """Random numbers that depend on `parts`, printed, and on nothing else."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
 
 
+class Order(Protocol):
+    """Position in an epoch -> sample, for any epoch and position at once. Every epoch has `samples` positions."""
+
+    seed: int
+    samples: int
+
+    def locate(self, epoch: int, position: int) -> tuple[int, int]:
+        """(index of the shard in the manifest, row in that shard) of the epoch's sample at `position`."""
+
+    def occurrence(self, epoch: int, position: int) -> int:
+        """How many whole passes over its source the epoch had begun before this one: 0 the first time."""
+
+
 class SampleOrder:
-    """Position in an epoch -> (shard, row)."""
+    """The order in which every sample occurs once an epoch. An `Order`; that of a weighted epoch is in mixture.py."""
 
     def __init__(self, manifest: Manifest, seed: int, shuffle_shards: int) -> None:
         self.seed, self.shuffle_shards, self.digest = seed, shuffle_shards, manifest.digest()
         self.sizes = np.array([shard.samples for shard in manifest.shards], dtype=np.int64)
+        self.samples = manifest.samples
         self._shards_of_epoch = lru_cache(maxsize=2)(self._permute_shards)
         self._rows_of_block = lru_cache(maxsize=2)(self._permute_block)
 
     def _permute_shards(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Shards in the epoch's order, and the position at which each begins (and, last, the end)."""
-        shards = _generator(self.digest, self.seed, epoch, "shards").permutation(len(self.sizes))
+        shards = generator_of(self.digest, self.seed, epoch, "shards").permutation(len(self.sizes))
         return shards, np.concatenate([[0], np.cumsum(self.sizes[shards])])
 
     def _permute_block(self, epoch: int, block: int) -> NDArray[np.int64]:
@@ -40,7 +55,7 @@ class SampleOrder:
         _, begins = self._shards_of_epoch(epoch)
         first = block * self.shuffle_shards
         last = min(first + self.shuffle_shards, len(self.sizes))
-        return _generator(self.digest, self.seed, epoch, "block", block).permutation(begins[last] - begins[first])
+        return generator_of(self.digest, self.seed, epoch, "block", block).permutation(begins[last] - begins[first])
 
     def locate(self, epoch: int, position: int) -> tuple[int, int]:
         """(index of the shard in the manifest, row in that shard) of the epoch's sample at `position`."""
@@ -51,6 +66,9 @@ class SampleOrder:
         position = int(begin + self._rows_of_block(epoch, block)[position - begin])
         place = int(np.searchsorted(begins, position, side="right")) - 1
         return int(shards[place]), int(position - begins[place])
+
+    def occurrence(self, epoch: int, position: int) -> int:  # noqa: ARG002  # an Order's signature
+        return 0
 
 
 class MicroBatches:

@@ -1,4 +1,7 @@
-"""Samples by (epoch, position): seek in the tar, decode, crop, choose a caption; draws depend on (seed, epoch, key)."""
+"""Samples by (epoch, position): seek in the tar, decode, crop, choose a caption; draws depend on (seed, epoch, key).
+
+Where weights make a sample occur again in an epoch, its draws depend on which occurrence it is as well.
+"""
 
 import json
 import os
@@ -13,10 +16,10 @@ from torch import Tensor
 from pipeline.config import Data
 from pipeline.data.captions import clean_caption
 from pipeline.data.manifest import Manifest
-from pipeline.data.order import SampleOrder
+from pipeline.data.order import Order
 from pipeline.data.transforms import decode, random_resized_crop
 
-MAX_OPEN_TARS = 32
+MAX_OPEN_TARS = 128  # more than a block of shuffle_shards has, or each sample opens its tar anew
 MAX_CORRUPT_IN_A_ROW = 64
 
 
@@ -35,6 +38,26 @@ class Sample:
     corrupt: int
 
 
+def read_record(text: bytes) -> tuple[str, list[str]]:
+    """Key and captions of a sample's JSON. Raises ValueError when they are not there."""
+    content = json.loads(text)
+    if not isinstance(content, dict) or not isinstance(content.get("key"), str):
+        raise ValueError("no key")
+    captions = content.get("captions")
+    if not isinstance(captions, list) or not captions:
+        raise ValueError("no captions")
+    return content["key"], [str(caption) for caption in captions]
+
+
+def draw_sample(
+    key: str, pixels_3HW: Tensor, captions: list[str], corrupt: int, rng: random.Random, settings: Data, size_px: int
+) -> Sample:
+    """Choose one of the captions and a crop, both from `rng`."""
+    caption = clean_caption(rng.choice(captions))
+    pixels_3SS = random_resized_crop(pixels_3HW, size_px, settings.crop_scale, settings.horizontal_flip, rng)
+    return Sample(key, pixels_3SS, caption, rng, corrupt)
+
+
 class SampleStream:
     """A map-style data set over (epoch, position).
 
@@ -42,7 +65,7 @@ class SampleStream:
     counted: which sample stands in depends on the files alone, so no two ranks can disagree.
     """
 
-    def __init__(self, manifest: Manifest, order: SampleOrder, settings: Data, image_size_px: int) -> None:
+    def __init__(self, manifest: Manifest, order: Order, settings: Data, image_size_px: int) -> None:
         self.manifest, self.order, self.settings, self.image_size_px = manifest, order, settings, image_size_px
         self._offsets = lru_cache(maxsize=MAX_OPEN_TARS)(self._read_offsets)
         self._files: dict[int, int] = {}
@@ -65,17 +88,15 @@ class SampleStream:
         picture, text = os.pread(file, jpg_bytes, jpg_offset), os.pread(file, json_bytes, json_offset)
         if len(picture) != jpg_bytes or len(text) != json_bytes:
             raise ValueError(f"{self.manifest.shards[shard].path}: ends before row {row}")
-        content = json.loads(text)
-        if not isinstance(content, dict) or not isinstance(content.get("key"), str):
-            raise ValueError(f"{self.manifest.shards[shard].path}: row {row} has no key")
-        captions = content.get("captions")
-        if not isinstance(captions, list) or not captions:
-            raise ValueError(f"{self.manifest.shards[shard].path}: row {row} has no captions")
-        return picture, content["key"], [str(caption) for caption in captions]
+        try:
+            return picture, *read_record(text)
+        except ValueError as error:
+            raise ValueError(f"{self.manifest.shards[shard].path}: row {row}: {error}") from error
 
     def __getitem__(self, place: tuple[int, int]) -> Sample:
         epoch, position = place
         shard, row = self.order.locate(epoch, position)
+        occurrence = self.order.occurrence(epoch, position)
         rows = self.manifest.shards[shard].samples
         tries = min(rows, MAX_CORRUPT_IN_A_ROW)
         fault: Exception | None = None
@@ -86,9 +107,8 @@ class SampleStream:
             except (OSError, ValueError) as error:
                 fault = error
                 continue
-            rng = random.Random(f"{self.order.seed}/{epoch}/{key}")
-            caption = clean_caption(rng.choice(captions))
-            scale, flip = self.settings.crop_scale, self.settings.horizontal_flip
-            return Sample(key, random_resized_crop(pixels, self.image_size_px, scale, flip, rng), caption, rng, corrupt)
+            again = f"/{occurrence}" if occurrence else ""
+            rng = random.Random(f"{self.order.seed}/{epoch}/{key}{again}")
+            return draw_sample(key, pixels, captions, corrupt, rng, self.settings, self.image_size_px)
         path = self.manifest.shard_path(self.manifest.shards[shard])
         raise UnreadableShardError(f"shard {path}: no readable sample in {tries} rows from row {row} on ({fault})")

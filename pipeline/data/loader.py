@@ -1,0 +1,69 @@
+"""From a recipe's data section to batches: a manifest's samples by seeking, or those of URLs by streaming."""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from pipeline.config import Recipe
+from pipeline.data.batch import Batch, Collate
+from pipeline.data.manifest import Manifest, load_manifest
+from pipeline.data.mixture import build_order
+from pipeline.data.order import MicroBatches
+from pipeline.data.stream import SampleStream
+from pipeline.data.streaming import CANNOT_PROMISE, ShardUrls, StreamedSamples, expand_urls
+
+log = logging.getLogger(__name__)
+DataSource = Manifest | ShardUrls
+
+
+def open_source(recipe: Recipe, world_size: int) -> DataSource:
+    """Read the manifest or expand the URLs. ValueError when a run on `world_size` ranks cannot be fed from it."""
+    data = recipe.data
+    if data.urls:
+        urls = expand_urls(data.urls)
+        urls.check_readers(world_size, data.num_workers)
+        return urls
+    assert data.manifest is not None, "Data takes one of the two"
+    manifest = load_manifest(data.manifest)
+    samples = build_order(manifest, data, recipe.seed).samples
+    of = "an epoch with these source_weights" if data.source_weights else "the manifest"
+    recipe.batch.check_samples(samples, of)
+    return manifest
+
+
+def build_loader(
+    recipe: Recipe, source: DataSource, collate: Collate, rank: int, world_size: int, first_step: int
+) -> Iterable[Batch]:
+    """This rank's micro batches from step `first_step` to the recipe's last; every rank has as many.
+
+    Rank 0 logs what an epoch is, and of URLs what they cannot promise.
+    """
+    data, batch, steps = recipe.data, recipe.batch, recipe.run.steps
+    settings: dict[str, Any] = {
+        "collate_fn": collate,
+        "num_workers": data.num_workers,
+        "generator": torch.Generator(),  # else each loader's start would draw from the stream that dropout draws from
+        "pin_memory": torch.cuda.is_available(),
+    }
+    size_px = recipe.vision.image_size_px
+    if isinstance(source, ShardUrls):
+        if rank == 0:
+            log.info("%d shards, %d steps; %s", len(source.urls), steps, CANNOT_PROMISE)
+        num_batches = (steps - first_step) * batch.num_passes(world_size)
+        streamed = StreamedSamples(
+            source, data, size_px, recipe.seed, rank, world_size, first_step, num_batches, batch.micro_size
+        )
+        return DataLoader(streamed, batch_size=batch.micro_size, **settings)
+    order = build_order(source, data, recipe.seed)
+    if rank == 0:
+        per_epoch, left_out = divmod(order.samples, batch.global_size)
+        log.info(
+            "%d samples in %d shards; an epoch has %d in %d steps and leaves out %d; %d steps are %.2f epochs",
+            *(source.samples, len(source.shards), order.samples, per_epoch, left_out, steps, steps / per_epoch),
+        )
+    places = MicroBatches(order.samples, batch.global_size, batch.micro_size, rank, world_size, first_step, steps)
+    stream: Any = SampleStream(source, order, data, size_px)  # a map over (epoch, position)
+    return DataLoader(stream, batch_sampler=places, **settings)  # type: ignore[arg-type]

@@ -1,0 +1,247 @@
+"""Shards from HTTP(S) URLs and `pipe:` commands, read from begin to end through webdataset: where there is no manifest.
+
+Each worker of each rank passes endlessly over shards of its own, in an order that is drawn anew for each pass, through
+a buffer of `SHUFFLE_SAMPLES`. A tar is not compressed and holds `KEY.jpg` and either `KEY.json` with `key` and
+`captions`, as data_prep writes, or `KEY.txt`. What the seeking stream promises and this cannot, a run says when it
+starts (`CANNOT_PROMISE`). A `pipe:` command is run by the shell: it comes from the recipe, never from a manifest.
+
+This is the one module that knows webdataset, of which it uses the reading of tars, the grouping of their members into
+samples, and the shuffle buffer. It opens URLs itself: webdataset would call `curl` through a shell with the URL in it.
+"""
+
+import hashlib
+import http.client
+import logging
+import random
+import signal
+import subprocess
+import tarfile
+import time
+import urllib.request
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import count, islice
+from os import killpg
+from typing import IO, Any
+
+from torch.utils.data import IterableDataset, get_worker_info
+
+from pipeline.config import Data
+from pipeline.data.stream import MAX_CORRUPT_IN_A_ROW, Sample, UnreadableShardError, draw_sample, read_record
+from pipeline.data.transforms import decode
+
+log = logging.getLogger(__name__)
+SCHEMES = ("https://", "http://", "pipe:")
+TRIES = 4
+BACK_OFF_S = 1.0  # before the second try; twice as long before each one after
+TIMEOUT_S = 60.0  # of a connection that says nothing
+SHUFFLE_SAMPLES = 1000  # a worker; still encoded: about 100 MB
+CANNOT_PROMISE = (
+    "streaming from data.urls, without a manifest: the order of samples depends on the numbers of ranks and workers; "
+    "a resume begins a new pass over the shards instead of going on where it stopped; how many samples there are is "
+    "unknown, so run.steps alone says when the run ends and no epoch is exact; each rank passes over its own shards, "
+    "so that samples of ranks with fewer come more often"
+)
+_FAULTS = (OSError, http.client.HTTPException, tarfile.TarError, EOFError, zlib.error)
+
+
+@dataclass(frozen=True)
+class ShardUrls:
+    """The shards of a streamed data set, braces expanded."""
+
+    urls: tuple[str, ...]
+
+    def digest(self) -> str:
+        """sha256 over the URLs: all that is known of the data."""
+        return hashlib.sha256("\n".join(self.urls).encode()).hexdigest()
+
+    def check_readers(self, world_size: int, num_workers: int) -> None:
+        """Raises ValueError when a worker of a rank would have no shard."""
+        readers = world_size * max(1, num_workers)
+        if len(self.urls) < readers:
+            raise ValueError(
+                f"data.urls: {len(self.urls)} shards are too few for {world_size} ranks x {max(1, num_workers)} "
+                f"workers = {readers} readers; lower data.num_workers"
+            )
+
+
+def expand_urls(patterns: Sequence[str]) -> ShardUrls:
+    """Expand the braces of each pattern. Raises ValueError naming a pattern that cannot be a URL, or comes twice."""
+    from braceexpand import braceexpand
+
+    urls: list[str] = []
+    for pattern in patterns:
+        if not pattern.startswith(SCHEMES):
+            raise ValueError(
+                f"data.urls {pattern}: begins with none of {', '.join(SCHEMES)}; local shards are read by data.manifest"
+            )
+        try:
+            urls += braceexpand(pattern)
+        except ValueError as error:
+            raise ValueError(f"data.urls {pattern}: {error}") from error
+    if len(set(urls)) < len(urls):
+        twice = next(url for url in urls if urls.count(url) > 1)
+        raise ValueError(f"data.urls {twice}: comes twice")
+    return ShardUrls(tuple(urls))
+
+
+class _Tar:
+    """A stream that is read once: how many bytes went through, and the last of them."""
+
+    def __init__(self, url: str, stream: IO[bytes] | http.client.HTTPResponse) -> None:
+        self.url, self.stream, self.bytes, self.end = url, stream, 0, b""
+
+    def read(self, size: int) -> bytes:
+        content = self.stream.read(size)
+        self.bytes += len(content)
+        self.end = (self.end + content)[-1024:]
+        return content
+
+    def __str__(self) -> str:  # webdataset puts it into its messages
+        return self.url
+
+    def finish(self) -> bool:
+        """Read what the tar's reader left. Raises OSError when the tar has no end; False when it has other content."""
+        only_zeros = True
+        while content := self.read(1 << 20):
+            only_zeros &= not content.strip(b"\0")
+        if self.end != bytes(1024):
+            raise OSError(f"stops after {self.bytes} bytes, before the tar's end")
+        return only_zeros
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[_Tar]:
+    """The content of a URL or the output of a `pipe:` command. Raises OSError when it fails or stops too soon."""
+    if not url.startswith("pipe:"):
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
+            yield _Tar(url, answer)
+        return
+    command = url.removeprefix("pipe:")
+    with subprocess.Popen(
+        command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, process_group=0
+    ) as process:
+        assert process.stdout is not None
+        try:
+            tar = _Tar(url, process.stdout)
+            yield tar
+            if status := process.wait():
+                raise OSError(f"the command ended with status {status}")
+        except _FAULTS as error:  # a command that fails leaves half a tar: its status says more
+            with suppress(subprocess.TimeoutExpired):
+                if status := process.wait(timeout=1.0):
+                    raise OSError(f"the command ended with status {status}") from error
+            raise
+        finally:
+            if process.poll() is None:  # the reader left early: end the shell and all that it started
+                killpg(process.pid, signal.SIGKILL)
+
+
+class StreamedSamples(IterableDataset[Sample]):
+    """This rank's samples for `num_batches` micro batches of `batch_size`: every rank has as many, whatever it reads.
+
+    With W workers, worker w makes micro batches w, w + W, ..., as torch's DataLoader takes them. Draws depend on (seed,
+    first step, pass, key). A sample that cannot be read is passed over and counted in the next one.
+    """
+
+    def __init__(
+        self, urls: ShardUrls, settings: Data, image_size_px: int, seed: int, rank: int, world_size: int,
+        first_step: int, num_batches: int, batch_size: int,
+    ) -> None:  # fmt: skip
+        self.settings, self.image_size_px, self.rank, self.world_size = settings, image_size_px, rank, world_size
+        self.num_batches, self.batch_size = num_batches, batch_size
+        self.seed = f"{urls.digest()}/{seed}/{first_step}"
+        self.urls = list(urls.urls)
+        random.Random(f"{self.seed}/shards").shuffle(self.urls)
+
+    def __iter__(self) -> Iterator[Sample]:
+        info = get_worker_info()
+        worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
+        reader = self.rank * num_workers + worker
+        own = self.urls[reader :: self.world_size * num_workers]
+        num_batches = len(range(worker, self.num_batches, num_workers))
+        return islice(self._endless(own), num_batches * self.batch_size)
+
+    def _endless(self, urls: list[str]) -> Iterator[Sample]:
+        corrupt, fault = 0, ValueError("no sample in them")
+        for number in count():
+            found = False
+            for raw in _one_pass(urls, f"{self.seed}/{number}"):
+                try:
+                    sample = self._sample(raw, number, corrupt)
+                except ValueError as error:
+                    corrupt, fault = corrupt + 1, error
+                    if corrupt == MAX_CORRUPT_IN_A_ROW:
+                        raise UnreadableShardError(
+                            f"data.urls {raw['__url__']}: no readable sample among {corrupt} in a row ({error})"
+                        ) from error
+                else:
+                    corrupt, found = 0, True
+                    yield sample
+            if not found:
+                raise UnreadableShardError(
+                    f"data.urls {urls[0]} and {len(urls) - 1} more: no readable sample ({fault})"
+                )
+
+    def _sample(self, raw: dict[str, Any], number: int, corrupt: int) -> Sample:
+        if "fault" in raw:
+            raise ValueError(raw["fault"])
+        if "jpg" not in raw:
+            raise ValueError(f"{raw['__key__']}: no jpg")
+        try:
+            key, captions = read_record(raw.get("json", b"{}"))
+        except ValueError:
+            if "txt" not in raw:
+                raise
+            key, captions = f"{raw['__url__']}/{raw['__key__']}", [raw["txt"].decode()]
+        rng = random.Random(f"{self.seed}/{number}/{key}")
+        return draw_sample(key, decode(raw["jpg"]), captions, corrupt, rng, self.settings, self.image_size_px)
+
+
+def _one_pass(urls: Sequence[str], seed: str) -> Iterator[dict[str, Any]]:
+    """Every sample of the shards once, shards and samples in an order drawn from `seed`."""
+    from webdataset.filters import shuffle
+
+    rng = random.Random(seed)
+    shards = rng.sample(urls, len(urls))
+    mixed = shuffle(SHUFFLE_SAMPLES, initial=SHUFFLE_SAMPLES // 2, rng=rng)
+    yield from mixed(sample for url in shards for sample in _patiently(url))
+
+
+def _patiently(url: str) -> Iterator[dict[str, Any]]:
+    """The samples of one shard. One that fails is opened again, up to `TRIES` times, and what was read passed over."""
+    given = 0
+    for tries in range(1, TRIES + 1):
+        try:
+            for sample in islice(_members(url), given, None):
+                given += 1
+                yield sample
+            return
+        except _FAULTS as error:
+            reason = f"{type(error).__name__}: {error.args[0] if error.args else error}"
+            if tries == TRIES:
+                raise UnreadableShardError(f"data.urls {url}: failed {TRIES} times, last with {reason}") from error
+            wait_s = BACK_OFF_S * 2 ** (tries - 1)
+            log.warning("%s: %s after %d samples; again in %g s", url, reason, given, wait_s)
+            time.sleep(wait_s)
+
+
+def _members(url: str) -> Iterator[dict[str, Any]]:
+    """A shard's samples: endings to contents, with `__key__` and `__url__`. A damaged part is one with a `fault`."""
+    from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+    faults: list[Exception] = []
+
+    def note(error: Exception) -> bool:
+        faults.append(error)
+        return True
+
+    with _opened(url) as tar:
+        files = (file | {"__url__": url} for file in tar_file_iterator(tar))
+        yield from group_by_keys(files, handler=note)
+        for error in faults:
+            yield {"__url__": url, "fault": f"{url}: {error.args[0]}"}
+        if not tar.finish():
+            yield {"__url__": url, "fault": f"{url}: damaged before byte {tar.bytes}; the rest of it is not read"}
