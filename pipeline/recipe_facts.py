@@ -9,7 +9,7 @@ from pipeline.config import Recipe, for_ranks, load_recipe
 
 
 def field_value(recipe: Recipe, name: str) -> str:
-    """The value of a dotted field, as one line; nothing for one that is not set. Raises ValueError without the field."""
+    """The value of a dotted field; nothing for one that is not set. Raises ValueError when there is no such field."""
     value: object = recipe.model_dump(mode="json")
     for part in name.split("."):
         if not isinstance(value, dict) or part not in value:

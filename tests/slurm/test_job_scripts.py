@@ -1,4 +1,4 @@
-"""What `slurm/train.sbatch` makes of a run's end, of a shape and of mistakes; the program it starts is a short script."""
+"""What `slurm/train.sbatch` makes of a run's end, a shape and mistakes; a short script stands in for training."""
 
 import subprocess
 from pathlib import Path
