@@ -15,14 +15,19 @@ SHAPE = ["--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1"]
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A BLIP2_HOME whose python runs `training` in a rank and says `2` nodes when it is asked what a recipe can use."""
+    """A BLIP2_HOME whose python runs `training` in a rank, and says of any recipe that it can use two nodes.
+
+    Stage 1's recipe writes to `one`, from which stage 2's starts.
+    """
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(
         f'#!/bin/bash\ncd {tmp_path}\necho "$@" >>asked\n'
-        'if [ "$2" = pipeline.recipe_facts ]; then echo 2; else . ./training; fi\n'
+        'case "$*" in *recipe_facts*stage2*run.output) echo two ;; *recipe_facts*--field*) echo one ;;\n'
+        "*recipe_facts*) echo 2 ;; *) . ./training ;; esac\n"
     )
     python.chmod(0o755)
+    (tmp_path / "slurm").symlink_to(ROOT / "slurm")
     return tmp_path
 
 
@@ -43,11 +48,12 @@ def start_of(home: Path, job: str, restarts: int) -> Path:
 
 
 def test_every_rank_knows_the_others_and_writes_its_own_log(cluster: Cluster, home: Path) -> None:
+    """On the two of three nodes that the recipe can use."""
     training = 'echo "$SLURM_PROCID $SLURM_LOCALID $(hostname) $MASTER_ADDR $MASTER_PORT $OMP_NUM_THREADS: $*"\n'
-    job = submit(cluster, home, [], ["recipe.yaml", "seed=3", "run.output=runs/a b"], training)
+    job = submit(cluster, home, ["--nodes=3"], ["recipe.yaml", "seed=3", "run.output=runs/a b"], training)
     facts = cluster.wait_until_ended(job)
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "0"), output_of(home, job)
-    first, second = cluster.answer("scontrol", "show", "hostnames", facts["NodeList"]).split()
+    first, second, _ = cluster.answer("scontrol", "show", "hostnames", facts["NodeList"]).split()
     port = 29500 + int(job) % 1000
     for rank, (local, host) in enumerate([("0", first), ("1", first), ("0", second), ("1", second)]):
         log = (start_of(home, job, 0) / f"rank_{rank}.log").read_text()
@@ -112,6 +118,28 @@ def test_tasks_of_an_array_edit_the_recipe_with_their_number(cluster: Cluster, h
         }
 
 
+def test_when_a_job_of_a_chain_fails_those_after_it_are_cancelled(cluster: Cluster, home: Path) -> None:
+    (home / "training").write_text("exit 1\n")
+    small = "--nodes=2 --ntasks-per-node=1 --cpus-per-task=1"
+    command = [
+        str(home / "slurm" / "chain"),
+        "-1",
+        small,
+        "-2",
+        small,
+        "stage1.yaml",
+        "stage2.yaml",
+        "vqa",
+        "data",
+        "out",
+    ]
+    done = cluster.run([*command, "data.manifest=m"], LOADED | {"BLIP2_HOME": str(home)}, cwd=home)
+    assert done.returncode == 0, done.stderr
+    jobs = dict(line.split() for line in done.stdout.splitlines())
+    states = {name: cluster.wait_until_ended(jobs[name])["JobState"] for name in ("stage1", "stage2", "eval")}
+    assert states == {"stage1": "FAILED", "stage2": "CANCELLED", "eval": "CANCELLED"}
+
+
 def one_line_of(script: list[str], **variables: str) -> str:
     done = subprocess.run(
         ["bash", *script],
@@ -136,6 +164,22 @@ def test_a_job_script_says_in_one_line_what_it_lacks(script: str) -> None:
     assert "BLIP2_HOME /nowhere" in one_line_of(path, **loaded)
     missing = "names no recipe" if script == "train" else "names no weights"
     assert missing in one_line_of(path, **loaded | {"BLIP2_HOME": home})
+
+
+def test_a_chain_whose_stages_do_not_fit_is_refused_before_a_job_is_submitted(tmp_path: Path) -> None:
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text("#!/bin/bash\ntouch submitted\n")
+    sbatch.chmod(0o755)
+    chain, loaded = ["slurm/chain"], {"PATH": f"{tmp_path}:/usr/bin:/bin", "BLIP2_HOME": str(ROOT), "MASTER_PORT": "1"}
+    assert "names no task" in one_line_of([*chain, "a.yaml", "b.yaml"], **loaded)
+    assert "-1 OPTIONS" in one_line_of([*chain, "-x"], **loaded)
+    rest = ["pipeline/recipes/stage2_vitl_opt2.7b.yaml", "vqa", "data", "out"]
+    assert "BLIP2_HOME is not set" in one_line_of([*chain, "a.yaml", *rest])
+    assert "recipe gone.yaml: no such file" in one_line_of([*chain, "gone.yaml", *rest], **loaded)
+    edits = ["data.manifest=m", "batch.global_size=1920"]
+    line = one_line_of([*chain, "pipeline/recipes/stage1_vitg.yaml", *rest, *edits], **loaded)
+    assert "init_weights is 'runs/stage1_vitl', stage 1's run.output 'runs/stage1_vitg'" in line
+    assert not (ROOT / "submitted").exists()
 
 
 def test_training_refuses_a_missing_recipe_and_tasks_that_do_not_match_gpus() -> None:
