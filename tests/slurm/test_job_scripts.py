@@ -64,7 +64,7 @@ def test_every_rank_knows_the_others_and_writes_its_own_log(cluster: Cluster, ho
 @pytest.mark.parametrize("end", ["exit 75", "kill -USR1 $$", "kill -TERM $$"])
 def test_stopped_by_a_signal_a_job_is_requeued_and_ends_well(cluster: Cluster, home: Path, end: str) -> None:
     """Also when the signal came before training could answer it, and when one rank takes its time to leave."""
-    training = f"[ -e stopped$SLURM_PROCID ] && exit 0\ntouch stopped$SLURM_PROCID\nsleep $SLURM_PROCID\n{end}\n"
+    training = f"[ -e stopped$SLURM_PROCID ] && exit 0\nsleep $SLURM_PROCID\ntouch stopped$SLURM_PROCID\n{end}\n"
     job = submit(cluster, home, [], ["recipe.yaml"], training)
     facts = cluster.wait_until_ended(job)
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), output_of(home, job)

@@ -127,6 +127,7 @@ def test_stage_1_survives_a_signal_its_time_limit_and_a_nodes_death_to_the_bit(c
 
     facts = cluster.wait_until_ended(job)
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "3"), facts
+    # On four nodes again, the fifth in the dead one's place: the weights are those of the same number of ranks.
     assert victim not in cluster.answer("scontrol", "show", "hostnames", facts["NodeList"]).split()
     facts = cluster.wait_until_ended(undisturbed)
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "0"), (chain.folder / "undisturbed.out").read_text()
