@@ -1,0 +1,190 @@
+"""What `slurm/train.sbatch` makes of a run's end, a shape and mistakes; a short script stands in for training."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.slurm_cluster import Cluster
+
+ROOT = Path(__file__).parents[2]
+RECIPE = "pipeline/recipes/stage2_vitg_opt2.7b.yaml"
+LOADED = {"MASTER_PORT": "29500"}
+SHAPE = ["--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1"]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A BLIP2_HOME whose python runs `training` in a rank, and says of any recipe that it can use two nodes.
+
+    Stage 1's recipe writes to `one`, from which stage 2's starts.
+    """
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        f'#!/bin/bash\ncd {tmp_path}\necho "$@" >>asked\n'
+        'case "$*" in *recipe_facts*stage2*run.output) echo two ;; *recipe_facts*--field*) echo one ;;\n'
+        "*recipe_facts*) echo 2 ;; *) . ./training ;; esac\n"
+    )
+    python.chmod(0o755)
+    (tmp_path / "slurm").symlink_to(ROOT / "slurm")
+    return tmp_path
+
+
+def submit(cluster: Cluster, home: Path, options: list[str], arguments: list[str], training: str) -> str:
+    (home / "training").write_text(training)
+    command = ["sbatch", "--parsable", *SHAPE, *options, str(ROOT / "slurm" / "train.sbatch"), *arguments]
+    done = cluster.run(command, LOADED | {"BLIP2_HOME": str(home)}, cwd=home)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def output_of(home: Path, job: str) -> str:
+    return (home / f"blip2-train-{job}.out").read_text()
+
+
+def start_of(home: Path, job: str, restarts: int) -> Path:
+    return home / "runs" / "slurm" / f"blip2-train-{job}" / f"start_{restarts}"
+
+
+def test_every_rank_knows_the_others_and_writes_its_own_log(cluster: Cluster, home: Path) -> None:
+    """On the two of three nodes that the recipe can use."""
+    training = 'echo "$SLURM_PROCID $SLURM_LOCALID $(hostname) $MASTER_ADDR $MASTER_PORT $OMP_NUM_THREADS: $*"\n'
+    job = submit(cluster, home, ["--nodes=3"], ["recipe.yaml", "seed=3", "run.output=runs/a b"], training)
+    facts = cluster.wait_until_ended(job)
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "0"), output_of(home, job)
+    first, second, _ = cluster.answer("scontrol", "show", "hostnames", facts["NodeList"]).split()
+    port = 29500 + int(job) % 1000
+    for rank, (local, host) in enumerate([("0", first), ("1", first), ("0", second), ("1", second)]):
+        log = (start_of(home, job, 0) / f"rank_{rank}.log").read_text()
+        wanted = f"{rank} {local} {host} {first} {port} 1: "
+        assert log == wanted + "-u -m pipeline.train --recipe recipe.yaml --set seed=3 run.output=runs/a b\n"
+
+
+@pytest.mark.parametrize("end", ["exit 75", "kill -USR1 $$", "kill -TERM $$"])
+def test_stopped_by_a_signal_a_job_is_requeued_and_ends_well(cluster: Cluster, home: Path, end: str) -> None:
+    """Also when the signal came before training could answer it, and when one rank takes its time to leave."""
+    training = f"[ -e stopped$SLURM_PROCID ] && exit 0\nsleep $SLURM_PROCID\ntouch stopped$SLURM_PROCID\n{end}\n"
+    job = submit(cluster, home, [], ["recipe.yaml"], training)
+    facts = cluster.wait_until_ended(job)
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), output_of(home, job)
+    assert len(list(home.glob("stopped*"))) == 4  # every rank got to its end
+    assert all((start_of(home, job, start) / "rank_3.log").exists() for start in (0, 1))
+    assert "requeued" in output_of(home, job)
+    asked = (home / "asked").read_text().splitlines()
+    questions = [line for line in asked if "pipeline.recipe_facts" in line]
+    assert [("--or-fewer" in line, "--nodes 2" in line) for line in questions] == [(False, True), (True, True)]
+
+
+def test_a_run_that_fails_is_not_requeued_and_its_error_stands_in_the_jobs_output(cluster: Cluster, home: Path) -> None:
+    job = submit(cluster, home, [], ["recipe.yaml"], 'echo "error: batch: wrong" >&2\nexit 1\n')
+    facts = cluster.wait_until_ended(job)
+    assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("FAILED", "1:0", "0")
+    assert output_of(home, job).splitlines().count("error: batch: wrong") == 1
+
+
+def test_cancelled_is_cancelled_though_the_ranks_save_first(cluster: Cluster, home: Path) -> None:
+    training = "trap 'touch saved$SLURM_PROCID; exit 75' TERM\ntouch up$SLURM_PROCID\nwhile :; do sleep 0.1; done\n"
+    job = submit(cluster, home, [], ["recipe.yaml"], training)
+    cluster.wait_for(job, lambda _: len(list(home.glob("up*"))) == 4)
+    cluster.answer("scancel", job)
+    cluster.wait_for(job, lambda _: len(list(home.glob("saved*"))) == 4, 20)
+    facts = cluster.wait_for(job, lambda facts: facts["JobState"] != "COMPLETING", 20)
+    assert (facts["JobState"], facts["Restarts"]) == ("CANCELLED", "0")
+
+
+def test_preempted_a_job_saves_in_its_grace_and_is_requeued(cluster: Cluster, home: Path) -> None:
+    training = (
+        "[ -e saved$SLURM_PROCID ] && exit 0\n"
+        "trap 'touch saved$SLURM_PROCID; exit 75' TERM\ntouch up$SLURM_PROCID\nwhile :; do sleep 0.1; done\n"
+    )
+    job = submit(cluster, home, ["--partition=spare", "--exclusive"], ["recipe.yaml"], training)
+    cluster.wait_for(job, lambda _: len(list(home.glob("up*"))) == 4)
+    nodes = cluster.facts(job)["NodeList"]
+    urgent = ["--nodes=2", f"--nodelist={nodes}", "--exclusive", "--output=/dev/null", "--wrap=sleep 2"]
+    cluster.answer("sbatch", *urgent)
+    facts = cluster.wait_until_ended(job)
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), output_of(home, job)
+
+
+def test_tasks_of_an_array_edit_the_recipe_with_their_number(cluster: Cluster, home: Path) -> None:
+    training = 'echo "$*" >>said$SLURM_ARRAY_TASK_ID\n'
+    job = submit(cluster, home, ["--array=3,5", "--ntasks-per-node=1"], ["r.yaml", "run.output=runs/seed%a"], training)
+    for task in ("3", "5"):
+        facts = cluster.wait_until_ended(f"{job}_{task}")
+        assert facts["JobState"] == "COMPLETED"
+        assert set((home / f"said{task}").read_text().splitlines()) == {
+            f"-u -m pipeline.train --recipe r.yaml --set run.output=runs/seed{task}"
+        }
+
+
+def test_when_a_job_of_a_chain_fails_those_after_it_are_cancelled(cluster: Cluster, home: Path) -> None:
+    (home / "training").write_text("exit 1\n")
+    small = "--nodes=2 --ntasks-per-node=1 --cpus-per-task=1"
+    command = [
+        str(home / "slurm" / "chain"),
+        "-1",
+        small,
+        "-2",
+        small,
+        "stage1.yaml",
+        "stage2.yaml",
+        "vqa",
+        "data",
+        "out",
+    ]
+    done = cluster.run([*command, "data.manifest=m"], LOADED | {"BLIP2_HOME": str(home)}, cwd=home)
+    assert done.returncode == 0, done.stderr
+    jobs = dict(line.split() for line in done.stdout.splitlines())
+    states = {name: cluster.wait_until_ended(jobs[name])["JobState"] for name in ("stage1", "stage2", "eval")}
+    assert states == {"stage1": "FAILED", "stage2": "CANCELLED", "eval": "CANCELLED"}
+
+
+def one_line_of(script: list[str], **variables: str) -> str:
+    done = subprocess.run(
+        ["bash", *script],
+        check=False,
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", **variables},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode not in {0, 75} and done.stdout == ""
+    [line] = done.stderr.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("script", ["train", "eval"])
+def test_a_job_script_says_in_one_line_what_it_lacks(script: str) -> None:
+    path, home = [f"slurm/{script}.sbatch"], str(ROOT)
+    assert "runs under SLURM only" in one_line_of(path)
+    assert "BLIP2_HOME is not set" in one_line_of(path, SLURM_JOB_ID="1")
+    assert "MASTER_PORT is not set" in one_line_of(path, SLURM_JOB_ID="1", BLIP2_HOME=home)
+    loaded = {"SLURM_JOB_ID": "1", "BLIP2_HOME": "/nowhere", "MASTER_PORT": "1"}
+    assert "BLIP2_HOME /nowhere" in one_line_of(path, **loaded)
+    missing = "names no recipe" if script == "train" else "names no weights"
+    assert missing in one_line_of(path, **loaded | {"BLIP2_HOME": home})
+
+
+def test_a_chain_whose_stages_do_not_fit_is_refused_before_a_job_is_submitted(tmp_path: Path) -> None:
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text("#!/bin/bash\ntouch submitted\n")
+    sbatch.chmod(0o755)
+    chain, loaded = ["slurm/chain"], {"PATH": f"{tmp_path}:/usr/bin:/bin", "BLIP2_HOME": str(ROOT), "MASTER_PORT": "1"}
+    assert "names no task" in one_line_of([*chain, "a.yaml", "b.yaml"], **loaded)
+    assert "-1 OPTIONS" in one_line_of([*chain, "-x"], **loaded)
+    rest = ["pipeline/recipes/stage2_vitl_opt2.7b.yaml", "vqa", "data", "out"]
+    assert "BLIP2_HOME is not set" in one_line_of([*chain, "a.yaml", *rest])
+    assert "recipe gone.yaml: no such file" in one_line_of([*chain, "gone.yaml", *rest], **loaded)
+    edits = ["data.manifest=m", "batch.global_size=1920"]
+    line = one_line_of([*chain, "pipeline/recipes/stage1_vitg.yaml", *rest, *edits], **loaded)
+    assert "init_weights is 'runs/stage1_vitl', stage 1's run.output 'runs/stage1_vitg'" in line
+    assert not (ROOT / "submitted").exists()
+
+
+def test_training_refuses_a_missing_recipe_and_tasks_that_do_not_match_gpus() -> None:
+    job = {"SLURM_JOB_ID": "1", "BLIP2_HOME": str(ROOT), "MASTER_PORT": "1", "SLURM_NTASKS_PER_NODE": "1"}
+    job |= {"SLURM_JOB_NUM_NODES": "2"}
+    assert "recipe gone.yaml: no such file" in one_line_of(["slurm/train.sbatch", "gone.yaml"], **job)
+    line = one_line_of(["slurm/train.sbatch", RECIPE], SLURM_GPUS_PER_NODE="a100:8", **job)
+    assert "a100:8 GPUs but 1 tasks a node" in line

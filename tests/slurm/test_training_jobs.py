@@ -1,0 +1,144 @@
+"""The shipped job scripts on a real SLURM, end to end: stage 1 meets every kind of stop, then come stage 2 and eval."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.support.slurm_cluster import Cluster
+from tests.support.tiny_evaluation_sets import save_vqa
+from tests.support.tiny_shards import tiny_manifest
+from tests.support.tiny_towers import tiny_recipe
+
+ROOT = Path(__file__).parents[2]
+STEPS = 40
+
+
+def write_recipe(folder: Path, name: str, stage: int, ranks: int, steps: int, **top: Any) -> Path:
+    content: dict[str, Any] = tiny_recipe(
+        folder / "towers", folder / "data" / "train.json", folder / name, stage, "opt" if stage == 2 else None
+    )
+    content["batch"] = {"global_size": 8, "micro_size": 8 // ranks}
+    content["run"] |= {"steps": steps, "checkpoint_every_steps": 10, "zero": str(ROOT / "ds_configs" / "zero2.json")}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content | top))
+    return path
+
+
+def link_home(home: Path) -> dict[str, str]:
+    """A BLIP2_HOME of this repository whose logs stay out of it, as cluster.env would give it."""
+    home.mkdir()
+    for name in ("pipeline", "eval", "slurm", "ds_configs"):
+        (home / name).symlink_to(ROOT / name)
+    (home / ".venv").symlink_to(sys.prefix)
+    return {"BLIP2_HOME": str(home), "MASTER_PORT": "29500"}
+
+
+@dataclass
+class Chain:
+    cluster: Cluster
+    folder: Path
+    jobs: dict[str, str]
+
+    def last_step(self) -> int:
+        """The last step that stage 1 has logged."""
+        metrics = self.folder / "stage1" / "metrics.jsonl"
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        return int(json.loads(lines[-1])["step"]) if lines else 0
+
+    def wait_for_start(self, restarts: int) -> dict[str, str]:
+        """Until stage 1 has been started `restarts` times more and trains: it logs steps that were not there."""
+        job, before = self.jobs["stage1"], -1
+
+        def trains(facts: dict[str, str]) -> bool:
+            nonlocal before
+            if facts["JobState"] != "RUNNING" or int(facts["Restarts"]) != restarts:
+                return False
+            if before < 0:
+                before = self.last_step()
+            return self.last_step() > before
+
+        return self.cluster.wait_for(job, trains)
+
+    def run_undisturbed(self) -> str:
+        """Stage 1 once more as another job, on four nodes by the deepspeed launcher, as the README says. Its id."""
+        recipe = write_recipe(self.folder, "undisturbed", 1, 4, STEPS)
+        lines = [
+            f"cd {ROOT}",
+            f"scontrol show hostnames $SLURM_JOB_NODELIST | sed 's/$/ slots=1/' >{self.folder}/hosts",
+            f"export MASTER_PORT=29400 MASTER_ADDR=$(head -n 1 {self.folder}/hosts | cut -d ' ' -f 1)",
+            f"{Path(sys.executable).with_name('deepspeed')} --hostfile {self.folder}/hosts --launcher slurm "
+            f"--no_ssh_check --master_addr $MASTER_ADDR -- -m pipeline.train --recipe {recipe}",
+        ]
+        shape = ["--nodes=4", "--ntasks-per-node=1", "--output", str(self.folder / "undisturbed.out")]
+        return self.cluster.answer("sbatch", "--parsable", *shape, "--wrap", "\n".join(lines)).strip()
+
+    def last_weights(self, name: str) -> dict[str, torch.Tensor]:
+        return load_file(self.folder / name / "checkpoints" / f"step_{STEPS:08d}" / "trainable.safetensors")
+
+    def ranks(self) -> list[str]:
+        """Process ids of stage 1's ranks on all nodes, as the controller's host sees them."""
+        pattern = rf"^\S*python -u -m pipeline.train --recipe {self.folder}/stage1.yaml"
+        return self.cluster.answer("pgrep", "-f", pattern).split()
+
+
+@pytest.fixture(scope="module")
+def chain(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    """The three jobs, submitted: stage 1 on four nodes, stage 2 and eval on one, a rank a node."""
+    folder = tmp_path_factory.mktemp("chain")
+    tiny_manifest(folder / "data", 40, samples_per_shard=8)
+    stage1 = write_recipe(folder, "stage1", 1, 4, STEPS)
+    stage2 = write_recipe(folder, "stage2", 2, 1, 3, init_weights=str(folder / "stage1"))
+    save_vqa(folder / "vqav2", 2)
+    small = "--cpus-per-task=1 --ntasks-per-node=1"
+    options = ["-1", f"--nodes=4 --signal=USR1@60 {small}", "-2", f"--nodes=1 {small}", "-e", small]
+    task = ["vqa", str(folder / "vqav2"), str(folder / "predictions")]
+    site = link_home(folder / "home")
+    command = [str(ROOT / "slurm" / "chain"), *options, str(stage1), str(stage2), *task]
+    done = cluster.run([*command, f"data.manifest={folder}/data/train.json"], site, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return Chain(cluster, folder, dict(line.split() for line in done.stdout.splitlines()))
+
+
+def test_stage_1_survives_a_signal_its_time_limit_and_a_nodes_death_to_the_bit(chain: Chain, cluster: Cluster) -> None:
+    job = chain.jobs["stage1"]
+    chain.wait_for_start(0)
+    cluster.answer("scancel", "--signal=USR1", job)
+
+    facts = chain.wait_for_start(1)
+    ranks = chain.ranks()
+    assert len(ranks) == 4
+    cluster.answer("kill", "-STOP", *ranks)  # not to end before the limit, whose signal SLURM sends with a SIGCONT
+    hours, minutes, _ = (int(part) for part in facts["RunTime"].split(":"))
+    cluster.answer("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * hours + minutes + 2}")
+    undisturbed = chain.run_undisturbed()
+    cluster.wait_for(job, lambda facts: facts["Restarts"] == "2")
+    cluster.answer("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+
+    facts = chain.wait_for_start(2)
+    victim = cluster.answer("scontrol", "show", "hostnames", facts["NodeList"]).split()[2]  # not the batch script's
+    cluster.act("crash", victim)
+
+    facts = cluster.wait_until_ended(job)
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "3"), facts
+    # On four nodes again, the fifth in the dead one's place: the weights are those of the same number of ranks.
+    assert victim not in cluster.answer("scontrol", "show", "hostnames", facts["NodeList"]).split()
+    facts = cluster.wait_until_ended(undisturbed)
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "0"), (chain.folder / "undisturbed.out").read_text()
+    found, wanted = chain.last_weights("stage1"), chain.last_weights("undisturbed")
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_stage_2_and_eval_follow_stage_1_though_it_was_requeued(chain: Chain, cluster: Cluster) -> None:
+    for name in ("stage1", "stage2", "eval"):
+        facts = cluster.wait_until_ended(chain.jobs[name])
+        assert facts["JobState"] == "COMPLETED", (name, facts)
+    assert (chain.folder / "stage2" / "checkpoints" / "step_00000003" / "COMPLETE").exists()
+    answers = json.loads((chain.folder / "predictions" / "predictions.json").read_text())
+    assert [answer["question_id"] for answer in answers] == [10, 11, 20, 21]
