@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.command_line import Parser, one_line
 from pipeline.config import Recipe, dump_recipe, for_ranks, load_recipe
 from pipeline.distributed import process_group
+from pipeline.training.preemption import EXIT_STOPPED, StopRequest
 
 if TYPE_CHECKING:
     from pipeline.data.batch import Collate
@@ -52,7 +53,7 @@ def build_parts(recipe: Recipe, device: str) -> tuple["Stage1Task | Stage2Task",
     return task2, batch.collate_for_causal(tokenizer, length, recipe.language.end_text)
 
 
-def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any]) -> bool:
+def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: StopRequest) -> bool:
     """Build the parts, resume if this run folder holds a checkpoint, and fit. False when a signal stopped it."""
     import torch
 
@@ -86,7 +87,7 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any]) -> bool
         Telemetry(recipe.run.output, state.step, recipe.run.steps) as telemetry,
         Watchdog(recipe.run.output, recipe.run.hang_deadline_s) as watchdog,
     ):
-        return loop.fit(engine, loader, recipe, state, telemetry, watchdog, validation)
+        return loop.fit(engine, loader, recipe, state, stop, telemetry, watchdog, validation)
 
 
 def _arguments() -> argparse.Namespace:
@@ -105,7 +106,7 @@ def _is_of_this_rank_alone(error: Exception) -> bool:
 
 
 def main() -> int:
-    arguments, rank = _arguments(), process_group.rank()
+    arguments, rank, stop = _arguments(), process_group.rank(), StopRequest()  # heard while loading, too
     level = logging.INFO if rank == 0 else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
@@ -125,7 +126,7 @@ def main() -> int:
             return 0
         process_group.initialise(even_alone=True)
         with run_folder.opened(recipe, ds_config):
-            finished = train(recipe, data, ds_config)
+            finished = train(recipe, data, ds_config, stop)
     except (ValueError, OSError) as error:
         if rank == 0 or _is_of_this_rank_alone(error):
             print(f"error: {one_line(error)}", file=sys.stderr)
@@ -134,8 +135,6 @@ def main() -> int:
         process_group.shut_down()
     if rank == 0:
         print(recipe.run.output)
-    from pipeline.training.preemption import EXIT_STOPPED
-
     return 0 if finished else EXIT_STOPPED
 
 

@@ -38,6 +38,8 @@ def device_name() -> str:
 def export_rank_variables() -> None:
     """Under srun, say in the launcher's variables what SLURM says in its own (torch and DeepSpeed read the former)."""
     os.environ.update(RANK=str(rank()), WORLD_SIZE=str(world_size()), LOCAL_RANK=str(local_rank()))
+    if "MASTER_ADDR" not in os.environ and int(os.environ.get("SLURM_NNODES", "1")) > 1:
+        raise ValueError("MASTER_ADDR: not set, on several nodes; slurm/train.sbatch takes the first of the node list")
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500")
 

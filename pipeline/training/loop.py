@@ -68,12 +68,13 @@ def fit(
     batches: Iterable[Batch],
     recipe: Recipe,
     state: checkpoint.State,
+    stop: StopRequest,
     telemetry: Telemetry,
     watchdog: Watchdog,
     validation: Validation | None = None,
 ) -> bool:
     """Train from `state.step` to the recipe's last step. Returns False when a signal stopped it early, all saved."""
-    run, stop, passes = recipe.run, StopRequest(), recipe.batch.num_passes(process_group.world_size())
+    run, passes = recipe.run, recipe.batch.num_passes(process_group.world_size())
     task, faults = cast(Task, engine.module), FaultPolicy(recipe.faults, state.skipped)
     if state.step and task.loss_scale.dynamic:
         task.loss_scale.value, task.loss_scale.good_steps = state.loss_scale

@@ -184,7 +184,7 @@ def test_a_chain_whose_stages_do_not_fit_is_refused_before_a_job_is_submitted(tm
 
 def test_training_refuses_a_missing_recipe_and_tasks_that_do_not_match_gpus() -> None:
     job = {"SLURM_JOB_ID": "1", "BLIP2_HOME": str(ROOT), "MASTER_PORT": "1", "SLURM_NTASKS_PER_NODE": "1"}
-    job |= {"SLURM_JOB_NUM_NODES": "2"}
+    job |= {"SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_ON_NODE": "4"}
     assert "recipe gone.yaml: no such file" in one_line_of(["slurm/train.sbatch", "gone.yaml"], **job)
     line = one_line_of(["slurm/train.sbatch", RECIPE], SLURM_GPUS_PER_NODE="a100:8", **job)
     assert "a100:8 GPUs but 1 tasks a node" in line

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tests.support.gloo_ranks import run_on_ranks
 from tests.support.slurm_cluster import Cluster
 from tests.support.tiny_evaluation_sets import save_vqa
+from tests.support.tiny_runs import lines_of, train_here
 from tests.support.tiny_shards import tiny_manifest
 from tests.support.tiny_towers import tiny_recipe
 
@@ -27,7 +30,9 @@ def write_recipe(folder: Path, name: str, stage: int, ranks: int, steps: int, **
     content["batch"] = {"global_size": 8, "micro_size": 8 // ranks}
     content["run"] |= {"steps": steps, "checkpoint_every_steps": 10, "zero": str(ROOT / "ds_configs" / "zero2.json")}
     path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(content | top))
+    for section, fields in top.items():
+        content[section] = content[section] | fields if isinstance(fields, dict) else fields
+    path.write_text(yaml.safe_dump(content))
     return path
 
 
@@ -45,10 +50,11 @@ class Chain:
     cluster: Cluster
     folder: Path
     jobs: dict[str, str]
+    name: str = "stage1"
 
     def last_step(self) -> int:
-        """The last step that stage 1 has logged."""
-        metrics = self.folder / "stage1" / "metrics.jsonl"
+        """The last step that stage 1, or the run of this name, has logged."""
+        metrics = self.folder / self.name / "metrics.jsonl"
         lines = metrics.read_text().splitlines() if metrics.exists() else []
         return int(json.loads(lines[-1])["step"]) if lines else 0
 
@@ -142,3 +148,34 @@ def test_stage_2_and_eval_follow_stage_1_though_it_was_requeued(chain: Chain, cl
     assert (chain.folder / "stage2" / "checkpoints" / "step_00000003" / "COMPLETE").exists()
     answers = json.loads((chain.folder / "predictions" / "predictions.json").read_text())
     assert [answer["question_id"] for answer in answers] == [10, 11, 20, 21]
+
+
+def test_after_a_nodes_death_stage_2_goes_on_with_fewer_ranks_in_the_same_order(chain: Chain, cluster: Cluster) -> None:
+    """Of four nodes three are left; the batch divides over two, which accumulate twice as much."""
+    for name in ("stage1", "stage2", "eval"):
+        cluster.wait_until_ended(chain.jobs[name])
+    deadline = time.monotonic() + 120
+    while cluster.answer("sinfo", "-h", "-t", "idle", "-o", "%D").strip() != "4":  # the job would start with fewer
+        assert time.monotonic() < deadline, cluster.answer("sinfo")
+        time.sleep(0.5)
+    fields = {"init_weights": str(chain.folder / "stage1"), "qformer": {"dropout": 0.0}}
+    recipe = write_recipe(chain.folder, "fewer", 2, 4, STEPS, **fields)
+    options = ["--nodes=2-4", "--cpus-per-task=1", f"--output={chain.folder}/fewer.out"]
+    site = {"BLIP2_HOME": str(chain.folder / "home"), "MASTER_PORT": "29500"}
+    done = cluster.run(["sbatch", "--parsable", *options, f"{ROOT}/slurm/train.sbatch", str(recipe)], site)
+    assert done.returncode == 0, done.stderr
+    fewer = Chain(cluster, chain.folder, {"stage1": done.stdout.strip()}, "fewer")
+    facts = fewer.wait_for_start(0)
+    nodes = cluster.answer("scontrol", "show", "hostnames", facts["NodeList"]).split()
+    assert len(nodes) == 4
+    cluster.act("crash", nodes[3])
+    facts = cluster.wait_until_ended(done.stdout.strip())
+    output = (chain.folder / "fewer.out").read_text()
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), output
+    assert "start 1: 2 x 1 ranks" in output
+    alone = write_recipe(chain.folder, "alone", 2, 1, STEPS, **fields)
+    [(code, _, errors)] = run_on_ranks(1, train_here, ["--recipe", str(alone)])
+    assert code == 0, errors
+    found, wanted = (lines_of(chain.folder / name) for name in ("fewer", "alone"))
+    assert [(line["step"], line["samples"]) for line in found] == [(line["step"], line["samples"]) for line in wanted]
+    assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in wanted], rel=1e-4)
