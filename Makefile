@@ -35,7 +35,7 @@ format: $(VENV)/installed ## apply the formatting that `make check` wants
 	ruff check --fix .
 
 test: $(VENV)/installed ## all tests but those marked gpu or large
-	HF_HUB_OFFLINE=1 pytest -n 2 --dist loadfile -m "not gpu and not large" --durations=20
+	HF_HUB_OFFLINE=1 pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not large" --durations=20
 
 clean: ## remove the environment and the miniature's runs
 	rm -rf $(VENV) runs/miniature

@@ -16,6 +16,15 @@ os.environ.update(
 )
 
 
+LONGEST_FIRST = ("test_training_jobs.py", "test_demo.py", "test_job_scripts.py", "test_faults.py", "test_zero.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first: begun last, one of them would leave the other workers idle."""
+    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 @pytest.fixture(autouse=True)
 def torch_stays_as_it_was() -> Iterator[None]:
     """A training run inside a test chooses the attention kernel of its whole process; the next test has the default."""

@@ -11,6 +11,7 @@ from pipeline.config import Language
 from pipeline.data.batch import Batch
 from pipeline.models.language import LanguageTower, build_language
 from pipeline.tokens import Tokens, pad_tokens
+from pipeline.training.faults import INITIAL_SCALE, STEPS_TO_GROW, LossScale
 from pipeline.training.stage2_task import Stage2Task
 from pipeline.training.task import StepPlace
 from tests.reference.stage2 import causal_loss_sum, seq2seq_loss_sum, soft_prompts, transformers_causal_loss_sum
@@ -159,3 +160,37 @@ def test_a_bf16_bridge_leaves_the_language_model_in_its_own_precision(towers: Pa
     task = Stage2Task(bridge, nn.Identity(), language, "bf16")  # type: ignore[arg-type]
     values = task(batch, StepPlace(0, 1.0, 5, 0))
     assert seen == {"bridge": torch.bfloat16, "model": torch.float32} and values["loss"].dtype == torch.float32
+
+
+def test_the_loss_scale_keeps_gradients_that_fp16_would_lose(towers: Path) -> None:
+    """Through an fp16 language model with a small weight a token, as a large batch has: against fp32 all the way."""
+    found = {}
+    for precision, scale in (("fp32", 1.0), ("fp16", 1.0), ("fp16", 2.0**16)):
+        language = build_language(Language(name=str(towers / "opt"), precision=precision), "cpu")  # type: ignore[arg-type]
+        batch, _, _ = batch_of(language, [3, 5, 9])
+        batch = Batch(batch.pixels_B3SS.float(), batch.image_ids_B, batch.context, batch.target, 0)
+        bridge = random_stage2(language.width).float()
+        task = Stage2Task(bridge, nn.Identity(), language, "fp32")  # type: ignore[arg-type]
+        assert task.loss_scale.dynamic == (precision == "fp16")
+        task.loss_scale.value = scale
+        values = task(batch, StepPlace(0, 1e-6, 9, 0))
+        (values["loss"] * task.loss_scale.value).backward()
+        gradient = bridge.language_projection.weight.grad
+        assert gradient is not None
+        found[precision, scale] = gradient
+    wanted = found["fp32", 1.0]
+    errors = {key: float((gradient - wanted).norm() / wanted.norm()) for key, gradient in found.items()}
+    print(errors)
+    assert errors["fp16", 2.0**16] < 0.05 < 0.2 < errors["fp16", 1.0]
+
+
+def test_the_loss_scale_halves_on_a_skipped_step_and_grows_after_many_good_ones() -> None:
+    scale = LossScale(INITIAL_SCALE, dynamic=True)
+    scale.update(skipped=True)
+    assert scale.value == INITIAL_SCALE / 2
+    for _ in range(STEPS_TO_GROW):
+        scale.update(skipped=False)
+    assert scale.value == INITIAL_SCALE
+    fixed = LossScale()
+    fixed.update(skipped=True)
+    assert fixed.value == 1.0

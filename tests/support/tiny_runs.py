@@ -41,18 +41,27 @@ def train_here(arguments: list[str]) -> tuple[int, str, str]:
 
 
 def train_and_watch(arguments: list[str]) -> tuple[int, str, list[list[int]], dict[str, str]]:
-    """The same: exit code, errors, the image ids of this rank's steps, and what the engine's bridge weights are of."""
+    """The same: exit code, errors, the image ids of this rank's steps, and what the engine's bridge weights are of.
+
+    Frozen towers must have at the end the fingerprints that they had before the first step.
+    """
     from pipeline.training import loop
 
     ids, dtypes = [], {}
-    train_step = loop.train_step
+    train_step, fit = loop.train_step, loop.fit
+
+    def fit_and_compare(engine: Any, *others: Any) -> bool:
+        before = engine.module.towers.fingerprints()
+        finished = fit(engine, *others)
+        assert engine.module.towers.fingerprints() == before, "a frozen tower has changed"
+        return finished
 
     def watched(engine: Any, batches: Any, *others: Any) -> Any:
         ids.append([number for batch in batches for number in batch.image_ids_B.tolist()])
         dtypes.update({name: str(p.dtype) for name, p in engine.module.bridge.named_parameters()})
         return train_step(engine, batches, *others)
 
-    with mock.patch.object(loop, "train_step", watched):
+    with mock.patch.object(loop, "train_step", watched), mock.patch.object(loop, "fit", fit_and_compare):
         code, _, errors = train_here(arguments)
     return code, errors, ids, dtypes
 
