@@ -195,13 +195,13 @@ def build_language(settings: Language, device: str) -> LanguageTower:
         tokenizer.pad_token = tokenizer.eos_token
     model.requires_grad_(False).eval().to(device)
     if settings.activation_checkpointing:
-        _checkpoint_layers(model)
+        checkpoint_layers(model)
     if config.is_encoder_decoder:
         return Seq2SeqTower(model, tokenizer)
     return CausalTower(model, tokenizer, settings.end_text)
 
 
-def _checkpoint_layers(model: Any) -> None:
+def checkpoint_layers(model: Any) -> None:
     """Keep only each layer's input for the way back. transformers' own switch acts in training mode alone."""
     from torch.utils.checkpoint import checkpoint
     from transformers.modeling_layers import GradientCheckpointingLayer

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from pipeline.config import Recipe, load_recipe
 from pipeline.data.batch import Batch
 from pipeline.models.build import build_bridge
-from pipeline.models.language import CausalTower, LanguageTower, Seq2SeqTower
+from pipeline.models.language import CausalTower, LanguageTower, Seq2SeqTower, checkpoint_layers
 from pipeline.models.precision import DTYPES
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.stage2 import Stage2Bridge
@@ -52,6 +51,8 @@ def random_language(recipe: Recipe, device: str) -> LanguageTower:
     with torch.device(device):
         model = auto_class.from_config(config, dtype=DTYPES[recipe.language.precision])
     model.requires_grad_(False).eval()
+    if recipe.language.activation_checkpointing:
+        checkpoint_layers(model)
     tokenizer = word_tokenizer(["<pad>", "</s>", "<unk>"], "$A </s>")
     return Seq2SeqTower(model, tokenizer) if config.is_encoder_decoder else CausalTower(model, tokenizer, "red")
 
@@ -71,7 +72,7 @@ def random_batch(micro_size: int, size_px: int, context_tokens: int, device: str
     )
 
 
-def build_task(recipe: Recipe, device: str) -> tuple[nn.Module, int]:
+def build_task(recipe: Recipe, device: str) -> tuple[Stage1Task | Stage2Task, int]:
     """The stage's task with random towers, and how many tokens of a caption are context."""
     vision, bridge = random_vision(recipe, device), build_bridge(recipe).to(device)
     if isinstance(bridge, Stage1Bridge):
@@ -95,7 +96,7 @@ def measure(recipe: Recipe, micro_size: int, steps: int, warmup_steps: int, devi
             torch.cuda.synchronize()
             started = time.perf_counter()
         loss = task(batch, place)["loss"]
-        loss.backward()
+        (loss * task.loss_scale.value).backward()
         optimizer.step()
         optimizer.zero_grad()
     torch.cuda.synchronize()
@@ -117,8 +118,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--micro-size", type=int, help="samples a step; default: the recipe's")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--warmup-steps", type=int, default=3)
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="edits of the recipe")
     parser.add_argument("--memory-gib", type=float, help="allocate no more than this")
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -132,7 +134,7 @@ def main() -> None:
         language = options.recipe.stem.rpartition("_")[2]
         if options.recipe.stem.startswith("stage2"):
             edits.append(f"language.name={folder}/{language}")
-        recipe = load_recipe(options.recipe, edits)
+        recipe = load_recipe(options.recipe, edits + options.set)
         micro_size = options.micro_size or recipe.batch.micro_size
         print(json.dumps(measure(recipe, micro_size, options.steps, options.warmup_steps, "cuda")))
 
