@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 Precision = Literal["fp32", "bf16", "fp16"]
 FIELD_AND_VALUE = re.compile(r"\w+(\.\w+)*=.*", re.DOTALL)  # an item of --set
 Positive = Annotated[int, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=1000)]
 
 
 class Section(BaseModel):
@@ -141,7 +141,7 @@ class Batch(Section):
 class Optimizer(Section):
     """AdamW with linear warmup and cosine decay to a minimum, per optimizer step (paper, section 4.1)."""
 
-    peak_learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    peak_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
     minimum_learning_rate: Annotated[float, Field(ge=0)] = 1e-5
     warmup_steps: Annotated[int, Field(ge=0)] = 2000
     betas: tuple[float, float] = (0.9, 0.98)
@@ -161,7 +161,7 @@ class Run(Section):
     keep_checkpoints: Positive = 2
     keep_every_steps: Positive | None = None  # checkpoints of these steps stay, whatever comes after
     resume_despite: tuple[str, ...] = ()  # what may differ from the checkpoint's run: field names, manifest, towers
-    hang_deadline_s: Annotated[float, Field(gt=0)] = 1800.0
+    hang_deadline_s: Annotated[float, Field(ge=1, le=1_000_000)] = 1800.0
 
 
 class Faults(Section):

@@ -58,6 +58,7 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
     import torch
 
     from pipeline.data.loader import build_loader
+    from pipeline.distributed import collectives
     from pipeline.models.precision import choose_attention_kernel
     from pipeline.training import checkpoint, engine_state, loop, run_folder
     from pipeline.training.engine import build_engine
@@ -70,19 +71,20 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
     torch.manual_seed(recipe.seed)  # the same fresh bridge on every rank
     device = process_group.device_name()
     choose_attention_kernel(device)
-    task, collate = build_parts(recipe, device)
+    with collectives.together():
+        task, collate = build_parts(recipe, device)
+        validation = Validation(recipe, collate) if recipe.validation else None
     state, moments = run_folder.initial_state(recipe, data.digest(), task.towers.fingerprints()), None
-    found = checkpoint.complete_checkpoints(recipe.run.output)[-1:]
+    found = run_folder.newest_checkpoint(recipe)
     if found:
-        state = checkpoint.read_state(found[0], state, recipe.run.resume_despite)
-        moments = checkpoint.read_optimizer(found[0], state)
-        native.load_into(task.bridge, native.read_weights(found[0])[1], found[0])
-    log.info("%s %s", *("resuming from", found[0]) if found else ("starting from", recipe.init_weights or "scratch"))
+        state = checkpoint.read_state(found, state, recipe.run.resume_despite)
+        moments = checkpoint.read_optimizer(found, state)
+        native.load_into(task.bridge, native.read_weights(found)[1], found)
+    log.info("%s %s", *("resuming from", found) if found else ("starting from", recipe.init_weights or "scratch"))
     engine = build_engine(task, recipe, ds_config)
     engine_state.restore(engine, moments, state.step - state.skipped)
     del moments
     loader = build_loader(recipe, data, collate, rank, world_size, state.step)
-    validation = Validation(recipe, collate) if recipe.validation else None
     with (
         Telemetry(recipe.run.output, state.step, recipe.run.steps) as telemetry,
         Watchdog(recipe.run.output, recipe.run.hang_deadline_s) as watchdog,
@@ -98,11 +100,13 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _is_of_this_rank_alone(error: Exception) -> bool:
-    """Every rank meets a fault of the recipe or the weights, and rank 0 says it; a fault of its samples a rank says."""
+def _is_to_be_said_here(error: Exception, rank: int) -> bool:
+    """Of a fault that every rank meets rank 0 speaks; of one of its own data or files, the rank that met it."""
     from pipeline.data.stream import UnreadableShardError
+    from pipeline.distributed.collectives import OtherRankFaultError, RankFaultError
 
-    return isinstance(error, UnreadableShardError)
+    own = isinstance(error, UnreadableShardError | RankFaultError)
+    return own or (rank == 0 and not isinstance(error, OtherRankFaultError))
 
 
 def main() -> int:
@@ -112,23 +116,25 @@ def main() -> int:
     try:
         recipe = for_ranks(load_recipe(arguments.recipe, arguments.set), process_group.world_size())
         from pipeline.data.loader import open_source
-
-        data = open_source(recipe, process_group.world_size())
+        from pipeline.distributed import collectives
         from pipeline.training import run_folder
         from pipeline.training.engine import resolve_ds_config
 
-        ds_config = resolve_ds_config(recipe, process_group.world_size())
+        process_group.initialise(even_alone=True)
+        with collectives.together():
+            data = open_source(recipe, process_group.world_size())
+            ds_config = resolve_ds_config(recipe, process_group.world_size())
+            complete = run_folder.is_complete(recipe, data.digest())
         if rank == 0:
             print(dump_recipe(recipe))
-        if run_folder.is_complete(recipe, data.digest()):
+        if not collectives.any_rank(not complete):
             if rank == 0:
                 print(f"already complete: {recipe.run.output}")
             return 0
-        process_group.initialise(even_alone=True)
         with run_folder.opened(recipe, ds_config):
             finished = train(recipe, data, ds_config, stop)
     except (ValueError, OSError) as error:
-        if rank == 0 or _is_of_this_rank_alone(error):
+        if _is_to_be_said_here(error, rank):
             print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     finally:

@@ -1,6 +1,7 @@
 """From a recipe's data section to batches: a manifest's samples by seeking, or those of URLs by streaming."""
 
 import logging
+import signal
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,6 +18,12 @@ from pipeline.data.streaming import CANNOT_PROMISE, ShardUrls, StreamedSamples, 
 
 log = logging.getLogger(__name__)
 DataSource = Manifest | ShardUrls
+
+
+def leave_signals_to_the_rank(_worker: int) -> None:
+    """In a worker: a stop signal to the whole group is the rank's to hear, which still needs its batches."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def open_source(recipe: Recipe, world_size: int) -> DataSource:
@@ -44,6 +51,7 @@ def build_loader(
     data, batch, steps = recipe.data, recipe.batch, recipe.run.steps
     settings: dict[str, Any] = {
         "collate_fn": collate,
+        "worker_init_fn": leave_signals_to_the_rank,
         "num_workers": data.num_workers,
         "generator": torch.Generator(),  # else each loader's start would draw from the stream that dropout draws from
         "pin_memory": torch.cuda.is_available(),

@@ -1,10 +1,38 @@
 """Every collective of the project. W ranks, B rows a rank. Gradients flow through none of them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.distributed.stopwatch import STOPWATCH
+
+
+class RankFaultError(ValueError):
+    """What went wrong on this rank, the first of those where it did: the one to report it."""
+
+
+class OtherRankFaultError(ValueError):
+    """Something went wrong on another rank, which reports it."""
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A block without collectives in which a ValueError or OSError on one rank ends every rank, instead of leaving
+    the others waiting. Raises RankFaultError on the first such rank, OtherRankFaultError on the rest."""
+    fault: Exception | None = None
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        fault = error
+    failed = [rank for rank, row in enumerate(gather_integers([int(fault is not None)])) if row[0]]
+    if not failed:
+        return
+    if fault is not None and (_alone() or failed[0] == dist.get_rank()):
+        raise RankFaultError(str(fault)) from fault
+    raise OtherRankFaultError(f"rank {failed[0]} has failed")
 
 
 def _alone() -> bool:

@@ -8,6 +8,7 @@ Nothing in it depends on the number of ranks or the ZeRO stage, and nothing is a
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from dataclasses import asdict, dataclass, replace
@@ -37,7 +38,8 @@ class State:
 
     `settings` are the recipe's fields that decide what a run computes, `towers` the frozen weights' fingerprints,
     `digests` the sha256 of the checkpoint's files. `skipped` of the steps left the weights as they were; `loss_scale`
-    is an fp16 tower's, and its good steps. Random draws need no state: they are functions of seed, step and rank.
+    is an fp16 tower's, and its good steps; `recent_losses` are what a leap is measured by; `validation_loss` is there
+    when it was measured at this very step. Random draws need no state: they are functions of seed, step and rank.
     """
 
     step: int
@@ -50,10 +52,12 @@ class State:
     digests: dict[str, str]
     skipped: int = 0
     loss_scale: tuple[float, int] = (1.0, 0)
+    skipped_in_a_row: int = 0
+    recent_losses: tuple[float, ...] = ()
     validation_loss: float | None = None
 
 
-PROGRESS = ("step", "consumed", "digests", "skipped", "validation_loss")
+PROGRESS = ("step", "consumed", "digests", "skipped", "skipped_in_a_row")
 
 
 def folder_of(run_folder: Path, step: int) -> Path:
@@ -132,7 +136,7 @@ def _remove_old(run_folder: Path, recipe: Recipe) -> None:
     """Keep the last K, every N-th step's, and the one with the lowest validation loss."""
     run, whole = recipe.run, complete_checkpoints(run_folder)
     losses = {path: _read_json(path)["validation_loss"] for path in whole}
-    scored = {path: loss for path, loss in losses.items() if loss is not None}
+    scored = {path: loss for path, loss in losses.items() if loss is not None and math.isfinite(loss)}
     kept = {*whole[-run.keep_checkpoints :], *([min(scored, key=lambda path: scored[path])] if scored else [])}
     for old in whole:
         step = int(old.name.removeprefix("step_"))
@@ -179,7 +183,8 @@ def read_state(folder: Path, expected: State, despite: tuple[str, ...] = ()) -> 
                 )
             log.warning("going on, though %s", difference)
     progress = {field: getattr(state, field) for field in PROGRESS}
-    return replace(expected, **progress | {"loss_scale": tuple(state.loss_scale)})
+    pairs = {"loss_scale": tuple(state.loss_scale), "recent_losses": tuple(state.recent_losses)}
+    return replace(expected, **progress | pairs)
 
 
 def read_optimizer(folder: Path, state: State) -> dict[str, "Tensor"]:

@@ -7,6 +7,7 @@ not finite: on every rank alike, whichever of them met it, without a synchronisa
 import logging
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -42,9 +43,9 @@ class LossScale:
 class FaultPolicy:
     """Counts skipped steps; says when there were too many. The same on every rank."""
 
-    def __init__(self, settings: Faults, skipped: int) -> None:
-        self.settings, self.skipped, self.in_a_row = settings, skipped, 0
-        self.losses: deque[float] = deque(maxlen=REMEMBERED)
+    def __init__(self, settings: Faults, skipped: int, in_a_row: int, losses: Sequence[float]) -> None:
+        self.settings, self.skipped, self.in_a_row = settings, skipped, in_a_row
+        self.losses: deque[float] = deque(losses, maxlen=REMEMBERED)
 
     def remember(self, loss: float) -> None:
         """The mean loss of a logged interval, of all ranks."""

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any, cast
 
@@ -75,7 +76,10 @@ def fit(
 ) -> bool:
     """Train from `state.step` to the recipe's last step. Returns False when a signal stopped it early, all saved."""
     run, passes = recipe.run, recipe.batch.num_passes(process_group.world_size())
-    task, faults = cast(Task, engine.module), FaultPolicy(recipe.faults, state.skipped)
+    task, faults = (
+        cast(Task, engine.module),
+        FaultPolicy(recipe.faults, state.skipped, state.skipped_in_a_row, state.recent_losses),
+    )
     if state.step and task.loss_scale.dynamic:
         task.loss_scale.value, task.loss_scale.good_steps = state.loss_scale
     interval: list[dict[str, Tensor]] = []
@@ -92,6 +96,7 @@ def fit(
         scale = (task.loss_scale.value, task.loss_scale.good_steps)
         consumed = done * recipe.batch.global_size
         state = replace(state, step=done, consumed=consumed, skipped=faults.skipped, loss_scale=scale)
+        state = replace(state, skipped_in_a_row=faults.in_a_row, validation_loss=None)
         telemetry.advance(places[0].step_tokens(passes))
         if done % run.log_every_steps == 0 or last:
             values = interval_means(interval)
@@ -102,10 +107,12 @@ def fit(
             telemetry.log(done, state.consumed, values, recipe.batch.global_size)
             interval = []
         if validation and (done % validation.every_steps == 0 or last):
-            held_out = validation.losses(engine)
+            held_out = validation.losses(engine, beat=partial(watchdog.beat, step))
             telemetry.log_validation(done, held_out)
             state = replace(state, validation_loss=held_out["loss"])
         if done % run.checkpoint_every_steps == 0 or last:
+            watchdog.beat(step)
+            state = replace(state, recent_losses=tuple(faults.losses))
             _save(engine, recipe, state, last)
     return True
 

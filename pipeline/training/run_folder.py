@@ -23,7 +23,7 @@ FREE_TO_CHANGE: dict[str, Any] = {
         "output", "zero", "layout", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "keep_every_steps",
         "resume_despite", "hang_deadline_s",
     },
-    "faults": True,
+    "faults": {"stop_after", "save_failure"},
     "validation": True,
     "language": {"activation_checkpointing"},
     "data": {"manifest", "num_workers"},  # of the manifest its content counts, not its place
@@ -38,6 +38,8 @@ def initial_state(recipe: Recipe, manifest_digest: str, towers: dict[str, str] |
     settings["batch"] = {"global_size": recipe.batch.global_size}
     if recipe.stage == 1:  # its losses compare the pairs of one pass
         settings["batch"]["pass_size"] = recipe.batch.global_size // (recipe.batch.accumulation or 1)
+    if recipe.faults.spike_factor:  # a leap is measured by what was logged
+        settings["run"]["log_every_steps"] = recipe.run.log_every_steps
     world_size = process_group.world_size()
     return State(0, 0, recipe.seed, world_size, manifest_digest, settings, towers or {}, {})
 
@@ -49,6 +51,19 @@ def is_complete(recipe: Recipe, manifest_digest: str) -> bool:
         return False
     state = checkpoint.read_state(found[-1], initial_state(recipe, manifest_digest), recipe.run.resume_despite)
     return state.step >= recipe.run.steps
+
+
+def newest_checkpoint(recipe: Recipe) -> Path | None:
+    """The checkpoint to go on from. Collective. Raises ValueError when ranks do not see the same one."""
+    found = checkpoint.complete_checkpoints(recipe.run.output)[-1:]
+    own = int(found[0].name.removeprefix("step_")) if found else -1
+    steps = [row[0] for row in collectives.gather_integers([own])]
+    if len(set(steps)) > 1:
+        raise ValueError(
+            f"run.output {recipe.run.output}: ranks see different last checkpoints there, of steps {steps} (-1: none); "
+            "it must lie on a file system that all nodes share"
+        )
+    return found[0] if found else None
 
 
 @contextmanager
@@ -79,8 +94,8 @@ def _lock(folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: forked workers do not hold it
+    except (BlockingIOError, PermissionError) as error:
         holder = os.pread(file, 200, 0).decode(errors="replace").strip()
         os.close(file)
         raise ValueError(

@@ -1,10 +1,12 @@
 """What a run says of itself: metrics.jsonl, TensorBoard and a progress bar, from rank 0 alone."""
 
 import json
+import logging
 import math
 import resource
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +17,7 @@ from torch import Tensor
 from pipeline.distributed import collectives, process_group
 from pipeline.distributed.stopwatch import COMMUNICATION, STOPWATCH
 
+log = logging.getLogger(__name__)
 SHARES = ("data", COMMUNICATION, "checkpoint")  # of time, waiting for them
 
 
@@ -27,12 +30,11 @@ class Telemetry:
         STOPWATCH.take()  # what came before the first step
         if not self.active:
             return
-        from torch.utils.tensorboard import SummaryWriter
         from tqdm import tqdm
 
         self.metrics_path = run_folder / "metrics.jsonl"
         self._forget_steps_from(first_step)
-        self.tensorboard = SummaryWriter(str(run_folder / "tensorboard"), purge_step=first_step)
+        self.tensorboard: Any = _tensorboard(run_folder, first_step)
         self.progress = tqdm(total=steps, initial=first_step, unit="step", disable=not sys.stderr.isatty())
 
     def _forget_steps_from(self, first_step: int) -> None:
@@ -77,12 +79,17 @@ class Telemetry:
     def _write(self, line: dict[str, Any]) -> None:
         if not self.active:
             return
-        with self.metrics_path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
         prefix = f"{line['split']}/" if "split" in line else ""
         numbers = {name: value for name, value in line.items() if name not in ("step", "split")}
-        for name, value in numbers.items():
-            self.tensorboard.add_scalar(f"{prefix}{name}", value, line["step"])
+        try:
+            with self.metrics_path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            self.tensorboard = self.tensorboard or _tensorboard(self.metrics_path.parent, line["step"])
+            for name, value in numbers.items():
+                self.tensorboard.add_scalar(f"{prefix}{name}", value, line["step"])
+        except OSError as error:  # a full disk: the run matters more than its curves
+            log.warning("step %d is not in metrics.jsonl or TensorBoard (%s)", line["step"], error)
+            self.tensorboard = None
         if self.progress.disable:
             shown = " ".join(f"{name} {value:.4g}" for name, value in numbers.items())
             print(f"{prefix}step {line['step']} {shown}", flush=True)
@@ -95,7 +102,15 @@ class Telemetry:
     ) -> None:
         if self.active:
             self.progress.close()
-            self.tensorboard.close()
+            with suppress(OSError):
+                if self.tensorboard:
+                    self.tensorboard.close()
+
+
+def _tensorboard(run_folder: Path, first_step: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(run_folder / "tensorboard"), purge_step=first_step)
 
 
 def interval_means(interval: list[dict[str, Tensor]]) -> dict[str, float]:

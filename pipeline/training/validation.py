@@ -1,6 +1,6 @@
 """Held-out losses: the same samples, crops and negatives each time, without dropout and without gradient."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pipeline.config import Recipe
 from pipeline.data.batch import Batch, Collate
+from pipeline.data.loader import leave_signals_to_the_rank
 from pipeline.data.manifest import load_manifest
 from pipeline.data.order import MicroBatches, SampleOrder
 from pipeline.data.stream import SampleStream
@@ -42,22 +43,24 @@ class Validation:
             collate_fn=collate,
             num_workers=min(2, recipe.data.num_workers),
             generator=torch.Generator(),
+            worker_init_fn=leave_signals_to_the_rank,
         )
 
     @torch.no_grad()
-    def losses(self, engine: Any) -> dict[str, float]:
-        """Means over all held-out samples. Collective: every rank calls it at the same step."""
+    def losses(self, engine: Any, beat: Callable[[], None]) -> dict[str, float]:
+        """Means over all held-out samples; `beat` is called at each pass. Collective: every rank at the same step."""
         engine.eval()
         try:
-            values = list(self._values(engine))
+            values = list(self._values(engine, beat))
         finally:
             engine.train()
         names = [name for name in values[0] if name != "temperature"]
         stacked = torch.stack([torch.stack([each[name].float() for name in names]) for each in values]).mean(dim=0)
         return dict(zip(names, collectives.mean_over_ranks(stacked).tolist(), strict=True))
 
-    def _values(self, engine: Any) -> Iterator[dict[str, Tensor]]:
+    def _values(self, engine: Any, beat: Callable[[], None]) -> Iterator[dict[str, Tensor]]:
         task = cast(Task, engine.module)
         for number, batch in enumerate(self.loader):
+            beat()
             [place], _ = agree(task, [batch], self.recipe.seed, STEP - number, False)
             yield engine(batch.to(str(engine.device)), place)

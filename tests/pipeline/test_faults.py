@@ -1,7 +1,10 @@
 """What goes wrong in a run: killed at random, hung, not finite, a full disk, another run, other frozen weights."""
 
+import contextlib
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -113,7 +116,7 @@ def train_with_bad_losses(arguments: list[str], bad_steps: list[int], factor: fl
 
 
 def test_a_loss_that_is_not_finite_skips_the_step_on_every_rank(folder: Path, write: Write) -> None:
-    arguments = write("nan", batch={"global_size": 4, "micro_size": 2})
+    arguments = write("nan", batch={"global_size": 4, "micro_size": 2}, run={"keep_checkpoints": 9})
     for code, _, errors, unchanged in run_on_ranks(2, train_with_bad_losses, arguments, [1, 4], float("nan")):
         assert code == 0, errors
         assert [step for step, same in enumerate(unchanged) if same] == [1, 4]
@@ -122,6 +125,14 @@ def test_a_loss_that_is_not_finite_skips_the_step_on_every_rank(folder: Path, wr
     assert all(line["loss"] == line["loss"] for line in lines if "loss" in line)
     state = json.loads((checkpoint.folder_of(folder / "nan", 8) / "state.json").read_text())
     assert state["skipped"] == 2
+    last = load_file(checkpoint.folder_of(folder / "nan", 8) / native.FILE_NAME)
+    for step in (4, 6, 8):
+        shutil.rmtree(checkpoint.folder_of(folder / "nan", step))
+    # From step 2, of which one was skipped: AdamW has made one step, not two.
+    for code, _, errors, _ in run_on_ranks(2, train_with_bad_losses, arguments, [4], float("nan")):
+        assert code == 0, errors
+    again = load_file(checkpoint.folder_of(folder / "nan", 8) / native.FILE_NAME)
+    assert all(torch.equal(again[name], last[name]) for name in last)
 
 
 def test_a_leap_of_the_loss_is_skipped_and_too_many_stop_the_run_unsaved(folder: Path, write: Write) -> None:
@@ -165,6 +176,105 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(folder: Path, write: Write,
     assert not checkpoint.folder_of(folder / f"full {policy}", 4).exists()
 
 
+def test_a_disk_that_is_really_full_loses_curves_and_not_the_run(write: Write, tmp_path: Path) -> None:
+    """A small file system, filled to the last byte while a step runs and emptied later."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", small], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small file system: {mounted.stderr.decode().strip()}")
+    try:
+        run = {"output": str(small / "run"), "steps": 8, "checkpoint_every_steps": 2, "keep_checkpoints": 1}
+        arguments = write(
+            "really full", batch={"global_size": 2, "micro_size": 2}, faults={"save_failure": "continue"}, run=run
+        )
+        [(code, _, errors)] = run_on_ranks(1, train_on_a_filling_disk, arguments, str(small))
+        assert code == 0, errors
+        saved = [int(path.name[5:]) for path in checkpoint.complete_checkpoints(small / "run")]
+        assert saved == [2, 6, 8]
+        assert {1, 2, 7, 8} <= {line["step"] for line in lines_of(small / "run")}
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def train_on_a_filling_disk(arguments: list[str], disk: str) -> Any:
+    """Full from the third step's beginning to the sixth's end."""
+    from pipeline.training import loop
+
+    train_step, filler = loop.train_step, Path(disk) / "filler"
+
+    def filling(engine: Any, batches: Any, places: Any, recipe: Any, step: int, *others: Any) -> Any:
+        if step == 2:
+            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+        values = train_step(engine, batches, places, recipe, step, *others)
+        if step == 5:
+            filler.unlink()
+        return values
+
+    with mock.patch.object(loop, "train_step", filling):
+        return train_here(arguments)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["SIGTERM", "SIGUSR1"])
+def test_a_signal_to_a_rank_and_its_workers_is_the_ranks(folder: Path, write: Write, number: signal.Signals) -> None:
+    """As SLURM sends it, to every process of a step."""
+    name, run = f"group {number.name}", {"steps": 100_000, "checkpoint_every_steps": 50_000}
+    arguments = write(name, batch={"global_size": 2, "micro_size": 2}, data={"num_workers": 2}, run=run)
+    command = [sys.executable, "-m", "pipeline.train", *arguments]
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **options) as process:
+        metrics, deadline = folder / name / "metrics.jsonl", time.monotonic() + 300
+        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+            assert process.poll() is None, process.stdout.read() if process.stdout else ""
+            time.sleep(0.1)
+        os.killpg(process.pid, number)
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, output
+    assert len(checkpoint.complete_checkpoints(folder / name)) == 1
+
+
+def fail_on_rank_1(arguments: list[str], gone: str) -> tuple[int, str, str]:
+    """A manifest that one node does not see."""
+    edits = [f"{gone}={gone}.json"] if os.environ["RANK"] == "1" else []
+    return train_here([*arguments, "--set", "seed=1", *edits])
+
+
+@pytest.mark.parametrize("gone", ["data.manifest", "validation.manifest"])
+def test_a_fault_of_one_rank_ends_all_and_is_said_by_it(folder: Path, write: Write, gone: str) -> None:
+    held_out = {"manifest": str(folder / "data" / "train.json")}
+    arguments = write(f"one {gone}", batch={"global_size": 4, "micro_size": 2}, validation=held_out)
+    (code, _, errors), (code_1, _, errors_1) = run_on_ranks(2, fail_on_rank_1, arguments, gone)
+    assert code == code_1 == 1 and not [line for line in errors.splitlines() if line.startswith("error")]
+    [line] = [line for line in errors_1.splitlines() if line.startswith("error")]
+    assert f"{gone}.json" in line
+
+
+def train_in_an_own_folder(arguments: list[str], folder: str) -> tuple[int, str, str]:
+    """A relative output, seen from a folder of this rank's own."""
+    os.chdir(Path(folder) / os.environ["RANK"])
+    return train_here(arguments)
+
+
+def test_ranks_that_do_not_see_one_checkpoint_are_refused(folder: Path, write: Write) -> None:
+    batch = {"global_size": 4, "micro_size": 2}
+    arguments = write("apart", batch=batch, run={"output": "apart", "steps": 8, "checkpoint_every_steps": 2})
+    for rank in range(2):
+        (folder / str(rank)).mkdir()
+    [(code, _, errors)] = run_on_ranks(
+        1, train_in_an_own_folder, [*arguments, "--set", "batch.micro_size=4"], str(folder)
+    )
+    assert code == 0, errors
+    shutil.rmtree(checkpoint.folder_of(folder / "0" / "apart", 8))
+    answers = run_on_ranks(2, train_in_an_own_folder, arguments, str(folder))
+    assert [code for code, _, _ in answers] == [1, 1]
+    [line] = [line for line in answers[0][2].splitlines() if line.startswith("error")]
+    assert "different last checkpoints" in line and "[6, -1]" in line
+
+
 def test_checkpoints_of_every_nth_step_stay(folder: Path, write: Write) -> None:
     batch, run = {"global_size": 2, "micro_size": 2}, {"keep_checkpoints": 1, "keep_every_steps": 4, "steps": 10}
     [(code, _, errors)] = run_on_ranks(1, train_here, write("kept", batch=batch, run=run))
@@ -180,7 +290,7 @@ def test_two_runs_do_not_write_to_one_folder(folder: Path, write: Write) -> None
     with (folder / "held" / "lock").open("w") as lock:
         lock.write("host elsewhere, process 7\n")
         lock.flush()
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.lockf(lock, fcntl.LOCK_EX)
         [(code, _, errors)] = run_on_ranks(1, train_here, write("held", batch={"global_size": 2, "micro_size": 2}))
     [line] = [line for line in errors.splitlines() if line.startswith("error")]
     assert code == 1 and "host elsewhere, process 7" in line and "run.output" in line
@@ -188,8 +298,6 @@ def test_two_runs_do_not_write_to_one_folder(folder: Path, write: Write) -> None
 
 
 def test_changed_frozen_weights_and_files_are_refused_by_name(folder: Path, write: Write, towers: Path) -> None:
-    import shutil
-
     moved = folder / "towers"
     shutil.copytree(towers / "vision", moved / "vision")
     vision, batch = {"name": f"local-dir:{moved / 'vision'}"}, {"global_size": 2, "micro_size": 2}

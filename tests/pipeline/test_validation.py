@@ -72,7 +72,7 @@ def train_with_losses(arguments: list[str], losses: list[float]) -> tuple[int, s
     from pipeline.training.validation import Validation
 
     remaining = iter(losses)
-    with mock.patch.object(Validation, "losses", lambda *_: {"loss": next(remaining)}):
+    with mock.patch.object(Validation, "losses", lambda *_, **_beat: {"loss": next(remaining)}):
         return train_here(arguments)
 
 
