@@ -181,12 +181,12 @@ def test_a_disk_that_is_really_full_loses_curves_and_not_the_run(write: Write, t
     small = tmp_path / "small"
     small.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", small], check=False, capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", small], check=False, capture_output=True
     )
     if mounted.returncode:
         pytest.skip(f"cannot mount a small file system: {mounted.stderr.decode().strip()}")
     try:
-        run = {"output": str(small / "run"), "steps": 8, "checkpoint_every_steps": 2, "keep_checkpoints": 1}
+        run = {"output": str(small / "run"), "steps": 8, "checkpoint_every_steps": 2, "keep_checkpoints": 9}
         arguments = write(
             "really full", batch={"global_size": 2, "micro_size": 2}, faults={"save_failure": "continue"}, run=run
         )
