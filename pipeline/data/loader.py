@@ -21,9 +21,12 @@ DataSource = Manifest | ShardUrls
 
 
 def leave_signals_to_the_rank(_worker: int) -> None:
-    """In a worker: a stop signal to the whole group is the rank's to hear, which still needs its batches."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    """In a worker: a stop signal to the whole group is the rank's to hear, which still needs its batches.
+
+    A second SIGTERM ends the worker: so do torch and Python end one that does not leave by itself.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _frame: signal.signal(number, signal.SIG_DFL))
 
 
 def open_source(recipe: Recipe, world_size: int) -> DataSource:
