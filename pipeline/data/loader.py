@@ -20,13 +20,16 @@ log = logging.getLogger(__name__)
 DataSource = Manifest | ShardUrls
 
 
+GRACE_S = 15  # for a rank to come to its step's end
+
+
 def leave_signals_to_the_rank(_worker: int) -> None:
     """In a worker: a stop signal to the whole group is the rank's to hear, which still needs its batches.
 
-    A second SIGTERM ends the worker: so do torch and Python end one that does not leave by itself.
+    SIGTERM is heard after GRACE_S, since it is also how Python ends a worker that does not leave by itself.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, _frame: signal.signal(number, signal.SIG_DFL))
+    signal.signal(signal.SIGTERM, lambda _number, _frame: signal.alarm(GRACE_S))
 
 
 def open_source(recipe: Recipe, world_size: int) -> DataSource:
