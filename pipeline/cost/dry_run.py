@@ -5,11 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pipeline.config import Recipe
-from pipeline.cost.gpu_kernels import GpuKernels
+from pipeline.cost.gpu_kernels import gpu_kernels
 from pipeline.cost.recorder import REST, Recorder
 from pipeline.cost.unweighted import caption_batch, unweighted_task
 from pipeline.distributed.rehearsal import as_one_of
@@ -35,7 +34,7 @@ class DryRun:
     """What one micro batch of one rank takes.
 
     `flops` by part, backward passes apart. Bytes: `kept` for the way back by part, at the end of the way forward;
-    `peak` the most that lives at any time beside weights and their gradients, `vision_peak` while the vision tower runs.
+    `peak` the most that lives at any time beside weights and their gradients, `vision_peak` of the vision tower's time.
     """
 
     flops: dict[str, float]
@@ -52,11 +51,26 @@ class UnweightedRecipe:
 
         self.recipe, self.mode = recipe, FakeTensorMode()
         self.task = unweighted_task(recipe, self.mode)
+        self.runs: dict[tuple[int, tuple[int, int], int], DryRun] = {}
 
     def run(self, micro_size: int, lengths: tuple[int, int], num_ranks: int = 1) -> DryRun:
         """One pass of `micro_size` captions with (context, target) tokens, on one of `num_ranks` ranks."""
+        asked = (micro_size, lengths, num_ranks)
+        if asked not in self.runs:
+            try:
+                with self.mode:
+                    self.runs[asked] = dry_run(self.task, caption_batch(self.recipe, micro_size, lengths), num_ranks)
+            except Exception as error:  # each architecture has its own kinds, as where a step depends on values
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                towers = [self.recipe.vision.name, *([self.recipe.language.name] if self.recipe.language else [])]
+                raise ValueError(f"{' with '.join(towers)}: cannot be run without weights ({reason})") from error
+        return self.runs[asked]
+
+    def image_shape(self) -> tuple[int, int]:
+        """Tokens of one image, and their width."""
         with self.mode:
-            return dry_run(self.task, caption_batch(self.recipe, micro_size, lengths), num_ranks)
+            tokens_1PI = self.task.towers.vision(caption_batch(self.recipe, 1, (0, 1)).pixels_B3SS)
+        return int(tokens_1PI.shape[1]), int(tokens_1PI.shape[2])
 
 
 def dry_run(task: Stage1Task | Stage2Task, batch: Any, num_ranks: int) -> DryRun:
@@ -68,7 +82,7 @@ def dry_run(task: Stage1Task | Stage2Task, batch: Any, num_ranks: int) -> DryRun
     with (
         as_one_of(num_ranks),
         _parts_watched(task, recorder),
-        GpuKernels(lambda: recorder.within(LOGITS)),
+        gpu_kernels(lambda: recorder.within(LOGITS)),
         recorder,
         _gradients_dropped(task.bridge),
     ):
@@ -77,7 +91,7 @@ def dry_run(task: Stage1Task | Stage2Task, batch: Any, num_ranks: int) -> DryRun
         del losses
         kept = {part: size for part, size in recorder.live.items() if size}
         recorder.part = LANGUAGE_BACKWARD if isinstance(task, Stage2Task) else BRIDGE_BACKWARD
-        torch.autograd.backward(loss)  # Tensor.backward would turn the GPU kernels off for what is recomputed
+        loss.backward()
     recorder.part = REST
     return DryRun(dict(recorder.flops), kept, max(recorder.peaks.values()), recorder.peaks[VISION])
 
@@ -94,7 +108,8 @@ def _gradients_dropped(bridge: nn.Module) -> Iterator[None]:
     def drop(parameter: Tensor) -> None:
         parameter.grad = None
 
-    hooks = [parameter.register_post_accumulate_grad_hook(drop) for parameter in bridge.parameters()]
+    parameters: list[Any] = list(bridge.parameters())  # torch's types lack this hook
+    hooks = [parameter.register_post_accumulate_grad_hook(drop) for parameter in parameters]
     try:
         yield
     finally:
@@ -127,25 +142,13 @@ def _parts_watched(task: Stage1Task | Stage2Task, recorder: Recorder) -> Iterato
 
 
 def _backward_begins(recorder: Recorder) -> Any:
-    """A hook of the stage-2 bridge: when the gradient reaches its soft prompts, the language model's way back is over."""
+    """A hook of the stage-2 bridge: a gradient at its soft prompts ends the language model's way back."""
 
     def on_gradient(_gradient: Tensor) -> None:
         recorder.part = BRIDGE_BACKWARD
 
-    def on_forward(_bridge: nn.Module, _inputs: Any, prompts: Tensor) -> None:
+    def on_forward(_bridge: nn.Module, _inputs: Any, prompts: Any) -> None:
         if prompts.requires_grad:
             prompts.register_hook(on_gradient)
 
     return on_forward
-
-
-def sample_flops(recipe: Recipe, lengths: tuple[int, int]) -> dict[str, float]:
-    """FLOPs of one sample by part, forward and backward; each layer once, though checkpointing may repeat it."""
-    if recipe.language is not None:
-        plain = recipe.language.model_copy(update={"activation_checkpointing": False})
-        recipe = recipe.model_copy(update={"language": plain})
-    pairs = 2  # the least that has negatives
-    found = UnweightedRecipe(recipe).run(pairs, lengths)
-    return {part: flops / pairs for part, flops in found.flops.items()}
-
-

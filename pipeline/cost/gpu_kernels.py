@@ -3,38 +3,41 @@
 Shapes: B batch, H heads, M query rows, N key rows, E width of a head.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 
-class GpuKernels(TorchFunctionMode):
-    """Attention keeps its inputs, output and a row's log-sum-exp, no weights; dropout a byte an element.
+@contextmanager
+def gpu_kernels(losses: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Within: attention keeps its inputs, output and a row's log-sum-exp, no weights; dropout a byte an element.
 
-    What cross-entropies do is done within `losses()`.
+    What cross-entropies do is done within `losses()`. Functions are replaced, not watched by a mode of torch's: that
+    would be off on the way back, where checkpointed layers run again.
     """
+    cross_entropy = functional.cross_entropy
 
-    def __init__(self, losses: Callable[[], AbstractContextManager[None]]) -> None:
-        super().__init__()
-        self.losses = losses
+    def watched_cross_entropy(*arguments: Any, **options: Any) -> Tensor:
+        with losses():
+            return cross_entropy(*arguments, **options)
 
-    def __torch_function__(
-        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
-    ) -> Any:
-        options = options or {}
-        if function is functional.scaled_dot_product_attention:
-            return _attention(*arguments, **options)
-        if function is functional.dropout:
-            return _dropout(*arguments, **options)
-        if function is functional.cross_entropy:
-            with self.losses():
-                return function(*arguments, **options)
-        return function(*arguments, **options)
+    replaced: dict[str, Any] = {
+        "scaled_dot_product_attention": _attention,
+        "dropout": _dropout,
+        "cross_entropy": watched_cross_entropy,
+    }
+    originals = {name: getattr(functional, name) for name in replaced}
+    for name, function in replaced.items():
+        setattr(functional, name, function)
+    try:
+        yield
+    finally:
+        for name, function in originals.items():
+            setattr(functional, name, function)
 
 
 def _attention(
@@ -42,7 +45,7 @@ def _attention(
     keys_BHNE: Tensor,
     values_BHNE: Tensor,
     attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
+    dropout_p: float = 0.0,  # noqa: ARG001  (draws are repeated from a seed, which takes no memory)
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
@@ -57,9 +60,8 @@ def _attention(
     if attn_mask is not None:
         values = attn_mask.to(rows[0].dtype)
         bias = values.expand(*rows[0].shape[:3], rows[1].shape[2])
-    # Dropout's draws are repeated from a seed, which takes no memory.
     attended: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
-        *rows, bias, any(each.requires_grad for each in rows), dropout_p * 0, is_causal, scale=scale
+        *rows, bias, any(each.requires_grad for each in rows), 0.0, is_causal, scale=scale
     )[0]
     return attended
 

@@ -17,14 +17,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 REST = "the rest"
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """FLOPs by part (matrix products and attention, a product of m x k and k x n as 2mnk), and bytes that live.
 
     Bytes are of what was made within, by the part that made it: neither weights nor what is freed again.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.part = REST
         self.flops: defaultdict[str, float] = defaultdict(float)
         self.live: defaultdict[str, int] = defaultdict(int)

@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from pipeline.config import Recipe
 from pipeline.data.batch import Batch
 from pipeline.models.build import build_bridge
-from pipeline.models.language import CausalTower, LanguageTower, Seq2SeqTower, checkpoint_layers, language_config, language_on_meta
+from pipeline.models.language import (
+    CausalTower,
+    LanguageTower,
+    Seq2SeqTower,
+    checkpoint_layers,
+    language_config,
+    language_on_meta,
+)
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.stage2 import Stage2Bridge
 from pipeline.models.vision import CLIP_MEAN, CLIP_STD, VisionTower, encoder_on_meta
@@ -38,7 +45,9 @@ def unweighted_task(recipe: Recipe, mode: Any) -> Stage1Task | Stage2Task:
     _without_weights(vision, mode)
     _without_weights(bridge, mode)
     if isinstance(bridge, Stage1Bridge):
-        return Stage1Task(bridge, vision, recipe.objectives, bridge.qformer.shape.vocabulary - 1, recipe.qformer.precision)
+        return Stage1Task(
+            bridge, vision, recipe.objectives, bridge.qformer.shape.vocabulary - 1, recipe.qformer.precision
+        )
     assert isinstance(bridge, Stage2Bridge)
     language = _language(recipe, mode)
     return Stage2Task(bridge, vision, language, recipe.qformer.precision, recipe.run.layout == "sharded")
@@ -69,7 +78,8 @@ def _without_weights(module: nn.Module, mode: Any) -> None:
         return made[id(tensor)]
 
     for part in module.modules():
-        for tensors in (part._parameters, part._buffers):
+        parameters: dict[str, Any] = part._parameters
+        for tensors in (parameters, part._buffers):
             tensors.update({name: fake(tensor) for name, tensor in tensors.items() if tensor is not None})
 
 
