@@ -15,6 +15,8 @@ from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
 REST = "the rest"
+ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_efficient_attention_backward
+MODEL_SHARE = 4 / 5  # of its products: the fifth makes the scores again, which a model's FLOPs leave out
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -38,7 +40,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = function(*arguments, **options)
         count = flop_registry.get(function._overloadpacket)
         if count:
-            self.flops[self.part] += count(*arguments, **options, out_val=out)
+            share = MODEL_SHARE if function._overloadpacket is ATTENTION_BACKWARD else 1
+            self.flops[self.part] += count(*arguments, **options, out_val=out) * share
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._note(tensor)
