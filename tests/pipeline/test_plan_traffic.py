@@ -7,14 +7,16 @@ from unittest import mock
 
 import pytest
 
-from pipeline.config import for_ranks, load_recipe
+from pipeline.config import Language, for_ranks, load_recipe
 from pipeline.cost.dry_run import UnweightedRecipe
-from pipeline.cost.states import tensors_of
+from pipeline.cost.states import Tensors, sharded_language, tensors_of
 from pipeline.cost.traffic import Features, gradients_and_weights, stage1_features
 from pipeline.cost.zero_policy import read_policy
+from pipeline.models.language import language_on_meta
 from pipeline.training.engine import resolve_ds_config
 from tests.support.counted_traffic import counted_traffic
 from tests.support.gloo_ranks import run_on_ranks
+from tests.support.paper_sizes import save_configs
 from tests.support.tiny_runs import ROOT, train_here, write_recipe
 from tests.support.tiny_shards import tiny_manifest
 
@@ -96,3 +98,21 @@ def test_a_step_sends_what_is_planned(
     assert sum(sent) / ranks == pytest.approx(expected, rel=0.02, abs=AGREED_BYTES + drawn)
     exchanged = sum(answer[0].get("all_to_all_single", 0) for answer in answers) / ranks
     assert sum(sent) / ranks - exchanged == pytest.approx(expected - drawn, rel=0.02, abs=AGREED_BYTES)
+
+
+def test_sharding_trades_memory_for_traffic_and_hpz_keeps_it_within_nodes(tmp_path: Path) -> None:
+    """FlanT5-XXL on 16 ranks: a rank's bytes, and those that it sends between nodes and in all."""
+    save_configs(tmp_path)
+    bridge = Tensors((100_000_000,), (1000,), 400_004_000)
+    language = tensors_of(language_on_meta(Language(name=str(tmp_path / "flant5xxl"), precision="bf16")))
+    memory, between_nodes, in_all = {}, {}, {}
+    for name in ("zero2", "zero3", "zero3_hpz"):
+        policy = read_policy(json.loads((ROOT / "ds_configs" / f"{name}.json").read_text()))
+        sharded = language if policy.stage == 3 else None
+        memory[name] = sum(sharded_language(language, policy, 16)) if sharded else language.num_bytes
+        transfers = gradients_and_weights(bridge, sharded, policy, 16, 1)
+        in_all[name] = sum(each.num_bytes for each in transfers)
+        between_nodes[name] = sum(each.num_bytes for each in transfers if not each.within_node)
+    assert memory["zero3"] < memory["zero3_hpz"] < memory["zero2"]
+    assert between_nodes["zero3_hpz"] < between_nodes["zero2"] < between_nodes["zero3"]
+    assert in_all["zero3"] == pytest.approx(2 * 15 / 16 * language.num_bytes, rel=0.1)  # forward and backward

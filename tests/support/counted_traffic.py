@@ -1,5 +1,6 @@
 """What a rank sends: torch.distributed's collectives watched, and their bytes by the laws of the ring algorithms."""
 
+import inspect
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,26 +21,18 @@ def counted_traffic() -> Iterator[dict[str, float]]:
 
     sent: dict[str, float] = defaultdict(float)
 
-    def others(options: dict[str, Any]) -> tuple[int, int]:
-        ranks = dist.get_world_size(options.get("group"))
-        return ranks - 1, ranks
+    def of_all_reduce(given: dict[str, Any], ranks: int) -> float:
+        return 2 * _size(given["tensor"]) * (ranks - 1) / ranks
 
-    def of_all_reduce(tensor: Tensor, *_: Any, **options: Any) -> float:
-        rest, ranks = others(options)
-        return 2 * _size(tensor) * rest / ranks
+    def of_all_gather(given: dict[str, Any], ranks: int) -> float:
+        return _size(given["tensor" if "tensor" in given else "input_tensor"]) * (ranks - 1)
 
-    def of_all_gather(_out: Any, own: Tensor, *_: Any, **options: Any) -> float:
-        return _size(own) * others(options)[0]
+    def of_reduce_scatter(given: dict[str, Any], ranks: int) -> float:
+        return _size(given["input"]) * (ranks - 1) / ranks
 
-    def of_reduce_scatter(_out: Tensor, whole: Tensor, *_: Any, **options: Any) -> float:
-        rest, ranks = others(options)
-        return _size(whole) * rest / ranks
-
-    def of_exchange(
-        _out: Tensor, own: Tensor, _received: Any = None, sent_rows: Any = None, *_: Any, **__: Any
-    ) -> float:
-        row = _size(own) / max(1, own.shape[0])
-        return row * sum(rows for rank, rows in enumerate(sent_rows) if rank != dist.get_rank())
+    def of_exchange(given: dict[str, Any], _ranks: int) -> float:
+        row = _size(given["input"]) / max(1, given["input"].shape[0])
+        return row * sum(rows for rank, rows in enumerate(given["input_split_sizes"]) if rank != dist.get_rank())
 
     laws: dict[str, Any] = {
         "all_reduce": of_all_reduce,
@@ -50,13 +43,16 @@ def counted_traffic() -> Iterator[dict[str, float]]:
     }
     with ExitStack() as stack:
         for name, law in laws.items():
-            original = getattr(dist, name)
-
-            def watched(
-                *arguments: Any, _name: str = name, _law: Any = law, _original: Any = original, **more: Any
-            ) -> Any:
-                sent[_name] += _law(*arguments, **more)
-                return _original(*arguments, **more)
-
-            stack.enter_context(mock.patch.object(dist, name, watched))
+            stack.enter_context(mock.patch.object(dist, name, _watched(getattr(dist, name), name, law, sent)))
         yield sent
+
+
+def _watched(original: Any, name: str, law: Any, sent: dict[str, float]) -> Any:
+    import torch.distributed as dist
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        given = inspect.signature(original).bind(*arguments, **options).arguments
+        sent[name] += law(given, dist.get_world_size(given.get("group")))
+        return original(*arguments, **options)
+
+    return watched
