@@ -107,8 +107,8 @@ class Planner:
         probe = max(least + 1, self.recipe.batch.micro_size)
         while True:
             totals[probe] = self.total_bytes(probe)
-            fitting = max(size for size in totals if totals[size] <= room)
             too_large = min((size for size in totals if totals[size] > room), default=None)
+            fitting = max(size for size in totals if totals[size] <= room and (too_large is None or size < too_large))
             if too_large == fitting + 1:
                 return fitting
             # Memory is as good as linear in the micro batch: follow the line through the two sizes nearest to the room.
