@@ -57,6 +57,7 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
     """Build the parts, resume if this run folder holds a checkpoint, and fit. False when a signal stopped it."""
     import torch
 
+    from pipeline.cost.flops import utilisation_of_one_sample_a_second
     from pipeline.data.loader import build_loader
     from pipeline.distributed import collectives
     from pipeline.models.precision import choose_attention_kernel
@@ -85,8 +86,10 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
     engine_state.restore(engine, moments, state.step - state.skipped)
     del moments
     loader = build_loader(recipe, data, collate, rank, world_size, state.step)
+    cuda_name = torch.cuda.get_device_name(device) if rank == 0 and device != "cpu" else None
+    utilisation = utilisation_of_one_sample_a_second(recipe, world_size, cuda_name)
     with (
-        Telemetry(recipe.run.output, state.step, recipe.run.steps) as telemetry,
+        Telemetry(recipe.run.output, state.step, recipe.run.steps, utilisation) as telemetry,
         Watchdog(recipe.run.output, recipe.run.hang_deadline_s) as watchdog,
     ):
         return loop.fit(engine, loader, recipe, state, stop, telemetry, watchdog, validation)

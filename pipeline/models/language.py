@@ -167,17 +167,22 @@ def language_config(settings: Language) -> Any:
     return config
 
 
-def language_width(settings: Language) -> int:
-    """The width of the model's token embeddings, found without its weights."""
+def language_on_meta(settings: Language) -> Any:
+    """The model's shapes without its weights. Raises ValueError in one line when its configuration is missing."""
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     config = language_config(settings)
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            return int(auto_class.from_config(config).get_input_embeddings().embedding_dim)
+            return auto_class.from_config(config, dtype=DTYPES[settings.precision])
     except Exception as error:  # as above; an activation that does not exist, too
         raise _not_loaded(settings, error) from error
+
+
+def language_width(settings: Language) -> int:
+    """The width of the model's token embeddings, found without its weights."""
+    return int(language_on_meta(settings).get_input_embeddings().embedding_dim)
 
 
 def build_language(settings: Language, device: str) -> LanguageTower:

@@ -112,13 +112,37 @@ def build_vision(settings: Vision) -> VisionTower:
         model, mean, std = _load_transformers(settings) if of_transformers else _load_timm(settings)
     except Exception as error:  # timm, transformers and safetensors raise many kinds; all mean that it cannot be had
         raise _not_loaded(settings, error) from error
+    return VisionTower(_encoder(model, settings), mean, std, settings.precision)
+
+
+def _encoder(model: Any, settings: Vision) -> TimmEncoder | TransformersEncoder:
     try:
-        if not of_transformers:
-            set_image_size(model, settings.image_size_px)
-        encoder = TransformersEncoder(model) if of_transformers else TimmEncoder(model)
+        if settings.name.startswith(TRANSFORMERS):
+            return TransformersEncoder(model)
+        set_image_size(model, settings.image_size_px)
+        return TimmEncoder(model)
     except Exception as error:  # what an architecture lacks, each says in its own way
         raise _not_a_vit(settings, error) from error
-    return VisionTower(encoder, mean, std, settings.precision)
+
+
+def encoder_on_meta(settings: Vision) -> TimmEncoder | TransformersEncoder:
+    """The encoder's shapes without its weights. Raises ValueError in one line when its configuration is missing."""
+    import timm
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        if settings.name.startswith(TRANSFORMERS):
+            config = AutoConfig.from_pretrained(settings.name.removeprefix(TRANSFORMERS))
+            with torch.device("meta"):
+                return _encoder(AutoModel.from_config(config), settings)
+        with torch.device("meta"):
+            return _encoder(timm.create_model(settings.name, num_classes=0), settings)
+    except ValueError as error:
+        if "cannot serve as the image encoder" in str(error):
+            raise
+        raise _not_loaded(settings, error) from error
+    except Exception as error:  # as above
+        raise _not_loaded(settings, error) from error
 
 
 def vision_width(settings: Vision) -> int:

@@ -24,7 +24,10 @@ SHARES = ("data", COMMUNICATION, "checkpoint")  # of time, waiting for them
 class Telemetry:
     """One line an interval; rank 0 writes it."""
 
-    def __init__(self, run_folder: Path, first_step: int, steps: int) -> None:
+    def __init__(
+        self, run_folder: Path, first_step: int, steps: int, utilisation_of_one_sample_a_second: float | None = None
+    ) -> None:
+        self.utilisation_of_one_sample_a_second = utilisation_of_one_sample_a_second
         self.active = process_group.rank() == 0
         self.last_time, self.last_step, self.tokens = time.monotonic(), first_step, 0.0
         STOPWATCH.take()  # what came before the first step
@@ -67,6 +70,8 @@ class Telemetry:
             "memory_mib": float(memory_mib),
             **{f"{kind}_share": share for kind, share in zip(SHARES, shares_of_all, strict=True)},
         }
+        if self.utilisation_of_one_sample_a_second:
+            speed["model_flop_utilisation"] = speed["samples_per_s"] * self.utilisation_of_one_sample_a_second
         self.last_time, self.last_step, self.tokens = now, step, 0.0
         self._write({"step": step, "samples": samples, **values, **speed})
         if self.active:

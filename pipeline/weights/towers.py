@@ -32,17 +32,9 @@ OPENAI_PARTS = {
 
 def vision_on_meta(settings: Vision) -> Any:
     """The recipe's image encoder without its last block and without weights; None where it is not timm's."""
-    import timm
-    import torch
+    from pipeline.models.vision import TRANSFORMERS, encoder_on_meta
 
-    from pipeline.models.vision import TRANSFORMERS, TimmEncoder, set_image_size
-
-    if settings.name.startswith(TRANSFORMERS):
-        return None
-    with torch.device("meta"):
-        model = timm.create_model(settings.name, num_classes=0)
-        set_image_size(model, settings.image_size_px)
-    return TimmEncoder(model).model
+    return None if settings.name.startswith(TRANSFORMERS) else encoder_on_meta(settings).model
 
 
 def vision_from_lavis(tensors: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
@@ -74,15 +66,9 @@ class Wanted:
 
 def wanted_language(settings: Language) -> Wanted:
     """What the recipe's language model consists of."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from pipeline.models.language import language_on_meta
 
-    from pipeline.models.language import language_config
-
-    config = language_config(settings)
-    auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    with torch.device("meta"):
-        model = auto_class.from_config(config)
+    model = language_on_meta(settings)
     ignored = tuple(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
     state = model.state_dict(keep_vars=True)
     owners: dict[int, str] = {}

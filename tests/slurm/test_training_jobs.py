@@ -123,13 +123,13 @@ def test_stage_1_survives_a_signal_its_time_limit_and_a_nodes_death_to_the_bit(c
     cluster.answer("kill", "-STOP", *ranks)  # not to end before the limit, whose signal SLURM sends with a SIGCONT
     hours, minutes, _ = (int(part) for part in facts["RunTime"].split(":"))
     cluster.answer("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * hours + minutes + 2}")
-    undisturbed = chain.run_undisturbed()
     cluster.wait_for(job, lambda facts: facts["Restarts"] == "2")
     cluster.answer("scontrol", "update", f"JobId={job}", "TimeLimit=60")
 
     facts = chain.wait_for_start(2)
     victim = cluster.answer("scontrol", "show", "hostnames", facts["NodeList"]).split()[2]  # not the batch script's
     cluster.act("crash", victim)
+    undisturbed = chain.run_undisturbed()  # beside it, once no node is to die any more
 
     facts = cluster.wait_until_ended(job)
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "3"), facts

@@ -4,7 +4,13 @@ from pathlib import Path
 from typing import Any
 
 OPT = {"vocab_size": 50272, "num_attention_heads": 32, "num_hidden_layers": 32, "do_layer_norm_before": True}
-FLAN_T5 = {"vocab_size": 32128, "d_kv": 64, "num_layers": 24, "feed_forward_proj": "gated-gelu"}
+FLAN_T5 = {
+    "vocab_size": 32128,
+    "decoder_start_token_id": 0,
+    "d_kv": 64,
+    "num_layers": 24,
+    "feed_forward_proj": "gated-gelu",
+}
 SIZES: dict[str, dict[str, Any]] = {
     "opt2.7b": {**OPT, "hidden_size": 2560, "word_embed_proj_dim": 2560, "ffn_dim": 10240},
     "opt6.7b": {**OPT, "hidden_size": 4096, "word_embed_proj_dim": 4096, "ffn_dim": 16384},

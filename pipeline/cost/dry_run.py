@@ -1,0 +1,154 @@
+"""One micro batch of a recipe's task, forward and backward, without weights: its arithmetic and its memory by part."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from pipeline.config import Recipe
+from pipeline.cost.gpu_kernels import gpu_kernels
+from pipeline.cost.recorder import REST, Recorder
+from pipeline.cost.unweighted import caption_batch, unweighted_task
+from pipeline.distributed.rehearsal import as_one_of
+from pipeline.models.stage1 import Stage1Bridge
+from pipeline.training.stage1_task import Stage1Task
+from pipeline.training.stage2_task import Stage2Task
+from pipeline.training.task import StepPlace
+
+VISION, LANGUAGE, LOGITS = "vision tower", "language model", "logits"
+BRIDGE_BACKWARD, LANGUAGE_BACKWARD = "bridge, backward", "language model, backward"
+STAGE_1_PASSES = {
+    "project_image": "Q-Former: image keys and values",
+    "encode_queries": "Q-Former: queries (ITC)",
+    "encode_text": "Q-Former: text (ITC)",
+    "encode_pairs": "Q-Former: pairs (ITM)",
+    "decode_text": "Q-Former: text after queries (ITG)",
+}
+QUERY_PATH = "Q-Former and projection"
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What one micro batch of one rank takes.
+
+    `flops` by part, backward passes apart. Bytes: `kept` for the way back by part, at the end of the way forward;
+    `peak` the most that lives at any time beside weights and their gradients, `vision_peak` of the vision tower's time.
+    """
+
+    flops: dict[str, float]
+    kept: dict[str, int]
+    peak: int
+    vision_peak: int
+
+
+class UnweightedRecipe:
+    """A recipe's task without weights, for runs of any micro batch."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        self.recipe, self.mode = recipe, FakeTensorMode()
+        self.task = unweighted_task(recipe, self.mode)
+        self.runs: dict[tuple[int, tuple[int, int], int], DryRun] = {}
+
+    def run(self, micro_size: int, lengths: tuple[int, int], num_ranks: int = 1) -> DryRun:
+        """One pass of `micro_size` captions with (context, target) tokens, on one of `num_ranks` ranks."""
+        asked = (micro_size, lengths, num_ranks)
+        if asked not in self.runs:
+            try:
+                with self.mode:
+                    self.runs[asked] = dry_run(self.task, caption_batch(self.recipe, micro_size, lengths), num_ranks)
+            except Exception as error:  # each architecture has its own kinds, as where a step depends on values
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                towers = [self.recipe.vision.name, *([self.recipe.language.name] if self.recipe.language else [])]
+                raise ValueError(f"{' with '.join(towers)}: cannot be run without weights ({reason})") from error
+        return self.runs[asked]
+
+    def image_shape(self) -> tuple[int, int]:
+        """Tokens of one image, and their width."""
+        with self.mode:
+            tokens_1PI = self.task.towers.vision(caption_batch(self.recipe, 1, (0, 1)).pixels_B3SS)
+        return int(tokens_1PI.shape[1]), int(tokens_1PI.shape[2])
+
+
+def dry_run(task: Stage1Task | Stage2Task, batch: Any, num_ranks: int) -> DryRun:
+    """The same of a task whose tensors may be real."""
+    recorder = Recorder()
+    watched = {id(module): module for module in _modules(task)}
+    recorder.frozen(*watched.values())
+    place = StepPlace(0, 1.0, batch.target.ids.shape[1], 0, num_ranks)
+    with (
+        as_one_of(num_ranks),
+        _parts_watched(task, recorder),
+        gpu_kernels(lambda: recorder.within(LOGITS)),
+        recorder,
+        _gradients_dropped(task.bridge),
+    ):
+        losses = task(batch, place)
+        loss = losses["loss"]
+        del losses
+        kept = {part: size for part, size in recorder.live.items() if size}
+        recorder.part = LANGUAGE_BACKWARD if isinstance(task, Stage2Task) else BRIDGE_BACKWARD
+        loss.backward()
+    recorder.part = REST
+    return DryRun(dict(recorder.flops), kept, max(recorder.peaks.values()), recorder.peaks[VISION])
+
+
+def _modules(task: Stage1Task | Stage2Task) -> list[nn.Module]:
+    language = task.towers.language
+    return [task.bridge, task.towers.vision, *([language.model] if language else [])]
+
+
+@contextmanager
+def _gradients_dropped(bridge: nn.Module) -> Iterator[None]:
+    """Gradients of weights are counted elsewhere: an engine has ways of its own to hold them."""
+
+    def drop(parameter: Tensor) -> None:
+        parameter.grad = None
+
+    parameters: list[Any] = list(bridge.parameters())  # torch's types lack this hook
+    hooks = [parameter.register_post_accumulate_grad_hook(drop) for parameter in parameters]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _parts_watched(task: Stage1Task | Stage2Task, recorder: Recorder) -> Iterator[None]:
+    """Within, what each part of the task does is recorded under its name."""
+    bridge, language = task.bridge, task.towers.language
+    places: list[tuple[Any, str, str]] = [(task.towers.vision, "forward", VISION)]
+    if isinstance(bridge, Stage1Bridge):
+        head = bridge.qformer.language_head
+        places += [(bridge.qformer, method, part) for method, part in STAGE_1_PASSES.items()]
+        places += [(head, "forward", LOGITS)]
+    else:
+        places += [(bridge, "forward", QUERY_PATH), (language, "loss_sum", LANGUAGE)]
+        places += [(language.model.get_output_embeddings(), "forward", LOGITS)]
+    for owner, method, part in places:
+        recorder.watch(owner, method, part)
+    hook = bridge.register_forward_hook(_backward_begins(recorder)) if language else None
+    try:
+        yield
+    finally:
+        for owner, method, _ in places:
+            delattr(owner, method)
+        if hook:
+            hook.remove()
+
+
+def _backward_begins(recorder: Recorder) -> Any:
+    """A hook of the stage-2 bridge: a gradient at its soft prompts ends the language model's way back."""
+
+    def on_gradient(_gradient: Tensor) -> None:
+        recorder.part = BRIDGE_BACKWARD
+
+    def on_forward(_bridge: nn.Module, _inputs: Any, prompts: Any) -> None:
+        if prompts.requires_grad:
+            prompts.register_hook(on_gradient)
+
+    return on_forward

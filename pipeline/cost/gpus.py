@@ -1,0 +1,51 @@
+"""GPU types: how much memory, arithmetic and bandwidth one has. Makers' figures; of the network an assumption."""
+
+from dataclasses import dataclass
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU. Rates are peaks, a second: bf16 dense FLOP, and bytes one way.
+
+    `memory_bytes` is what the driver lets programs have. `between_nodes` is a rank's share of its node's network, one
+    200 Gbit/s port a GPU for A100 nodes and 400 Gbit/s for the later ones: an assumption that a cluster may well miss.
+    """
+
+    name: str
+    cuda_names: tuple[str, ...]  # what CUDA calls it, in lower case, begins with one of these
+    memory_bytes: int
+    peak_flops: float
+    memory_bandwidth: float
+    within_node: float
+    between_nodes: float
+
+
+def _gib(amount: float) -> int:
+    return int(amount * GIB)
+
+
+GPUS = (
+    Gpu("a100-40gb", ("nvidia a100-sxm4-40gb", "nvidia a100-pcie-40gb"), _gib(39.4), 312e12, 1555e9, 300e9, 25e9),
+    Gpu("a100-80gb", ("nvidia a100-sxm4-80gb", "nvidia a100 80gb"), _gib(79.2), 312e12, 2039e9, 300e9, 25e9),
+    Gpu("h100-80gb", ("nvidia h100 80gb hbm3",), _gib(79.1), 989e12, 3350e9, 450e9, 50e9),
+    Gpu("h200-141gb", ("nvidia h200",), _gib(139.7), 989e12, 4800e9, 450e9, 50e9),
+)
+
+
+def gpu_named(name: str) -> Gpu:
+    """A GPU of the table, by one of its `known` names."""
+    return {gpu.name: gpu for gpu in GPUS}[name]
+
+
+def known() -> list[str]:
+    return [gpu.name for gpu in GPUS]
+
+
+def gpu_of_cuda(cuda_name: str) -> Gpu | None:
+    """The GPU that CUDA calls so; None for one that the table does not have."""
+    for gpu in GPUS:
+        if cuda_name.lower().startswith(gpu.cuda_names):
+            return gpu
+    return None

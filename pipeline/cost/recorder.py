@@ -1,0 +1,86 @@
+"""Arithmetic and live memory of a computation by part, seen operation by operation; its tensors may be fake ones."""
+
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial, wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+from torch.utils.weak import WeakIdKeyDictionary
+
+REST = "the rest"
+ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_efficient_attention_backward
+MODEL_SHARE = 4 / 5  # of its products: the fifth makes the scores again, which a model's FLOPs leave out
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """FLOPs by part (matrix products and attention, a product of m x k and k x n as 2mnk), and bytes that live.
+
+    Bytes are of what was made within, by the part that made it: neither weights nor what is freed again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.part = REST
+        self.flops: defaultdict[str, float] = defaultdict(float)
+        self.live: defaultdict[str, int] = defaultdict(int)
+        self.peaks: defaultdict[str, int] = defaultdict(int)  # of all live bytes, while a part ran
+        self.seen = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
+    ) -> Any:
+        options = options or {}
+        out = function(*arguments, **options)
+        count = flop_registry.get(function._overloadpacket)
+        if count:
+            share = MODEL_SHARE if function._overloadpacket is ATTENTION_BACKWARD else 1
+            self.flops[self.part] += count(*arguments, **options, out_val=out) * share
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._note(tensor)
+        return out
+
+    def _note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage in self.seen:
+            return
+        self.seen[storage] = True
+        part, size = self.part, storage.nbytes()
+        self.live[part] += size
+        self.peaks[part] = max(self.peaks[part], sum(self.live.values()))
+        weakref.finalize(storage, partial(self._freed, part, size))
+
+    def _freed(self, part: str, size: int) -> None:
+        self.live[part] -= size
+
+    @contextmanager
+    def within(self, part: str) -> Iterator[None]:
+        outer, self.part = self.part, part
+        try:
+            yield
+        finally:
+            self.part = outer
+
+    def watch(self, owner: Any, method: str, part: str) -> None:
+        """From now on, what `owner.method` does belongs to `part`."""
+        original: Callable[..., Any] = getattr(owner, method)
+
+        @wraps(original)
+        def watched(*arguments: Any, **options: Any) -> Any:
+            with self.within(part):
+                return original(*arguments, **options)
+
+        setattr(owner, method, watched)
+
+    def frozen(self, *modules: torch.nn.Module) -> None:
+        """Weights are not counted, though an operation may give one out again."""
+        for module in modules:
+            for tensor in (*module.parameters(), *module.buffers()):
+                self.seen[tensor.untyped_storage()] = True

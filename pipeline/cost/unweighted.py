@@ -1,0 +1,117 @@
+"""A recipe's task at its real shapes without any weight: tensors that know size and dtype, and hold nothing."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import Recipe
+from pipeline.data.batch import Batch
+from pipeline.models.build import build_bridge
+from pipeline.models.language import (
+    CausalTower,
+    LanguageTower,
+    Seq2SeqTower,
+    checkpoint_layers,
+    language_config,
+    language_on_meta,
+)
+from pipeline.models.stage1 import Stage1Bridge
+from pipeline.models.stage2 import Stage2Bridge
+from pipeline.models.vision import CLIP_MEAN, CLIP_STD, VisionTower, encoder_on_meta
+from pipeline.tokens import Tokens
+from pipeline.training.stage1_task import Stage1Task
+from pipeline.training.stage2_task import Stage2Task
+
+
+class _NoTokenizer:
+    """What a language tower asks of its tokenizer while it only scores; a plan needs no vocabulary file."""
+
+    pad_token_id, unk_token_id = 0, None
+
+    def __call__(self, _text: str, **_options: Any) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=[1])
+
+
+def unweighted_task(recipe: Recipe, mode: Any) -> Stage1Task | Stage2Task:
+    """The recipe's task with fake tensors of `mode` in the place of weights.
+
+    Raises ValueError in one line when a tower's configuration cannot be had.
+    """
+    vision = VisionTower(encoder_on_meta(recipe.vision), CLIP_MEAN, CLIP_STD, recipe.vision.precision)
+    with torch.device("meta"):
+        bridge = build_bridge(recipe)
+    _without_weights(vision, mode)
+    _without_weights(bridge, mode)
+    if isinstance(bridge, Stage1Bridge):
+        return Stage1Task(
+            bridge, vision, recipe.objectives, bridge.qformer.shape.vocabulary - 1, recipe.qformer.precision
+        )
+    assert isinstance(bridge, Stage2Bridge)
+    language = _language(recipe, mode)
+    return Stage2Task(bridge, vision, language, recipe.qformer.precision, recipe.run.layout == "sharded")
+
+
+def _language(recipe: Recipe, mode: Any) -> LanguageTower:
+    assert recipe.language is not None
+    model = language_on_meta(recipe.language)
+    model.requires_grad_(False).eval()
+    _without_weights(model, mode)
+    if recipe.language.activation_checkpointing:
+        checkpoint_layers(model)
+    if model.config.is_encoder_decoder:
+        return Seq2SeqTower(model, _NoTokenizer())
+    return CausalTower(model, _NoTokenizer(), recipe.language.end_text)
+
+
+def _without_weights(module: nn.Module, mode: Any) -> None:
+    """Put fake tensors in the place of parameters and buffers; what was one tensor stays one."""
+    made: dict[int, Tensor] = {}
+
+    def fake(tensor: Tensor) -> Tensor:
+        if id(tensor) not in made:
+            with mode:
+                empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            made[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
+        return made[id(tensor)]
+
+    for part in module.modules():
+        parameters: dict[str, Any] = part._parameters
+        for tensors in (parameters, part._buffers):
+            tensors.update({name: fake(tensor) for name, tensor in tensors.items() if tensor is not None})
+
+
+def caption_batch(recipe: Recipe, micro_size: int, lengths: tuple[int, int]) -> Batch:
+    """A micro batch of captions that all have the same tokens of context and of target."""
+
+    def tokens(length: int) -> Tokens:
+        ids = torch.ones((micro_size, length), dtype=torch.int64)
+        return Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
+
+    size_px = recipe.vision.image_size_px
+    pixels = torch.zeros((micro_size, 3, size_px, size_px), dtype=torch.uint8)
+    return Batch(pixels, torch.arange(micro_size), tokens(lengths[0]), tokens(lengths[1]), 0)
+
+
+def mean_lengths(recipe: Recipe, caption_tokens: int) -> tuple[int, int]:
+    """Tokens of context and of target of a caption of so many, special ones among them.
+
+    A seq2seq model reads the beginning, to a point between the first token and the middle, and both parts get an end.
+    """
+    length = min(caption_tokens, recipe.data.max_text_tokens)
+    if not _is_seq2seq(recipe):
+        return 0, length
+    split = round((1 + length // 2) / 2)
+    return split + 1, length - split + 1
+
+
+def longest_lengths(recipe: Recipe) -> tuple[int, int]:
+    """The most that a micro batch can be padded to: its rows are split at points of their own."""
+    length = recipe.data.max_text_tokens
+    return (length // 2 + 1, length) if _is_seq2seq(recipe) else (0, length)
+
+
+def _is_seq2seq(recipe: Recipe) -> bool:
+    return recipe.language is not None and bool(language_config(recipe.language).is_encoder_decoder)

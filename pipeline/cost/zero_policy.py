@@ -1,0 +1,40 @@
+"""What of a ZeRO policy decides memory and traffic, with DeepSpeed's own values for what the file does not say."""
+
+from dataclasses import dataclass
+from typing import Any
+
+ALIGNMENT = 2  # elements; a group of parameters is padded to this many on each rank
+
+
+@dataclass(frozen=True)
+class ZeroPolicy:
+    """Sizes count elements. `hpz_ranks` is 1 without a secondary copy of weights within nodes."""
+
+    stage: int
+    offloads_optimizer: bool
+    reduce_buckets: int
+    reduce_bucket_size: int
+    prefetch_bucket_size: int
+    max_live_parameters: int
+    persistence_threshold: int
+    hpz_ranks: int
+
+
+def read_policy(ds_config: dict[str, Any]) -> ZeroPolicy:
+    """Of a resolved DeepSpeed configuration."""
+    zero = ds_config.get("zero_optimization", {})
+    stage = int(zero.get("stage", 0))
+    overlaps = zero.get("overlap_comm")
+    overlaps = stage == 3 if overlaps is None else overlaps
+    # Stages 1 and 2 fill a second bucket while the first one is sent.
+    buckets = (2 if overlaps and stage < 3 else 1) if zero.get("contiguous_gradients", True) else 0
+    return ZeroPolicy(
+        stage,
+        zero.get("offload_optimizer", {}).get("device", "none") != "none",
+        buckets,
+        int(zero.get("reduce_bucket_size", 5e8)),
+        int(zero.get("stage3_prefetch_bucket_size", 5e7)),
+        int(zero.get("stage3_max_live_parameters", 1e9)),
+        int(zero.get("stage3_param_persistence_threshold", 1e5)),
+        int(zero.get("zero_hpz_partition_size", 1)),
+    )

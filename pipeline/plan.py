@@ -1,0 +1,184 @@
+"""`python -m pipeline.plan --recipe R.yaml --gpus N --gpu a100-40gb`: memory, time and traffic before a run.
+
+Needs no GPU and no weights: the recipe's own step runs at its real shapes on tensors that hold nothing.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.command_line import Parser, one_line
+from pipeline.config import Recipe, dump_recipe, for_ranks, load_recipe
+from pipeline.cost.gpus import GIB, Gpu, gpu_named, known
+
+if TYPE_CHECKING:
+    from pipeline.cost.estimate import Assumptions, Plan
+
+PAPER_UTILISATION = {1: 0.12, 2: 0.19}
+"""Shares of an A100's bf16 peak that the paper's runs reached at most: its steps and days (section 4.1), our FLOPs."""
+ADVICE = {
+    "vision tower": "set vision.precision=fp16, or name a smaller vision.name",
+    "language model": "set run.layout=sharded with run.zero=ds_configs/zero3.json, or name a smaller language.name",
+    "bridge": "use more GPUs, or run.zero=ds_configs/zero2_offload.json",
+    "activations, language model": "set language.activation_checkpointing=true, or lower batch.micro_size",
+    "communication buffers": "set reduce_bucket_size in the file of run.zero (by default 500M elements)",
+}
+OTHERWISE = "lower batch.micro_size"
+
+
+def text_of(plan: "Plan", recipe: Recipe, gpu: Gpu, assumed: "Assumptions") -> str:
+    """The plan for people."""
+    return "\n".join(
+        [*_memory_lines(plan, recipe, gpu), "", *_time_lines(plan, recipe, gpu, assumed), "", *_traffic_lines(plan)]
+    )
+
+
+def _gib(num_bytes: float) -> str:
+    return f"{num_bytes / GIB:9.2f} GiB"
+
+
+def _memory_lines(plan: "Plan", recipe: Recipe, gpu: Gpu) -> list[str]:
+    verdict = "fits" if plan.total_bytes <= gpu.memory_bytes else "DOES NOT FIT"
+    lines = [f"memory of a GPU, micro batch {recipe.batch.micro_size}, captions of the longest (data.max_text_tokens)"]
+    lines += [f"  {part:<36}{_gib(size)}" for part, size in plan.memory.items()]
+    lines += [f"  {'in all':<36}{_gib(plan.total_bytes)}  of {gpu.memory_bytes / GIB:.1f} GiB: {verdict}"]
+    lines += [f"  not added, at another time: the vision tower's passes {_gib(plan.vision_peak).strip()}"]
+    if plan.host_bytes:
+        lines += [f"  in the host's memory, a rank: {_gib(plan.host_bytes).strip()}"]
+    largest = f"largest micro batch that fits: {plan.largest_micro}"
+    lines += [f"{largest} (the recipe's: {recipe.batch.micro_size})"]
+    checkpoint = f"checkpoint: {_gib(plan.checkpoint_bytes).strip()}, the bridge's {plan.trained_elements / 1e6:.1f}M"
+    return [*lines, f"{checkpoint} weights and two moments each in fp32"]
+
+
+def _time_lines(plan: "Plan", recipe: Recipe, gpu: Gpu, assumed: "Assumptions") -> list[str]:
+    lines = ["FLOPs of a sample, forward and backward (2mnk a product, attention too, padding as far as captions go)"]
+    lines += [f"  {part:<36}{flops / 1e9:9.1f} GFLOP" for part, flops in plan.flops.items() if flops > 5e7]
+    lines += [f"  {'in all':<36}{sum(plan.flops.values()) / 1e9:9.1f} GFLOP"]
+    lines += [f"step: {plan.step_s:.2f} s ({', '.join(f'{why} {s:.3f} s' for why, s in plan.seconds.items())})"]
+    lines += [f"{recipe.run.steps} steps: {plan.days(recipe.run.steps):.1f} days"]
+    paper = PAPER_UTILISATION[recipe.stage]
+    slower = plan.days(recipe.run.steps, plan.seconds["arithmetic"] * (assumed.utilisation / paper - 1))
+    lines += [
+        f"  assumed: {assumed.utilisation:.0%} of the peak {gpu.peak_flops / 1e12:.0f} TFLOP/s is reached (the paper's "
+        f"own run: at most {paper:.0%}; at that {slower:.1f} days)"
+    ]
+    lines += [
+        f"  assumed: captions of {assumed.caption_tokens} tokens in the mean; padding to the longest is not timed"
+    ]
+    lines += [
+        f"  assumed: {gpu.within_node / 1e9:.0f} GB/s a GPU within a node of {assumed.gpus_per_node}, "
+        f"{gpu.between_nodes / 1e9:.0f} GB/s between nodes, {gpu.memory_bandwidth / 1e9:.0f} GB/s of memory; nothing "
+        "overlaps; data, checkpoints and validation cost no time"
+    ]
+    return lines
+
+
+def _traffic_lines(plan: "Plan") -> list[str]:
+    lines = ["network: bytes a rank sends in a step"]
+    for each in plan.transfers:
+        where = " (within the node)" if each.within_node else ""
+        lines += [f"  {each.purpose:<36}{each.num_bytes / 1e6:11.2f} MB{where}"]
+    if not plan.transfers:
+        lines += ["  nothing: one rank"]
+    if plan.gathering_all_images:
+        lines += [f"  (gathering all image features: {plan.gathering_all_images / 1e6:.2f} MB, and again backwards)"]
+    return lines
+
+
+def fault_of(plan: "Plan", recipe: Recipe, gpu: Gpu) -> str | None:
+    """Why the recipe does not fit, in one line that says what to change; None when it fits."""
+    if plan.total_bytes <= gpu.memory_bytes:
+        return None
+    groups: dict[str, int] = {}
+    for part, size in plan.memory.items():
+        group = "bridge" if part.startswith("bridge,") else part.removesuffix(", this rank's part")
+        groups[group] = groups.get(group, 0) + size
+    largest = max(groups, key=lambda group: groups[group])
+    advice = ADVICE.get(largest, OTHERWISE)
+    if largest == "language model" and recipe.run.layout == "sharded":
+        advice = "use more GPUs, or name a smaller language.name"
+    if largest == "activations, language model" and recipe.language and recipe.language.activation_checkpointing:
+        advice = OTHERWISE
+    if plan.largest_micro:
+        advice += (
+            f" (up to {plan.largest_micro} fit)"
+            if "micro_size" in advice
+            else (f", or batch.micro_size to at most {plan.largest_micro}")
+        )
+    return (
+        f"does not fit {gpu.name}: {plan.total_bytes / GIB:.1f} of {gpu.memory_bytes / GIB:.1f} GiB; the largest part "
+        f"is {largest} ({groups[largest] / GIB:.1f} GiB): {advice}"
+    )
+
+
+def write_json(path: Path, plan: "Plan", recipe: Recipe, gpu: Gpu, assumed: "Assumptions") -> None:
+    """Everything in bytes, FLOPs and seconds."""
+    content: dict[str, Any] = {
+        "gpu": asdict(gpu),
+        "assumed": asdict(assumed),
+        "micro_size": recipe.batch.micro_size,
+        **asdict(plan),
+        "total_bytes": plan.total_bytes,
+        "fits": plan.total_bytes <= gpu.memory_bytes,
+        "step_s": plan.step_s,
+        "days": plan.days(recipe.run.steps),
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = Parser(prog="pipeline.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, required=True, help="YAML recipe; the shipped ones: pipeline/recipes/")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="edit the recipe")
+    parser.add_argument("--gpus", type=int, required=True, metavar="N", help="how many in all, a rank each")
+    parser.add_argument("--gpu", required=True, metavar="TYPE", help=", ".join(known()))
+    parser.add_argument("--gpus-per-node", type=int, default=8, metavar="G", help="default: 8")
+    parser.add_argument("--utilisation", type=float, default=0.4, help="share of the peak reached; default: 0.4")
+    parser.add_argument("--caption-tokens", type=int, default=12, help="of a caption in the mean; default: 12")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there, too")
+    arguments = parser.parse_args()
+    for name in ("gpus", "gpus_per_node", "caption_tokens"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} {getattr(arguments, name)}: needs at least 1")
+    if not 0 < arguments.utilisation <= 1:
+        parser.error(f"--utilisation {arguments.utilisation}: needs a share above 0, at most 1")
+    if arguments.gpu not in known():
+        parser.error(
+            f"--gpu {arguments.gpu}: not in the table of pipeline/cost/gpus.py; there are {', '.join(known())}"
+        )
+    return arguments
+
+
+def main() -> int:
+    arguments = _arguments()
+    try:
+        recipe = for_ranks(load_recipe(arguments.recipe, arguments.set), arguments.gpus)
+        from pipeline.cost.estimate import Assumptions, Planner
+        from pipeline.training.engine import resolve_ds_config
+
+        gpu = gpu_named(arguments.gpu)
+        assumed = Assumptions(arguments.gpus, arguments.gpus_per_node, arguments.utilisation, arguments.caption_tokens)
+        ds_config = resolve_ds_config(recipe, arguments.gpus)
+        print(dump_recipe(recipe))
+        print(f"{arguments.gpus} {gpu.name}, {arguments.gpus_per_node} a node", flush=True)
+        plan = Planner(recipe, ds_config, gpu, assumed).plan()
+        print(f"\n{text_of(plan, recipe, gpu, assumed)}")
+        if arguments.json:
+            write_json(arguments.json, plan, recipe, gpu, assumed)
+        fault = fault_of(plan, recipe, gpu)
+    except (ValueError, OSError) as error:
+        fault = one_line(error)
+    if fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return 1
+    if arguments.json:
+        print(arguments.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
