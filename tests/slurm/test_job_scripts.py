@@ -24,7 +24,7 @@ def home(tmp_path: Path) -> Path:
     python.write_text(
         f'#!/bin/bash\ncd {tmp_path}\necho "$@" >>asked\n'
         'case "$*" in *recipe_facts*stage2*run.output) echo two ;; *recipe_facts*--field*) echo one ;;\n'
-        "*recipe_facts*) echo 2 ;; *) . ./training ;; esac\n"
+        "*recipe_facts*) echo 2 ;; *TASKS*) echo vqa ;; *) . ./training ;; esac\n"
     )
     python.chmod(0o755)
     (tmp_path / "slurm").symlink_to(ROOT / "slurm")
