@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data_prep import shard_io
 
@@ -58,7 +58,7 @@ def drop_of_message(message: str) -> Drop:
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of the ledger."""
+    """One row of the ledger; of a picture that was kept also the sha256 of its JPEG and its perceptual hash."""
 
     row: int
     url: str
@@ -67,6 +67,8 @@ class Entry:
     reason: str | None
     key: str
     http_status: int | None
+    sha256: str | None = None
+    phash: int | None = None
 
 
 def check_entries(entries: Sequence[Entry], rows: int, kept: int) -> None:
@@ -85,11 +87,26 @@ def write_ledger(path: Path, entries: Sequence[Entry]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    integers = {"row": pa.int64(), "http_status": pa.int32()}
+    integers = {"row": pa.int64(), "http_status": pa.int32(), "phash": pa.uint64()}
     schema = pa.schema([pa.field(each.name, integers.get(each.name, pa.string())) for each in fields(Entry)])
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([asdict(entry) for entry in entries], schema=schema), buffer)
     shard_io.replace_file(path, buffer.getvalue())
+
+
+def read_ledger(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Some columns of a ledger, a dict a row. Raises ValueError, naming the file, when they cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path, columns=list(columns)).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path}: not a readable ledger ({error})") from error
+    if rows and rows[0].keys() != set(columns):
+        missing = ", ".join(sorted(set(columns) - rows[0].keys()))
+        raise ValueError(f"{path}: lacks {missing}: written by an older download; download into another folder")
+    return rows
 
 
 def ledger_path(tar: Path) -> Path:
