@@ -86,7 +86,7 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> ShardTotals:
     """
     keys: set[str] = set()
     captions = 0
-    with _replacing(path) as file:
+    with replacing(path) as file:
         hashed = HashingFile(file)
         for key, jpeg, record in samples:
             if not KEY_PATTERN.fullmatch(key) or key in keys or record.get("key") != key:
@@ -224,7 +224,7 @@ def offset_table(tar: Path) -> NDArray[np.int64]:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write a small file whole or not at all, synced to the disk. Raises ValueError when the disk is full."""
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -237,7 +237,7 @@ def remove_partials(tar: Path) -> None:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path) -> Iterator[BinaryIO]:
     """A temporary file beside `path` that takes its name when the block ends well and vanishes when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
