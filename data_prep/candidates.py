@@ -21,6 +21,8 @@ SCORE_DECIMALS = 4
 """Scores are rounded to this: finer differences between captions are noise."""
 MAX_PIXELS = 40_000_000
 """A picture that claims more is not decoded: shards hold small ones."""
+MAX_ASPECT = 64
+"""Nor one that is longer than this: the ranker's preprocessing scales the short side up to its own size."""
 
 
 def make_candidates(
@@ -59,8 +61,9 @@ def decode(jpeg: bytes) -> "Image.Image | None":
 
     try:
         with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as file:
-            return None if file.width * file.height > MAX_PIXELS else file.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow raises on damaged pictures
+            too_large = file.width * file.height > MAX_PIXELS
+            return None if too_large or max(file.size) > MAX_ASPECT * min(file.size) else file.convert("RGB")
+    except Exception:  # decoders raise nearly anything on damaged pictures; each is counted in the receipt
         return None
 
 

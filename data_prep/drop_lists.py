@@ -5,13 +5,12 @@ them. A list names the sha256 of the tar that it was made for.
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from data_prep import shard_io
+from data_prep.parquet_files import read_rows, write_rows
 
 TAR_KEY = b"tar_sha256"
 
@@ -24,38 +23,26 @@ class DropLine(NamedTuple):
     like: str
 
 
+COLUMNS = dict.fromkeys(DropLine._fields, "string")
+
+
 def drop_list_path(folder: Path, tar: Path, tar_sha256: str) -> Path:
     return folder / f"{tar.stem}-{tar_sha256[:12]}.drops.parquet"
 
 
 def write_drop_list(folder: Path, tar: Path, tar_sha256: str, lines: Sequence[DropLine]) -> None:
-    """Written whole or not at all; the same lines give the same bytes."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = {name: [getattr(line, name) for line in lines] for name in DropLine._fields}
-    schema = pa.schema([pa.field(name, pa.string()) for name in columns], metadata={TAR_KEY: tar_sha256.encode()})
-    content = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=schema), content, compression="zstd")
-    shard_io.replace_file(drop_list_path(folder, tar, tar_sha256), content.getvalue())
+    rows = [line._asdict() for line in lines]
+    write_rows(drop_list_path(folder, tar, tar_sha256), COLUMNS, rows, {TAR_KEY: tar_sha256.encode()})
 
 
 def read_drop_list(folder: Path, tar: Path, tar_sha256: str) -> dict[str, str]:
     """Key -> reason of the samples of a shard to be left out. Raises ValueError, naming the file, when it is missing,
     damaged, or was made for other bytes."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     path = drop_list_path(folder, tar, tar_sha256)
-    try:
-        table = pq.read_table(path)
-        if (table.schema.metadata or {}).get(TAR_KEY) != tar_sha256.encode():
-            raise ValueError("it was made for another tar")
-        return {str(row["key"]): str(row["reason"]) for row in table.select(["key", "reason"]).to_pylist()}
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise ValueError(
-            f"{path}: no drop list of {tar} ({' '.join(str(error).split())}); run data_prep.duplicates over its folder"
-        ) from error
+    rows, metadata = read_rows(path, COLUMNS, f"drop list of {tar}; run data_prep.duplicates over its folder")
+    if metadata.get(TAR_KEY) != tar_sha256.encode():
+        raise ValueError(f"{path}: made for another tar than {tar}; run data_prep.duplicates over its folder")
+    return {row["key"]: row["reason"] for row in rows}
 
 
 def digest_of(drops: dict[str, str]) -> str | None:

@@ -1,10 +1,9 @@
 """What an earlier run settled of a shard, so that only the rows that failed in passing are fetched again."""
 
-from dataclasses import fields
 from pathlib import Path
 
 from data_prep import shard_io
-from data_prep.ledger import Drop, Entry, ledger_path, read_ledger
+from data_prep.ledger import COLUMNS, Drop, Entry, ledger_path, read_ledger
 from data_prep.sources import Row
 from data_prep.stored_image import StoredImage
 
@@ -14,8 +13,7 @@ class EarlierShard:
 
     def __init__(self, tar: Path) -> None:
         self.tar = tar
-        names = [each.name for each in fields(Entry)]
-        self.entries = {row["row"]: Entry(**row) for row in read_ledger(ledger_path(tar), names)}
+        self.entries = {row["row"]: Entry(**row) for row in read_ledger(ledger_path(tar), tuple(COLUMNS))}
         kept = [number for number, entry in self.entries.items() if entry.status == "kept"]
         self.places = dict(zip(kept, shard_io.offset_table(tar), strict=True))
 

@@ -14,10 +14,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_prep import shard_io
+from data_prep.checked_manifest import load_checked
 from data_prep.command_line import Parser, finish, print_settings
 from data_prep.shard_io import Sample
 from data_prep.ustar import BLOCK, HashingFile, write_member
-from pipeline.data.manifest import Manifest, Shard, load_manifest
+from pipeline.data.manifest import Manifest, Shard
 
 STATE = "export.json"
 
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_settings(options)
 
     def work() -> int:
-        manifest = load_manifest(options.manifest)
+        manifest = load_checked(options.manifest)
         storage = export(manifest, options.output, options.layout)
         print(f"{len(manifest.shards)} shards, {manifest.samples} samples")
         print(storage)

@@ -195,7 +195,7 @@ def test_a_missing_list_and_one_of_another_tar_are_refused(raw: Path, tmp_path: 
     first, second, *_ = shard_io.finished_shards(raw / "web")
     write_drop_list(tmp_path, first, "a" * 64, [DropLine("key", "reason", "like")])
     assert read_drop_list(tmp_path, first, "a" * 64) == {"key": "reason"}
-    with pytest.raises(ValueError, match=f"no drop list of {second}.*run data_prep.duplicates"):
+    with pytest.raises(ValueError, match=f"not a readable drop list of {second}.*run data_prep.duplicates"):
         read_drop_list(tmp_path, second, "a" * 64)
     drop_list_path(tmp_path, first, "a" * 64).rename(drop_list_path(tmp_path, first, "b" * 64))
     with pytest.raises(ValueError, match="made for another tar"):
