@@ -19,7 +19,7 @@ from data_prep.earlier_shard import EarlierShard
 from data_prep.fetching import FetchSettings
 from data_prep.originals import local_originals, web_originals
 from data_prep.raw_shards import ShardWork, Storing, finished_receipt, write_raw_shard
-from data_prep.shard_io import Receipt, replace_file
+from data_prep.shard_io import Receipt, remove_partials, replace_file
 from data_prep.sources import Row, Source, read_rows
 from data_prep.stored_image import ImageLimits
 
@@ -185,6 +185,7 @@ def _claimed(settings: DownloadSettings) -> Iterator[None]:
             raise ValueError(f"output {settings.output}: another process is at task {settings.label}") from error
         _check_identity(settings)
         shutil.rmtree(_work_folder(settings), ignore_errors=True)
+        remove_partials(summary_path(settings))
         yield
         shutil.rmtree(_work_folder(settings), ignore_errors=True)
 

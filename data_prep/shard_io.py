@@ -274,7 +274,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def remove_partials(tar: Path) -> None:
-    """Remove what killed writers of this shard left half written. Only the holder of its lease may do so."""
+    """Remove what killed writers of this shard (or file) left half written. Only the holder of its lease may do so."""
     for path in tar.parent.glob(f".{tar.stem}.*{PARTIAL_SUFFIX}"):
         path.unlink(missing_ok=True)
 
