@@ -12,6 +12,7 @@ from data_prep.shard_io import Sample
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 WINDOW = 64
 """Images in memory together. Fixed, as the ranker's batch is, so that scores do not depend on --batch-size."""
@@ -20,6 +21,8 @@ SCORE_DECIMALS = 4
 """Scores are rounded to this: finer differences between captions are noise."""
 MAX_PIXELS = 40_000_000
 """A picture that claims more is not decoded: shards hold small ones."""
+MAX_ASPECT = 64
+"""Nor one that is longer than this: the ranker's preprocessing scales the short side up to its own size."""
 
 
 def make_candidates(
@@ -48,16 +51,20 @@ def make_candidates(
 
 def _preprocess(sample: Sample, captioner: Captioner, ranker: Ranker) -> "tuple[torch.Tensor, torch.Tensor] | None":
     """The captioner's and the ranker's pixels, or None when the picture cannot be decoded."""
+    image = decode(sample.jpeg)
+    return None if image is None else (captioner.preprocess(image), ranker.preprocess(image))
+
+
+def decode(jpeg: bytes) -> "Image.Image | None":
+    """The RGB picture, or None when it cannot be decoded."""
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(sample.jpeg), formats=["JPEG"]) as file:
-            if file.width * file.height > MAX_PIXELS:
-                return None
-            image = file.convert("RGB")
-    except (OSError, ValueError, SyntaxError):  # what Pillow raises on damaged pictures
+        with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as file:
+            too_large = file.width * file.height > MAX_PIXELS
+            return None if too_large or max(file.size) > MAX_ASPECT * min(file.size) else file.convert("RGB")
+    except Exception:  # decoders raise nearly anything on damaged pictures; each is counted in the receipt
         return None
-    return captioner.preprocess(image), ranker.preprocess(image)
 
 
 def _window_candidates(

@@ -45,8 +45,16 @@ class Models:
 
 
 def from_side_table(target: Path, samples: list[Sample]) -> Candidates:
-    """The candidates that an earlier run left beside its shard; a sample without any could not be decoded."""
+    """The candidates that an earlier run left beside its shard; a sample without any could not be decoded.
+
+    Raises ValueError when it can be: then the earlier run left it out.
+    """
+    from data_prep.candidates import decode
+
     candidates, _ = read_candidates(target)
+    for sample in samples:
+        if sample.key not in candidates and decode(sample.jpeg) is not None:
+            raise ValueError(f"{target}: has no candidates for {sample.key}, which --drops left out; caption it again")
     return [(sample, candidates.get(sample.key)) for sample in samples]
 
 
@@ -75,7 +83,8 @@ def caption(options: argparse.Namespace, selection: Selection) -> list[Receipt]:
     tars = input_shards(options)
     digests = {name: folder_digest(vars(options)[name], f"--{name}") for name in ("captioner", "ranker")}
     making = {"sampling": asdict(sampling), "models": digests}
-    return caption_shards(tars, Plan(options.output, making, selection), Models(options, sampling), options.lease_s)
+    plan = Plan(options.output, making, selection, options.drops)
+    return caption_shards(tars, plan, Models(options, sampling), options.lease_s)
 
 
 def reselect(options: argparse.Namespace, selection: Selection) -> list[Receipt]:
@@ -83,7 +92,8 @@ def reselect(options: argparse.Namespace, selection: Selection) -> list[Receipt]
     receipts: list[Receipt] = []
     for tar in input_shards(options):
         _, making = read_candidates(options.output / tar.name)
-        receipts += caption_shards([tar], Plan(options.output, making, selection), from_side_table, options.lease_s)
+        plan = Plan(options.output, making, selection, options.drops)
+        receipts += caption_shards([tar], plan, from_side_table, options.lease_s)
     return receipts
 
 
@@ -98,6 +108,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--captioner", metavar="W", type=Path, help="folder of a transformers BlipForConditionalGeneration"
     )
     parser.add_argument("--ranker", metavar="W", type=Path, help="folder of a transformers CLIPModel")
+    parser.add_argument("--drops", metavar="DROPS", type=Path, help="leave out what data_prep.duplicates lists there")
     parser.add_argument("--task-index", metavar="I", type=int, default=0, help="this task of a job array")
     parser.add_argument("--task-count", metavar="N", type=int, default=1, help="tasks of the job array")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or auto (cuda where there is one)")

@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_prep import shard_io
+from data_prep.drop_lists import digest_of, read_drop_list
 from data_prep.leases import Leases
 from data_prep.selection import Candidate, Verdict, select
 from data_prep.shard_io import Receipt, Sample
@@ -44,14 +45,22 @@ class Selection:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be made of each shard. `making` holds the sampling settings and the digests of both models."""
+    """What is to be made of each shard. `making` holds the sampling settings and the digests of both models; `drops` is
+    the folder of the drop lists, if there are any."""
 
     output: Path
     making: dict[str, Any]
     selection: Selection
+    drops: Path | None = None
 
-    def config_hash(self) -> str:
+    def dropped(self, tar: Path) -> dict[str, str]:
+        """Key -> reason of the samples of a shard that are left out. Raises ValueError when its list is missing."""
+        return read_drop_list(self.drops, tar, shard_io.read_receipt(tar).tar_sha256) if self.drops else {}
+
+    def config_hash(self, tar: Path) -> str:
         content = {"rules": RULES, "making": self.making, "selection": asdict(self.selection)}
+        if (drops := digest_of(self.dropped(tar))) is not None:
+            content["drops"] = drops
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def target(self, tar: Path) -> Path:
@@ -64,7 +73,7 @@ class Plan:
             made = shard_io.read_receipt(target)
         except ValueError:
             return False
-        return target.is_file() and made.same_work(STAGE, given.tar_sha256, self.config_hash())
+        return target.is_file() and made.same_work(STAGE, given.tar_sha256, self.config_hash(tar))
 
 
 class DamagedInputError(ValueError):
@@ -91,8 +100,10 @@ def caption_shard(tar: Path, plan: Plan, make: MakeCandidates, still_ours: Calla
     None when `still_ours` denies it at the end: another worker has taken the shard over. Raises DamagedInputError.
     """
     samples = read_input(tar)
-    web = [sample for sample in samples if "human" not in sample.record["sources"]]
-    target, dropped = plan.target(tar), Counter[str]()
+    drops = plan.dropped(tar)
+    wanted = [sample for sample in samples if sample.key not in drops]
+    web = [sample for sample in wanted if "human" not in sample.record["sources"]]
+    target, dropped = plan.target(tar), Counter(drops.values())
     verdicts: dict[str, list[Verdict]] = {}
     for sample, candidates in make(target, web):
         if candidates is None:
@@ -103,12 +114,12 @@ def caption_shard(tar: Path, plan: Plan, make: MakeCandidates, still_ours: Calla
             dropped["no_caption_survived"] += 1
     if not still_ours():
         return None
-    totals = shard_io.write_shard(target, _captioned(samples, verdicts))
+    totals = shard_io.write_shard(target, _captioned(wanted, verdicts))
     write_side_table(target, verdicts, plan.making)
     receipt = Receipt(
         stage=STAGE,
         input_sha256=shard_io.read_receipt(tar).tar_sha256,
-        config_hash=plan.config_hash(),
+        config_hash=plan.config_hash(tar),
         tar_sha256=totals.sha256,
         bytes=totals.bytes,
         samples=totals.samples,

@@ -26,10 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     least = {"min_side_px": 1, "max_side_px": 16, "samples_per_shard": 1, "task_count": 1, "retries": 0,
-             "timeout_s": 0.1, "deadline_s": 0.1, "processes": 1, "threads": 1, "task_index": 0}  # fmt: skip
+             "timeout_s": 0.1, "deadline_s": 0.1, "processes": 1, "threads": 1, "task_index": 0, "max_aspect": 1,
+             "min_words": 0}  # fmt: skip
     for name, smallest in least.items():
-        if getattr(options, name) < smallest:
-            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: at least {smallest}")
+        if (value := getattr(options, name)) is not None and value < smallest:
+            parser.error(f"--{name.replace('_', '-')} {value}: at least {smallest}")
     if options.task_index >= options.task_count:
         parser.error(f"--task-index {options.task_index}: has to be below --task-count {options.task_count}")
     print_settings(options)
@@ -61,11 +62,24 @@ def _parser() -> Parser:
     parser.add_argument("--split", help="of a Karpathy JSON (train, with restval)")
     parser.add_argument("--min-side-px", type=int, default=32, help="drop images with a shorter side below this")
     parser.add_argument("--max-side-px", type=int, default=256, help="shrink the shorter side to this")
+    parser.add_argument(
+        "--max-aspect", type=float, help="drop images whose longer side is more of the shorter than this"
+    )
+    parser.add_argument(
+        "--min-words", type=int, default=0, help="drop captions of fewer words, and rows without another"
+    )
+    parser.add_argument("--max-words", type=int, help="drop captions of more words")
+    parser.add_argument(
+        "--language", metavar="CODE", nargs="+", default=[], help="drop captions that are surely in other languages"
+    )
     parser.add_argument("--samples-per-shard", type=int, default=10_000, help="rows a shard")
     parser.add_argument("--timeout-s", type=float, default=10.0, help="of one socket operation")
     parser.add_argument("--deadline-s", type=float, default=60.0, help="of an image with its redirects")
     parser.add_argument("--retries", type=int, default=2, help="rounds over the rows that failed in passing")
     parser.add_argument("--backoff-s", type=float, default=2.0, help="wait before the first retry; then twice as long")
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="also fetch anew what failed in passing in finished shards"
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--threads", type=int, default=32, help="connections of each process")
     parser.add_argument("--user-agent", default=USER_AGENT)
@@ -74,6 +88,7 @@ def _parser() -> Parser:
 
 
 def _settings(options: Namespace) -> "DownloadSettings":
+    from data_prep.caption_filter import CaptionRules
     from data_prep.download_task import DownloadSettings
     from data_prep.fetching import FetchSettings
     from data_prep.sources import choose_source
@@ -109,8 +124,10 @@ def _settings(options: Namespace) -> "DownloadSettings":
         options.samples_per_shard,
         options.images,
         options.split,
-        ImageLimits(options.min_side_px, options.max_side_px, MAX_PIXELS),
+        ImageLimits(options.min_side_px, options.max_side_px, MAX_PIXELS, options.max_aspect),
+        CaptionRules(options.min_words, options.max_words, tuple(sorted(options.language))),
         fetching,
+        options.retry_failed,
     )
 
 

@@ -9,15 +9,17 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
+from data_prep.caption_filter import CaptionRules
+from data_prep.earlier_shard import EarlierShard
 from data_prep.fetching import FetchSettings
 from data_prep.originals import local_originals, web_originals
-from data_prep.raw_shards import ShardWork, finished_receipt, write_raw_shard
-from data_prep.shard_io import Receipt, replace_file
+from data_prep.raw_shards import ShardWork, Storing, finished_receipt, write_raw_shard
+from data_prep.shard_io import Receipt, remove_partials, replace_file
 from data_prep.sources import Row, Source, read_rows
 from data_prep.stored_image import ImageLimits
 
@@ -38,11 +40,15 @@ class DownloadSettings:
     images: Path | None
     split: str | None
     limits: ImageLimits
+    rules: CaptionRules
     fetching: FetchSettings
+    retry_failed: bool
 
     def identity(self) -> dict[str, object]:
         """What the shards depend on besides their rows; it is the same for every task of a download."""
-        return {
+        filters = {"max_aspect": self.limits.max_aspect, **asdict(self.rules)}
+        chosen = {name: list(value) if isinstance(value, tuple) else value for name, value in filters.items() if value}
+        identity = {
             "source": self.source.name,
             "captions": self.source.captions,
             "samples_per_shard": self.samples_per_shard,
@@ -52,6 +58,7 @@ class DownloadSettings:
             "max_pixels": self.limits.max_pixels,
             "max_bytes": self.fetching.max_bytes,
         }
+        return identity | ({"filters": chosen} if chosen else {})
 
     @property
     def config_hash(self) -> str:
@@ -145,20 +152,21 @@ def _finished(wave: list[ShardWork], settings: DownloadSettings) -> Iterator[tup
         receipt = finished_receipt(work, settings.config_hash)
         if receipt is None:
             todo.append(work)
+        elif settings.retry_failed and receipt.dropped and (earlier := EarlierShard(work.tar)).open_rows():
+            todo.append(replace(work, earlier=earlier))
         else:
             yield work, receipt, False
     if not todo:
         return
     if settings.images is not None:
-        originals = local_originals(settings.images, settings.fetching.max_bytes)
+        originals = local_originals(settings.images, settings.fetching.max_bytes, settings.rules)
     else:
-        rows = [row for work in todo for row in work.rows]
-        originals = web_originals(rows, _work_folder(settings), settings.fetching)
+        rows = [row for work in todo for row in work.open_rows()]
+        originals = web_originals(rows, _work_folder(settings), settings.fetching, settings.rules)
+    storing = Storing(settings.source, settings.limits, settings.rules, settings.config_hash)
     with originals as read:
         for work in todo:
-            threads = settings.fetching.processes
-            receipt = write_raw_shard(work, settings.source, read, settings.limits, settings.config_hash, threads)
-            yield work, receipt, True
+            yield work, write_raw_shard(work, read, storing, settings.fetching.processes), True
 
 
 def _work_folder(settings: DownloadSettings) -> Path:
@@ -177,6 +185,7 @@ def _claimed(settings: DownloadSettings) -> Iterator[None]:
             raise ValueError(f"output {settings.output}: another process is at task {settings.label}") from error
         _check_identity(settings)
         shutil.rmtree(_work_folder(settings), ignore_errors=True)
+        remove_partials(summary_path(settings))
         yield
         shutil.rmtree(_work_folder(settings), ignore_errors=True)
 
@@ -186,11 +195,11 @@ def _check_identity(settings: DownloadSettings) -> None:
     wanted = settings.identity()
     if path.exists():
         found = json.loads(path.read_text())
-        for name, value in wanted.items():
-            if found.get(name) != value:
+        for name in {**wanted, **found}:
+            was, now = found.get(name), wanted.get(name)
+            if was != now:
                 raise ValueError(
-                    f"output {settings.output}: holds a download with {name} {found.get(name)}, not {value}; "
-                    "name another folder"
+                    f"output {settings.output}: holds a download with {name} {was}, not {now}; name another folder"
                 )
         return
     replace_file(path, (json.dumps(wanted, indent=1) + "\n").encode())

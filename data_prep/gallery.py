@@ -14,9 +14,10 @@ from typing import Any
 
 from data_prep import shard_io
 from data_prep.charts import bars, histogram
+from data_prep.checked_manifest import load_checked
 from data_prep.command_line import Parser, finish, print_settings
 from data_prep.gallery_statistics import Ledgers, Statistics, Story, gather, read_ledgers
-from pipeline.data.manifest import Manifest, load_manifest
+from pipeline.data.manifest import Manifest
 
 THUMBNAIL_PX = 320
 """The longest side of a picture in the page."""
@@ -164,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_settings(options)
 
     def work() -> int:
-        manifest = load_manifest(options.manifest)
+        manifest = load_checked(options.manifest)
         statistics, stories = gather(manifest, options.samples, options.seed)
         ledgers = read_ledgers(options.ledger) if options.ledger else None
         page = render(manifest, options.manifest.name, statistics, stories, ledgers)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from data_prep import shard_io
+from data_prep.ledger import read_ledger
 from data_prep.shard_io import Sample
 from data_prep.side_table import read_side_table, side_table_path
 from pipeline.data.manifest import Manifest, Shard
@@ -103,25 +104,18 @@ def _count(record: dict[str, Any], statistics: Statistics) -> None:
 
 def read_ledgers(folders: Sequence[Path]) -> Ledgers:
     """Sum up the ledgers in `folders`. Raises ValueError, naming the folder, when there is none or one is damaged."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     ledgers = Ledgers()
     for folder in folders:
         paths = sorted(folder.glob("*.ledger.parquet"))
         if not paths:
             raise ValueError(f"--ledger {folder}: no *.ledger.parquet in it; name the output of data_prep.download")
         for path in paths:
-            try:
-                columns = pq.read_table(path, columns=["url", "status", "reason"]).to_pydict()
-            except (OSError, pa.ArrowException) as error:
-                raise ValueError(f"{path}: not a readable ledger ({error})") from error
-            for url, status, reason in zip(columns["url"], columns["status"], columns["reason"], strict=True):
-                host = _host(url)
+            for row in read_ledger(path, ("url", "status", "reason")):
+                host, kept = _host(row["url"]), row["status"] == "kept"
                 ledgers.rows += 1
-                ledgers.reasons["kept" if status == "kept" else reason or "dropped"] += 1
+                ledgers.reasons["kept" if kept else row["reason"] or "dropped"] += 1
                 ledgers.host_rows[host] += 1
-                ledgers.host_kept[host] += status == "kept"
+                ledgers.host_kept[host] += kept
     return ledgers
 
 

@@ -77,8 +77,8 @@ class Leases:
                     {"token": token, "host": _host(), "pid": os.getpid(), "started": _start_time(os.getpid())}, file
                 )
             os.link(temporary, path)
-        except FileExistsError:
-            return None
+        except (FileExistsError, FileNotFoundError):
+            return None  # another worker was faster; the holder also clears away what others began
         finally:
             temporary.unlink(missing_ok=True)
         return Lease(path, token, self.ttl_s)
@@ -111,8 +111,8 @@ class Leases:
             if _read_owner(aside).get("token") == stale:
                 return True
             os.link(aside, path)
-        except FileExistsError:
-            pass
+        except (FileExistsError, FileNotFoundError):
+            pass  # taken anew, or cleared away by its new holder
         finally:
             aside.unlink(missing_ok=True)
         return False

@@ -1,14 +1,13 @@
 """The ledger: what became of every row of a table. Rows in = kept + dropped, each drop for one named reason."""
 
-import io
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from data_prep import shard_io
+from data_prep.parquet_files import read_rows, write_rows
 
 PASSING = frozenset(
     {"timeout", "deadline", "dns_failure", "connection_failed", "truncated_body", "lost_by_img2dataset"}
@@ -58,7 +57,7 @@ def drop_of_message(message: str) -> Drop:
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of the ledger."""
+    """One row of the ledger; of a picture that was kept also the sha256 of its JPEG and its perceptual hash."""
 
     row: int
     url: str
@@ -67,6 +66,22 @@ class Entry:
     reason: str | None
     key: str
     http_status: int | None
+    sha256: str | None = None
+    phash: int | None = None
+
+
+LEDGER = "ledger with sha256 and phash, which older downloads lack: download into another folder"
+COLUMNS = {
+    "row": "int64",
+    "url": "string",
+    "caption": "string",
+    "status": "string",
+    "reason": "string?",
+    "key": "string",
+    "http_status": "int32?",
+    "sha256": "string?",
+    "phash": "uint64?",
+}
 
 
 def check_entries(entries: Sequence[Entry], rows: int, kept: int) -> None:
@@ -82,14 +97,13 @@ def dropped_by_reason(entries: Sequence[Entry]) -> dict[str, int]:
 
 def write_ledger(path: Path, entries: Sequence[Entry]) -> None:
     """One parquet row per row of the table, written whole or not at all."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    write_rows(path, COLUMNS, [asdict(entry) for entry in entries])
 
-    integers = {"row": pa.int64(), "http_status": pa.int32()}
-    schema = pa.schema([pa.field(each.name, integers.get(each.name, pa.string())) for each in fields(Entry)])
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([asdict(entry) for entry in entries], schema=schema), buffer)
-    shard_io.replace_file(path, buffer.getvalue())
+
+def read_ledger(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Some columns of a ledger, a dict a row. Raises ValueError, naming the file, when they cannot be read."""
+    rows, _ = read_rows(path, {name: COLUMNS[name] for name in columns}, LEDGER)
+    return rows
 
 
 def ledger_path(tar: Path) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from data_prep.caption_filter import CaptionRules, passing
 from data_prep.fetching import Fetched, FetchSettings, fetch
 from data_prep.ledger import Drop
 from data_prep.local_images import read_local
@@ -15,23 +16,25 @@ from data_prep.url_guard import RefusedError, clean_url
 
 
 @contextmanager
-def local_originals(root: Path, max_bytes: int) -> Iterator[ReadOriginal]:
+def local_originals(root: Path, max_bytes: int, rules: CaptionRules) -> Iterator[ReadOriginal]:
     """Reads a row's file when it is asked for."""
 
     def read(row: Row) -> bytes | Drop:
-        return unusable(row) or read_local(root, row.url, max_bytes)
+        return unusable(row, rules) or read_local(root, row.url, max_bytes)
 
     yield read
 
 
 @contextmanager
-def web_originals(rows: Sequence[Row], folder: Path, settings: FetchSettings) -> Iterator[ReadOriginal]:
+def web_originals(
+    rows: Sequence[Row], folder: Path, settings: FetchSettings, rules: CaptionRules
+) -> Iterator[ReadOriginal]:
     """Fetches all rows first, into a private folder below `folder` that goes when the block ends well; rows that must
     not be requested are refused here and never reach the downloader."""
     urls: dict[int, str] = {}
     drops: dict[int, Drop] = {}
     for row in rows:
-        drop = unusable(row)
+        drop = unusable(row, rules)
         if drop is None:
             try:
                 urls[row.row] = clean_url(row.url, allow_loopback=settings.allow_loopback)
@@ -51,8 +54,9 @@ def web_originals(rows: Sequence[Row], folder: Path, settings: FetchSettings) ->
     shutil.rmtree(private)
 
 
-def unusable(row: Row) -> Drop | None:
-    """Why a row is dropped before anything is read: it names no image, or nothing is said of the image."""
+def unusable(row: Row, rules: CaptionRules) -> Drop | None:
+    """Why a row is dropped before anything is read: it names no image, or none of its captions passes."""
     if not row.url:
         return Drop("no_url")
-    return None if row.captions else Drop("no_caption")
+    captions = passing(row.captions, rules)
+    return captions if isinstance(captions, Drop) else None

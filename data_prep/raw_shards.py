@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep import shard_io
+from data_prep.caption_filter import CaptionRules, passing
+from data_prep.earlier_shard import EarlierShard
 from data_prep.ledger import Drop, Entry, check_entries, dropped_by_reason, ledger_path, write_ledger
 from data_prep.sources import Row, Source
 from data_prep.stored_image import ImageLimits, StoredImage, store
@@ -21,10 +23,18 @@ ReadOriginal = Callable[[Row], bytes | Drop]
 
 @dataclass(frozen=True)
 class ShardWork:
-    """The rows of one shard and where it goes."""
+    """The rows of one shard and where it goes; `earlier` holds the settled rows, when others are tried anew."""
 
     tar: Path
     rows: tuple[Row, ...]
+    earlier: EarlierShard | None = None
+
+    def settled(self, row: Row) -> StoredImage | Drop | None:
+        return self.earlier.settled(row) if self.earlier else None
+
+    def open_rows(self) -> list[Row]:
+        """The rows that are to be fetched."""
+        return [row for row in self.rows if self.earlier is None or self.earlier.is_open(row)]
 
     def digest(self) -> str:
         """sha256 of the rows: what the shard is made from."""
@@ -49,9 +59,17 @@ def finished_receipt(work: ShardWork, config_hash: str) -> shard_io.Receipt | No
     return receipt if complete and receipt.same_work(STAGE, work.digest(), config_hash) else None
 
 
-def write_raw_shard(
-    work: ShardWork, source: Source, read: ReadOriginal, limits: ImageLimits, config_hash: str, threads: int
-) -> shard_io.Receipt:
+@dataclass(frozen=True)
+class Storing:
+    """How the rows of a source are stored, and which of them."""
+
+    source: Source
+    limits: ImageLimits
+    rules: CaptionRules
+    config_hash: str
+
+
+def write_raw_shard(work: ShardWork, read: ReadOriginal, storing: Storing, threads: int) -> shard_io.Receipt:
     """Write tar, ledger and receipt, in this order; every row of `work` is accounted for.
 
     Raises ValueError, and leaves no receipt, when nothing was kept and most rows failed for passing reasons: then the
@@ -59,7 +77,7 @@ def write_raw_shard(
     """
     entries: list[Entry] = []
     shard_io.remove_partials(work.tar)
-    totals = shard_io.write_shard(work.tar, _samples(work, source, read, limits, config_hash, threads, entries))
+    totals = shard_io.write_shard(work.tar, _samples(work, read, storing, threads, entries))
     check_entries(entries, len(work.rows), totals.samples)
     write_ledger(ledger_path(work.tar), entries)
     dropped = dropped_by_reason(entries)
@@ -67,37 +85,42 @@ def write_raw_shard(
     if totals.samples == 0 and passing > len(work.rows) / 2:
         raise ValueError(f"{work.tar.name}: none of {len(work.rows)} images arrived ({dropped}); check the network")
     receipt = shard_io.Receipt(
-        STAGE, work.digest(), config_hash, totals.sha256, totals.bytes, totals.samples, totals.captions, 0, {}, dropped
+        STAGE,
+        work.digest(),
+        storing.config_hash,
+        totals.sha256,
+        totals.bytes,
+        totals.samples,
+        totals.captions,
+        0,
+        {},
+        dropped,
     )
     shard_io.write_receipt(work.tar, receipt)
     return receipt
 
 
 def _samples(
-    work: ShardWork,
-    source: Source,
-    read: ReadOriginal,
-    limits: ImageLimits,
-    config_hash: str,
-    threads: int,
-    entries: list[Entry],
+    work: ShardWork, read: ReadOriginal, storing: Storing, threads: int, entries: list[Entry]
 ) -> Iterator[shard_io.Sample]:
     """The samples that are kept, in row order; appends an entry for every row, kept or not."""
 
     def stored(row: Row) -> StoredImage | Drop:
+        if (settled := work.settled(row)) is not None:
+            return settled
         original = read(row)
-        return original if isinstance(original, Drop) else store(original, limits)
+        return original if isinstance(original, Drop) else store(original, storing.limits)
 
     with ThreadPoolExecutor(threads) as pool:
         for rows in _batches(work.rows):
             for row, image in zip(rows, pool.map(stored, rows), strict=True):
-                key = key_of(source.name, row)
+                key = key_of(storing.source.name, row)
                 caption = row.captions[0] if row.captions else ""
                 if isinstance(image, Drop):
                     entries.append(Entry(row.row, row.url, caption, "dropped", image.reason, key, image.http_status))
                     continue
-                entries.append(Entry(row.row, row.url, caption, "kept", None, key, None))
-                yield shard_io.Sample(key, image.jpeg, _record(key, row, image, source, config_hash))
+                entries.append(Entry(row.row, row.url, caption, "kept", None, key, None, image.sha256, image.phash))
+                yield shard_io.Sample(key, image.jpeg, _record(key, row, image, storing))
 
 
 def _batches(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
@@ -105,16 +128,18 @@ def _batches(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
         yield rows[start : start + BATCH]
 
 
-def _record(key: str, row: Row, image: StoredImage, source: Source, config_hash: str) -> dict[str, object]:
+def _record(key: str, row: Row, image: StoredImage, storing: Storing) -> dict[str, object]:
+    captions = passing(row.captions, storing.rules)
+    assert not isinstance(captions, Drop), "a row without a caption that passes is never read"
     return {
         "key": key,
-        "captions": list(row.captions),
-        "scores": [None] * len(row.captions),
-        "sources": [source.captions] * len(row.captions),
+        "captions": list(captions),
+        "scores": [None] * len(captions),
+        "sources": [storing.source.captions] * len(captions),
         "width": image.width_px,
         "height": image.height_px,
         "sha256": image.sha256,
         "url": row.url,
-        "source": source.name,
-        "run": config_hash[:12],
+        "source": storing.source.name,
+        "run": storing.config_hash[:12],
     }

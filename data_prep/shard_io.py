@@ -8,6 +8,7 @@ file in its own folder, hashed on the way, synced, scanned again, and only then 
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import uuid
@@ -86,7 +87,7 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> ShardTotals:
     """
     keys: set[str] = set()
     captions = 0
-    with _replacing(path) as file:
+    with replacing(path) as file:
         hashed = HashingFile(file)
         for key, jpeg, record in samples:
             if not KEY_PATTERN.fullmatch(key) or key in keys or record.get("key") != key:
@@ -115,7 +116,9 @@ def read_receipt(tar: Path) -> Receipt:
     """The receipt beside `tar`. Raises ValueError, naming the file, when it is missing or malformed."""
     path = receipt_path(tar)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():
+            raise TypeError("no regular file")
+        content = parse_json(path.read_bytes())
         if not isinstance(content, dict):
             raise TypeError("not a JSON object")
         known = {each.name for each in fields(Receipt)}
@@ -124,11 +127,43 @@ def read_receipt(tar: Path) -> Receipt:
         raise ValueError(
             f"{tar}: no receipt beside it, so it is unfinished; run the step that writes it again"
         ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: not a valid receipt ({error})") from error
-    if not all(isinstance(number, int) for number in (receipt.bytes, receipt.samples, receipt.captions)):
-        raise ValueError(f"{path}: not a valid receipt (bytes, samples and captions must be whole numbers)")
+    if fault := _receipt_fault(receipt):
+        raise ValueError(f"{path}: not a valid receipt ({fault})")
     return receipt
+
+
+def _receipt_fault(receipt: Receipt) -> str | None:
+    texts = [receipt.stage, receipt.input_sha256, receipt.config_hash, receipt.tar_sha256]
+    numbers = [receipt.bytes, receipt.samples, receipt.captions, receipt.seed]
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(number, int) for number in numbers):
+        return "digests must be texts; bytes, samples, captions and seed whole numbers"
+    if not isinstance(receipt.models, dict) or not all(isinstance(each, str) for each in receipt.models.values()):
+        return "models must be texts by name"
+    if not isinstance(receipt.dropped, dict) or not all(isinstance(each, int) for each in receipt.dropped.values()):
+        return "dropped must be whole numbers by reason"
+    return None
+
+
+def parse_json(text: bytes) -> Any:
+    """JSON as this project writes it. Raises ValueError on what is not UTF-8, nested too deep, or not finite, and on an
+    object with a name twice, of which another reader may see the other value."""
+
+    def finite(number: str) -> float:
+        if not math.isfinite(value := float(number)):
+            raise ValueError(f"{number} is not finite")
+        return value
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError("a name comes twice in an object")
+        return found
+
+    try:
+        return json.loads(text.decode(), object_pairs_hook=once, parse_float=finite, parse_constant=finite)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
 
 
 def finished_shards(folder: Path) -> list[Path]:
@@ -157,9 +192,14 @@ def read_samples(tar: Path) -> Iterator[Sample]:
     table = offset_table(tar)
     if len(table) != receipt.samples:
         raise ValueError(f"{tar}: {len(table)} samples, but its receipt says {receipt.samples}")
+    keys: set[str] = set()
     with tar.open("rb") as file:
         for row in table:
-            yield read_at(file, tar, row)
+            sample = read_at(file, tar, row)
+            if sample.key in keys:
+                raise ValueError(f"{tar}: the key {sample.key} comes twice in its records")
+            keys.add(sample.key)
+            yield sample
 
 
 def read_at(file: BinaryIO, tar: Path, row: NDArray[np.int64]) -> Sample:
@@ -170,7 +210,7 @@ def read_at(file: BinaryIO, tar: Path, row: NDArray[np.int64]) -> Sample:
     file.seek(json_offset)
     text = file.read(json_bytes)
     try:
-        record = json.loads(text)
+        record = parse_json(text)
     except ValueError as error:
         raise ValueError(f"{tar}: the JSON at byte {json_offset} is damaged ({error})") from error
     if fault := record_fault(record):
@@ -184,17 +224,18 @@ def record_fault(record: Any) -> str | None:
     """What keeps a decoded JSON from being a sample's record, or None: readers rely on these fields and their types."""
     if not isinstance(record, dict):
         return "no JSON object"
-    for name, kind in (("key", str), ("sha256", str), ("width", int), ("height", int)):
-        if not isinstance(record.get(name), kind):
-            return f"{name} is missing or no {kind.__name__}"
+    kinds = {"key": str, "sha256": str, "width": int, "height": int}
+    if wrong := [name for name, kind in kinds.items() if not isinstance(record.get(name), kind)]:
+        return f"{wrong[0]} is missing or no {kinds[wrong[0]].__name__}"
+    if not KEY_PATTERN.fullmatch(record["key"]):
+        return "key may hold letters, digits, _ and - alone"
     columns = [record.get(name) for name in ("captions", "scores", "sources")]
     if not all(isinstance(column, list) for column in columns) or len({len(column or ()) for column in columns}) != 1:
         return "captions, scores and sources are not three lists of one length"
-    if not all(isinstance(text, str) for column in (columns[0], columns[2]) for text in column or ()):
+    texts, numbers = [*(columns[0] or ()), *(columns[2] or ())], columns[1] or ()
+    if not all(isinstance(text, str) for text in texts):
         return "a caption or a source is no text"
-    if not all(score is None or isinstance(score, int | float) for score in columns[1] or ()):
-        return "a score is no number"
-    return None
+    return None if all(each is None or isinstance(each, int | float) for each in numbers) else "a score is no number"
 
 
 def offset_table(tar: Path) -> NDArray[np.int64]:
@@ -203,6 +244,8 @@ def offset_table(tar: Path) -> NDArray[np.int64]:
     Raises ValueError, naming the tar, on anything but pairs of regular files `KEY.jpg`, `KEY.json` with distinct keys,
     closed by the end-of-archive blocks.
     """
+    if not tar.is_file():
+        raise ValueError(f"{tar}: no regular file")
     size = tar.stat().st_size
     rows: list[tuple[int, int, int, int]] = []
     keys: set[str] = set()
@@ -224,20 +267,20 @@ def offset_table(tar: Path) -> NDArray[np.int64]:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write a small file whole or not at all, synced to the disk. Raises ValueError when the disk is full."""
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
 def remove_partials(tar: Path) -> None:
-    """Remove what killed writers of this shard left half written. Only the holder of its lease may do so."""
+    """Remove what killed writers of this shard (or file) left half written. Only the holder of its lease may do so."""
     for path in tar.parent.glob(f".{tar.stem}.*{PARTIAL_SUFFIX}"):
         path.unlink(missing_ok=True)
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path) -> Iterator[BinaryIO]:
     """A temporary file beside `path` that takes its name when the block ends well and vanishes when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")

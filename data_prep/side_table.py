@@ -4,16 +4,24 @@ It keeps what the shard left out, so that another selection needs no model. The 
 with stand in the file's metadata.
 """
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep import shard_io
+from data_prep.parquet_files import read_rows, write_rows
 from data_prep.selection import Candidate, Verdict
 
 SETTINGS_KEY = b"capfilt"
+COLUMNS = {
+    "key": "string",
+    "position": "int32",
+    "caption": "string",
+    "source": "string",
+    "score": "double?",
+    "kept": "bool",
+    "reason": "string",
+}
 
 
 def side_table_path(tar: Path) -> Path:
@@ -25,9 +33,6 @@ def write_side_table(tar: Path, verdicts: Mapping[str, list[Verdict]], settings:
 
     Columns: key, position, caption, source, score (null: not scored), kept, reason ("" when kept).
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     rows = [
         {
             "key": key,
@@ -41,44 +46,33 @@ def write_side_table(tar: Path, verdicts: Mapping[str, list[Verdict]], settings:
         for key, each in verdicts.items()
         for verdict in each
     ]
-    columns: list[Any] = [
-        pa.field("key", pa.string()),
-        pa.field("position", pa.int32()),
-        pa.field("caption", pa.string()),
-        pa.field("source", pa.string()),
-        pa.field("score", pa.float64()),
-        pa.field("kept", pa.bool_()),
-        pa.field("reason", pa.string()),
-    ]
-    schema = pa.schema(columns, metadata={SETTINGS_KEY: json.dumps(settings, sort_keys=True).encode()})
-    content = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), content, compression="zstd")
-    shard_io.replace_file(side_table_path(tar), content.getvalue())
+    metadata = {SETTINGS_KEY: json.dumps(settings, sort_keys=True).encode()}
+    write_rows(side_table_path(tar), COLUMNS, rows, metadata)
 
 
 def read_side_table(tar: Path) -> list[dict[str, Any]]:
     """The rows of the table beside `tar`, in order. Raises ValueError, naming it, when it is missing or damaged."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = side_table_path(tar)
-    try:
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path}: no readable table of candidates ({error})") from error
-    return rows
+    return _read(tar)[0]
 
 
 def read_candidates(tar: Path) -> tuple[dict[str, list[Candidate]], dict[str, Any]]:
     """(candidates by key, the settings that they were made with). Raises ValueError when the table is damaged."""
-    import pyarrow.parquet as pq
-
     found: dict[str, list[Candidate]] = {}
-    for row in read_side_table(tar):
+    rows, metadata = _read(tar)
+    for row in rows:
         candidate = Candidate(row["position"], row["caption"], row["source"], row["score"])
         found.setdefault(row["key"], []).append(candidate)
     try:
-        settings: dict[str, Any] = json.loads(pq.read_schema(side_table_path(tar)).metadata[SETTINGS_KEY])
-    except (KeyError, TypeError, ValueError) as error:
+        settings = json.loads(metadata[SETTINGS_KEY])
+        _ = settings["sampling"]["seed"], settings["models"].items()
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"{side_table_path(tar)}: does not say what its candidates were made with") from error
     return found, settings
+
+
+def _read(tar: Path) -> tuple[list[dict[str, Any]], dict[bytes, bytes]]:
+    rows, metadata = read_rows(side_table_path(tar), COLUMNS, "table of candidates")
+    for row in rows:
+        if row["source"] not in ("web", "synthetic") or row["score"] != row["score"]:
+            raise ValueError(f"{side_table_path(tar)}: not a readable table of candidates (its row of {row['key']})")
+    return rows, metadata

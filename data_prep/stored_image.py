@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data_prep.ledger import Drop
+from data_prep.perceptual_hash import perceptual_hash
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 JPEG_QUALITY = 95
@@ -18,11 +19,22 @@ JPEG_QUALITY = 95
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """`max_side_px` bounds the shorter side of what is stored; `max_pixels` what is decoded at all."""
+    """`max_side_px` bounds the shorter side of what is stored, `max_pixels` what is decoded at all, `max_aspect` the
+    longer side by the shorter."""
 
     min_side_px: int
     max_side_px: int
     max_pixels: int
+    max_aspect: float | None = None
+
+    def fault(self, width_px: int, height_px: int) -> str | None:
+        """Why a picture of this size is not even decoded, or None."""
+        short_px, long_px = sorted((width_px, height_px))
+        if short_px * long_px > self.max_pixels:
+            return "pixel_cap"
+        if short_px < self.min_side_px:
+            return "too_small"
+        return "aspect" if self.max_aspect is not None and long_px > self.max_aspect * short_px else None
 
 
 @dataclass(frozen=True)
@@ -30,6 +42,7 @@ class StoredImage:
     jpeg: bytes
     width_px: int
     height_px: int
+    phash: int | None
 
     @property
     def sha256(self) -> str:
@@ -40,10 +53,8 @@ def store(original: bytes, limits: ImageLimits) -> StoredImage | Drop:
     """The JPEG to keep, or why there is none."""
     try:
         with Image.open(io.BytesIO(original), formats=FORMATS) as image:
-            if image.width * image.height > limits.max_pixels:
-                return Drop("pixel_cap")
-            if min(image.size) < limits.min_side_px:
-                return Drop("too_small")
+            if fault := limits.fault(*image.size):
+                return Drop(fault)
             wanted = 2 * limits.max_side_px
             if min(image.size) > wanted:
                 scale = wanted / min(image.size)
@@ -91,4 +102,4 @@ def _encode(image: Image.Image) -> StoredImage:
     plain = Image.new("RGB", image.size)
     plain.paste(image)
     plain.save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return StoredImage(buffer.getvalue(), image.width, image.height)
+    return StoredImage(buffer.getvalue(), image.width, image.height, perceptual_hash(plain))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from data_prep import leases
+from data_prep import leases, shard_io
 from data_prep.leases import Leases
 
 HOLD = """
@@ -130,3 +130,16 @@ def test_racing_workers_never_share_a_lease(tmp_path: Path) -> None:
         worker.join()
     assert sorted(claimed) == sorted(names)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_claim_that_the_holder_clears_away_is_a_race_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another worker took the lease and removed half-written files before this one could link its claim."""
+    real = os.link
+
+    def clear_first(source: Path, target: Path) -> None:
+        shard_io.remove_partials(tmp_path / "shard.tar")
+        real(source, target)
+
+    monkeypatch.setattr(os, "link", clear_first)
+    assert Leases(tmp_path, 60.0).take("shard") is None
+    assert list(tmp_path.iterdir()) == []

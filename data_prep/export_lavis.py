@@ -1,0 +1,108 @@
+"""Export a data set for LAVIS: `python -m data_prep.export_lavis MANIFEST --output DIR [--layout tar|list|folder]`.
+
+tar: numbered tars of KEY.jpg and KEY.json, `{"caption": the best, "captions": all}`, for its webdataset builders
+(laion2B_multi). list: the same, with a bare list of captions, best first, as the JSON. folder: images/ and
+annotations.json, an entry a caption, for builders that read `image`, `caption` and `image_id`. What was written stays:
+the same command goes on.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_prep import shard_io
+from data_prep.checked_manifest import load_checked
+from data_prep.command_line import Parser, finish, print_settings
+from data_prep.shard_io import Sample
+from data_prep.ustar import BLOCK, HashingFile, write_member
+from pipeline.data.manifest import Manifest, Shard
+
+STATE = "export.json"
+
+
+def export(manifest: Manifest, output: Path, layout: str) -> str:
+    """Write the data set in a layout; returns what to put into LAVIS's configuration as its storage.
+
+    Raises ValueError when `output` holds another export, or a shard is not what the manifest says.
+    """
+    state = json.dumps({"data": manifest.digest(), "layout": layout}) + "\n"
+    path = output / STATE
+    if path.exists() and path.read_text() != state:
+        raise ValueError(f"--output {output}: holds an export of other data or in another layout; name another folder")
+    if not path.exists() and output.is_dir() and any(output.iterdir()):
+        raise ValueError(f"--output {output}: is not empty; name a folder of its own")
+    shard_io.replace_file(path, state.encode())
+    shards = tqdm(manifest.shards, "exporting", unit="shard", disable=not sys.stderr.isatty())
+    if layout == "folder":
+        return _export_folder(manifest, shards, output)
+    text = _caption_object if layout == "tar" else _caption_list
+    for number, shard in enumerate(shards):
+        tar = output / f"{number:05d}.tar"
+        if not tar.exists():
+            _write_tar(tar, _samples(manifest, shard), text)
+    return f"{output}/{{00000..{len(manifest.shards) - 1:05d}}}.tar"
+
+
+def _samples(manifest: Manifest, shard: Shard) -> Iterator[Sample]:
+    tar = manifest.shard_path(shard)
+    try:
+        with tar.open("rb") as file:
+            for offsets in manifest.offsets(shard):
+                yield shard_io.read_at(file, tar, offsets)
+    except OSError as error:
+        raise ValueError(f"{tar}: cannot be read ({error.strerror}); run data_prep.verify on the manifest") from error
+
+
+def _write_tar(tar: Path, samples: Iterator[Sample], text: Callable[[list[str]], object]) -> None:
+    with shard_io.replacing(tar) as file:
+        hashed = HashingFile(file)
+        for key, jpeg, record in samples:
+            write_member(hashed, f"{key}.jpg", jpeg)
+            write_member(hashed, f"{key}.json", json.dumps(text(record["captions"])).encode())
+        hashed.write(bytes(2 * BLOCK))
+
+
+def _caption_object(captions: list[str]) -> object:
+    return {"caption": captions[0], "captions": captions}
+
+
+def _caption_list(captions: list[str]) -> object:
+    return captions
+
+
+def _export_folder(manifest: Manifest, shards: "tqdm[Shard]", output: Path) -> str:
+    entries = []
+    for number, shard in enumerate(shards):
+        folder = Path("images", f"{number:05d}")
+        (output / folder).mkdir(parents=True, exist_ok=True)
+        for key, jpeg, record in _samples(manifest, shard):
+            (output / folder / f"{key}.jpg").write_bytes(jpeg)
+            image = (folder / f"{key}.jpg").relative_to("images").as_posix()
+            entries += [{"image": image, "caption": caption, "image_id": key} for caption in record["captions"]]
+    shard_io.replace_file(output / "annotations.json", (json.dumps(entries) + "\n").encode())
+    return f"{output}/annotations.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="python -m data_prep.export_lavis", description=__doc__)
+    parser.add_argument("manifest", metavar="MANIFEST", type=Path)
+    parser.add_argument("--output", metavar="DIR", required=True, type=Path)
+    parser.add_argument("--layout", choices=("tar", "list", "folder"), default="tar")
+    options = parser.parse_args(arguments)
+    print_settings(options)
+
+    def work() -> int:
+        manifest = load_checked(options.manifest)
+        storage = export(manifest, options.output, options.layout)
+        print(f"{len(manifest.shards)} shards, {manifest.samples} samples")
+        print(storage)
+        return 0
+
+    return finish(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""Finds near-equal 64-bit hashes among many: for each the first one that differs in few bits.
+
+Two hashes that differ in at most D bits, cut into D + M blocks, agree in at least M of them. So for every choice of M
+blocks the hashes are sorted by these blocks alone, and those that agree there are compared. M is taken so that chance
+agreements stay few. Nothing depends on the order in which pairs are met.
+"""
+
+from collections.abc import Iterator
+from itertools import combinations, pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+BITS = 64
+
+
+def first_near(hashes: NDArray[np.uint64], bits_apart: int) -> NDArray[np.int64]:
+    """int64 [n]: the smallest position whose hash differs in at most `bits_apart` bits from this one's (its own if none
+    comes earlier). Needs about 60 bytes a hash."""
+    values, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+    best = first.astype(np.int64)
+    if bits_apart:
+        for mask in _masks(len(values), bits_apart):
+            for one, other in _pairs(values, mask, bits_apart):
+                np.minimum.at(best, one, first[other])
+                np.minimum.at(best, other, first[one])
+    return best[inverse]
+
+
+def _masks(count: int, bits_apart: int) -> Iterator[np.uint64]:
+    """Every choice of blocks that near hashes may agree in, as the mask of their bits."""
+    needed = max(1, count).bit_length() - 1
+    chosen = next(m for m in range(1, BITS) if BITS * m // (bits_apart + m) >= min(needed, BITS // 2))
+    bounds = [BITS * i // (bits_apart + chosen) for i in range(bits_apart + chosen + 1)]
+    blocks = [(1 << end) - (1 << start) for start, end in pairwise(bounds)]
+    for choice in combinations(blocks, chosen):
+        yield np.uint64(sum(choice))
+
+
+def _pairs(
+    values: NDArray[np.uint64], mask: np.uint64, bits_apart: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Places of distinct values that agree under the mask and are near, by their distance in the sorted table."""
+    order = np.argsort(values & mask, kind="stable")
+    ordered = values[order]
+    masked = ordered & mask
+    places = np.arange(len(values))
+    for step in range(1, len(values)):
+        places = places[places < len(values) - step]
+        places = places[masked[places] == masked[places + step]]
+        if not len(places):
+            return
+        near = places[np.bitwise_count(ordered[places] ^ ordered[places + step]) <= bits_apart]
+        yield order[near], order[near + step]
