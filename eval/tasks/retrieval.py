@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.datasets import RetrievalData
 from eval.metrics.recall import top_k
 from eval.official_files import SampleId
 from eval.predictions import Entry, PredictionLog, batches_of_rank, finished
+from eval.samples import RetrievalData
 from eval.tasks.pictures import Ablation, load_batches, shown_images
 
 if TYPE_CHECKING:

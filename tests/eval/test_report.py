@@ -67,7 +67,7 @@ def scored(folder: Path, task: str, predictions: Any, *more: object) -> Path:
 
 @pytest.fixture
 def vqa_folders(sets: Folders, tmp_path: Path) -> list[Path]:
-    from eval.datasets import load_vqa
+    from eval.question_sets import load_vqa
 
     data = load_vqa(sets["vqav2"], "val")
     answers = ("--annotations", sets["vqav2"] / "v2_mscoco_val2014_annotations.json", "--questions", data.annotations)
