@@ -1,7 +1,8 @@
 """`python -m eval.report DIR... --output report.html`: one HTML file of scores, curves and samples to look at.
 
 DIR is a training run's folder (metrics.jsonl), an evaluation's (task.json of eval.run, metrics.json of eval.score, and
-per_sample.jsonl where eval.score wrote one), or a data manifest. The page asks nothing of any server.
+per_sample.jsonl where eval.score wrote one), a folder of eval.watch (step_N/NAME: curves over checkpoints, and the last
+step in full), or a data manifest. The page asks nothing of any server.
 """
 
 import argparse
@@ -21,6 +22,7 @@ class Contents:
     evaluations: list[Path] = field(default_factory=list)
     runs: list[Path] = field(default_factory=list)
     manifests: list[Path] = field(default_factory=list)
+    over_steps: list[Path] = field(default_factory=list)
 
 
 def classify(paths: Sequence[Path]) -> Contents:
@@ -36,6 +38,11 @@ def classify(paths: Sequence[Path]) -> Contents:
             if file.is_file() and _is_manifest(file):
                 found.manifests.append(file)
                 known = True
+        if evaluated := sorted(path.glob("step_*/*/task.json")):
+            found.over_steps.append(path)
+            last = {task.parent.name: task.parent for task in evaluated}  # of each evaluation, the last step's
+            found.evaluations += last.values()
+            known = True
         if not known:
             raise ValueError(
                 f"{path}: no task.json, metrics.jsonl or manifest in it; name folders of eval.run or pipeline.train, "
@@ -56,6 +63,7 @@ def _is_manifest(file: Path) -> bool:
 
 def render(contents: Contents, title: str, summary: Path | None, each: int, seed: int) -> str:
     """The page."""
+    from eval.reporting.checkpoints import checkpoints_section
     from eval.reporting.curves import curves_section
     from eval.reporting.evaluations import read_evaluation, with_baselines
     from eval.reporting.galleries import gallery_section
@@ -66,6 +74,7 @@ def render(contents: Contents, title: str, summary: Path | None, each: int, seed
 
     compared = with_baselines([read_evaluation(folder) for folder in contents.evaluations])
     sections = [summary_section(summary) if summary else "", scores_section(compared), curves_section(contents.runs)]
+    sections.insert(2, checkpoints_section(contents.over_steps))
     sections += [gallery_section(each_compared, each, seed) for each_compared in compared]
     sections += [manifest_section(manifest, 2 * each, seed) for manifest in contents.manifests]
     return page(title, sections)

@@ -41,7 +41,7 @@ def paper_row(evaluation: Evaluation) -> PaperRow | None:
     """The row of the paper's table for this task and data set; None where the paper has none."""
     towers = _content()["towers"]
     for table in _content()["tables"]:
-        if (table["task"], table["data"]) != (evaluation.kind, evaluation.data_name):
+        if (table["task"], table["data"]) != (evaluation.kind, evaluation.format_of):
             continue
         found, same = table["rows"][-1], False
         for row in table["rows"]:

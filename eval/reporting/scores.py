@@ -13,11 +13,21 @@ BASELINE_NAMES = {"none": "Without picture", "shuffled": "Another picture"}
 METRIC_NAMES = {
     "accuracy": "Accuracy",
     **{f"bleu_{n}": f"BLEU-{n}" for n in range(1, 5)},
-    **{"rouge_l": "ROUGE-L", "cider": "CIDEr"},
+    **{"meteor": "METEOR", "rouge_l": "ROUGE-L", "cider": "CIDEr", "spice": "SPICE"},
     **{f"tr_at_{k}": f"Text retrieval R@{k}" for k in (1, 5, 10)},
     **{f"ir_at_{k}": f"Image retrieval R@{k}" for k in (1, 5, 10)},
 }
-RULE_NAMES = {OFFICIAL: ", official rule", LEGACY: ", legacy rule"}
+RULE_NAMES = {
+    OFFICIAL: ", official rule",
+    LEGACY: ", legacy rule",
+    "okvqa/official-2021": ", official rule",
+    "okvqa/legacy-2017": ", legacy rule",
+    "okvqa/official-2021+lemmas": ", official rule, lemmas",
+    "okvqa/legacy-2017+lemmas": ", legacy rule, lemmas",
+    "gqa/exact": ", exact",
+    "gqa/lavis": ", both sides normalised",
+}
+QUESTION_SCORES = {"vqa": OFFICIAL, "okvqa": "okvqa/official-2021+lemmas", "gqa": "gqa/exact"}
 
 
 def scores_section(compared: list[Compared]) -> str:
@@ -48,7 +58,7 @@ def _about(evaluation: Evaluation) -> str:
     if task.get("language"):
         parts.append(f"language model {task['language'].rsplit('/', 1)[-1]}")
     if evaluation.metrics:
-        counted = {"vqa": "questions"}.get(evaluation.kind, "images")
+        counted = "questions" if evaluation.kind in QUESTION_SCORES else "images"
         texts = f", {evaluation.metrics['texts']} texts" if "texts" in evaluation.metrics else ""
         parts.append(f"{evaluation.metrics['n']} {counted}{texts}")
     if task.get("prompt") is not None:
@@ -71,15 +81,15 @@ def _generated(compared: Compared, paper: PaperRow | None) -> str:
         cells = [_label(row), f"<b>{_number(row['value'])}</b>", _interval(row), *map(_number, baselines)]
         if paper:
             cells.append(_number(paper.value(name, subset)) if protocol == paper.protocol else "")
-        (shown if _is_important(row) else folded).append(cells)
+        (shown if is_important(row) else folded).append(cells)
     more = f"<details><summary>{len(folded)} more</summary>{table(header, folded)}</details>" if folded else ""
     return table(header, shown) + more
 
 
-def _is_important(row: dict[str, Any]) -> bool:
+def is_important(row: dict[str, Any]) -> bool:
     """Whether a row is shown at once: all overall numbers, CIDEr by domain, official accuracy by answer type."""
     subset = str(row["subset"])
-    by_answer = row["protocol"] == OFFICIAL and subset.startswith("answer_type=")
+    by_answer = row["protocol"] in QUESTION_SCORES.values() and subset.startswith(("answer_type=", "structural="))
     return subset == "overall" or row["name"] == "cider" or by_answer
 
 

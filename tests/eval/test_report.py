@@ -48,6 +48,8 @@ def evaluation(folder: Path, task: str, data: Path, annotations: Path, images: d
         "image_source": "own",
         "data": str(data),
         "annotations": str(annotations),
+        "data_set": {"vqa": "VQAv2 val", "nocaps": "NoCaps val", "retrieval": "Flickr30K test"}[task],
+        "is_published_set": True,
         "vision": "local-dir:towers/vision",
         "language": None if task == "retrieval" else "towers/t5",
         "images": [[image_id, str(path)] for image_id, path in images.items()],
