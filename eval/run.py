@@ -181,6 +181,7 @@ def predict_missing(
         "vision": model.recipe.vision.name,
         "language": model.recipe.language.name if model.recipe.language else None,
         "image_size_px": model.image_size_px,
+        "recipe": model.recipe.model_dump(mode="json"),
         "towers": {name: fingerprint(tower) for name, tower in model.frozen_towers().items()},
     }
     settings = folder.adopt(settings)  # other frozen weights at an old path are other settings, too
