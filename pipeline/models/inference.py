@@ -29,6 +29,7 @@ class RetrievalModel:
     def __init__(self, recipe: Recipe, vision: VisionTower, bridge: Stage1Bridge, tokenizer: Any) -> None:
         self.recipe, self.vision, self.bridge, self.tokenizer = recipe, vision, bridge.eval(), tokenizer
         self.image_size_px = recipe.vision.image_size_px
+        self.embedding_width = recipe.qformer.projection_width
 
     def frozen_towers(self) -> dict[str, nn.Module]:
         """What training left as it was, by its name in a recipe."""
