@@ -47,9 +47,11 @@ def rank_all(
         write_itc(model, data, shown, work, batch_size)
     done = finished(folder)
     collectives.barrier()
-    candidates = candidates_by_image(work, k, rank, world_size)
     row = {image_id: place for place, image_id in enumerate(ids)}
     batches = batches_of_rank(ids, done, batch_size, rank, world_size)
+    wanted = np.zeros(len(ids), dtype=bool)
+    wanted[[row[each] for batch in batches for each in batch]] = True
+    candidates = candidates_by_image(work, k, rank, world_size, wanted)
     quiet = rank != 0 or not sys.stderr.isatty()
     with PredictionLog(folder, rank) as log, tqdm(total=sum(map(len, batches)), disable=quiet, unit="image") as bar:
         for batch, pixels_B3SS in zip(batches, load_batches(batches, shown, model.image_size_px), strict=True):
@@ -58,7 +60,7 @@ def rank_all(
                 if image_id in done:
                     continue
                 # Texts of like length together, so that little of a call is padding.
-                texts = sorted(candidates[row[image_id]], key=lambda text: len(data.texts[text].split()))
+                texts = sorted(candidates[row[image_id]].tolist(), key=lambda text: len(data.texts[text].split()))
                 scores: list[float] = []
                 for start in range(0, len(texts), TEXTS_AT_ONCE):
                     part = [data.texts[text] for text in texts[start : start + TEXTS_AT_ONCE]]
@@ -110,8 +112,10 @@ def _part(work: Path, name: str, rank: int, world_size: int) -> Path:
     return work / f"{name}.rank{rank}of{world_size}.npy"
 
 
-def candidates_by_image(work: Path, k: int, rank: int, world_size: int) -> list[list[int]]:
-    """For each image the texts to match it with: its own top k, and the texts that have it among their top k.
+def candidates_by_image(
+    work: Path, k: int, rank: int, world_size: int, wanted_N: NDArray[np.bool_]
+) -> list[NDArray[np.int64]]:
+    """For each image of `wanted_N` the texts to match it with: its own top k, and those that have it in their top k.
 
     Each rank looks at its part of the rows and columns; what it found, pairs of image and text, is exchanged by file.
     """
@@ -128,9 +132,13 @@ def candidates_by_image(work: Path, k: int, rank: int, world_size: int) -> list[
     path = _part(work, "candidates", rank, world_size)
     np.save(path, np.concatenate(pairs))
     collectives.barrier()
-    found = np.concatenate([np.load(_part(work, "candidates", each, world_size)) for each in range(world_size)])
-    ordered = np.unique(found, axis=0)  # by image, then text, each pair once
-    return [part[:, 1].tolist() for part in np.split(ordered, np.searchsorted(ordered[:, 0], np.arange(1, images)))]
+    keys = [np.empty(0, dtype=np.int64)]  # image * T + text, of wanted images
+    for each in range(world_size):
+        found = np.load(_part(work, "candidates", each, world_size), mmap_mode="r")
+        found = found[wanted_N[found[:, 0]]]
+        keys.append(found[:, 0] * np.int64(texts) + found[:, 1])
+    ordered = np.unique(np.concatenate(keys))
+    return np.split(ordered % texts, np.searchsorted(ordered, texts * np.arange(1, images)))
 
 
 def _pairs(images: Integers | int, texts: Integers | int) -> NDArray[np.int32]:
