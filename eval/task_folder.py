@@ -9,7 +9,10 @@ from eval.official_files import SampleId, read_json
 from eval.predictions import write_durably
 
 FORMAT = "blip2-eval/1"  # changes when the same settings would give other predictions
-NOT_COMPARED = ("weights", "data", "annotations", "images", "batch_size")  # where things lie, and how fast
+NOT_COMPARED = (  # where things lie, what they are called, and how fast
+    *("weights", "weights_format", "step", "data", "annotations", "images", "batch_size"),
+    *("data_set", "is_published_set", "recipe"),
+)
 SHOWN_CHARACTERS = 12
 
 

@@ -42,7 +42,7 @@ def caption_scores(predictions: Sequence[str], references: Sequence[Sequence[str
     pairs = list(zip(predictions, references, strict=True))
     statistics = np.array([_bleu_statistics(*pair) for pair in pairs], dtype=np.float64)
     rouge = np.array([_rouge_l(*pair) for pair in pairs])
-    return CaptionScores(corpus_bleu(statistics), statistics, rouge, _cider(predictions, references))
+    return CaptionScores(corpus_bleu(statistics), statistics, rouge, cider(predictions, references))
 
 
 def corpus_bleu(statistics: Floats) -> Floats:
@@ -100,7 +100,7 @@ def _longest_common_subsequence(left: Sequence[str], right: Sequence[str]) -> in
     return len(left) - (row & everything).bit_count()
 
 
-def _cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Floats:
+def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Floats:
     """CIDEr (with clipping and length penalty: CIDEr-D, as pycocoevalcap has it) of each image."""
     images = len(predictions)
     image_of_reference = np.repeat(np.arange(images), [len(captions) for captions in references])
