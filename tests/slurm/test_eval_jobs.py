@@ -184,6 +184,10 @@ def test_what_sbatch_refuses_is_one_line_and_leaves_no_job(site: Site) -> None:
         ({"runs": ["a"], "evaluations": {}}, "output: Field required"),
         ({"output": "o", "runs": ["a/x", "b/x"], "evaluations": {"v": {"task": "vqa", "data": "d"}}}, "called 'x'"),
         ({"output": "o", "runs": ["a"], "evaluations": {"v": {"task": "vaq", "data": "d"}}}, "evaluations.v.task"),
+        (
+            {"output": "o", "runs": ["a"], "evaluations": {"v": {"task": "vqa", "data": "d", "runs": ["b"]}}},
+            "'b' is none",
+        ),
         ({"output": "o", "runs": ["a"], "evaluations": {"a/b": {"task": "vqa", "data": "d"}}}, "'a/b'"),
     ],
 )
