@@ -106,7 +106,7 @@ def settings_of(
         "weights": str(source.files[0] if source.kind == "native" else source.path),
         "weights_format": source.kind,
         "step": source.step(),
-        "data": str(options.data),
+        "data": str(options.data.absolute()),
         "annotations": str(data.annotations),
         "data_set": data.data_set.name,
         "is_published_set": data.data_set.is_published and options.limit is None,
