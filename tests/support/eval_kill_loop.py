@@ -57,6 +57,10 @@ def main() -> int:
         children = start(draw.choice((1, 2, 3)), flags)
         deadline = time.monotonic() + DEADLINE_S
         while lines_in(logs) < before + more and time.monotonic() < deadline:
+            if ended := [child for child in children if os.waitpid(child, os.WNOHANG)[0]]:
+                kill_all([child for child in children if child not in ended])
+                print(f"a rank ended by itself after {len(deaths)} kills", file=sys.stderr)
+                return 1
             time.sleep(0.001)
         time.sleep(draw.random() * (0.05 if more else 0.5))  # anywhere in the next sample, or before the first
         kill_all(children)
