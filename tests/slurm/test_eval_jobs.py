@@ -200,3 +200,21 @@ def test_a_wrong_list_is_one_line_that_names_the_field(
     assert main([str(tmp_path / "list.yaml"), "--once"]) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "variables", "message"),
+    [
+        ("score.sbatch", {}, "runs under SLURM only"),
+        ("score.sbatch", {"SLURM_JOB_ID": "1"}, "BLIP2_HOME is not set"),
+        ("score.sbatch", {"SLURM_JOB_ID": "1", "BLIP2_HOME": "/nowhere"}, "BLIP2_HOME /nowhere"),
+        ("score.sbatch", {"SLURM_JOB_ID": "1", "BLIP2_HOME": str(ROOT)}, "names no task"),
+        ("eval_watch", {}, "BLIP2_HOME is not set"),
+        ("eval_watch", {"BLIP2_HOME": str(ROOT), "MASTER_PORT": "1"}, "names no list"),
+    ],
+)
+def test_a_script_says_in_one_line_what_it_lacks(script: str, variables: dict[str, str], message: str) -> None:
+    environment = {"PATH": "/usr/bin:/bin", **variables}
+    command = ["bash", f"slurm/{script}"]
+    done = subprocess.run(command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
