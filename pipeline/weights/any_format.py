@@ -44,7 +44,7 @@ def find_weights(path: Path, recipe: Recipe | None) -> WeightsSource:
         from pipeline.weights.huggingface import local_folder
 
         path = local_folder(path)
-    if path.suffix in (".pth", ".pt", ".bin") and path.is_file():
+    if path.suffix in (".pth", ".pt") and path.is_file():
         kind: Literal["native", "lavis", "huggingface"] = "lavis"
         files: tuple[Path, ...] = (path,)
     elif (path / "config.json").is_file():

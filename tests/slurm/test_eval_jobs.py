@@ -1,6 +1,7 @@
 """`slurm/eval_watch` and its jobs on a real SLURM: each checkpoint evaluated once, scored, drawn."""
 
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -125,6 +126,29 @@ def test_each_whole_checkpoint_is_evaluated_once_and_drawn_over_steps(site: Site
     assert [step for step, _ in points["vqa/accuracy vqa legacy-2017"]] == [2, 4]
     report = (folder / "report.html").read_text()
     assert "Scores over checkpoints" in report and "<polyline" in report and "data:image/jpeg" in report
+
+
+def test_scores_of_replaced_weights_are_outdated_and_those_of_copied_ones_are_not(tmp_path: Path) -> None:
+    from eval.task_folder import sha256_of
+    from eval.watching.jobs import stamp_of, state_of
+    from eval.watching.wanted import WatchList, evaluations
+
+    run = tmp_path / "stage2"
+    weights = save_checkpoint(run, 2) / "trainable.safetensors"
+    wanted = {"output": tmp_path / "eval", "runs": [run], "evaluations": {"vqa": {"task": "vqa", "data": "d"}}}
+    [evaluation] = evaluations(WatchList.model_validate(wanted))
+    assert state_of(evaluation, set()) == "missing"
+    evaluation.folder.mkdir(parents=True)
+    note = {"jobs": ["7"], "stamp": stamp_of(evaluation)}
+    (evaluation.folder / "submitted.json").write_text(json.dumps(note))
+    assert state_of(evaluation, {"7"}) == "waiting" and state_of(evaluation, {"8"}) == "failed"
+    (evaluation.folder / "task.json").write_text(json.dumps({"weights_sha256": sha256_of(weights)}))
+    (evaluation.folder / "metrics.json").write_text("{}")
+    assert state_of(evaluation, set()) == "scored"
+    os.utime(weights, (1, 1))
+    assert state_of(evaluation, set()) == "scored"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert state_of(evaluation, set()) == "outdated"
 
 
 def test_a_failed_evaluation_is_named_and_not_submitted_again(site: Site) -> None:
