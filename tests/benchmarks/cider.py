@@ -9,6 +9,7 @@ import argparse
 import random
 import time
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,10 @@ WORDS = 3000  # of the vocabulary, drawn as unevenly as words are
 
 def captions(rng: random.Random, count: int) -> list[str]:
     """Tokenised captions of 6 to 15 words, the n-th most frequent word drawn in proportion to 1/n."""
-    vocabulary, weights = [f"w{n}" for n in range(WORDS)], [1 / (n + 1) for n in range(WORDS)]
-    return tokenize([" ".join(rng.choices(vocabulary, weights, k=rng.randint(6, 15))) for _ in range(count)])
+    vocabulary = [f"w{n}" for n in range(WORDS)]
+    reach = list(accumulate(1 / (n + 1) for n in range(WORDS)))
+    texts = (" ".join(rng.choices(vocabulary, cum_weights=reach, k=rng.randint(6, 15))) for _ in range(count))
+    return tokenize(list(texts))
 
 
 def least_time(work: Callable[[], Any], repeats: int) -> tuple[float, Any]:
