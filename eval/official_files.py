@@ -21,11 +21,21 @@ class QuestionAnswers:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file's content. Raises ValueError in one line when it is missing or is no JSON."""
+    """A JSON file's content. Raises ValueError in one line when it is missing, is no JSON, or has a key twice."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once_each)
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON ({error})") from error
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys are ids (GQA's questions) would lose one that occurs twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"{twice!r} occurs twice in one object")
+    return found
 
 
 def read_predictions(path: Path, id_field: str, text_field: str) -> dict[SampleId, str]:

@@ -51,11 +51,11 @@ def score(options: argparse.Namespace, predictions: Path) -> "Scored":
 
 def compare(options: argparse.Namespace, scored: "Scored") -> dict[str, Any]:
     """The paired differences to --against, and what it was."""
-    other = score(options, options.against)
     if options.task == "retrieval":
         from eval.scoring.retrieval import check_same_gallery
 
         check_same_gallery(options.predictions, options.against)
+    other = score(options, options.against)
     digest = hashlib.sha256(options.against.read_bytes()).hexdigest()
     return {"predictions": str(options.against), "sha256": digest, "metrics": scored.differences(other)}
 

@@ -51,7 +51,7 @@ class TaskFolder:
         """Write task.json, unless it is there."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not self.task_file.is_file():
-            images = [[image_id, str(path)] for image_id, path in image_paths.items()]
+            images = [[image_id, str(path.absolute())] for image_id, path in image_paths.items()]
             write_durably(self.task_file, json.dumps(settings | {"images": images}, indent=1) + "\n")
 
     def finish(self) -> None:

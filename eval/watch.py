@@ -17,6 +17,10 @@ from pathlib import Path
 from eval.command_line import Parser, finish, print_settings
 
 LOCK = ".watch.lock"
+FAULTS = {
+    "failed": "its jobs ended without scores, see their output there",
+    "outdated": "it is of other weights than the checkpoint's now",
+}
 SCRIPTS = Path(__file__).resolve().parent.parent / "slurm"
 
 
@@ -50,9 +54,8 @@ def look_once(path: Path, scripts: Path) -> None:
                 jobs = submit(evaluation, scripts)
                 state = "submitted"
                 print(f"{evaluation.folder}: submitted {' '.join(jobs)}", flush=True)
-            elif state == "failed":
-                print(f"{evaluation.folder}: its jobs ended without scores; see their output there, and remove the "
-                      "folder to evaluate again", file=sys.stderr)  # fmt: skip
+            elif state in FAULTS:
+                print(f"{evaluation.folder}: {FAULTS[state]}; remove the folder to evaluate again", file=sys.stderr)
             counts[state] += 1
         print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "no whole checkpoint yet")
         sys.stdout.flush()

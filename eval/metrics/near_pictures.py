@@ -45,12 +45,12 @@ def _transform() -> NDArray[np.float64]:
 def near_pairs(evaluation_E: Hashes, training_T: Hashes, bits: int = MOST_BITS_APART) -> Iterator[tuple[int, int]]:
     """(e, t) of hashes at most `bits` (0 to 3) apart, in order of t, each pair once."""
     assert 0 <= bits <= MOST_BITS_APART
-    found: set[tuple[int, int]] = set()
+    found, mask = set[tuple[int, int]](), np.uint64((1 << BAND_BITS) - 1)
     for band in range(BANDS):
         shift = np.uint64(band * BAND_BITS)
-        own = (evaluation_E >> shift) & np.uint64(0xFFFF)
+        own = (evaluation_E >> shift) & mask
         order = np.argsort(own, kind="stable")
-        wanted = (training_T >> shift) & np.uint64(0xFFFF)
+        wanted = (training_T >> shift) & mask
         first = np.searchsorted(own[order], wanted, "left")
         count = np.searchsorted(own[order], wanted, "right") - first
         t = np.repeat(np.arange(len(training_T)), count)

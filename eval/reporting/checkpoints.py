@@ -24,7 +24,7 @@ def _curves(folder: Path) -> dict[str, dict[str, Points]]:
     for path in sorted(folder.glob("step_*/*/metrics.json")):
         step = float(path.parent.parent.name.removeprefix("step_"))
         for row in read_json(path)["metrics"]:
-            if is_important(row):
+            if is_important(row) and not row["protocol"].endswith("/any-tie-order"):
                 title = f"{path.parent.name}: {METRIC_NAMES.get(row['name'], row['name'])}"
                 line = row["protocol"] if row["subset"] == "overall" else f"{row['protocol']}, {row['subset']}"
                 found.setdefault(title, {}).setdefault(line, []).append((step, float(row["value"])))

@@ -44,12 +44,12 @@ class Evaluation:
     @property
     def format_of(self) -> str:
         """The published set that the data is, or whose format it has."""
-        return str(self.task["data_set"])
+        return str(self.task.get("data_set") or Path(self.task["annotations"]).name)
 
     @property
     def is_published(self) -> bool:
         """Whether the data is that set, and all of it."""
-        return bool(self.task["is_published_set"])
+        return bool(self.task.get("is_published_set"))
 
     @property
     def title(self) -> str:
@@ -86,7 +86,7 @@ class Compared:
 def read_evaluation(folder: Path) -> Evaluation:
     """Raises ValueError in one line for a folder whose files do not fit together."""
     task = read_json(folder / "task.json")
-    if not isinstance(task, dict) or task.get("task") not in TASK_NAMES or not {"images", "data_set"} <= task.keys():
+    if not isinstance(task, dict) or task.get("task") not in TASK_NAMES or "images" not in task:
         raise ValueError(f"{folder / 'task.json'}: not written by eval.run")
     scored, per_sample = folder / "metrics.json", folder / PER_SAMPLE
     metrics = read_json(scored) if scored.is_file() else None

@@ -4,6 +4,7 @@ Training hashes come from parquet files with a column `phash` (64 bits, null for
 (rows that are not "kept" are left out) and `url` or `key`: the ledgers beside downloaded shards are such files.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from html import escape
@@ -17,6 +18,9 @@ from eval.metrics.near_pictures import Hashes, near_pairs, perceptual_hash
 from eval.reporting.evaluations import Evaluation
 
 SHOWN = 10
+MOST_STAGES = 4  # of weights that began with others
+WEIGHTS = "trainable.safetensors"
+MOST_HEADER_BYTES = 100_000_000  # as safetensors has it
 ROWS_AT_ONCE = 1_000_000
 KNOWN_FILE = Path(__file__).with_name("shared_pictures.yaml")
 
@@ -39,19 +43,39 @@ def overlap_section(evaluations: Sequence[Evaluation], training: Sequence[Path])
 
 
 def known_overlaps(evaluation: Evaluation) -> list[tuple[str, str]]:
-    """(training source, what it shares) for the sources of the manifest that the weights were trained on."""
+    """(training source, what it shares) for the sources that the weights were trained on."""
     known = yaml.safe_load(KNOWN_FILE.read_text(encoding="utf-8"))
     found = [(source, known.get(source, {}).get(evaluation.format_of)) for source in _sources(evaluation)]
     return [(source, why) for source, why in found if why]
 
 
 def _sources(evaluation: Evaluation) -> list[str]:
-    manifest = (evaluation.task.get("recipe") or {}).get("data", {}).get("manifest")
-    if not manifest or not Path(manifest).is_file():
-        return []
+    """Of the manifests, where they still lie, that the weights and those they began with were trained on."""
     from pipeline.data.manifest import load_manifest
 
-    return sorted({shard.source for shard in load_manifest(Path(manifest)).shards})
+    sources, recipe = set[str](), evaluation.task.get("recipe")
+    for _ in range(MOST_STAGES):
+        if not recipe:
+            break
+        manifest = recipe.get("data", {}).get("manifest")
+        if manifest and Path(manifest).is_file():
+            sources |= {shard.source for shard in load_manifest(Path(manifest)).shards}
+        recipe = _recipe_of(Path(recipe["init_weights"])) if recipe.get("init_weights") else None
+    return sorted(sources)
+
+
+def _recipe_of(weights: Path) -> dict[str, Any] | None:
+    """The recipe in the metadata of native weights, read without torch; None where there are none any more."""
+    newest = sorted(weights.glob("checkpoints/step_*/COMPLETE"))[-1:]
+    file = newest[0].parent / WEIGHTS if newest else weights / WEIGHTS if weights.is_dir() else weights
+    try:
+        with file.open("rb") as opened:
+            size = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(min(size, MOST_HEADER_BYTES)))
+        found: dict[str, Any] = json.loads(header["__metadata__"]["recipe"])
+    except (OSError, ValueError, KeyError):
+        return None
+    return found
 
 
 def _looked_for(evaluation: Evaluation, training: Sequence[Path]) -> str:

@@ -119,7 +119,7 @@ def _retrieval(main: Evaluation, paper: PaperRow | None) -> str:
             cells.append(f"<b>{_number(found[0]['value'])}</b> {_interval(found[0])}" if found else "")
         cells.append(_number(main.value(name, CHANCE, "overall")))
         if paper:
-            found = [row for row in main.rows(paper.protocol) if row["name"] == name]
+            found = [row for row in main.rows(paper.protocol) or main.rows(stages[-1]) if row["name"] == name]
             cells.append(_with_verdict(found[0] if found else None, paper.value(name, "overall"), reasons))
         rows.append(cells)
     return table(header, rows)

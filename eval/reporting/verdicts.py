@@ -46,6 +46,8 @@ def why_not_comparable(main: Evaluation, paper: PaperRow) -> list[str]:
         reasons.append(f"this is not {main.format_of}, or not all of it")
     if task["image_source"] != "own":
         reasons.append("the pictures were not shown")
+    if not main.rows(paper.protocol):
+        reasons.append(f"not scored by {paper.protocol}")
     for name, wanted in paper.evaluation.items():
         if name in task and task[name] != wanted:
             reasons.append(f"{name} {task[name]!r}, the paper has {wanted!r}")

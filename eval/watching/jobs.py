@@ -8,23 +8,42 @@ import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from eval.predictions import write_durably
+from eval.task_folder import sha256_of
 from eval.watching.wanted import Evaluation
 
 NOTE = "submitted.json"
+WEIGHTS = "trainable.safetensors"
 SCORE_TASKS = {"captioning": "captions"}
 ANSWER_S = 60  # of SLURM's commands
 
 
 def state_of(evaluation: Evaluation, queued: set[str]) -> str:
-    """`scored`, `waiting` (its jobs are queued or run), `failed` (they ended without scores), or `missing`."""
+    """`scored`, `waiting` (its jobs are queued or run), `failed` (they ended without scores), or `missing`;
+    `outdated` when what is there is of weights that have been replaced since."""
+    note = _note(evaluation)
+    if note.get("stamp", stamp_of(evaluation)) != stamp_of(evaluation) and not _has_same_weights(evaluation):
+        return "outdated"
     if (evaluation.folder / "metrics.json").is_file():
         return "scored"
-    note = _note(evaluation)
     if not note.get("jobs"):
         return "missing"
     return "waiting" if queued & set(note["jobs"]) else "failed"
+
+
+def stamp_of(evaluation: Evaluation) -> list[int]:
+    """Size and time of the checkpoint's weights file: while they are the same, its content is not read."""
+    status = (evaluation.checkpoint / WEIGHTS).stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _has_same_weights(evaluation: Evaluation) -> bool:
+    """Whether a file that looks changed (copied, say) still holds the weights that were evaluated."""
+    task = evaluation.folder / "task.json"
+    evaluated = json.loads(task.read_text()).get("weights_sha256") if task.is_file() else None
+    return bool(evaluated == sha256_of(evaluation.checkpoint / WEIGHTS))
 
 
 def submit(evaluation: Evaluation, scripts: Path) -> list[str]:
@@ -33,7 +52,8 @@ def submit(evaluation: Evaluation, scripts: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     names = [evaluation.job_name, f"{evaluation.job_name}-score"]
     known = _queued_by_name(names) if (folder / NOTE).is_file() else {}
-    write_durably(folder / NOTE, json.dumps({"checkpoint": str(evaluation.checkpoint), "jobs": []}) + "\n")
+    note = {"checkpoint": str(evaluation.checkpoint), "stamp": stamp_of(evaluation), "jobs": []}
+    write_durably(folder / NOTE, json.dumps(note) + "\n")
     jobs: list[str] = []
     try:
         if not (folder / "COMPLETE").is_file():
@@ -48,7 +68,7 @@ def submit(evaluation: Evaluation, scripts: Path) -> list[str]:
             subprocess.run(["scancel", job], check=False, timeout=ANSWER_S)
         (folder / NOTE).unlink()
         raise
-    write_durably(folder / NOTE, json.dumps({"checkpoint": str(evaluation.checkpoint), "jobs": jobs}) + "\n")
+    write_durably(folder / NOTE, json.dumps(note | {"jobs": jobs}) + "\n")
     return jobs
 
 
@@ -62,11 +82,11 @@ def _queued_by_name(names: Sequence[str]) -> dict[str, str]:
     return dict(line.split(maxsplit=1) for line in lines)
 
 
-def _note(evaluation: Evaluation) -> dict[str, list[str]]:
+def _note(evaluation: Evaluation) -> dict[str, Any]:
     path = evaluation.folder / NOTE
     if not path.is_file():
         return {}
-    content: dict[str, list[str]] = json.loads(path.read_text())
+    content: dict[str, Any] = json.loads(path.read_text())
     return content
 
 

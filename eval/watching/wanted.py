@@ -12,11 +12,15 @@ STEP = "step_"
 
 
 class Wanted(BaseModel):
-    """One evaluation of every checkpoint: flags of eval.run and eval.score, options of sbatch for either job."""
+    """One evaluation of every checkpoint of `runs` (their folders' names; all when there is none).
+
+    `run` and `score` are flags of eval.run and eval.score, `sbatch` and `score_sbatch` options of the two jobs.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     task: Literal["captioning", "nocaps", "vqa", "okvqa", "gqa", "retrieval"]
     data: str
+    runs: list[str] = []
     run: list[str] = []
     score: list[str] = []
     sbatch: list[str] = []
@@ -41,6 +45,10 @@ class WatchList(BaseModel):
         bad = next((name for name in self.evaluations if "/" in name or name.startswith(".")), None)
         if bad is not None:
             raise ValueError(f"evaluations: {bad!r} is to be a folder's name")
+        for name, each in self.evaluations.items():
+            stranger = next((run for run in each.runs if run not in names), None)
+            if stranger is not None:
+                raise ValueError(f"evaluations.{name}.runs: {stranger!r} is none of the runs {names}")
         return self
 
 
@@ -79,4 +87,6 @@ def evaluations(wanted: WatchList) -> Iterator[Evaluation]:
             if not number.isdecimal() or int(number) % wanted.every_steps:
                 continue
             for name, each in wanted.evaluations.items():
+                if each.runs and run.name not in each.runs:
+                    continue
                 yield Evaluation(name, each, checkpoint, wanted.output / run.name / checkpoint.name / name)

@@ -40,7 +40,11 @@ class WeightsSource:
 
 def find_weights(path: Path, recipe: Recipe | None) -> WeightsSource:
     """What lies at `path`. Raises ValueError in one line for nothing, or a recipe that is missing or in the way."""
-    if path.suffix in (".pth", ".pt", ".bin") and path.is_file():
+    if recipe is not None:
+        from pipeline.weights.huggingface import local_folder
+
+        path = local_folder(path)
+    if path.suffix in (".pth", ".pt") and path.is_file():
         kind: Literal["native", "lavis", "huggingface"] = "lavis"
         files: tuple[Path, ...] = (path,)
     elif (path / "config.json").is_file():

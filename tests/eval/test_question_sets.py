@@ -99,6 +99,14 @@ def test_an_answer_missing_from_gqa_is_named(sets: Folders, tmp_path: Path, caps
     assert "9 missing ('21000', " in error and error.count("\n") == 1 and not (tmp_path / "m.json").exists()
 
 
+def test_a_question_twice_in_gqa_is_named(sets: Folders, tmp_path: Path) -> None:
+    text = (sets["gqa"] / "testdev_balanced_questions.json").read_text()
+    shutil.copytree(sets["gqa"], tmp_path / "gqa")
+    (tmp_path / "gqa" / "testdev_balanced_questions.json").write_text(text.replace('"21001"', '"21000"'))
+    with pytest.raises(ValueError, match="'21000' occurs twice"):
+        load_gqa(tmp_path / "gqa", "test-dev")
+
+
 def test_lavis_files_are_the_same_set_as_karpathys(sets: Folders) -> None:
     for load in (load_captioning, load_retrieval):
         ours, theirs = load(sets["coco"], "test"), load(sets["lavis"], "test")

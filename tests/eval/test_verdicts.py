@@ -161,4 +161,16 @@ def test_sources_that_contain_the_evaluation_set_are_named(tmp_path: Path) -> No
     task = json.loads((folder / "task.json").read_text())
     task["recipe"]["data"]["manifest"] = str(manifest)
     (folder / "task.json").write_text(json.dumps(task))
-    assert "visual_genome: half of Visual Genome's pictures are COCO's, val2014 among them" in page_of(folder)
+    said = "visual_genome: half of Visual Genome's pictures are COCO's, val2014 among them"
+    assert said in page_of(folder)
+
+    from pipeline.config import load_recipe
+    from pipeline.weights.native import save_tensors
+
+    stage1 = load_recipe(Path("pipeline/recipes/stage1_vitg.yaml"), [f"data.manifest={manifest}"])
+    save_tensors({}, stage1, 5, tmp_path)  # what the weights began with saw those pictures
+    task["recipe"]["data"]["manifest"] = None
+    for place, seen in ((tmp_path, True), (tmp_path / "gone", False)):
+        task["recipe"]["init_weights"] = str(place)
+        (folder / "task.json").write_text(json.dumps(task))
+        assert (said in page_of(folder)) == seen

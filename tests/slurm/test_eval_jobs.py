@@ -1,6 +1,7 @@
 """`slurm/eval_watch` and its jobs on a real SLURM: each checkpoint evaluated once, scored, drawn."""
 
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -127,6 +128,29 @@ def test_each_whole_checkpoint_is_evaluated_once_and_drawn_over_steps(site: Site
     assert "Scores over checkpoints" in report and "<polyline" in report and "data:image/jpeg" in report
 
 
+def test_scores_of_replaced_weights_are_outdated_and_those_of_copied_ones_are_not(tmp_path: Path) -> None:
+    from eval.task_folder import sha256_of
+    from eval.watching.jobs import stamp_of, state_of
+    from eval.watching.wanted import WatchList, evaluations
+
+    run = tmp_path / "stage2"
+    weights = save_checkpoint(run, 2) / "trainable.safetensors"
+    wanted = {"output": tmp_path / "eval", "runs": [run], "evaluations": {"vqa": {"task": "vqa", "data": "d"}}}
+    [evaluation] = evaluations(WatchList.model_validate(wanted))
+    assert state_of(evaluation, set()) == "missing"
+    evaluation.folder.mkdir(parents=True)
+    note = {"jobs": ["7"], "stamp": stamp_of(evaluation)}
+    (evaluation.folder / "submitted.json").write_text(json.dumps(note))
+    assert state_of(evaluation, {"7"}) == "waiting" and state_of(evaluation, {"8"}) == "failed"
+    (evaluation.folder / "task.json").write_text(json.dumps({"weights_sha256": sha256_of(weights)}))
+    (evaluation.folder / "metrics.json").write_text("{}")
+    assert state_of(evaluation, set()) == "scored"
+    os.utime(weights, (1, 1))
+    assert state_of(evaluation, set()) == "scored"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert state_of(evaluation, set()) == "outdated"
+
+
 def test_a_failed_evaluation_is_named_and_not_submitted_again(site: Site) -> None:
     save_checkpoint(site.run, 2)
     broken = site.vqa | {"data": str(site.folder / "nowhere")}
@@ -184,6 +208,10 @@ def test_what_sbatch_refuses_is_one_line_and_leaves_no_job(site: Site) -> None:
         ({"runs": ["a"], "evaluations": {}}, "output: Field required"),
         ({"output": "o", "runs": ["a/x", "b/x"], "evaluations": {"v": {"task": "vqa", "data": "d"}}}, "called 'x'"),
         ({"output": "o", "runs": ["a"], "evaluations": {"v": {"task": "vaq", "data": "d"}}}, "evaluations.v.task"),
+        (
+            {"output": "o", "runs": ["a"], "evaluations": {"v": {"task": "vqa", "data": "d", "runs": ["b"]}}},
+            "'b' is none",
+        ),
         ({"output": "o", "runs": ["a"], "evaluations": {"a/b": {"task": "vqa", "data": "d"}}}, "'a/b'"),
     ],
 )
@@ -196,3 +224,21 @@ def test_a_wrong_list_is_one_line_that_names_the_field(
     assert main([str(tmp_path / "list.yaml"), "--once"]) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "variables", "message"),
+    [
+        ("score.sbatch", {}, "runs under SLURM only"),
+        ("score.sbatch", {"SLURM_JOB_ID": "1"}, "BLIP2_HOME is not set"),
+        ("score.sbatch", {"SLURM_JOB_ID": "1", "BLIP2_HOME": "/nowhere"}, "BLIP2_HOME /nowhere"),
+        ("score.sbatch", {"SLURM_JOB_ID": "1", "BLIP2_HOME": str(ROOT)}, "names no task"),
+        ("eval_watch", {}, "BLIP2_HOME is not set"),
+        ("eval_watch", {"BLIP2_HOME": str(ROOT), "MASTER_PORT": "1"}, "names no list"),
+    ],
+)
+def test_a_script_says_in_one_line_what_it_lacks(script: str, variables: dict[str, str], message: str) -> None:
+    environment = {"PATH": "/usr/bin:/bin", **variables}
+    command = ["bash", f"slurm/{script}"]
+    done = subprocess.run(command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1

@@ -4,6 +4,7 @@ Imports once and forks. Each start draws its number of ranks (1 to 3), real ones
 the rank files. Half of the kills leave a half-written line. Prints a line of JSON: how many lines were whole at each.
 """
 
+import importlib
 import json
 import os
 import random
@@ -15,6 +16,17 @@ from pathlib import Path
 from tests.support.gloo_ranks import free_port
 
 DEADLINE_S = 120
+PRELOADED = [  # what a start would spend its time on
+    "torch.distributed",
+    "torchvision.transforms.v2",
+    "timm",
+    "transformers.models.opt.modeling_opt",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.generation",
+    "pipeline.weights.any_format",
+    "pipeline.models.inference",
+    "eval.tasks.generation",
+]
 
 
 def start(ranks: int, flags: list[str]) -> list[int]:
@@ -45,9 +57,9 @@ def kill_all(children: list[int]) -> None:
 
 
 def main() -> int:
+    for name in PRELOADED:
+        importlib.import_module(name)
     import torch
-    import transformers.models.opt.modeling_opt
-    import transformers.models.t5.modeling_t5  # noqa: F401
 
     torch.set_num_threads(1)
     kills, draw, logs, flags = int(sys.argv[1]), random.Random(int(sys.argv[2])), Path(sys.argv[3]), sys.argv[4:]
@@ -57,6 +69,10 @@ def main() -> int:
         children = start(draw.choice((1, 2, 3)), flags)
         deadline = time.monotonic() + DEADLINE_S
         while lines_in(logs) < before + more and time.monotonic() < deadline:
+            if ended := [child for child in children if os.waitpid(child, os.WNOHANG)[0]]:
+                kill_all([child for child in children if child not in ended])
+                print(f"a rank ended by itself after {len(deaths)} kills", file=sys.stderr)
+                return 1
             time.sleep(0.001)
         time.sleep(draw.random() * (0.05 if more else 0.5))  # anywhere in the next sample, or before the first
         kill_all(children)
