@@ -1,4 +1,4 @@
-"""The shipped job scripts on a real SLURM, end to end: stage 1 meets every kind of stop, then come stage 2 and eval."""
+"""The shipped job scripts on a real SLURM: stage 1 meets every kind of stop, then come stage 2, eval and scores."""
 
 import json
 import sys
@@ -96,7 +96,7 @@ class Chain:
 
 @pytest.fixture(scope="module")
 def chain(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    """The three jobs, submitted: stage 1 on four nodes, stage 2 and eval on one, a rank a node."""
+    """The jobs, submitted: stage 1 on four nodes, the others on one, a rank a node."""
     folder = tmp_path_factory.mktemp("chain")
     tiny_manifest(folder / "data", 40, samples_per_shard=8)
     stage1 = write_recipe(folder, "stage1", 1, 4, STEPS)
@@ -104,6 +104,9 @@ def chain(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     save_vqa(folder / "vqav2", 2)
     small = "--cpus-per-task=1 --ntasks-per-node=1"
     options = ["-1", f"--nodes=4 --signal=USR1@60 {small}", "-2", f"--nodes=1 {small}", "-e", small]
+    truth = [f"--annotations {folder}/vqav2/v2_mscoco_val2014_annotations.json"]
+    truth += [f"--questions {folder}/vqav2/v2_OpenEnded_mscoco_val2014_questions.json"]
+    options += ["-s", " ".join(truth)]
     task = ["vqa", str(folder / "vqav2"), str(folder / "predictions")]
     site = link_home(folder / "home")
     command = [str(ROOT / "slurm" / "chain"), *options, str(stage1), str(stage2), *task]
@@ -142,9 +145,10 @@ def test_stage_1_survives_a_signal_its_time_limit_and_a_nodes_death_to_the_bit(c
 
 
 def test_stage_2_and_eval_follow_stage_1_though_it_was_requeued(chain: Chain, cluster: Cluster) -> None:
-    for name in ("stage1", "stage2", "eval"):
+    for name in ("stage1", "stage2", "eval", "score"):
         facts = cluster.wait_until_ended(chain.jobs[name])
         assert facts["JobState"] == "COMPLETED", (name, facts)
+    assert json.loads((chain.folder / "predictions" / "metrics.json").read_text())["n"] == 4
     assert (chain.folder / "stage2" / "checkpoints" / "step_00000003" / "COMPLETE").exists()
     answers = json.loads((chain.folder / "predictions" / "predictions.json").read_text())
     assert [answer["question_id"] for answer in answers] == [10, 11, 20, 21]
@@ -152,7 +156,7 @@ def test_stage_2_and_eval_follow_stage_1_though_it_was_requeued(chain: Chain, cl
 
 def test_after_a_nodes_death_stage_2_goes_on_with_fewer_ranks_in_the_same_order(chain: Chain, cluster: Cluster) -> None:
     """Of four nodes three are left; the batch divides over two, which accumulate twice as much."""
-    for name in ("stage1", "stage2", "eval"):
+    for name in ("stage1", "stage2", "eval", "score"):
         cluster.wait_until_ended(chain.jobs[name])
     deadline = time.monotonic() + 120
     while cluster.answer("sinfo", "-h", "-t", "idle", "-o", "%D").strip() != "4":  # the job would start with fewer
