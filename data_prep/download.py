@@ -82,6 +82,8 @@ def _parser() -> Parser:
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--threads", type=int, default=32, help="connections of each process")
+    parser.add_argument("--distributor", choices=("multiprocessing", "pyspark"), default="multiprocessing")
+    parser.add_argument("--spark-master", metavar="URL", help="instead of a local Spark of as many cores as processes")
     parser.add_argument("--user-agent", default=USER_AGENT)
     parser.add_argument("--allow-loopback", action="store_true", help="admit 127.0.0.1 (tests, the miniature web)")
     return parser
@@ -114,6 +116,8 @@ def _settings(options: Namespace) -> "DownloadSettings":
         MAX_BYTES,
         options.user_agent,
         options.allow_loopback,
+        options.distributor,
+        options.spark_master,
     )
     return DownloadSettings(
         source,

@@ -37,6 +37,8 @@ class FetchSettings:
     max_bytes: int
     user_agent: str
     allow_loopback: bool
+    distributor: str = "multiprocessing"
+    spark_master: str | None = None
 
 
 class Fetched(NamedTuple):
@@ -86,6 +88,8 @@ def _run_img2dataset(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from data_prep.guard_proxy import GuardLimits
+
     folder.mkdir(parents=True)
     pq.write_table(pa.table({"url": list(urls.values()), "row": list(urls)}), folder / "urls.parquet")
     processes = max(1, min(settings.processes, len(urls) // 64))
@@ -106,8 +110,11 @@ def _run_img2dataset(
         "timeout": settings.timeout_s,
         "retries": 0,
         "user_agent_token": OPT_OUT_TOKEN,
+        "distributor": settings.distributor,
     }
-    (folder / "settings.json").write_text(json.dumps(options))
+    guard = GuardLimits(settings.allow_loopback, settings.max_bytes, settings.deadline_s)
+    spark = {"master": settings.spark_master or f"local[{processes}]", "guard": asdict(guard)}
+    (folder / "settings.json").write_text(json.dumps({"img2dataset": options, "spark": spark}))
     waits = -(-part // settings.threads) * -(-len(urls) // (part * processes))
     code = _run_worker(folder, proxy_url, settings, START_ALLOWANCE_S + waits * settings.deadline_s)
     results = dict(_results(folder / "fetched"))
