@@ -1,8 +1,8 @@
 """img2dataset's pyspark distributor behind the guard: every Spark task has a filtering proxy in its own process.
 
 The tasks may run on other machines, where the proxy of the command cannot be reached. So the downloader that Spark
-ships to them starts a proxy where it finds itself, once a process, and leaves img2dataset no way around it. Spark's workers
-need this project's folder under the same path, its packages, and the output folder.
+ships to them starts a proxy where it finds itself, once a process, and leaves img2dataset no way around it. Spark's
+workers need this project's folder under the same path, its packages, and the output folder.
 """
 
 import os
