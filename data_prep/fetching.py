@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.fetch_worker import LIMITS_VARIABLE
-from data_prep.guarded_opener import FetchLimits
+from data_prep.guarded_opener import AGENT_TOKEN, FetchLimits
 from data_prep.ledger import Drop, drop_of_message
 
 LARGEST_PART = 10_000
 """Rows of one of img2dataset's own shards: what one of its processes takes at a time."""
 START_ALLOWANCE_S = 300
 """Time img2dataset may take to start and stop, on a slow file system, before it counts as hung."""
-OPT_OUT_TOKEN = "blip2-pretraining"
-"""The name by which an X-Robots-Tag header can address this downloader."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,8 @@ class FetchSettings:
     allow_loopback: bool
     distributor: str = "multiprocessing"
     spark_master: str | None = None
+    connections_per_host: int = 0
+    robots: bool = False
 
 
 class Fetched(NamedTuple):
@@ -109,7 +109,7 @@ def _run_img2dataset(
         "number_sample_per_shard": part,
         "timeout": settings.timeout_s,
         "retries": 0,
-        "user_agent_token": OPT_OUT_TOKEN,
+        "user_agent_token": AGENT_TOKEN,
         "distributor": settings.distributor,
     }
     guard = GuardLimits(settings.allow_loopback, settings.max_bytes, settings.deadline_s)
@@ -126,7 +126,10 @@ def _run_img2dataset(
 
 def _run_worker(folder: Path, proxy_url: str, settings: FetchSettings, timeout_s: float) -> int:
     """Run the worker and its children to their end, or end them: at the time limit, on a signal, on an error."""
-    limits = FetchLimits(proxy_url, settings.user_agent, settings.deadline_s, settings.max_bytes)
+    per_host = settings.connections_per_host and max(1, settings.connections_per_host // settings.processes)
+    limits = FetchLimits(
+        proxy_url, settings.user_agent, settings.deadline_s, settings.max_bytes, per_host, settings.robots
+    )
     command = [sys.executable, "-m", "data_prep.fetch_worker", str(folder / "settings.json")]
     with (folder / "log.txt").open("wb") as log:
         worker = subprocess.Popen(

@@ -17,7 +17,6 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,29 +39,23 @@ def make_pictures(root: Path, images: int, side_px: int) -> list[str]:
     return list(routes)
 
 
-def costs(work: Callable[[], object]) -> tuple[float, float]:
-    """(seconds, CPU seconds of this process and its ended children)"""
+def cpu_s(work: Callable[[], object]) -> float:
+    """CPU seconds of this process and its ended children."""
 
-    def cpu_s() -> float:
+    def spent() -> float:
         both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         return sum(each.ru_utime + each.ru_stime for each in both)
 
-    started, began = time.perf_counter(), cpu_s()
+    before = spent()
     work()
-    return time.perf_counter() - started, cpu_s() - began
+    return spent() - before
 
 
 def rates(images: int, work: Callable[[int], object]) -> dict[str, float]:
-    """Images a second, and a second of one core, between a run over a quarter and one over all."""
-    few = costs(lambda: work(images // 4))
-    all_ = costs(lambda: work(images))
-    seconds, spent = (whole - part for whole, part in zip(all_, few, strict=True))
-    more = images - images // 4
-    return {
-        "images_per_s": round(more / seconds, 1),
-        "images_per_core_s": round(more / spent, 1),
-        "start_cpu_s": round(few[1] - spent * (images // 4) / more, 1),
-    }
+    """Images a second of one core, between a run over a quarter of them and one over all, and what starting takes."""
+    few, whole = cpu_s(lambda: work(images // 4)), cpu_s(lambda: work(images))
+    each = (whole - few) / (images - images // 4)
+    return {"images_per_core_s": round(1 / each, 1), "start_cpu_s": round(few - each * (images // 4), 1)}
 
 
 def run(command: list[str], folder: Path) -> None:
