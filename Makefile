@@ -28,7 +28,7 @@ check: $(VENV)/installed ## formatting, lint, types, shell scripts
 	ruff format --check .
 	ruff check .
 	mypy pipeline data_prep eval
-	shellcheck .ci/run .ci/packages slurm/chain $(wildcard slurm/*.sbatch tests/support/*.sh)
+	shellcheck .ci/run .ci/packages slurm/chain slurm/eval_watch $(wildcard slurm/*.sbatch tests/support/*.sh)
 
 format: $(VENV)/installed ## apply the formatting that `make check` wants
 	ruff format .

@@ -11,14 +11,6 @@ IDS_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class CaptionReferences:
-    """Reference captions by image, in the file's order, and each image's domain where the file has one (NoCaps)."""
-
-    captions: dict[SampleId, list[str]]
-    domains: dict[SampleId, str]
-
-
-@dataclass(frozen=True)
 class QuestionAnswers:
     """One annotated question of a VQA file."""
 
@@ -29,11 +21,21 @@ class QuestionAnswers:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file's content. Raises ValueError in one line when it is missing or is no JSON."""
+    """A JSON file's content. Raises ValueError in one line when it is missing, is no JSON, or has a key twice."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once_each)
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON ({error})") from error
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys are ids (GQA's questions) would lose one that occurs twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"{twice!r} occurs twice in one object")
+    return found
 
 
 def read_predictions(path: Path, id_field: str, text_field: str) -> dict[SampleId, str]:
@@ -43,69 +45,28 @@ def read_predictions(path: Path, id_field: str, text_field: str) -> dict[SampleI
         raise ValueError(f"{path}: expected a list of {{{id_field}, {text_field}}}, found {type(content).__name__}")
     predictions: dict[SampleId, str] = {}
     for entry in content:
-        sample_id = _field(path, entry, id_field, (int, str))
+        sample_id = field_of(path, entry, id_field, (int, str))
         if sample_id in predictions:
             raise ValueError(f"{path}: {id_field} {sample_id!r} occurs twice")
-        predictions[sample_id] = _field(path, entry, text_field, (str,))
+        predictions[sample_id] = field_of(path, entry, text_field, (str,))
     return predictions
-
-
-def read_caption_references(path: Path, split: str | None = None) -> CaptionReferences:
-    """Captions of a COCO-format file, or of one split of a Karpathy file (`dataset_coco.json`).
-
-    COCO: {images: [{id, domain?}], annotations: [{image_id, caption}]}; Karpathy: {images: [{cocoid or imgid, split,
-    sentences: [{raw}]}]}.
-    """
-    content = read_json(path)
-    images = content.get("images") if isinstance(content, dict) else None
-    if not isinstance(images, list) or not images:
-        raise ValueError(f"{path}: expected an object with a list of images, as COCO's caption files have")
-    captions: dict[SampleId, list[str]] = {}
-    domains: dict[SampleId, str] = {}
-    if "sentences" in images[0]:
-        if split is None:
-            raise ValueError(f"{path}: a Karpathy file; name one of its splits with --split")
-        for image in images:
-            if image.get("split") == split:
-                captions[karpathy_id(image)] = [_field(path, each, "raw", (str,)) for each in image["sentences"]]
-    else:
-        for image in images:
-            image_id = _field(path, image, "id", (int, str))
-            captions[image_id] = []
-            if "domain" in image:
-                domains[image_id] = _field(path, image, "domain", (str,))
-        for annotation in content.get("annotations", []):
-            image_id = _field(path, annotation, "image_id", (int, str))
-            if image_id not in captions:
-                raise ValueError(f"{path}: a caption of image_id {image_id!r}, which is not among its images")
-            captions[image_id].append(_field(path, annotation, "caption", (str,)))
-    bare = [image_id for image_id, found in captions.items() if not found]
-    if bare or not captions:
-        raise ValueError(
-            f"{path}: image {bare[0]!r} has no caption" if bare else f"{path}: no image of split {split!r}"
-        )
-    return CaptionReferences(captions, domains)
-
-
-def karpathy_id(image: Mapping[str, Any]) -> SampleId:
-    """COCO's image id in `dataset_coco.json`, the running number in `dataset_flickr30k.json`."""
-    found: SampleId = image["cocoid"] if "cocoid" in image else image["imgid"]
-    return found
 
 
 def read_answers(path: Path) -> dict[SampleId, QuestionAnswers]:
     """A VQA annotation file: {annotations: [{question_id, image_id, question_type, answer_type, answers}]}."""
-    entries = _listed(path, read_json(path), "annotations")
+    entries = listed(path, read_json(path), "annotations")
     found: dict[SampleId, QuestionAnswers] = {}
     for entry in entries:
-        question_id = _field(path, entry, "question_id", (int, str))
+        question_id = field_of(path, entry, "question_id", (int, str))
         if question_id in found:
             raise ValueError(f"{path}: question_id {question_id!r} occurs twice")
-        answers = tuple(_field(path, answer, "answer", (str,)) for answer in _field(path, entry, "answers", (list,)))
+        answers = tuple(
+            field_of(path, answer, "answer", (str,)) for answer in field_of(path, entry, "answers", (list,))
+        )
         if not answers:
             raise ValueError(f"{path}: question_id {question_id!r} has no answers")
         found[question_id] = QuestionAnswers(
-            _field(path, entry, "image_id", (int, str)),
+            field_of(path, entry, "image_id", (int, str)),
             str(entry.get("question_type", "")),
             str(entry.get("answer_type", "")),
             answers,
@@ -115,13 +76,33 @@ def read_answers(path: Path) -> dict[SampleId, QuestionAnswers]:
 
 def read_questions(path: Path) -> dict[SampleId, tuple[SampleId, str]]:
     """A VQA question file, {questions: [{question_id, image_id, question}]}: image id and question by question id."""
+    return questions_of(path, read_json(path))
+
+
+def questions_of(path: Path, content: Any) -> dict[SampleId, tuple[SampleId, str]]:
+    """The same of a file's content."""
     found: dict[SampleId, tuple[SampleId, str]] = {}
-    for entry in _listed(path, read_json(path), "questions"):
-        question_id = _field(path, entry, "question_id", (int, str))
+    for entry in listed(path, content, "questions"):
+        question_id = field_of(path, entry, "question_id", (int, str))
         if question_id in found:
             raise ValueError(f"{path}: question_id {question_id!r} occurs twice")
-        found[question_id] = (_field(path, entry, "image_id", (int, str)), _field(path, entry, "question", (str,)))
+        found[question_id] = (field_of(path, entry, "image_id", (int, str)), field_of(path, entry, "question", (str,)))
     return found
+
+
+def check_same_year(annotations: Path, questions: Path) -> None:
+    """Raise ValueError when two VQA files say that they are of different years or versions."""
+    for name, of_file in (("data_subtype", lambda c: c.get("data_subtype")), ("version", _version)):
+        told = of_file(read_json(annotations)), of_file(read_json(questions))
+        if None not in told and told[0] != told[1]:
+            raise ValueError(
+                f"{annotations}: {name} {told[0]!r}, but {questions} has {told[1]!r}; name files of one year"
+            )
+
+
+def _version(content: Mapping[str, Any]) -> str | None:
+    info = content.get("info")
+    return str(info["version"]) if isinstance(info, dict) and "version" in info else None
 
 
 def check_same_ids(path: Path, found: Iterable[SampleId], reference: Path, expected: Iterable[SampleId]) -> None:
@@ -139,14 +120,16 @@ def check_same_ids(path: Path, found: Iterable[SampleId], reference: Path, expec
         raise ValueError(f"{path}: ids differ from those of {reference}: {', '.join(faults)}")
 
 
-def _listed(path: Path, content: Any, name: str) -> Sequence[Any]:
+def listed(path: Path, content: Any, name: str) -> Sequence[Any]:
+    """The list of that name in an object. Raises ValueError when there is none, or an empty one."""
     entries = content.get(name) if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path}: expected an object with a list of {name}")
     return entries
 
 
-def _field(path: Path, entry: Any, name: str, types: tuple[type, ...]) -> Any:
+def field_of(path: Path, entry: Any, name: str, types: tuple[type, ...]) -> Any:
+    """A field of an entry. Raises ValueError, naming file and entry, when it is missing or of another type."""
     if not isinstance(entry, dict) or name not in entry:
         raise ValueError(f"{path}: an entry without {name!r}: {str(entry)[:80]}")
     value = entry[name]

@@ -1,7 +1,8 @@
 """`python -m eval.report DIR... --output report.html`: one HTML file of scores, curves and samples to look at.
 
 DIR is a training run's folder (metrics.jsonl), an evaluation's (task.json of eval.run, metrics.json of eval.score, and
-per_sample.jsonl where eval.score wrote one), or a data manifest. The page asks nothing of any server.
+per_sample.jsonl where eval.score wrote one), a folder of eval.watch (step_N/NAME: curves over checkpoints, and the last
+step in full), or a data manifest. The page asks nothing of any server.
 """
 
 import argparse
@@ -21,6 +22,7 @@ class Contents:
     evaluations: list[Path] = field(default_factory=list)
     runs: list[Path] = field(default_factory=list)
     manifests: list[Path] = field(default_factory=list)
+    over_steps: list[Path] = field(default_factory=list)
 
 
 def classify(paths: Sequence[Path]) -> Contents:
@@ -36,6 +38,11 @@ def classify(paths: Sequence[Path]) -> Contents:
             if file.is_file() and _is_manifest(file):
                 found.manifests.append(file)
                 known = True
+        if evaluated := sorted(path.glob("step_*/*/task.json")):
+            found.over_steps.append(path)
+            last = {task.parent.name: task.parent for task in evaluated}  # of each evaluation, the last step's
+            found.evaluations += last.values()
+            known = True
         if not known:
             raise ValueError(
                 f"{path}: no task.json, metrics.jsonl or manifest in it; name folders of eval.run or pipeline.train, "
@@ -54,18 +61,24 @@ def _is_manifest(file: Path) -> bool:
     return isinstance(content, dict) and content.get("format") == FORMAT
 
 
-def render(contents: Contents, title: str, summary: Path | None, each: int, seed: int) -> str:
+def render(
+    contents: Contents, title: str, summary: Path | None, each: int, seed: int, training: Sequence[Path] = ()
+) -> str:
     """The page."""
+    from eval.reporting.checkpoints import checkpoints_section
     from eval.reporting.curves import curves_section
     from eval.reporting.evaluations import read_evaluation, with_baselines
     from eval.reporting.galleries import gallery_section
     from eval.reporting.manifests import manifest_section
+    from eval.reporting.overlap import overlap_section
     from eval.reporting.page import page
     from eval.reporting.scores import scores_section
     from eval.reporting.summary import summary_section
 
     compared = with_baselines([read_evaluation(folder) for folder in contents.evaluations])
     sections = [summary_section(summary) if summary else "", scores_section(compared), curves_section(contents.runs)]
+    sections.insert(2, checkpoints_section(contents.over_steps))
+    sections.append(overlap_section([each_compared.main for each_compared in compared], training))
     sections += [gallery_section(each_compared, each, seed) for each_compared in compared]
     sections += [manifest_section(manifest, 2 * each, seed) for manifest in contents.manifests]
     return page(title, sections)
@@ -79,6 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--summary", type=Path, metavar="summary.json", help="nested numbers to show on top")
     parser.add_argument("--samples", type=int, default=8, help="how many of each kind the galleries show (default 8)")
     parser.add_argument("--seed", type=int, default=0, help="of the random samples")
+    parser.add_argument("--training-hashes", type=Path, nargs="+", default=[], metavar="P",
+                        help="parquets with a column phash, or folders: names pictures near one")  # fmt: skip
     options = parser.parse_args(arguments)
     if options.samples < 1:
         parser.error(f"argument --samples: {options.samples}, expected at least 1")
@@ -87,7 +102,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> None:
         from eval.predictions import write_durably
 
-        content = render(classify(options.folders), options.title, options.summary, options.samples, options.seed)
+        content = render(
+            classify(options.folders),
+            options.title,
+            options.summary,
+            options.samples,
+            options.seed,
+            options.training_hashes,
+        )
         options.output.parent.mkdir(parents=True, exist_ok=True)
         write_durably(options.output, content)
         print(options.output)

@@ -10,103 +10,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.command_line import Parser, finish, print_settings
+from eval.command_line import finish, print_settings
+from eval.run_options import (
+    DECODING_FLAGS,
+    DEFAULT_SPLIT,
+    QUESTION_TASKS,
+    check_usage,
+    load_data,
+    run_parser,
+    settings_of,
+)
 
 if TYPE_CHECKING:
-    from eval.datasets import RetrievalData, TaskData
+    from eval.samples import RetrievalData, TaskData
     from eval.task_folder import TaskFolder
     from pipeline.models.inference import LanguageModel, RetrievalModel
-
-TASKS = ("captioning", "nocaps", "vqa", "retrieval")
-DEFAULT_SPLIT = {"captioning": "test", "nocaps": "val", "vqa": "val", "retrieval": "test"}
-STAGE_OF_TASK = {"captioning": 2, "nocaps": 2, "vqa": 2, "retrieval": 1}
-DECODING_FLAGS = ("num_beams", "max_new_tokens", "min_new_tokens", "length_penalty")
-
-
-def _parser() -> Parser:
-    parser = Parser(prog="python -m eval.run", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--weights", type=Path, required=True, help="run folder, checkpoint folder, or weights file")
-    parser.add_argument("--task", choices=TASKS, required=True)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="official annotation file and pictures")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--split", help="default: val for vqa and nocaps, test for the others")
-    parser.add_argument("--images", choices=("own", "none", "shuffled"), default="own",
-                        help="ablations: no picture (the language model alone), or another image's")  # fmt: skip
-    parser.add_argument("--prompt", help="default: the paper's; in vqa {} stands for the question")
-    parser.add_argument("--num-beams", type=int, help="default 5")
-    parser.add_argument("--max-new-tokens", type=int, help="default: captions 30, answers 10")
-    parser.add_argument("--min-new-tokens", type=int, help="default: captions 8, answers 1")
-    parser.add_argument("--length-penalty", type=float, help="default: captions 1, answers -1")
-    parser.add_argument("--k-test", type=int, default=128, help="retrieval: candidates of a query that ITM reranks")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--limit", type=int, help="only the first N images (vqa: questions)")
-    parser.add_argument("--seed", type=int, default=0, help="of --images shuffled")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # some launchers pass it
-    return parser
-
-
-def check_usage(parser: Parser, options: argparse.Namespace) -> None:
-    """Exit 2 in one line for flags that contradict each other."""
-    for name in ("batch_size", "k_test", "limit", "num_beams", "max_new_tokens", "min_new_tokens"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            parser.error(f"argument --{name.replace('_', '-')}: {value}, expected at least 1")
-    if options.task == "retrieval":
-        given = [name for name in ("prompt", *DECODING_FLAGS) if getattr(options, name) is not None]
-        if given or options.images == "none":
-            flag = given[0].replace("_", "-") if given else "images none"
-            parser.error(f"argument --{flag}: retrieval has no use for it")
-
-
-def load_data(options: argparse.Namespace, split: str) -> "TaskData | RetrievalData":
-    """The samples of the task. Raises ValueError in one line for a folder that does not hold them."""
-    from eval.datasets import load_captioning, load_nocaps, load_retrieval, load_vqa
-
-    if options.task == "retrieval":
-        return load_retrieval(options.data, split, options.limit)
-    load = {"captioning": load_captioning, "nocaps": load_nocaps, "vqa": load_vqa}[options.task]
-    return load(options.data, split, options.limit)
-
-
-def settings_of(options: argparse.Namespace, data: "TaskData | RetrievalData", weights: Path) -> dict[str, Any]:
-    """Everything that the predictions depend on, by content, and where it lay. None: decided by the weights."""
-    from eval.task_folder import FORMAT, sha256_of
-    from eval.tasks import captioning, vqa
-
-    settings: dict[str, Any] = {
-        "format": FORMAT,
-        "task": options.task,
-        "weights_sha256": sha256_of(weights),
-        "annotations_sha256": sha256_of(data.annotations),
-        "split": options.split or DEFAULT_SPLIT[options.task],
-        "limit": options.limit or "all",
-        "image_source": options.images,
-        "seed": options.seed,
-        "weights": str(weights),
-        "data": str(options.data),
-        "annotations": str(data.annotations),
-        "batch_size": options.batch_size,
-    }
-    if options.task == "retrieval":
-        return settings | {"k_test": options.k_test}
-    decoding = dict(vqa.DECODING if options.task == "vqa" else captioning.DECODING)
-    decoding |= {name: getattr(options, name) for name in DECODING_FLAGS if getattr(options, name) is not None}
-    if decoding["min_new_tokens"] > decoding["max_new_tokens"]:
-        raise ValueError(f"--max-new-tokens {decoding['max_new_tokens']}: less than --min-new-tokens")
-    default = None if options.task == "vqa" else captioning.DEFAULT_PROMPT
-    return settings | decoding | {"prompt": default if options.prompt is None else options.prompt}
+    from pipeline.weights.any_format import WeightsSource
 
 
 def predict(options: argparse.Namespace) -> Path:
     """Run the task; returns the official file. Raises ValueError in one line for whatever does not fit."""
     from eval.task_folder import TaskFolder
+    from pipeline.config import load_recipe
     from pipeline.distributed import collectives, process_group
-    from pipeline.weights.native import weights_file
+    from pipeline.weights.any_format import find_weights
 
     data = load_data(options, options.split or DEFAULT_SPLIT[options.task])
     folder = TaskFolder(options.output)
-    weights = weights_file(options.weights)
-    settings = folder.adopt(settings_of(options, data, weights))
+    source = find_weights(options.weights, load_recipe(options.recipe, options.set) if options.recipe else None)
+    settings = folder.adopt(settings_of(options, data, source))
     official = folder.path / ("scores.npz" if options.task == "retrieval" else "predictions.json")
     if folder.is_complete():
         if process_group.rank() == 0:
@@ -114,7 +46,7 @@ def predict(options: argparse.Namespace) -> Path:
         return official
     process_group.initialise()
     try:
-        predict_missing(options, settings, data, folder, weights)
+        predict_missing(options, settings, data, folder, source)
         collectives.barrier()
     finally:
         process_group.shut_down()
@@ -126,31 +58,38 @@ def predict_missing(
     settings: dict[str, Any],
     data: "TaskData | RetrievalData",
     folder: "TaskFolder",
-    weights: Path,
+    source: "WeightsSource",
 ) -> None:
     """Load the model, predict this rank's part, and on rank 0 put all parts together."""
-    from eval.datasets import TaskData
+    from eval.samples import TaskData
     from pipeline.distributed import process_group
     from pipeline.models.inference import LanguageModel
-    from pipeline.weights.native import load_model
+    from pipeline.weights.any_format import load_any
+    from pipeline.weights.fingerprint import fingerprint
 
     if not sys.stderr.isatty():
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-    model = load_model(
-        weights.parent if weights.parent.name.startswith("step_") else weights, process_group.device_name()
-    )
-    if model.stage != STAGE_OF_TASK[options.task]:
+    model, notes = load_any(source, process_group.device_name())
+    left = [note for note in notes if note.startswith("left to the recipe's towers")]
+    if left and process_group.rank() == 0:
+        print(f"{len(left)} tensors of towers in {source.path} are left to the recipe's; of fine-tuned weights, "
+              "take the image encoder along with pipeline.convert --image-encoder", file=sys.stderr)  # fmt: skip
+    needed = 1 if options.task == "retrieval" else 2
+    if model.stage != needed:
         raise ValueError(
-            f"--weights {weights}: these are of stage {model.stage}; task {options.task} needs those of stage "
-            f"{STAGE_OF_TASK[options.task]}"
+            f"--weights {source.path}: these are of stage {model.stage}; task {options.task} needs those of stage "
+            f"{needed}"
         )
     settings |= {
         "vision": model.recipe.vision.name,
         "language": model.recipe.language.name if model.recipe.language else None,
         "image_size_px": model.image_size_px,
+        "recipe": model.recipe.model_dump(mode="json"),
+        "towers": {name: fingerprint(tower) for name, tower in model.frozen_towers().items()},
     }
+    settings = folder.adopt(settings)  # other frozen weights at an old path are other settings, too
     if isinstance(model, LanguageModel):
         assert isinstance(data, TaskData)
         _generate(options, model, settings, data, folder)
@@ -173,7 +112,7 @@ def _generate(
 
     if settings["prompt"] is None:
         settings["prompt"] = vqa.DEFAULT_PROMPTS[model.language_kind]
-    task = vqa if options.task == "vqa" else captioning
+    task = vqa if options.task in QUESTION_TASKS else captioning
     prompts = task.prompts(data, settings["prompt"])
     if process_group.rank() == 0:
         folder.describe(settings, data.image_paths)
@@ -225,7 +164,7 @@ def _retrieve(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = _parser()
+    parser = run_parser(__doc__)
     options = parser.parse_args(arguments)
     check_usage(parser, options)
     from pipeline.distributed import process_group

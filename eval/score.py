@@ -1,41 +1,63 @@
-"""`python -m eval.score vqa|captions|nocaps|retrieval`: anyone's predictions against official annotation files.
+"""`python -m eval.score vqa|okvqa|gqa|captions|nocaps|retrieval`: anyone's predictions against official files.
 
 Needs no model and no torch. Writes metrics.json: {"task", "n", "metrics": [{"name", "protocol", "subset", "value",
 "low", "high"}]}: accuracies and recalls in percent, caption scores as papers print them, 95% intervals by bootstrap
-over images.
+over images. --against OTHER adds "against": the paired differences to another prediction file, in rows like those.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eval.command_line import Parser, finish, print_settings
 
+if TYPE_CHECKING:
+    from eval.scoring.tables import Scored
+
 PREDICTIONS_HELP = {
     "vqa": "JSON list of {question_id, answer}",
+    "okvqa": "JSON list of {question_id, answer}",
+    "gqa": "JSON list of {question_id, answer}, or GQA's {questionId, prediction}",
     "captions": "JSON list of {image_id, caption}",
     "nocaps": "JSON list of {image_id, caption}",
     "retrieval": ".npz with itc [images, texts], text_image [texts], optionally itm (NaN where not scored) and k_test",
 }
 
 
-def score(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The content of metrics.json, and a line a sample. Raises ValueError in one line for files that do not fit."""
-    if options.task == "vqa":
+def score(options: argparse.Namespace, predictions: Path) -> "Scored":
+    """One prediction file's scores. Raises ValueError in one line for files that do not fit."""
+    if options.task in ("vqa", "okvqa"):
         from eval.scoring.vqa import score_vqa
 
-        return score_vqa(options.predictions, options.annotations, options.questions)
+        return score_vqa(predictions, options.annotations, options.questions, options.task)
+    if options.task == "gqa":
+        from eval.scoring.gqa import score_gqa
+
+        return score_gqa(predictions, options.annotations)
     if options.task == "retrieval":
         from eval.scoring.retrieval import score_retrieval
 
-        return score_retrieval(options.predictions)
-    from eval.scoring.captions import score_captions
+        return score_retrieval(predictions)
+    from eval.scoring.captions import OutsideSteps, score_captions
 
-    return score_captions(options.task, options.predictions, options.annotations, options.split)
+    outside = OutsideSteps(options.meteor, options.spice)
+    return score_captions(options.task, predictions, options.annotations, options.split, outside)
+
+
+def compare(options: argparse.Namespace, scored: "Scored") -> dict[str, Any]:
+    """The paired differences to --against, and what it was."""
+    if options.task == "retrieval":
+        from eval.scoring.retrieval import check_same_gallery
+
+        check_same_gallery(options.predictions, options.against)
+    other = score(options, options.against)
+    digest = hashlib.sha256(options.against.read_bytes()).hexdigest()
+    return {"predictions": str(options.against), "sha256": digest, "metrics": scored.differences(other)}
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -46,6 +68,18 @@ def write_whole(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def print_overall(metrics: dict[str, Any]) -> None:
+    """A line a number over all samples, then the differences, then what was not computed."""
+    for title, rows in (("", metrics["metrics"]), ("difference ", metrics.get("against", {}).get("metrics", []))):
+        for row in rows:
+            if row["subset"] == "overall":
+                low, high = (f"{row[end]:.2f}" if row[end] is not None else "-" for end in ("low", "high"))
+                sign = "+" if title else ""
+                print(f"{title}{row['name']} {row['value']:{sign}.2f} [{low}, {high}] {row['protocol']}")
+    for name, why in metrics.get("not_computed", {}).items():
+        print(f"{name} not computed: {why}")
+
+
 def _parser() -> Parser:
     parser = Parser(prog="python -m eval.score", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK", parser_class=Parser)
@@ -54,10 +88,13 @@ def _parser() -> Parser:
         of_task.add_argument("--predictions", type=Path, required=True, metavar="P", help=format_help)
         if task != "retrieval":
             of_task.add_argument("--annotations", type=Path, required=True, metavar="A", help="as published")
-        if task == "vqa":
+        if task in ("vqa", "okvqa"):
             of_task.add_argument("--questions", type=Path, metavar="Q", help="checked to hold the same ids")
         if task in ("captions", "nocaps"):
-            of_task.add_argument("--split", help="of a Karpathy dataset_*.json; COCO-format files need none")
+            of_task.add_argument("--split", help="of a Karpathy dataset_*.json; other files need none")
+            of_task.add_argument("--meteor", action="store_true", help="by pycocoevalcap's jar; needs java")
+            of_task.add_argument("--spice", type=Path, metavar="spice-1.0.jar", help="yours, with its lib/ beside it")
+        of_task.add_argument("--against", type=Path, metavar="OTHER", help="predictions to compare with, in pairs")
         of_task.add_argument("--output", type=Path, required=True, metavar="metrics.json")
         of_task.add_argument("--per-sample", type=Path, metavar="FILE.jsonl", help="write each sample's scores there")
     return parser
@@ -68,14 +105,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_settings(options)
 
     def work() -> None:
-        metrics, samples = score(options)
+        scored = score(options, options.predictions)
+        metrics = scored.metrics()
+        if options.against:
+            metrics["against"] = compare(options, scored)
         if options.per_sample:
-            write_whole(options.per_sample, "".join(json.dumps(sample) + "\n" for sample in samples))
+            write_whole(options.per_sample, "".join(json.dumps(sample) + "\n" for sample in scored.samples))
             print(options.per_sample)
         write_whole(options.output, json.dumps(metrics, indent=1) + "\n")
-        for row in metrics["metrics"]:
-            if row["subset"] == "overall":
-                print(f"{row['name']} {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] {row['protocol']}")
+        print_overall(metrics)
         print(options.output)
 
     return finish(work)

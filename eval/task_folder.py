@@ -9,7 +9,10 @@ from eval.official_files import SampleId, read_json
 from eval.predictions import write_durably
 
 FORMAT = "blip2-eval/1"  # changes when the same settings would give other predictions
-NOT_COMPARED = ("weights", "data", "annotations", "images", "batch_size")  # where things lie, and how fast
+NOT_COMPARED = (  # where things lie, what they are called, and how fast
+    *("weights", "weights_format", "step", "data", "annotations", "images", "batch_size"),
+    *("data_set", "is_published_set", "recipe"),
+)
 SHOWN_CHARACTERS = 12
 
 
@@ -48,7 +51,7 @@ class TaskFolder:
         """Write task.json, unless it is there."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not self.task_file.is_file():
-            images = [[image_id, str(path)] for image_id, path in image_paths.items()]
+            images = [[image_id, str(path.absolute())] for image_id, path in image_paths.items()]
             write_durably(self.task_file, json.dumps(settings | {"images": images}, indent=1) + "\n")
 
     def finish(self) -> None:

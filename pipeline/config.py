@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -11,6 +11,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 FIELD_AND_VALUE = re.compile(r"\w+(\.\w+)*=.*", re.DOTALL)  # an item of --set
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0, le=1000)]
+OneOrMore = Annotated[tuple[str, ...], BeforeValidator(lambda it: (it,) if isinstance(it, str) else it)]
 
 
 class Section(BaseModel):
@@ -66,7 +67,7 @@ class Data(Section):
     """
 
     manifest: Path | None = None
-    urls: Annotated[tuple[str, ...] | None, BeforeValidator(lambda it: (it,) if isinstance(it, str) else it)] = None
+    urls: OneOrMore | None = None
     source_weights: dict[str, Weight] | None = None  # of the shards' `source`; one that is not named weighs 1
     num_workers: Annotated[int, Field(ge=0)] = 4
     max_text_tokens: Positive = 32
@@ -160,7 +161,7 @@ class Run(Section):
     checkpoint_every_steps: Positive = 1000
     keep_checkpoints: Positive = 2
     keep_every_steps: Positive | None = None  # checkpoints of these steps stay, whatever comes after
-    resume_despite: tuple[str, ...] = ()  # what may differ from the checkpoint's run: field names, manifest, towers
+    resume_despite: OneOrMore = ()  # what may differ from the checkpoint's run: field names, manifest, towers
     hang_deadline_s: Annotated[float, Field(ge=1, le=1_000_000)] = 1800.0
 
 
@@ -206,6 +207,24 @@ class Recipe(Section):
             raise ValueError("batch: image-text matching draws negatives among the pairs of one pass; use two or more")
         return self
 
+    @model_validator(mode="after")
+    def _what_may_differ_has_a_name(self) -> "Recipe":
+        for name in self.run.resume_despite:
+            known = name.split(".")[0] in ("manifest", "towers") or name == "batch.pass_size"  # what states have beside
+            if not known and not _is_field(name.split("."), Recipe):
+                raise ValueError(f"run.resume_despite {name!r}: is no field of a recipe, manifest or towers")
+        return self
+
+
+def _is_field(path: list[str], section: type[Section]) -> bool:
+    """Whether a dotted name leads to a field of a section, or into one that has no fields of its own."""
+    field = section.model_fields.get(path[0])
+    if field is None or len(path) == 1:
+        return field is not None
+    kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]
+    sections = [kind for kind in kinds if issubclass(kind, Section)]
+    return _is_field(path[1:], sections[0]) if sections else True
+
 
 def for_ranks(recipe: Recipe, world_size: int) -> Recipe:
     """The recipe with its accumulation decided and the batch identity checked. Raises ValueError naming the numbers."""
@@ -224,6 +243,8 @@ def _one_line(error: ValidationError) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "extra_forbidden":
         message = "unknown field; see pipeline/config.py for the fields there are"
+    if fault["type"] == "tuple_type":
+        message = "needs a list, as [a, b]"
     return f"{field}{value}: {message}" if field else message
 
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.command_line import Parser, one_line
 from pipeline.config import Recipe, dump_recipe, for_ranks, load_recipe
-from pipeline.cost.gpus import GIB, Gpu, gpu_named, known
+from pipeline.cost.gpus import GIB, HOST_BANDWIDTH, Gpu, gpu_named, known
 
 if TYPE_CHECKING:
     from pipeline.cost.estimate import Assumptions, Plan
 
-PAPER_UTILISATION = {1: 0.12, 2: 0.19}
-"""Shares of an A100's bf16 peak that the paper's runs reached at most: its steps and days (section 4.1), our FLOPs."""
+PAPERS_RUN = {1: "ViT-g in less than 6 days on 16 A100s: 11%", 2: "FlanT5-XXL in less than 3 days on 16 A100s: 15%"}
+"""The paper's largest run of a stage (section 3.4), and the share of the peak that it reached at least (our FLOPs)."""
 ADVICE = {
     "vision tower": "set vision.precision=fp16, or name a smaller vision.name",
     "language model": "set run.layout=sharded with run.zero=ds_configs/zero3.json, or name a smaller language.name",
@@ -48,8 +48,12 @@ def _memory_lines(plan: "Plan", recipe: Recipe, gpu: Gpu) -> list[str]:
     lines += [f"  not added, at another time: the vision tower's passes {_gib(plan.vision_peak).strip()}"]
     if plan.host_bytes:
         lines += [f"  in the host's memory, a rank: {_gib(plan.host_bytes).strip()}"]
-    largest = f"largest micro batch that fits: {plan.largest_micro}"
-    lines += [f"{largest} (the recipe's: {recipe.batch.micro_size})"]
+    share = recipe.batch.micro_size * (recipe.batch.accumulation or 1)
+    dividing = max((size for size in range(1, plan.largest_micro + 1) if share % size == 0), default=0)
+    lines += [
+        f"largest micro batch that fits: {plan.largest_micro} (the recipe's: {recipe.batch.micro_size}); "
+        f"largest of those that divide a rank's {share} samples a step: {dividing}"
+    ]
     checkpoint = f"checkpoint: {_gib(plan.checkpoint_bytes).strip()}, the bridge's {plan.trained_elements / 1e6:.1f}M"
     return [*lines, f"{checkpoint} weights and two moments each in fp32"]
 
@@ -60,11 +64,9 @@ def _time_lines(plan: "Plan", recipe: Recipe, gpu: Gpu, assumed: "Assumptions") 
     lines += [f"  {'in all':<36}{sum(plan.flops.values()) / 1e9:9.1f} GFLOP"]
     lines += [f"step: {plan.step_s:.2f} s ({', '.join(f'{why} {s:.3f} s' for why, s in plan.seconds.items())})"]
     lines += [f"{recipe.run.steps} steps: {plan.days(recipe.run.steps):.1f} days"]
-    paper = PAPER_UTILISATION[recipe.stage]
-    slower = plan.days(recipe.run.steps, plan.seconds["arithmetic"] * (assumed.utilisation / paper - 1))
     lines += [
-        f"  assumed: {assumed.utilisation:.0%} of the peak {gpu.peak_flops / 1e12:.0f} TFLOP/s is reached (the paper's "
-        f"own run: at most {paper:.0%}; at that {slower:.1f} days)"
+        f"  assumed: {assumed.utilisation:.0%} of the peak {gpu.peak_flops / 1e12:.0f} TFLOP/s is reached "
+        f"({gpu.peak_fp32_flops / 1e12:.3g} in fp32); the paper trained {PAPERS_RUN[recipe.stage]} or more"
     ]
     lines += [
         f"  assumed: captions of {assumed.caption_tokens} tokens in the mean; padding to the longest is not timed"
@@ -74,6 +76,8 @@ def _time_lines(plan: "Plan", recipe: Recipe, gpu: Gpu, assumed: "Assumptions") 
         f"{gpu.between_nodes / 1e9:.0f} GB/s between nodes, {gpu.memory_bandwidth / 1e9:.0f} GB/s of memory; nothing "
         "overlaps; data, checkpoints and validation cost no time"
     ]
+    if plan.host_bytes:
+        lines += [f"  assumed: {HOST_BANDWIDTH / 1e9:.0f} GB/s to the host's memory; its own AdamW costs no time"]
     return lines
 
 
@@ -163,6 +167,13 @@ def main() -> int:
         gpu = gpu_named(arguments.gpu)
         assumed = Assumptions(arguments.gpus, arguments.gpus_per_node, arguments.utilisation, arguments.caption_tokens)
         ds_config = resolve_ds_config(recipe, arguments.gpus)
+        if arguments.caption_tokens > recipe.data.max_text_tokens:
+            raise ValueError(
+                f"--caption-tokens {arguments.caption_tokens}: captions are cut to data.max_text_tokens "
+                f"{recipe.data.max_text_tokens}; give at most that"
+            )
+        if arguments.json and (arguments.json.is_dir() or not arguments.json.absolute().parent.is_dir()):
+            raise ValueError(f"--json {arguments.json}: is a folder, or lies in one that does not exist; name a file")
         print(dump_recipe(recipe))
         print(f"{arguments.gpus} {gpu.name}, {arguments.gpus_per_node} a node", flush=True)
         plan = Planner(recipe, ds_config, gpu, assumed).plan()

@@ -31,27 +31,18 @@ def interval(
     """
     rng = np.random.default_rng(seed)
     clusters = len(sums)
-    values = []
-    for _ in range(resamples):
-        drawn = np.bincount(rng.integers(clusters, size=clusters), minlength=clusters)
-        values.append(drawn @ sums)
+    totals = np.empty((resamples, sums.shape[1]))
+    for resample in range(resamples):
+        totals[resample] = np.bincount(rng.integers(clusters, size=clusters), minlength=clusters) @ sums
     with np.errstate(invalid="ignore", divide="ignore"):
-        resampled = statistic(np.array(values))
+        resampled = statistic(totals)
     margin = (1 - LEVEL) / 2
     low, high = np.nanquantile(resampled, [margin, 1 - margin], axis=0)
     return low, high
 
 
-def mean_with_interval(
-    values: Floats, weights: Floats, clusters: Sequence[Any] | NDArray[Any]
-) -> tuple[Floats, Floats, Floats]:
-    """Means of `values` [samples, M] weighted by `weights` (0 or 1 names a subset), with their intervals: [M] each."""
-
-    def means(totals: Floats) -> Floats:
-        half = totals.shape[-1] // 2
-        ratio: Floats = totals[..., :half] / totals[..., half:]
-        return ratio
-
-    sums = sums_by_cluster(np.hstack([values * weights, weights]), clusters)
-    low, high = interval(sums, means)
-    return means(sums.sum(axis=0)), low, high
+def ratio_of_sums(totals: Floats) -> Floats:
+    """The first half of the sums divided by the second: means, where the second half counts."""
+    half = totals.shape[-1] // 2
+    ratio: Floats = totals[..., :half] / totals[..., half:]
+    return ratio

@@ -7,6 +7,7 @@ space, ROUGE at plain spaces, as there. Scores are fractions here (CIDEr 1.216);
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +43,7 @@ def caption_scores(predictions: Sequence[str], references: Sequence[Sequence[str
     pairs = list(zip(predictions, references, strict=True))
     statistics = np.array([_bleu_statistics(*pair) for pair in pairs], dtype=np.float64)
     rouge = np.array([_rouge_l(*pair) for pair in pairs])
-    return CaptionScores(corpus_bleu(statistics), statistics, rouge, _cider(predictions, references))
+    return CaptionScores(corpus_bleu(statistics), statistics, rouge, cider(predictions, references))
 
 
 def corpus_bleu(statistics: Floats) -> Floats:
@@ -100,7 +101,7 @@ def _longest_common_subsequence(left: Sequence[str], right: Sequence[str]) -> in
     return len(left) - (row & everything).bit_count()
 
 
-def _cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Floats:
+def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Floats:
     """CIDEr (with clipping and length penalty: CIDEr-D, as pycocoevalcap has it) of each image."""
     images = len(predictions)
     image_of_reference = np.repeat(np.arange(images), [len(captions) for captions in references])
@@ -108,8 +109,9 @@ def _cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> F
     words += [caption.split() for captions in references for caption in captions]
     image = np.concatenate([np.arange(images), image_of_reference])
     lengths = np.array([len(caption) for caption in words], dtype=np.int64)
-    vocabulary: dict[str, int] = {}
-    token = np.array([vocabulary.setdefault(w, len(vocabulary)) for c in words for w in c], dtype=np.int64)
+    flat = list(chain.from_iterable(words))
+    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(flat))}
+    token = np.fromiter(map(vocabulary.__getitem__, flat), dtype=np.int64, count=len(flat))
     caption = np.repeat(np.arange(len(words)), lengths)
 
     # Penalised by the difference in bigrams, which is that of the lengths but for empty captions.
@@ -139,7 +141,8 @@ def _cosine(gram: Integers, caption: Integers, image: Integers, images: int) -> 
     entry, count = np.unique(caption * grams + gram, return_counts=True)
     of_caption, of_gram = (entry // grams, entry % grams) if grams else (entry, entry)
     is_reference = of_caption >= images
-    pairs = np.unique(image[of_caption[is_reference]] * grams + of_gram[is_reference])
+    pairs = np.sort(image[of_caption[is_reference]] * grams + of_gram[is_reference])
+    pairs = pairs[np.diff(pairs, prepend=-1) > 0]  # np.unique hashes, which takes five times as long here
     document_frequency = np.bincount(pairs % grams if grams else pairs, minlength=grams)
     weight = count * (np.log(float(images)) - np.log(np.maximum(1.0, document_frequency)))[of_gram]
     norm = np.sqrt(np.bincount(of_caption, weights=weight**2, minlength=captions))

@@ -53,15 +53,16 @@ def _charts(series: Mapping[str, Points]) -> str:
     for title, wanted in (("Losses", "loss"), ("Accuracies", "accuracy")):
         group = {name: points for name, points in series.items() if name.split(" (")[0].endswith(wanted)}
         if group:
-            charts.append(_chart(title, group))
+            charts.append(chart(title, group))
     drawn = ("loss", "accuracy")
     for name, points in series.items():
         if not name.split(" (")[0].endswith(drawn):
-            charts.append(_chart(TITLES.get(name, name.replace("_", " ").capitalize()), {name: points}))
+            charts.append(chart(TITLES.get(name, name.replace("_", " ").capitalize()), {name: points}))
     return f'<div class="charts">{"".join(charts)}</div>' if charts else '<p class="note">No finished steps.</p>'
 
 
-def _chart(title: str, series: Mapping[str, Points]) -> str:
+def chart(title: str, series: Mapping[str, Points]) -> str:
+    """Lines over steps, as one figure."""
     every = [point for points in series.values() for point in points]
     first, last = min(x for x, _ in every), max(x for x, _ in every)
     low, high = min(0.0, *(y for _, y in every)), max(y for _, y in every)

@@ -10,16 +10,12 @@ from eval.official_files import SampleId, read_json
 from eval.predictions import read_log
 
 PER_SAMPLE = "per_sample.jsonl"
-DATA_NAMES = {
-    "dataset_coco.json": "COCO Karpathy {split}",
-    "dataset_flickr30k.json": "Flickr30K {split}",
-    "nocaps_val_4500_captions.json": "NoCaps val",
-    "v2_OpenEnded_mscoco_val2014_questions.json": "VQAv2 val",
-}
 TASK_NAMES = {
     "captioning": "Captions",
     "nocaps": "Captions",
     "vqa": "Visual question answering",
+    "okvqa": "Visual question answering",
+    "gqa": "Visual question answering",
     "retrieval": "Retrieval",
 }
 SAME_SETTINGS = (
@@ -46,13 +42,22 @@ class Evaluation:
         return str(self.task["task"])
 
     @property
-    def data_name(self) -> str:
-        file = Path(self.task["annotations"]).name
-        return DATA_NAMES.get(file, file).format(split=self.task["split"])
+    def format_of(self) -> str:
+        """The published set that the data is, or whose format it has."""
+        return str(self.task.get("data_set") or Path(self.task["annotations"]).name)
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the data is that set, and all of it."""
+        return bool(self.task.get("is_published_set"))
 
     @property
     def title(self) -> str:
-        return f"{TASK_NAMES[self.kind]}: {self.data_name}"
+        name = self.format_of
+        if not self.is_published:
+            part = "" if self.task["limit"] == "all" else f"{self.task['limit']} samples, "
+            name = f"{Path(self.task['data']).name} ({part}{name} by its format)"
+        return f"{TASK_NAMES[self.kind]}: {name}"
 
     @property
     def images(self) -> dict[SampleId, Path]:

@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-from eval.metrics.vqa_accuracy import OFFICIAL
 from eval.reporting.evaluations import PER_SAMPLE, Compared, Evaluation
 from eval.reporting.page import picture
 from eval.reporting.retrieval_gallery import retrieval_gallery
-from eval.reporting.scores import BASELINE_NAMES
+from eval.reporting.scores import BASELINE_NAMES, QUESTION_SCORES
 
 RIGHT_FROM = 60.0  # percent: at least two of ten people said so
 REFERENCES_SHOWN = 5
@@ -29,19 +28,19 @@ def gallery_section(compared: Compared, each: int, seed: int) -> str:
         return f'{heading}<p class="note">No samples: run eval.score with --per-sample {wanted}.</p>'
     if main.kind == "retrieval":
         return heading + retrieval_gallery(main, each, seed)
-    identity, text, score = (
-        ("question_id", "answer", OFFICIAL) if main.kind == "vqa" else ("image_id", "caption", "cider")
-    )
+    asked = main.kind in QUESTION_SCORES
+    score = QUESTION_SCORES.get(main.kind, "cider")
+    identity, text = ("question_id", "answer") if asked else ("image_id", "caption")
     others = {
         BASELINE_NAMES[name]: {sample[identity]: str(sample[text]) for sample in baseline.samples}
         for name, baseline in compared.baselines.items()
     }
     card: Callable[[Sample], str] = lambda sample: _card(  # noqa: E731  (with its type)
-        main.kind, sample, picture(main.images[sample["image_id"]], str(sample[text])),
+        score, sample, picture(main.images[sample["image_id"]], str(sample[text])),
         {name: texts[sample[identity]] for name, texts in others.items() if sample[identity] in texts},
     )  # fmt: skip
     parts = []
-    for title, chosen in _choices(main.kind, main.samples, score, identity, each, seed):
+    for title, chosen in _choices(main.samples, score, identity, each, seed):
         if chosen:
             parts.append(f'<h3>{title}</h3><div class="cards">{"".join(map(card, chosen))}</div>')
     return heading + "".join(parts)
@@ -58,15 +57,16 @@ def _unscored(main: Evaluation, each: int, seed: int) -> str:
 
 
 def _choices(
-    kind: str, samples: Sequence[Sample], score: str, identity: str, each: int, seed: int
+    samples: Sequence[Sample], score: str, identity: str, each: int, seed: int
 ) -> list[tuple[str, list[Sample]]]:
     """Titled picks. Answers: by a seeded draw among the right and among the wrong; captions: by their score."""
     order = sorted(samples, key=lambda sample: str(sample[identity]))
     rng = random.Random(f"gallery, seed {seed}")
-    if kind == "vqa":
+    if score != "cider":
         right = [sample for sample in order if sample[score] >= RIGHT_FROM]
         wrong = [sample for sample in order if sample[score] == 0]
         return [
+            (f"Random answers, {each} of {len(order)}", _draw(rng, order, each)),
             (f"Right answers, {each} of {len(right)}", _draw(rng, right, each)),
             (f"Wrong answers, {each} of {len(wrong)}", _draw(rng, wrong, each)),
         ]
@@ -82,8 +82,8 @@ def _draw(rng: random.Random, samples: Sequence[Sample], count: int) -> list[Sam
     return rng.sample(list(samples), min(count, len(samples)))
 
 
-def _card(kind: str, sample: Sample, shown: str, others: dict[str, str]) -> str:
-    body = _answer(sample) if kind == "vqa" else _caption(sample)
+def _card(score: str, sample: Sample, shown: str, others: dict[str, str]) -> str:
+    body = _caption(sample) if score == "cider" else _answer(sample, sample[score])
     baselines = "".join(
         f'<p class="other"><span>{escape(name.lower())}</span> {_text(text)}</p>' for name, text in others.items()
     )
@@ -92,8 +92,7 @@ def _card(kind: str, sample: Sample, shown: str, others: dict[str, str]) -> str:
     )
 
 
-def _answer(sample: Sample) -> str:
-    accuracy = sample[OFFICIAL]
+def _answer(sample: Sample, accuracy: float) -> str:
     verdict = "right" if accuracy >= RIGHT_FROM else "partly" if accuracy > 0 else "wrong"
     people: Counter[str] = Counter(sample["answers"])
     given = ", ".join(
@@ -102,7 +101,7 @@ def _answer(sample: Sample) -> str:
     return (
         f'<p class="question">{escape(sample["question"] or "")}</p>'
         f'<p class="prediction {verdict}">{_text(sample["answer"])}<span class="score">{accuracy:.0f}</span></p>'
-        f'<p class="references">People: {given}</p>'
+        f'<p class="references">{"People" if len(sample["answers"]) > 1 else "Answer"}: {given}</p>'
     )
 
 

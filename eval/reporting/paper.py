@@ -21,6 +21,7 @@ class PaperRow:
     protocol: str
     comparable: bool
     values: dict[str, Any]
+    evaluation: dict[str, Any]  # how the paper predicted: fields of task.json
 
     def value(self, name: str, subset: str) -> float | None:
         found = self.values.get(name)
@@ -41,7 +42,7 @@ def paper_row(evaluation: Evaluation) -> PaperRow | None:
     """The row of the paper's table for this task and data set; None where the paper has none."""
     towers = _content()["towers"]
     for table in _content()["tables"]:
-        if (table["task"], table["data"]) != (evaluation.kind, evaluation.data_name):
+        if (table["task"], table["data"]) != (evaluation.kind, evaluation.format_of):
             continue
         found, same = table["rows"][-1], False
         for row in table["rows"]:
@@ -49,7 +50,10 @@ def paper_row(evaluation: Evaluation) -> PaperRow | None:
                 found, same = row, True
         model = " + ".join(towers[found[part]]["shown"] for part in ("vision", "language") if part in found)
         values = {name: value for name, value in found.items() if name not in ("vision", "language")}
-        return PaperRow(model, table["setting"], table["protocol"], same, values)
+        predicted = dict(table["evaluation"])
+        if table.get("asks"):
+            predicted["prompt"] = towers[found["language"]]["prompt"]
+        return PaperRow(model, table["setting"], table["protocol"], same, values, predicted)
     return None
 
 

@@ -5,9 +5,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from eval.datasets import RetrievalData, load_retrieval
+from eval.datasets import load_retrieval
 from eval.reporting.evaluations import Evaluation
 from eval.reporting.page import picture
+from eval.samples import RetrievalData
 
 FOUND_SHOWN = 5
 

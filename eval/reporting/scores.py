@@ -1,23 +1,35 @@
 """The scores of each evaluation with their intervals, beside blind, shuffled and chance, and the paper's row."""
 
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from eval.metrics.vqa_accuracy import LEGACY, OFFICIAL
 from eval.reporting.evaluations import Compared, Evaluation
 from eval.reporting.page import table
 from eval.reporting.paper import PaperRow, paper_row
+from eval.reporting.verdicts import deviations, verdict, why_not_comparable
 
 CHANCE = "ret/chance"
 BASELINE_NAMES = {"none": "Without picture", "shuffled": "Another picture"}
 METRIC_NAMES = {
     "accuracy": "Accuracy",
     **{f"bleu_{n}": f"BLEU-{n}" for n in range(1, 5)},
-    **{"rouge_l": "ROUGE-L", "cider": "CIDEr"},
+    **{"meteor": "METEOR", "rouge_l": "ROUGE-L", "cider": "CIDEr", "spice": "SPICE"},
     **{f"tr_at_{k}": f"Text retrieval R@{k}" for k in (1, 5, 10)},
     **{f"ir_at_{k}": f"Image retrieval R@{k}" for k in (1, 5, 10)},
 }
-RULE_NAMES = {OFFICIAL: ", official rule", LEGACY: ", legacy rule"}
+RULE_NAMES = {
+    OFFICIAL: ", official rule",
+    LEGACY: ", legacy rule",
+    "okvqa/official-2021": ", official rule",
+    "okvqa/legacy-2017": ", legacy rule",
+    "okvqa/official-2021+lemmas": ", official rule, lemmas",
+    "okvqa/legacy-2017+lemmas": ", legacy rule, lemmas",
+    "gqa/exact": ", exact",
+    "gqa/lavis": ", both sides normalised",
+}
+QUESTION_SCORES = {"vqa": OFFICIAL, "okvqa": "okvqa/official-2021+lemmas", "gqa": "gqa/exact"}
 
 
 def scores_section(compared: list[Compared]) -> str:
@@ -37,7 +49,7 @@ def _card(compared: Compared) -> str:
         body = _retrieval(main, paper) if main.kind == "retrieval" else _generated(compared, paper)
     return (
         f'<article class="panel"><h3>{escape(main.title)}</h3><p class="note">{escape(_about(main))}</p>'
-        f"{body}{_paper_note(main, paper) if main.metrics else ''}</article>"
+        f"{body}{_outside_note(main)}{_paper_note(main, paper) if main.metrics else ''}</article>"
     )
 
 
@@ -48,7 +60,7 @@ def _about(evaluation: Evaluation) -> str:
     if task.get("language"):
         parts.append(f"language model {task['language'].rsplit('/', 1)[-1]}")
     if evaluation.metrics:
-        counted = {"vqa": "questions"}.get(evaluation.kind, "images")
+        counted = "questions" if evaluation.kind in QUESTION_SCORES else "images"
         texts = f", {evaluation.metrics['texts']} texts" if "texts" in evaluation.metrics else ""
         parts.append(f"{evaluation.metrics['n']} {counted}{texts}")
     if task.get("prompt") is not None:
@@ -63,6 +75,7 @@ def _generated(compared: Compared, paper: PaperRow | None) -> str:
     main = compared.main
     header = ["", "Score", "95% interval"]
     header += [BASELINE_NAMES[name] for name in compared.baselines] + (["Paper"] if paper else [])
+    reasons = why_not_comparable(main, paper) if paper else []
     shown: list[list[str]] = []
     folded: list[list[str]] = []
     for row in main.rows():
@@ -70,16 +83,16 @@ def _generated(compared: Compared, paper: PaperRow | None) -> str:
         baselines = [each.value(name, protocol, subset) for each in compared.baselines.values()]
         cells = [_label(row), f"<b>{_number(row['value'])}</b>", _interval(row), *map(_number, baselines)]
         if paper:
-            cells.append(_number(paper.value(name, subset)) if protocol == paper.protocol else "")
-        (shown if _is_important(row) else folded).append(cells)
+            cells.append(_with_verdict(row if protocol == paper.protocol else None, paper.value(name, subset), reasons))
+        (shown if is_important(row) else folded).append(cells)
     more = f"<details><summary>{len(folded)} more</summary>{table(header, folded)}</details>" if folded else ""
     return table(header, shown) + more
 
 
-def _is_important(row: dict[str, Any]) -> bool:
+def is_important(row: dict[str, Any]) -> bool:
     """Whether a row is shown at once: all overall numbers, CIDEr by domain, official accuracy by answer type."""
     subset = str(row["subset"])
-    by_answer = row["protocol"] == OFFICIAL and subset.startswith("answer_type=")
+    by_answer = row["protocol"] in QUESTION_SCORES.values() and subset.startswith(("answer_type=", "structural="))
     return subset == "overall" or row["name"] == "cider" or by_answer
 
 
@@ -97,6 +110,7 @@ def _retrieval(main: Evaluation, paper: PaperRow | None) -> str:
     titles = ["ITC alone" if stage == "ret/itc" else "ITM rerank" for stage in stages]
     header = ["", *(f'{title} <span class="interval">(95%)</span>' for title in titles), "Chance"]
     header += ["Paper"] if paper else []
+    reasons = why_not_comparable(main, paper) if paper else []
     rows = []
     for name in (name for name in METRIC_NAMES if "_at_" in name):
         cells = [METRIC_NAMES[name]]
@@ -104,23 +118,57 @@ def _retrieval(main: Evaluation, paper: PaperRow | None) -> str:
             found = [row for row in main.rows(stage) if row["name"] == name]
             cells.append(f"<b>{_number(found[0]['value'])}</b> {_interval(found[0])}" if found else "")
         cells.append(_number(main.value(name, CHANCE, "overall")))
-        rows.append(cells + ([_number(paper.value(name, "overall"))] if paper else []))
+        if paper:
+            found = [row for row in main.rows(paper.protocol) or main.rows(stages[-1]) if row["name"] == name]
+            cells.append(_with_verdict(found[0] if found else None, paper.value(name, "overall"), reasons))
+        rows.append(cells)
     return table(header, rows)
 
 
 def _paper_note(main: Evaluation, paper: PaperRow | None) -> str:
     if paper is None:
         return ""
-    if paper.comparable:
-        verdict = "the same towers as these weights; their training data and steps may differ"
-    else:
-        towers = [main.task.get(part) for part in ("vision", "language")]
-        own = " + ".join(str(tower).rsplit("/", 1)[-1] for tower in towers if tower) or "other towers"
-        verdict = f"<b>not comparable</b>: these weights stand on {escape(own)}"
+    note = f"Paper: {escape(paper.model)}, {escape(paper.setting)} (<code>{escape(paper.protocol)}</code>)"
+    if reasons := why_not_comparable(main, paper):
+        return f'<p class="note">{note} &ndash; <b>not comparable</b>: {escape("; ".join(reasons))}.</p>'
+    listed = "".join(f"<li>{escape(each)}</li>" for each in deviations(main))
+    trained = "trained by a recipe without deviations from the shipped one"
+    if "recipe" not in main.task:
+        trained = "it is not known how these weights were trained"
+    note += " &ndash; the same towers, set and decoding; "
     return (
-        f'<p class="note">Paper: {escape(paper.model)}, {escape(paper.setting)} '
-        f"(<code>{escape(paper.protocol)}</code>) &ndash; {verdict}.</p>"
+        f'<p class="note">{note}{trained}.</p>'
+        if not listed
+        else (
+            f'<p class="note">{note}the recipe deviates from the shipped one:</p><ul class="deviations">{listed}</ul>'
+        )
     )
+
+
+def _with_verdict(row: dict[str, Any] | None, printed: float | None, reasons: list[str]) -> str:
+    """The paper's number, and what ours says of it."""
+    if row is None or printed is None:
+        return ""
+    said = verdict(row, printed, reasons)
+    return f'{_number(printed)} <span class="verdict {said.replace(" ", "-")}">{said}</span>'
+
+
+def _outside_note(main: Evaluation) -> str:
+    """What was not computed, and the differences to another run."""
+    parts = []
+    metrics = main.metrics or {}
+    if left := metrics.get("not_computed"):
+        names = ", ".join(METRIC_NAMES.get(name, name) for name in left)
+        parts.append(f'<p class="note">Not computed: {escape(names)}.</p>')
+    if against := metrics.get("against"):
+        rows = [
+            [_label(row), f"<b>{row['value']:+.2f}</b>", _interval(row)]
+            for row in against["metrics"]
+            if row["subset"] == "overall"
+        ]
+        title = f"Against {escape(Path(against['predictions']).parent.name)}, in pairs"
+        parts.append(table([title, "Difference", "95% interval"], rows))
+    return "".join(parts)
 
 
 def _number(value: float | None) -> str:

@@ -1,76 +1,132 @@
-"""Captions: BLEU, ROUGE-L and CIDEr overall; for NoCaps also by domain, under one idf over the whole set."""
+"""Captions: BLEU, ROUGE-L, CIDEr, on request METEOR and SPICE; NoCaps also by domain, one idf over the whole set."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eval.metrics.bootstrap import Floats, interval
-from eval.metrics.captions import MAX_NGRAM, CaptionScores, caption_scores, corpus_bleu
+from eval.caption_references import CaptionReferences, read_caption_references
+from eval.metrics.bootstrap import Floats
+from eval.metrics.captions import MAX_NGRAM, caption_scores, corpus_bleu
 from eval.metrics.ptb_tokens import tokenize
-from eval.official_files import check_same_ids, read_caption_references, read_predictions
-from eval.scoring.rows import metric_row, metrics_file
+from eval.official_files import SampleId, check_same_ids, read_predictions
+from eval.scoring.tables import Scored, Table
 
 PROTOCOLS = {"captions": "captions/pycocoevalcap-1.2", "nocaps": "nocaps/idf-all"}
 DOMAINS = ("in-domain", "near-domain", "out-domain")
-NAMES = (*(f"bleu_{n}" for n in range(1, MAX_NGRAM + 1)), "rouge_l", "cider")
+BLEU_NAMES = tuple(f"bleu_{n}" for n in range(1, MAX_NGRAM + 1))
+
+
+@dataclass(frozen=True)
+class OutsideSteps:
+    """The metrics that need Java: METEOR by pycocoevalcap's jar, SPICE by the user's."""
+
+    meteor: bool = False
+    spice: Path | None = None
+
+    def not_computed(self) -> dict[str, str]:
+        """What was left out, and how to have it."""
+        hints = {} if self.meteor else {"meteor": "run eval.score with --meteor (needs java)"}
+        return hints if self.spice else hints | {"spice": "run eval.score with --spice spice-1.0.jar (needs java)"}
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """Some metrics of all images: their sums [images, S], the score of sums [..., S], and each image's [images, M]."""
+
+    names: Sequence[str]
+    sums: Floats
+    score: Any
+    per_image: Floats
 
 
 def score_captions(
-    task: str, predictions_path: Path, annotations_path: Path, split: str | None = None
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    task: str,
+    predictions_path: Path,
+    annotations_path: Path,
+    split: str | None = None,
+    outside: OutsideSteps = OutsideSteps(),
+) -> Scored:
     """Every image of the annotation file (of its split) must have one caption, and no other image one."""
     references = read_caption_references(annotations_path, split)
     predictions = read_predictions(predictions_path, "image_id", "caption")
     check_same_ids(predictions_path, predictions, annotations_path, references.captions)
     images = list(references.captions)
     if task == "nocaps":
-        strange = [image for image in images if references.domains.get(image) not in DOMAINS]
-        if strange:
-            domain = references.domains.get(strange[0])
-            raise ValueError(f"{annotations_path}: image {strange[0]!r} has domain {domain!r}, not one of {DOMAINS}")
-
-    flat = tokenize([caption for image in images for caption in references.captions[image]])
-    ends = np.cumsum([len(references.captions[image]) for image in images])
-    tokenized = [flat[end - len(references.captions[image]) : end] for image, end in zip(images, ends, strict=True)]
-    scores = caption_scores(tokenize([predictions[image] for image in images]), tokenized)
-
-    rows = _rows(PROTOCOLS[task], "overall", scores, np.arange(len(images)))
+        _check_domains(annotations_path, references)
+    tokens = tokenize([predictions[image] for image in images]), _tokenised_references(references)
+    metrics = _measure(*tokens, outside)
+    members = {"overall": np.arange(len(images))}
     if task == "nocaps":
-        for domain in DOMAINS:
-            members = np.flatnonzero([references.domains[image] == domain for image in images])
-            if len(members):
-                rows += _rows(PROTOCOLS[task], domain, scores, members)
-    samples = [
+        of_domain = {name: np.flatnonzero([references.domains[image] == name for image in images]) for name in DOMAINS}
+        members |= {name: rows for name, rows in of_domain.items() if len(rows)}
+    tables = [
+        Table([(name, PROTOCOLS[task], subset) for name in metric.names], metric.sums[rows], metric.score)
+        for subset, rows in members.items()
+        for metric in metrics
+    ]
+    samples = _samples(images, predictions, references, metrics)
+    return Scored(task, len(images), tables, samples, more={"not_computed": outside.not_computed()})
+
+
+def _check_domains(path: Path, references: CaptionReferences) -> None:
+    for image in references.captions:
+        domain = references.domains.get(image)
+        if domain not in DOMAINS:
+            raise ValueError(f"{path}: image {image!r} has domain {domain!r}, not one of {DOMAINS}")
+
+
+def _tokenised_references(references: CaptionReferences) -> list[list[str]]:
+    flat = tokenize([caption for captions in references.captions.values() for caption in captions])
+    ends = np.cumsum([len(captions) for captions in references.captions.values()])
+    return [flat[end - len(c) : end] for c, end in zip(references.captions.values(), ends, strict=True)]
+
+
+def _measure(predictions: list[str], references: list[list[str]], outside: OutsideSteps) -> list[_Metric]:
+    scores = caption_scores(predictions, references)
+    means = np.column_stack([scores.rouge_l, scores.cider])
+    metrics = [
+        _Metric(BLEU_NAMES, scores.bleu_statistics, lambda totals: 100 * corpus_bleu(totals), scores.bleu),
+        _mean_metric(["rouge_l", "cider"], means),
+    ]
+    if outside.meteor:
+        from eval.metrics.meteor import meteor, meteor_statistics
+
+        statistics = meteor_statistics(predictions, references)
+        score = lambda totals: 100 * meteor(totals)[..., None]  # noqa: E731
+        metrics.append(_Metric(["meteor"], statistics, score, meteor(statistics)[:, None]))
+    if outside.spice:
+        from eval.metrics.spice import spice_scores
+
+        metrics.append(_mean_metric(["spice"], spice_scores(predictions, references, outside.spice)[:, None]))
+    return metrics
+
+
+def _mean_metric(names: Sequence[str], per_image: Floats) -> _Metric:
+    """Means over images; an image without a score (NaN) does not count."""
+    counted = ~np.isnan(per_image)
+    sums = np.hstack([np.where(counted, per_image, 0.0), counted])
+    width = len(names)
+    return _Metric(names, sums, lambda totals: 100 * totals[..., :width] / totals[..., width:], per_image)
+
+
+def _samples(
+    images: Sequence[SampleId],
+    predictions: dict[SampleId, str],
+    references: CaptionReferences,
+    metrics: Sequence[_Metric],
+) -> list[dict[str, Any]]:
+    names = [name for metric in metrics for name in metric.names]
+    values = np.hstack([metric.per_image for metric in metrics])
+    return [
         {
             "image_id": image,
             "caption": predictions[image],
             "references": references.captions[image],
             **({"domain": references.domains[image]} if image in references.domains else {}),
-            **{
-                name: round(100 * float(value), 4) for name, value in zip(NAMES, _per_image(scores)[place], strict=True)
-            },
+            **{name: round(100 * float(value), 4) for name, value in zip(names, row, strict=True)},
         }
-        for place, image in enumerate(images)
-    ]
-    return metrics_file(task, len(images), rows), samples
-
-
-def _per_image(scores: CaptionScores) -> Floats:
-    return np.column_stack([scores.bleu, scores.rouge_l, scores.cider])
-
-
-def _rows(protocol: str, subset: str, scores: CaptionScores, members: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
-    """Corpus BLEU and mean ROUGE-L and CIDEr of some images. The idf stays that of all images scored."""
-
-    def statistic(totals: Floats) -> Floats:
-        means = totals[..., -3:-1] / totals[..., -1:]
-        return np.concatenate([corpus_bleu(totals[..., :-3]), means], axis=-1)
-
-    sums = np.column_stack([scores.bleu_statistics, scores.rouge_l, scores.cider, np.ones(len(scores.cider))])[members]
-    values = statistic(sums.sum(axis=0))
-    low, high = interval(sums, statistic)
-    return [
-        metric_row(name, protocol, subset, *(100 * bound for bound in bounds))
-        for name, *bounds in zip(NAMES, values, low, high, strict=True)
+        for image, row in zip(images, values, strict=True)
     ]

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.metrics.bootstrap import mean_with_interval
 from eval.metrics.recall import RECALL_AT, Integers, Ranks, chance_recall, rank_queries
-from eval.scoring.rows import metric_row, metrics_file
+from eval.scoring.rows import DECIMALS, metric_row
+from eval.scoring.tables import Scored, Table, means_table
 
 TEXT_RETRIEVAL, IMAGE_RETRIEVAL = "tr", "ir"  # texts for an image; images for a text
 
 
-def score_retrieval(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def score_retrieval(path: Path) -> Scored:
     """`itc` [images, texts]; `itm` the same, NaN where not scored; `text_image` [texts] = row of a text's image.
 
     `k_test` (optional) says how many candidates a query has; without it they are all that have an ITM score.
@@ -31,6 +31,7 @@ def score_retrieval(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     stages: dict[str, NDArray[Any] | None] = {"ret/itc": None}
     if "itm" in arrays:
         stages[f"ret/k{k}/itm+itc" if k else "ret/itm+itc"] = arrays["itm"]
+    tables: list[Table] = []
     rows: list[dict[str, Any]] = []
     samples: list[dict[str, Any]] = [{"image": image} for image in range(images)]
     samples += [{"text": text} for text in range(texts)]
@@ -39,31 +40,35 @@ def score_retrieval(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             oriented = itc if direction == TEXT_RETRIEVAL else itc.T
             oriented_itm = None if itm is None else itm if direction == TEXT_RETRIEVAL else itm.T
             ranks = rank_queries(oriented, positives[direction], oriented_itm, k)
-            rows += _rows(protocol, direction, ranks, clusters[direction])
+            tables.append(_table(protocol, direction, ranks, clusters[direction]))
+            rows += _tie_rows(protocol, direction, ranks)
             for query, (rank, first) in enumerate(zip(ranks.stable, ranks.first, strict=True)):
                 samples[first_sample + query][protocol] = {"rank": int(rank), "first": first.tolist()}
     for direction, gallery in ((TEXT_RETRIEVAL, texts), (IMAGE_RETRIEVAL, images)):
         for at, value in chance_recall(positives[direction], gallery).items():
             rows.append(metric_row(f"{direction}_at_{at}", "ret/chance", "overall", value, value, value))
-    return metrics_file("retrieval", images, rows, texts=texts), samples
+    return Scored("retrieval", images, tables, samples, rows, {"texts": texts})
 
 
-def _rows(protocol: str, direction: str, ranks: Ranks, clusters: Integers) -> list[dict[str, Any]]:
-    """R@K under the stable tie rule; where ties could move it, its range under any other rule as rows of their own."""
-    cuts = np.array(RECALL_AT)
-    hits = 100 * (ranks.stable[:, None] < cuts).astype(np.float64)
-    means, low, high = mean_with_interval(hits, np.ones_like(hits), clusters)
-    rows = [
-        metric_row(f"{direction}_at_{at}", protocol, "overall", means[place], low[place], high[place])
-        for place, at in enumerate(RECALL_AT)
+def _table(protocol: str, direction: str, ranks: Ranks, clusters: Integers) -> Table:
+    """R@K under the stable tie rule."""
+    hits = 100 * (ranks.stable[:, None] < np.array(RECALL_AT)).astype(np.float64)
+    keys = [(f"{direction}_at_{at}", protocol, "overall") for at in RECALL_AT]
+    return means_table(keys, hits, np.ones_like(hits), clusters, DECIMALS)
+
+
+def _tie_rows(protocol: str, direction: str, ranks: Ranks) -> list[dict[str, Any]]:
+    """Where ties could move R@K, its range under any other rule as rows of their own."""
+    if (ranks.optimistic == ranks.pessimistic).all():
+        return []
+    recalls = [
+        [100 * float((each < at).mean()) for each in (ranks.stable, ranks.pessimistic, ranks.optimistic)]
+        for at in RECALL_AT
     ]
-    if (ranks.optimistic != ranks.pessimistic).any():
-        for place, at in enumerate(RECALL_AT):
-            worst, best = (100 * float((each < at).mean()) for each in (ranks.pessimistic, ranks.optimistic))
-            rows.append(
-                metric_row(f"{direction}_at_{at}", f"{protocol}/any-tie-order", "overall", means[place], worst, best)
-            )
-    return rows
+    return [
+        metric_row(f"{direction}_at_{at}", f"{protocol}/any-tie-order", "overall", *found)
+        for at, found in zip(RECALL_AT, recalls, strict=True)
+    ]
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
@@ -86,3 +91,15 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
     if len(outside):
         raise ValueError(f"{path}: text_image[{outside[0]}] is {text_image[outside[0]]}, outside 0..{len(itc) - 1}")
     return arrays
+
+
+def check_same_gallery(path: Path, other: Path) -> None:
+    """Raise ValueError when two score files are not of the same images, texts and stages."""
+    mine, others = _read(path), _read(other)
+    for name in ("text_image", "image_ids"):
+        if name in mine and name in others and not np.array_equal(mine[name], others[name]):
+            raise ValueError(f"--against {other}: its {name} is not that of {path}; compare runs on one gallery")
+    if ("itm" in mine) != ("itm" in others) or mine.get("k_test") != others.get("k_test"):
+        raise ValueError(
+            f"--against {other}: its rerank (itm, k_test) is not that of {path}; compare the same protocol"
+        )

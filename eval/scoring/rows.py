@@ -1,6 +1,5 @@
 """The rows of metrics.json."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,3 @@ def metric_row(name: str, protocol: str, subset: str, value: float, low: float, 
 
 def _number(value: float) -> float | None:
     return None if np.isnan(value) else round(float(value), DECIMALS)
-
-
-def metrics_file(task: str, n: int, rows: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:
-    """The content of metrics.json; `n` counts what the task scores (images, or questions)."""
-    return {"task": task, "n": n, **more, "metrics": list(rows)}

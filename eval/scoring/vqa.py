@@ -1,28 +1,42 @@
-"""VQA: accuracy under both published rules, overall and by answer and question type."""
+"""VQAv2 and OK-VQA: accuracy under both published rules, by answer and question type; OK-VQA also by lemmas."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eval.metrics.bootstrap import mean_with_interval
+from eval.metrics.lemmas import lemmatise
 from eval.metrics.vqa_accuracy import LEGACY, OFFICIAL, legacy_accuracy, official_accuracy
-from eval.official_files import check_same_ids, read_answers, read_predictions, read_questions
-from eval.scoring.rows import metric_row, metrics_file
+from eval.official_files import check_same_ids, check_same_year, read_answers, read_predictions, read_questions
+from eval.scoring.tables import Key, Scored, Table, means_table
+
+Rule = Callable[[str, Sequence[str]], float]
+RULES: dict[str, dict[str, Rule]] = {
+    "vqa": {OFFICIAL: official_accuracy, LEGACY: legacy_accuracy},
+    "okvqa": {
+        "okvqa/official-2021": official_accuracy,
+        "okvqa/legacy-2017": legacy_accuracy,
+        "okvqa/official-2021+lemmas": lambda answer, people: official_accuracy(lemmatise(answer), people),
+        "okvqa/legacy-2017+lemmas": lambda answer, people: legacy_accuracy(lemmatise(answer), people),
+    },
+}
+PUBLISHED_DECIMALS = 2
 
 
 def score_vqa(
-    predictions_path: Path, annotations_path: Path, questions_path: Path | None = None
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    predictions_path: Path, annotations_path: Path, questions_path: Path | None = None, task: str = "vqa"
+) -> Scored:
     """Every question of the annotation file must be answered once, and no other."""
     annotations = read_answers(annotations_path)
     questions = read_questions(questions_path) if questions_path else {}
     if questions_path:
+        check_same_year(annotations_path, questions_path)
         check_same_ids(annotations_path, annotations, questions_path, questions)
     predictions = read_predictions(predictions_path, "question_id", "answer")
     check_same_ids(predictions_path, predictions, annotations_path, annotations)
 
-    samples = []
+    samples: list[dict[str, Any]] = []
     for question_id, annotation in annotations.items():
         prediction = predictions[question_id]
         samples.append(
@@ -34,28 +48,26 @@ def score_vqa(
                 "answers": list(annotation.answers),
                 "answer_type": annotation.answer_type,
                 "question_type": annotation.question_type,
-                OFFICIAL: official_accuracy(prediction, annotation.answers),
-                LEGACY: legacy_accuracy(prediction, annotation.answers),
+                **{protocol: rule(prediction, annotation.answers) for protocol, rule in RULES[task].items()},
             }
         )
+    tables = [accuracy_table(samples, protocol, ("answer_type", "question_type")) for protocol in RULES[task]]
+    return Scored(task, len(samples), tables, samples)
+
+
+def accuracy_table(samples: Sequence[dict[str, Any]], protocol: str, fields: Sequence[str]) -> Table:
+    """The mean of `protocol` over all samples and over those of each value of each field, clustered by image."""
     subsets = ["overall"]
-    for field in ("answer_type", "question_type"):
+    for field in fields:
         subsets += [f"{field}={kind}" for kind in sorted({str(sample[field]) for sample in samples} - {""})]
     columns = {subset: place for place, subset in enumerate(subsets)}
     member = np.zeros((len(samples), len(subsets)))
     member[:, 0] = 1
     for place, sample in enumerate(samples):
-        for field in ("answer_type", "question_type"):
+        for field in fields:
             if sample[field]:
                 member[place, columns[f"{field}={sample[field]}"]] = 1
-
-    rows = []
-    images = [str(sample["image_id"]) for sample in samples]
-    for protocol in (OFFICIAL, LEGACY):
-        accuracy = np.array([sample[protocol] for sample in samples])
-        means, low, high = mean_with_interval(np.repeat(accuracy[:, None], len(subsets), axis=1), member, images)
-        rows += [
-            metric_row("accuracy", protocol, subset, round(means[place], 2), low[place], high[place])
-            for place, subset in enumerate(subsets)
-        ]
-    return metrics_file("vqa", len(samples), rows), samples
+    accuracy = np.array([sample[protocol] for sample in samples], dtype=np.float64)
+    values = np.repeat(accuracy[:, None], len(subsets), axis=1)
+    keys: list[Key] = [("accuracy", protocol, subset) for subset in subsets]
+    return means_table(keys, values, member, [str(sample["image_id"]) for sample in samples], PUBLISHED_DECIMALS)

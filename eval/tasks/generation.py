@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.datasets import TaskData
 from eval.official_files import SampleId
 from eval.predictions import PredictionLog, batches_of_rank, finished
+from eval.samples import TaskData
 from eval.tasks.pictures import Ablation, load_batches, shown_images
 
 if TYPE_CHECKING:

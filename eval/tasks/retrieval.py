@@ -10,24 +10,24 @@ Shapes: N images, T texts, Q queries, E projection width, P image tokens.
 import os
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.datasets import RetrievalData
-from eval.metrics.recall import top_k
+from eval.metrics.recall import Integers, top_k
 from eval.official_files import SampleId
 from eval.predictions import Entry, PredictionLog, batches_of_rank, finished
+from eval.samples import RetrievalData
+from eval.tasks.matrix_files import Floats, interleave, write_rows
 from eval.tasks.pictures import Ablation, load_batches, shown_images
 
 if TYPE_CHECKING:
     from pipeline.models.inference import RetrievalModel
 
 TEXTS_AT_ONCE = 128  # texts embedded, or matched with one image, in one call
-Floats = NDArray[np.float32]
 
 
 def rank_all(
@@ -47,9 +47,11 @@ def rank_all(
         write_itc(model, data, shown, work, batch_size)
     done = finished(folder)
     collectives.barrier()
-    candidates = candidates_by_image(np.load(work / "itc.npy", mmap_mode="r"), k)
     row = {image_id: place for place, image_id in enumerate(ids)}
     batches = batches_of_rank(ids, done, batch_size, rank, world_size)
+    wanted = np.zeros(len(ids), dtype=bool)
+    wanted[[row[each] for batch in batches for each in batch]] = True
+    candidates = candidates_by_image(work, k, rank, world_size, wanted)
     quiet = rank != 0 or not sys.stderr.isatty()
     with PredictionLog(folder, rank) as log, tqdm(total=sum(map(len, batches)), disable=quiet, unit="image") as bar:
         for batch, pixels_B3SS in zip(batches, load_batches(batches, shown, model.image_size_px), strict=True):
@@ -58,7 +60,7 @@ def rank_all(
                 if image_id in done:
                     continue
                 # Texts of like length together, so that little of a call is padding.
-                texts = sorted(candidates[row[image_id]], key=lambda text: len(data.texts[text].split()))
+                texts = sorted(candidates[row[image_id]].tolist(), key=lambda text: len(data.texts[text].split()))
                 scores: list[float] = []
                 for start in range(0, len(texts), TEXTS_AT_ONCE):
                     part = [data.texts[text] for text in texts[start : start + TEXTS_AT_ONCE]]
@@ -69,70 +71,86 @@ def rank_all(
 def write_itc(
     model: "RetrievalModel", data: RetrievalData, shown: dict[SampleId, Path], work: Path, batch_size: int
 ) -> None:
-    """Embed the gallery, each rank its part, and leave the cosines of all pairs in itc.npy: [N, T] fp32."""
+    """Embed the gallery, each rank its part, and leave the cosines of all pairs in itc.npy: [N, T] fp32.
+
+    No rank holds more of that matrix than a batch's rows; what it holds whole are the texts' features [T, E].
+    """
     import torch
 
     from pipeline.distributed import collectives, process_group
 
     rank, world_size = process_group.rank(), process_group.world_size()
     text_batches = [data.texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(data.texts), TEXTS_AT_ONCE)]
-    own_texts = [model.embed_texts(batch).float().cpu().numpy() for batch in text_batches[rank::world_size]]
-    _save(work / f"texts.rank{rank}.npy", own_texts)
-    collectives.barrier()
-    text_TE = torch.from_numpy(_interleave(work, "texts", TEXTS_AT_ONCE, len(data.texts), world_size))
-
-    image_batches = batches_of_rank(list(data.image_paths), {}, batch_size, rank, world_size)
-    rows = []
-    for pixels_B3SS in load_batches(image_batches, shown, model.image_size_px):
-        image_BQE = model.embed_images(model.encode_images(pixels_B3SS)).float()
-        text_TE = text_TE.to(image_BQE.device)
-        rows.append(torch.stack([(image_QE @ text_TE.T).amax(dim=0) for image_QE in image_BQE]).cpu().numpy())
-    _save(work / f"itc.rank{rank}.npy", rows)
+    own_texts = (model.embed_texts(batch).float().cpu().numpy() for batch in text_batches[rank::world_size])
+    write_rows(_part(work, "texts", rank, world_size), own_texts, model.embedding_width)
     collectives.barrier()
     if rank == 0:
-        _save(work / "itc.npy", [_interleave(work, "itc", batch_size, len(data.image_paths), world_size)])
+        parts = [_part(work, "texts", each, world_size) for each in range(world_size)]
+        interleave(parts, work / "texts.npy", TEXTS_AT_ONCE, len(data.texts))
+    collectives.barrier()
+    text_TE = torch.from_numpy(np.load(work / "texts.npy"))
+
+    def rows() -> Iterator[Floats]:
+        nonlocal text_TE
+        image_batches = batches_of_rank(list(data.image_paths), {}, batch_size, rank, world_size)
+        for pixels_B3SS in load_batches(image_batches, shown, model.image_size_px):
+            image_BQE = model.embed_images(model.encode_images(pixels_B3SS)).float()
+            text_TE = text_TE.to(image_BQE.device)
+            yield torch.stack([(image_QE @ text_TE.T).amax(dim=0) for image_QE in image_BQE]).cpu().numpy()
+
+    write_rows(_part(work, "itc", rank, world_size), rows(), len(data.texts))
+    collectives.barrier()
+    if rank == 0:
+        parts = [_part(work, "itc", each, world_size) for each in range(world_size)]
+        interleave(parts, work / "itc.npy", batch_size, len(data.image_paths))
+        for part in parts:
+            part.unlink()
     collectives.barrier()
 
 
-def _save(path: Path, blocks: list[Any]) -> None:
-    """Blocks of rows as one .npy, whole or not there; an empty file for a rank that had none."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        np.save(file, np.concatenate(blocks) if blocks else np.zeros((0, 0), dtype=np.float32))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def _part(work: Path, name: str, rank: int, world_size: int) -> Path:
+    return work / f"{name}.rank{rank}of{world_size}.npy"
 
 
-def _interleave(work: Path, name: str, batch_size: int, total: int, world_size: int) -> Floats:
-    """Put the ranks' rows back in order: batch b of the whole list was rank b mod W's next one."""
-    parts = [np.load(work / f"{name}.rank{rank}.npy", mmap_mode="r") for rank in range(world_size)]
-    joined = np.empty((total, parts[0].shape[1]), dtype=np.float32)
-    taken = [0] * world_size
-    for batch, start in enumerate(range(0, total, batch_size)):
-        rank, size = batch % world_size, min(batch_size, total - start)
-        joined[start : start + size] = parts[rank][taken[rank] : taken[rank] + size]
-        taken[rank] += size
-    return joined
+def candidates_by_image(
+    work: Path, k: int, rank: int, world_size: int, wanted_N: NDArray[np.bool_]
+) -> list[NDArray[np.int64]]:
+    """For each image of `wanted_N` the texts to match it with: its own top k, and those that have it in their top k.
 
+    Each rank looks at its part of the rows and columns; what it found, pairs of image and text, is exchanged by file.
+    """
+    from pipeline.distributed import collectives
 
-def candidates_by_image(itc_NT: Floats, k: int) -> list[list[int]]:
-    """For each image the texts to match it with: its own top k, and the texts that have it among their top k."""
-    wanted: list[set[int]] = [set(top_k(row, k).tolist()) for row in itc_NT]
-    for start in range(0, itc_NT.shape[1], TEXTS_AT_ONCE):
+    itc_NT = np.load(work / "itc.npy", mmap_mode="r")
+    images, texts = itc_NT.shape
+    pairs = [np.empty((0, 2), dtype=np.int32)]
+    for image in range(rank, images, world_size):
+        pairs.append(_pairs(image, top_k(itc_NT[image], k)))
+    for start in range(rank * TEXTS_AT_ONCE, texts, world_size * TEXTS_AT_ONCE):
         columns = np.ascontiguousarray(itc_NT[:, start : start + TEXTS_AT_ONCE].T)
-        for text, column in enumerate(columns, start=start):
-            for image in top_k(column, k).tolist():
-                wanted[image].add(text)
-    return [sorted(texts) for texts in wanted]
+        pairs += [_pairs(top_k(column, k), text) for text, column in enumerate(columns, start=start)]
+    path = _part(work, "candidates", rank, world_size)
+    np.save(path, np.concatenate(pairs))
+    collectives.barrier()
+    keys = [np.empty(0, dtype=np.int64)]  # image * T + text, of wanted images
+    for each in range(world_size):
+        found = np.load(_part(work, "candidates", each, world_size), mmap_mode="r")
+        found = found[wanted_N[found[:, 0]]]
+        keys.append(found[:, 0] * np.int64(texts) + found[:, 1])
+    ordered = np.unique(np.concatenate(keys))
+    return np.split(ordered % texts, np.searchsorted(ordered, texts * np.arange(1, images)))
+
+
+def _pairs(images: Integers | int, texts: Integers | int) -> NDArray[np.int32]:
+    return np.stack(np.broadcast_arrays(images, texts), axis=-1).astype(np.int32)
 
 
 def write_official(folder: Path, data: RetrievalData, entries: Iterable[Entry], k: int) -> Path:
     """scores.npz: itc and itm [N, T] (NaN where not matched), text_image [T], image_ids [N], k_test."""
     itc_NT = np.load(folder / "work" / "itc.npy", mmap_mode="r")
-    itm_NT = np.full(itc_NT.shape, np.nan, dtype=np.float32)
-    for row, entry in enumerate(entries):
-        itm_NT[row, entry["texts"]] = entry["itm"]
+    width = itc_NT.shape[1]
+    write_rows(folder / "work" / "itm.npy", (_itm_row(entry, width) for entry in entries), width)
+    itm_NT = np.load(folder / "work" / "itm.npy", mmap_mode="r")
     path = folder / "scores.npz"
     temporary = folder / "scores.tmp.npz"
     image_ids = np.array(list(data.image_paths))
@@ -143,3 +161,9 @@ def write_official(folder: Path, data: RetrievalData, entries: Iterable[Entry], 
     temporary.replace(path)
     shutil.rmtree(folder / "work")
     return path
+
+
+def _itm_row(entry: Entry, width: int) -> Floats:
+    row = np.full((1, width), np.nan, dtype=np.float32)
+    row[0, entry["texts"]] = entry["itm"]
+    return row

@@ -1,19 +1,20 @@
 """Memory, time and traffic of a recipe on some GPUs, from runs of its task without weights."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.config import Recipe
 from pipeline.cost import states, traffic
-from pipeline.cost.dry_run import LANGUAGE, LOGITS, VISION, DryRun, UnweightedRecipe
-from pipeline.cost.gpus import GIB, Gpu
+from pipeline.cost.dry_run import LANGUAGE, LANGUAGE_BACKWARD, LOGITS, VISION, DryRun, UnweightedRecipe
+from pipeline.cost.gpus import GIB, HOST_BANDWIDTH, Gpu
 from pipeline.cost.unweighted import longest_lengths, mean_lengths
 from pipeline.cost.zero_policy import ZeroPolicy, read_policy
 
 CONTEXT_BYTES = int(1.5 * GIB)  # CUDA context, NCCL, cuBLAS workspaces: an assumption
 FRAGMENTED_SHARE = 0.05  # of what is allocated, lost between blocks: an assumption
 ADAMW_BYTES = 28  # an element: reads weight, gradient and two moments, writes all but the gradient
-HOST_BANDWIDTH = 25e9  # bytes a second to the host's memory, PCIe 4.0 x16: an assumption; for offloading
+MOST_GROWTH = 4  # of the micro batch, from one that fits to the next that is tried
 SECONDS_A_DAY = 86400.0
 
 
@@ -50,9 +51,30 @@ class Plan:
     def step_s(self) -> float:
         return sum(self.seconds.values())
 
-    def days(self, steps: int, more_s: float = 0.0) -> float:
-        """Of so many steps, each longer by `more_s`."""
-        return steps * (self.step_s + more_s) / SECONDS_A_DAY
+    def days(self, steps: int) -> float:
+        return steps * self.step_s / SECONDS_A_DAY
+
+
+def largest_that_fits(bytes_of: Callable[[int], int], least: int, likely: int, room: int) -> int:
+    """The largest size that takes at most `room` bytes, which grow with it; 0 when even `least` does not fit."""
+    sizes = {least: bytes_of(least)}
+    if sizes[least] > room:
+        return 0
+    fitting, too_large, probe = least, 0, max(least + 1, likely)
+    while too_large != fitting + 1:
+        sizes[probe] = bytes_of(probe)
+        if sizes[probe] <= room:
+            fitting = probe
+        else:
+            too_large = probe
+        if not too_large:  # as memory may grow with the square of a batch, not further than this at once
+            probe = fitting * MOST_GROWTH
+        elif len(sizes) % 2:  # halving alone takes long; the line alone may close in from one side only
+            probe = (fitting + too_large) // 2
+        else:
+            slope = (sizes[too_large] - sizes[fitting]) / (too_large - fitting)
+            probe = min(fitting + max(1, int((room - sizes[fitting]) / slope)), too_large - 1)
+    return fitting
 
 
 class Planner:
@@ -100,22 +122,8 @@ class Planner:
 
     def largest_micro(self) -> int:
         """The largest micro batch that fits, 0 when none does."""
-        least, room = (2 if self.recipe.stage == 1 else 1), self.gpu.memory_bytes
-        totals = {least: self.total_bytes(least)}
-        if totals[least] > room:
-            return 0
-        probe = max(least + 1, self.recipe.batch.micro_size)
-        while True:
-            totals[probe] = self.total_bytes(probe)
-            too_large = min((size for size in totals if totals[size] > room), default=None)
-            fitting = max(size for size in totals if totals[size] <= room and (too_large is None or size < too_large))
-            if too_large == fitting + 1:
-                return fitting
-            # Memory is as good as linear in the micro batch: follow the line through the two sizes nearest to the room.
-            near, far = sorted(totals, key=lambda size: abs(totals[size] - room))[:2]
-            slope = max(1.0, (totals[far] - totals[near]) / (far - near))
-            guess = near + int((room - totals[near]) // slope)
-            probe = max(fitting + 1, guess if too_large is None else min(guess, too_large - 1))
+        least = 2 if self.recipe.stage == 1 else 1
+        return largest_that_fits(self.total_bytes, least, self.recipe.batch.micro_size, self.gpu.memory_bytes)
 
     def transfers(self) -> list[traffic.Transfer]:
         """Bytes a rank sends in a step."""
@@ -124,6 +132,8 @@ class Planner:
         if ranks == 1:
             return []
         found = traffic.gradients_and_weights(self.bridge, sharded, self.policy, ranks, passes)
+        if self.assumed.gpus_per_node % self.policy.hpz_ranks:
+            found = [replace(each, within_node=False) for each in found]
         if self.recipe.stage == 1:
             found += traffic.stage1_features(self.recipe, self.features(), ranks, passes)
         return found
@@ -132,8 +142,8 @@ class Planner:
         tokens, width = self.unweighted.image_shape()
         return traffic.Features(tokens, width, longest_lengths(self.recipe)[1])
 
-    def seconds(self, flops: float, transfers: list[traffic.Transfer]) -> dict[str, float]:
-        """A step's time by cause, as if nothing overlapped."""
+    def seconds(self, flops: dict[str, float], transfers: list[traffic.Transfer]) -> dict[str, float]:
+        """A step's time by cause, as if nothing overlapped. `flops` of one sample by part."""
         gpu, assumed = self.gpu, self.assumed
         one_node = assumed.num_gpus <= assumed.gpus_per_node
         samples = self.recipe.batch.micro_size * self.passes
@@ -144,10 +154,18 @@ class Planner:
         inner = sum(each.num_bytes for each in transfers if each.within_node or one_node)
         outer = sum(each.num_bytes for each in transfers if not (each.within_node or one_node))
         return {
-            "arithmetic": samples * flops / (gpu.peak_flops * assumed.utilisation),
+            "arithmetic": samples * sum(work / self.peak(part) for part, work in flops.items()) / assumed.utilisation,
             "optimizer": optimizer,
             "network": inner / gpu.within_node + outer / gpu.between_nodes,
         }
+
+    def peak(self, part: str) -> float:
+        """FLOP a second at the most, of one part's precision. Logits are of the last model that the stage has."""
+        recipe, language = self.recipe, self.recipe.language
+        precision = {VISION: recipe.vision.precision}.get(part, recipe.qformer.precision)
+        if language and part in (LANGUAGE, LANGUAGE_BACKWARD, LOGITS):
+            precision = language.precision
+        return self.gpu.peak_fp32_flops if precision == "fp32" else self.gpu.peak_flops
 
     def plan(self) -> Plan:
         """All of it. Takes some ten runs without weights, to find the largest micro batch."""
@@ -162,7 +180,7 @@ class Planner:
             host,
             own.vision_peak,
             flops,
-            self.seconds(sum(flops.values()), transfers),
+            self.seconds(flops, transfers),
             transfers,
             traffic.gathering_all_images(self.recipe, self.features(), ranks, self.passes) if stage1 else 0,
             3 * states.FP32 * self.bridge.elements,

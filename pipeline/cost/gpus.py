@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 GIB = 2**30
+HOST_BANDWIDTH = 25e9  # bytes a second to the host's memory, PCIe 4.0 x16: an assumption; for offloading
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU. Rates are peaks, a second: bf16 dense FLOP, and bytes one way.
+    """One GPU. Rates are peaks, a second: dense FLOP in bf16 or fp16 and in fp32 (not TF32), and bytes one way.
 
     `memory_bytes` is what the driver lets programs have. `between_nodes` is a rank's share of its node's network, one
     200 Gbit/s port a GPU for A100 nodes and 400 Gbit/s for the later ones: an assumption that a cluster may well miss.
@@ -17,6 +18,7 @@ class Gpu:
     cuda_names: tuple[str, ...]  # what CUDA calls it, in lower case, begins with one of these
     memory_bytes: int
     peak_flops: float
+    peak_fp32_flops: float
     memory_bandwidth: float
     within_node: float
     between_nodes: float
@@ -27,10 +29,19 @@ def _gib(amount: float) -> int:
 
 
 GPUS = (
-    Gpu("a100-40gb", ("nvidia a100-sxm4-40gb", "nvidia a100-pcie-40gb"), _gib(39.4), 312e12, 1555e9, 300e9, 25e9),
-    Gpu("a100-80gb", ("nvidia a100-sxm4-80gb", "nvidia a100 80gb"), _gib(79.2), 312e12, 2039e9, 300e9, 25e9),
-    Gpu("h100-80gb", ("nvidia h100 80gb hbm3",), _gib(79.1), 989e12, 3350e9, 450e9, 50e9),
-    Gpu("h200-141gb", ("nvidia h200",), _gib(139.7), 989e12, 4800e9, 450e9, 50e9),
+    Gpu(
+        "a100-40gb",
+        ("nvidia a100-sxm4-40gb", "nvidia a100-pcie-40gb"),
+        _gib(39.4),
+        312e12,
+        19.5e12,
+        1555e9,
+        300e9,
+        25e9,
+    ),
+    Gpu("a100-80gb", ("nvidia a100-sxm4-80gb", "nvidia a100 80gb"), _gib(79.2), 312e12, 19.5e12, 2039e9, 300e9, 25e9),
+    Gpu("h100-80gb", ("nvidia h100 80gb hbm3",), _gib(79.1), 989e12, 67e12, 3350e9, 450e9, 50e9),
+    Gpu("h200-141gb", ("nvidia h200",), _gib(139.7), 989e12, 67e12, 4800e9, 450e9, 50e9),
 )
 
 

@@ -21,9 +21,11 @@ class ZeroPolicy:
 
 
 def read_policy(ds_config: dict[str, Any]) -> ZeroPolicy:
-    """Of a resolved DeepSpeed configuration."""
-    zero = ds_config.get("zero_optimization", {})
-    stage = int(zero.get("stage", 0))
+    """Of a resolved DeepSpeed configuration. Raises ValueError for what is not counted."""
+    zero = ds_config["zero_optimization"]
+    if zero.get("offload_param", {}).get("device", "none") != "none":
+        raise ValueError("run.zero: offload_param is not planned; plan without it, or measure a short run")
+    stage = int(zero["stage"])
     overlaps = zero.get("overlap_comm")
     overlaps = stage == 3 if overlaps is None else overlaps
     # Stages 1 and 2 fill a second bucket while the first one is sent.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.config import Recipe
 from pipeline.models.language import Decoding, LanguageTower
@@ -29,6 +29,11 @@ class RetrievalModel:
     def __init__(self, recipe: Recipe, vision: VisionTower, bridge: Stage1Bridge, tokenizer: Any) -> None:
         self.recipe, self.vision, self.bridge, self.tokenizer = recipe, vision, bridge.eval(), tokenizer
         self.image_size_px = recipe.vision.image_size_px
+        self.embedding_width = recipe.qformer.projection_width
+
+    def frozen_towers(self) -> dict[str, nn.Module]:
+        """What training left as it was, by its name in a recipe."""
+        return {"vision": self.vision}
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.bridge.temperature.device.type, self.recipe.qformer.precision)
@@ -81,6 +86,10 @@ class LanguageModel:
         self.recipe, self.vision, self.bridge, self.language = recipe, vision, bridge.eval(), language
         self.image_size_px = recipe.vision.image_size_px
         self.language_kind = language.kind
+
+    def frozen_towers(self) -> dict[str, nn.Module]:
+        """What training left as it was, by its name in a recipe."""
+        return {"vision": self.vision, "language": self.language.model}
 
     @torch.no_grad()
     def generate(self, pixels_B3SS: Tensor | None, prompts: Sequence[str], decoding: Decoding) -> list[str]:

@@ -160,7 +160,7 @@ def _read_json(folder: Path) -> dict[str, Any]:
 def _differences(found: Any, wanted: Any, name: str) -> list[tuple[str, str]]:
     """The fields in which two nested settings differ: (name, both values)."""
     if isinstance(found, dict) and isinstance(wanted, dict):
-        keys = sorted({*found, *wanted})
+        keys = sorted({*found, *wanted}, key=lambda key: (key != "stage", key))  # another stage explains the rest
         return [each for key in keys for each in _differences(found.get(key), wanted.get(key), f"{name}.{key}")]
     return [] if found == wanted else [(name, f"{name} was {found!r} when it was saved and is {wanted!r} now")]
 

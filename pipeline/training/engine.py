@@ -1,8 +1,11 @@
 """The DeepSpeed engine: ZeRO policy from `ds_configs/`, everything else from the recipe."""
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from pipeline.config import Recipe
@@ -11,24 +14,22 @@ from pipeline.training.optimizer import build_optimizer
 
 
 def resolve_ds_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
-    """The complete DeepSpeed configuration of a run. Raises ValueError when the policy file is missing or says more."""
-    path = recipe.run.zero
-    if not path.is_file():
-        raise ValueError(f"run.zero {str(path)!r}: no such file; the shipped policies are in ds_configs/")
-    try:
-        policy = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"run.zero {str(path)!r}: not valid JSON ({error})") from error
-    if recipe.run.layout == "sharded" and policy.get("zero_optimization", {}).get("stage") != 3:
+    """The complete DeepSpeed configuration of a run. Raises ValueError naming file and field of what is no policy."""
+    zero = _read_policy(recipe.run.zero)
+    if recipe.run.layout == "sharded" and zero["stage"] != 3:
         raise ValueError(
-            f"run.layout 'sharded': needs ZeRO-3; set run.zero to ds_configs/zero3.json, not {str(path)!r}"
+            f"run.layout 'sharded': needs ZeRO-3; set run.zero to ds_configs/zero3.json, not {str(recipe.run.zero)!r}"
         )
-    foreign = sorted(set(policy) - {"zero_optimization"})
-    if foreign:
-        raise ValueError(f"run.zero {str(path)!r}: {foreign[0]!r} is not ZeRO policy; set it in the recipe")
+    if "zero_hpz_partition_size" in zero:
+        size = zero["zero_hpz_partition_size"] = min(int(zero["zero_hpz_partition_size"]), world_size)
+        if world_size % size:
+            raise ValueError(
+                f"run.zero {str(recipe.run.zero)!r}: zero_hpz_partition_size {size} does not divide {world_size} "
+                "ranks; set it to the number of GPUs of a node"
+            )
     # No fp16 / bf16 section: the bridge keeps fp32 master weights and autocasts, frozen towers hold their own dtype.
     return {
-        **policy,
+        "zero_optimization": zero,
         "train_batch_size": recipe.batch.global_size,
         "train_micro_batch_size_per_gpu": recipe.batch.micro_size,
         "gradient_accumulation_steps": recipe.batch.num_passes(world_size),
@@ -37,6 +38,44 @@ def resolve_ds_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,  # offloaded, the bridge is small enough for torch's AdamW
         "steps_per_print": 10**9,
     }
+
+
+def _read_policy(path: Path) -> dict[str, Any]:
+    """The `zero_optimization` section of a policy file, as DeepSpeed itself would take it."""
+    from pydantic import ValidationError
+
+    named = f"run.zero {str(path)!r}"
+    if not path.is_file():
+        raise ValueError(f"{named}: no such file; the shipped policies are in ds_configs/")
+    try:
+        policy = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{named}: not valid JSON ({error})") from error
+    zero = policy.get("zero_optimization") if isinstance(policy, dict) else None
+    if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
+        raise ValueError(f'{named}: needs {{"zero_optimization": {{"stage": 1, 2 or 3}}}}, as in ds_configs/')
+    foreign = sorted(set(policy) - {"zero_optimization"})
+    if foreign:
+        raise ValueError(f"{named}: {foreign[0]!r} is not ZeRO policy; set it in the recipe")
+    automatic = [name for name, value in zero.items() if value == "auto"]
+    if automatic:
+        raise ValueError(f"{named}: {automatic[0]} 'auto' is for transformers' Trainer; give a value or leave it out")
+    _say_that_there_is_no_gpu()
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        field = ".".join(str(part) for part in fault["loc"])
+        raise ValueError(f"{named}: {field} {fault['input']!r}: {fault['msg']}") from error
+    return zero
+
+
+def _say_that_there_is_no_gpu() -> None:
+    """To DeepSpeed, which otherwise looks for one when it is imported and warns of what it did not find."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def build_engine(task: nn.Module, recipe: Recipe, ds_config: dict[str, Any]) -> Any:

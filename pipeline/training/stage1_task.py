@@ -74,7 +74,7 @@ class Stage1Task(nn.Module):
             "itg_nll": itg_nll * place.token_weight,
             "itc_accuracy": contrastive.in_batch_accuracy(image_to_text_BN, first_row),
             "itm_accuracy": matching.itm_accuracy(pair_logits_M2, labels_M),
-            "temperature": temperature[0],
+            "temperature": temperature[0].detach().clone(),  # the step to come changes it
         }
 
     def _draw_negatives(

@@ -132,21 +132,30 @@ def _initialise_stage2(bridge: "nn.Module", stage1: dict[str, "Tensor"], source:
 
 def load_model(path: Path, device: str) -> "RetrievalModel | LanguageModel":
     """The whole model of a checkpoint, for evaluation: towers from where its recipe says, bridge from the file."""
-    from pipeline.models.build import build_stage1, build_stage2, build_tokenizer
+    from pipeline.models.build import build_bridge
+
+    recipe, tensors = read_weights(path)
+    bridge = build_bridge(recipe)
+    load_into(bridge, tensors, path)
+    return inference_model(recipe, bridge, device)
+
+
+def inference_model(recipe: Recipe, bridge: "nn.Module", device: str) -> "RetrievalModel | LanguageModel":
+    """A loaded bridge between the recipe's towers, each tried once. Raises ValueError for towers that cannot serve."""
+    from pipeline.models.build import build_tokenizer
     from pipeline.models.inference import LanguageModel, RetrievalModel
     from pipeline.models.language import build_language
+    from pipeline.models.stage1 import Stage1Bridge
+    from pipeline.models.stage2 import Stage2Bridge
     from pipeline.models.trial import try_language, try_vision
     from pipeline.models.vision import build_vision
 
-    recipe, tensors = read_weights(path)
     vision = build_vision(recipe.vision).to(device)
     try_vision(vision, recipe.vision)
     if recipe.language is None:
-        retrieval_bridge = build_stage1(recipe, vision.width)
-        load_into(retrieval_bridge, tensors, path)
-        return RetrievalModel(recipe, vision, retrieval_bridge.to(device), build_tokenizer(recipe.qformer))
+        assert isinstance(bridge, Stage1Bridge)
+        return RetrievalModel(recipe, vision, bridge.to(device), build_tokenizer(recipe.qformer))
+    assert isinstance(bridge, Stage2Bridge)
     language = build_language(recipe.language, device)
     try_language(language, recipe.language)
-    bridge = build_stage2(recipe, vision.width, language)
-    load_into(bridge, tensors, path)
     return LanguageModel(recipe, vision, bridge.to(device), language)

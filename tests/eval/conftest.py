@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.tiny_evaluation_sets import save_karpathy, save_nocaps, save_vqa
+from tests.support.tiny_evaluation_sets import save_gqa, save_karpathy, save_lavis, save_nocaps, save_okvqa, save_vqa
 
 
 @pytest.fixture(scope="session")
@@ -39,11 +39,14 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders `coco`, `flickr30k`, `nocaps` and `vqav2` in the official formats."""
+    """Folders `coco`, `lavis`, `flickr30k`, `nocaps`, `vqav2`, `okvqa` and `gqa` in the official formats."""
     root = tmp_path_factory.mktemp("sets")
     return {
         "coco": save_karpathy(root / "coco", 9),
         "flickr30k": save_karpathy(root / "flickr30k", 9, "flickr30k"),
         "nocaps": save_nocaps(root / "nocaps", 6),
         "vqav2": save_vqa(root / "vqav2", 5),
+        "lavis": save_lavis(root / "lavis", 9),
+        "okvqa": save_okvqa(root / "okvqa", 5),
+        "gqa": save_gqa(root / "gqa", 5),
     }

@@ -22,6 +22,7 @@ VOCABULARY = (
     "!! ?! / & * + = ~ <unk> :) 6\" 5'6 &amp; 70° ½ 10m² ™ 日本 😀 skateboard street The "
 )
 WORDS = VOCABULARY.split()
+SEPARATORS = "\n\r\x0b\x0c\x85\u2028\u2029"
 PUNCTUATION = ".,.,.,.,'\"-!?:;()/&"
 
 
@@ -61,10 +62,16 @@ def test_line_separators_inside_a_caption_shift_no_other_caption() -> None:
 
 @pytest.mark.parametrize("make", [random_caption, simple_caption])
 def test_bleu_rouge_and_cider_equal_pycocoevalcap(make: Callable[[random.Random], str]) -> None:
+    """10,000 captions: empty ones, unicode, line breaks, one to ten references."""
     rng = random.Random(1)
-    images = 400
-    predictions = tokenize([make(rng) for _ in range(images)])
-    references = [tokenize([make(rng) for _ in range(rng.randint(1, 10))]) for _ in range(images)]
+    images = 1600
+
+    def broken(count: int) -> list[str]:
+        return tokenize([make(rng).replace(" ", rng.choice(SEPARATORS), rng.randint(0, 1)) for _ in range(count)])
+
+    predictions = broken(images)
+    references = [broken(rng.randint(1, 10)) for _ in range(images)]
+    assert sum(map(len, references)) + images > 10_000
     ours = caption_scores(predictions, references)
     gts, res = dict(enumerate(references)), {i: [prediction] for i, prediction in enumerate(predictions)}
     bleu, bleus = Bleu(4).compute_score(gts, res, verbose=0)

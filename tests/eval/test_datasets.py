@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from eval.datasets import load_captioning, load_nocaps, load_retrieval, load_vqa, retrieval_text
+from eval.datasets import load_captioning, load_nocaps, load_retrieval, retrieval_text
+from eval.question_sets import load_vqa
 
 Folders = dict[str, Path]
 

@@ -7,14 +7,16 @@ import pytest
 
 from eval.predictions import PredictionLog, batches_of_rank, finished, merge
 
+CASES = [(ranks, n) for ranks in (1, 2, 3, 7, 8) for n in sorted({0, 1, ranks - 1, ranks, ranks + 1, 500})]
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 7, 8])
-@pytest.mark.parametrize("count", [0, 1, 6, 7, 8, 50])
-def test_merged_bytes_do_not_depend_on_ranks(world_size: int, count: int, tmp_path: Path) -> None:
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize(("world_size", "count"), CASES)
+def test_merged_bytes_do_not_depend_on_ranks(world_size: int, count: int, batch_size: int, tmp_path: Path) -> None:
     ids = [100 + number for number in range(count)]
     for rank in range(world_size):
         with PredictionLog(tmp_path, rank) as log:
-            for batch in batches_of_rank(ids, {}, 4, rank, world_size):
+            for batch in batches_of_rank(ids, {}, batch_size, rank, world_size):
                 log.append({"id": each, "text": f"text {each}"} for each in batch)
     merge(tmp_path, ids)
     expected = "".join(json.dumps({"id": each, "text": f"text {each}"}) + "\n" for each in ids)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 
 from eval.run import main
 from tests.support.gloo_ranks import run_on_ranks
+from tests.support.tiny_evaluation_sets import save_karpathy
 
 Folders = dict[str, Path]
 
@@ -142,12 +145,33 @@ def test_a_killed_run_goes_on_and_repeats_nothing(
     assert (out / "predictions.jsonl").read_bytes() == reference
 
 
+def test_killed_at_twenty_random_points_it_ends_with_the_same_bytes_and_repeats_nothing(
+    checkpoints: Folders, tmp_path: Path
+) -> None:
+    """Real SIGKILLs, half-written lines, and at each start another number of ranks."""
+    data, images = save_karpathy(tmp_path / "coco", 150), 150
+    flags = ("--batch-size", 1, "--min-new-tokens", 3, "--max-new-tokens", 4)
+    assert run(checkpoints["opt"], "captioning", data, tmp_path / "whole", *flags) == 0
+    out = tmp_path / "killed"
+    asked = ("--weights", checkpoints["opt"], "--task", "captioning", "--data", data, "--output", out, *flags)
+    command = [sys.executable, "-m", "tests.support.eval_kill_loop", "20", "5", out, *asked]
+    done = subprocess.run([str(each) for each in command], check=False, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    deaths = json.loads(done.stdout.splitlines()[-1])
+    assert len(deaths) == 20 and deaths == sorted(deaths) and 20 < deaths[-1] < images, deaths
+    assert len(set(deaths)) > 10
+    for name in ("predictions.jsonl", "predictions.json"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    logged = [each["id"] for path in out.glob("predictions.rank*.jsonl") for each in lines(path)]
+    assert len(logged) == len(set(logged)) == images  # what was finished was never generated again
+
+
 def predict_on_rank(commands: list[list[str]]) -> list[int]:
     return [main(command) for command in commands]
 
 
 def test_the_files_are_the_same_at_every_number_of_ranks(checkpoints: Folders, sets: Folders, tmp_path: Path) -> None:
-    ranks = 2
+    ranks = 3
     for count in (1, ranks):
         commands = []
         for task, weights in (("captioning", "t5"), ("retrieval", "stage1")):

@@ -200,3 +200,35 @@ def test_wrong_usage_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str]) 
         run("vqa", "--predictions", "p.json")
     assert stopped.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_against_gives_the_difference_in_pairs_and_what_it_was(vqa: dict[str, Path], tmp_path: Path) -> None:
+    other = write(tmp_path / "other.json", [{"question_id": number, "answer": "no"} for number in (10, 11, 12)])
+    assert run("vqa", *flags(vqa), "--against", other) == 0
+    against = json.loads(vqa["output"].read_text())["against"]
+    assert against["predictions"] == str(other) and len(against["sha256"]) == 64
+    found = {(row["protocol"], row["subset"]): row for row in against["metrics"]}
+    overall = found["vqa/official-2021", "overall"]
+    assert overall["value"] == pytest.approx(53.33 - 100 / 3, abs=0.01)  # 100, 60, 0 against 0, 100, 0
+    assert found["vqa/official-2021", "answer_type=yes/no"]["value"] == -40
+    assert overall["low"] <= overall["value"] <= overall["high"]
+
+
+def test_predictions_of_other_questions_or_galleries_are_not_compared(
+    vqa: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write(tmp_path / "other.json", [{"question_id": 10, "answer": "no"}])
+    assert run("vqa", *flags(vqa), "--against", other) == 1
+    error = capsys.readouterr().err
+    assert "other.json" in error and "2 missing (11, 12)" in error and not vqa["output"].exists()
+    arrays = {"itc": np.eye(4), "text_image": np.arange(4)}
+    np.savez(tmp_path / "a.npz", **arrays)
+    np.savez(tmp_path / "b.npz", **(arrays | {"text_image": np.arange(4)[::-1]}))
+    np.savez(tmp_path / "c.npz", **arrays, itm=np.eye(4))
+    for name, fault in (("b", "its text_image is not that of"), ("c", "its rerank (itm, k_test) is not")):
+        files = ("--predictions", tmp_path / "a.npz", "--against", tmp_path / f"{name}.npz")
+        assert run("retrieval", *files, "--output", tmp_path / "m.json") == 1
+        assert fault in capsys.readouterr().err
+    files = ("--predictions", tmp_path / "a.npz", "--against", tmp_path / "a.npz", "--output", tmp_path / "m.json")
+    assert run("retrieval", *files) == 0
+    assert {row["value"] for row in json.loads((tmp_path / "m.json").read_text())["against"]["metrics"]} == {0}

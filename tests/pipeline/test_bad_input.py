@@ -12,8 +12,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from pipeline import train
-from pipeline.config import parse_recipe
+from pipeline.config import for_ranks, load_recipe, parse_recipe
 from pipeline.models.build import build_stage1
+from pipeline.training.engine import resolve_ds_config
 from pipeline.weights import native
 from tests.support.tiny_shards import tiny_manifest
 from tests.support.tiny_towers import tiny_recipe
@@ -128,9 +129,35 @@ def test_an_empty_or_broken_manifest(case: Case) -> None:
 
 def test_a_ds_config_that_is_no_policy(case: Case) -> None:
     path = case.folder / "policy.json"
-    for content in ("{", '{"train_batch_size": 4}'):
+    for content in ("{", "[]", "{}", '{"train_batch_size": 4}', '{"zero_optimization": []}'):
         path.write_text(content)
         assert str(path) in case.fault(case.recipe(), f"run.zero={path}")
+
+
+@pytest.mark.parametrize(
+    ("zero", "named"),
+    [
+        ({"stage": 0}, '"stage": 1, 2 or 3'),
+        ({"stage": 2, "reduce_bucket_sise": 5}, "reduce_bucket_sise 5"),
+        ({"stage": 2, "reduce_bucket_size": "auto"}, "reduce_bucket_size 'auto'"),
+        ({"stage": 2, "reduce_bucket_size": -1}, "reduce_bucket_size -1"),
+    ],
+)
+def test_a_policy_that_deepspeed_would_not_take(case: Case, zero: dict[str, Any], named: str) -> None:
+    path = case.folder / "policy.json"
+    path.write_text(json.dumps({"zero_optimization": zero}))
+    line = case.fault(case.recipe(), f"run.zero={path}")
+    assert f"run.zero '{path}'" in line and named in line
+
+
+def test_a_node_size_that_does_not_divide_the_ranks() -> None:
+    recipes = Path(__file__).parents[2] / "pipeline" / "recipes"
+    edits = ["run.layout=sharded", "run.zero=ds_configs/zero3_hpz.json"]
+    recipe = load_recipe(recipes / "stage2_vitg_flant5xxl.yaml", edits)
+    with pytest.raises(ValueError, match="zero_hpz_partition_size 8 does not divide 12 ranks"):
+        resolve_ds_config(recipe, 12)
+    policies = [resolve_ds_config(for_ranks(recipe, ranks), ranks)["zero_optimization"] for ranks in (16, 4, 1)]
+    assert [policy["zero_hpz_partition_size"] for policy in policies] == [8, 4, 1]
 
 
 def test_corrupt_weights_folders(case: Case) -> None:

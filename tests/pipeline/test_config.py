@@ -83,3 +83,22 @@ def test_fewer_ranks_accumulate_more_in_stage_2_and_must_be_told_in_stage_1() ->
     with pytest.raises(ValueError, match="accumulation 1 x 8 ranks"):
         for_ranks(stage1, 8)
     assert for_ranks(load_recipe(folder / "stage1_vitg.yaml", ["batch.accumulation=2"]), 8).batch.accumulation == 2
+
+
+def test_what_a_resume_is_to_overlook_must_have_a_name() -> None:
+    named = [
+        "manifest",
+        "towers.vision",
+        "batch.pass_size",
+        "vision",
+        "optimizer.betas",
+        "language.config.dense_act_fn",
+    ]
+    recipe = load_recipe(SHIPPED[0], [f"run.resume_despite=[{','.join(named)}]"])
+    assert recipe.run.resume_despite == tuple(named)
+    assert load_recipe(SHIPPED[0], ["run.resume_despite=manifest"]).run.resume_despite == ("manifest",)
+    for typo in ("manifst", "vision.nme", "optimiser"):
+        with pytest.raises(ValueError, match=f"run.resume_despite '{typo}'"):
+            load_recipe(SHIPPED[0], [f"run.resume_despite=[{typo}]"])
+    with pytest.raises(ValueError, match=r"data.urls 5: needs a list"):
+        load_recipe(SHIPPED[0], ["data.urls=5"])

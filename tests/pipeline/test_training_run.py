@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.training import checkpoint
+from pipeline.training.faults import INITIAL_SCALE
 from pipeline.weights import native
 from tests.support.gloo_ranks import free_port, run_on_ranks
 from tests.support.tiny_runs import train_here
@@ -217,6 +218,29 @@ def test_stage_2_starts_from_stage_1_and_is_read_back_whole(
     assert model.stage == 2 and model.recipe.language is not None
     found = model.bridge.state_dict()
     assert all(torch.equal(found[name], second[name]) for name in second)
+
+
+def test_a_resumed_run_keeps_the_loss_scale_of_its_fp16_language_model(
+    folder: Path, write_recipe: Callable[..., list[str]]
+) -> None:
+    arguments = write_recipe("fp16", 2, "opt", run={"steps": 10, "checkpoint_every_steps": 8, "log_every_steps": 1})
+    what_leaps_halves_it = ["faults.spike_factor=1.0001", "optimizer.warmup_steps=0"]
+    arguments += ["--set", "language.precision=fp16", *what_leaps_halves_it]
+
+    def end() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        for code, _, errors in run_on_ranks(2, train_here, arguments):
+            assert code == 0, errors
+        return weights_of(folder / "fp16", 10), json.loads((last / "state.json").read_text())
+
+    last = folder / "fp16" / "checkpoints" / "step_00000010"
+    weights, state = end()
+    middle = json.loads((last.with_name("step_00000008") / "state.json").read_text())
+    assert middle["loss_scale"][0] < INITIAL_SCALE
+    last.rename(folder / "put_aside")
+    again, found = end()
+    assert found["loss_scale"] == state["loss_scale"] and all(
+        torch.equal(again[name], weights[name]) for name in weights
+    )
 
 
 def stop_rank_1(arguments: list[str]) -> tuple[int, str, str]:

@@ -24,7 +24,7 @@ def home(tmp_path: Path) -> Path:
     python.write_text(
         f'#!/bin/bash\ncd {tmp_path}\necho "$@" >>asked\n'
         'case "$*" in *recipe_facts*stage2*run.output) echo two ;; *recipe_facts*--field*) echo one ;;\n'
-        "*recipe_facts*) echo 2 ;; *) . ./training ;; esac\n"
+        "*recipe_facts*) echo 2 ;; *TASKS*) echo vqa ;; *) . ./training ;; esac\n"
     )
     python.chmod(0o755)
     (tmp_path / "slurm").symlink_to(ROOT / "slurm")
@@ -176,6 +176,8 @@ def test_a_chain_whose_stages_do_not_fit_is_refused_before_a_job_is_submitted(tm
     rest = ["pipeline/recipes/stage2_vitl_opt2.7b.yaml", "vqa", "data", "out"]
     assert "BLIP2_HOME is not set" in one_line_of([*chain, "a.yaml", *rest])
     assert "recipe gone.yaml: no such file" in one_line_of([*chain, "gone.yaml", *rest], **loaded)
+    wrong_task = ["gone.yaml", rest[0], "vqqa", "data", "out"]
+    assert "task 'vqqa': is none of captioning" in one_line_of([*chain, *wrong_task], **loaded)
     edits = ["data.manifest=m", "batch.global_size=1920"]
     line = one_line_of([*chain, "pipeline/recipes/stage1_vitg.yaml", *rest, *edits], **loaded)
     assert "init_weights is 'runs/stage1_vitl', stage 1's run.output 'runs/stage1_vitg'" in line

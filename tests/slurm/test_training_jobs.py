@@ -72,8 +72,8 @@ class Chain:
 
         return self.cluster.wait_for(job, trains)
 
-    def run_undisturbed(self) -> str:
-        """Stage 1 once more as another job, on four nodes by the deepspeed launcher, as the README says. Its id."""
+    def run_undisturbed(self, dead: str) -> str:
+        """Stage 1 again as another job, on the other four nodes by the deepspeed launcher as in the README. Its id."""
         recipe = write_recipe(self.folder, "undisturbed", 1, 4, STEPS)
         lines = [
             f"cd {ROOT}",
@@ -82,7 +82,7 @@ class Chain:
             f"{Path(sys.executable).with_name('deepspeed')} --hostfile {self.folder}/hosts --launcher slurm "
             f"--no_ssh_check --master_addr $MASTER_ADDR -- -m pipeline.train --recipe {recipe}",
         ]
-        shape = ["--nodes=4", "--ntasks-per-node=1", "--output", str(self.folder / "undisturbed.out")]
+        shape = ["--nodes=4", "--ntasks-per-node=1", f"--exclude={dead}", f"--output={self.folder}/undisturbed.out"]
         return self.cluster.answer("sbatch", "--parsable", *shape, "--wrap", "\n".join(lines)).strip()
 
     def last_weights(self, name: str) -> dict[str, torch.Tensor]:
@@ -129,7 +129,7 @@ def test_stage_1_survives_a_signal_its_time_limit_and_a_nodes_death_to_the_bit(c
     facts = chain.wait_for_start(2)
     victim = cluster.answer("scontrol", "show", "hostnames", facts["NodeList"]).split()[2]  # not the batch script's
     cluster.act("crash", victim)
-    undisturbed = chain.run_undisturbed()  # beside it, once no node is to die any more
+    undisturbed = chain.run_undisturbed(victim)  # beside it, once no node is to die any more
 
     facts = cluster.wait_until_ended(job)
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "3"), facts

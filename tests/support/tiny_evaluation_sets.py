@@ -47,6 +47,53 @@ def save_nocaps(folder: Path, images: int) -> Path:
     return folder
 
 
+def save_lavis(folder: Path, images: int) -> Path:
+    """coco_karpathy_test.json as LAVIS writes it, of the pictures that `save_karpathy` makes."""
+    save_karpathy(folder, images)
+    karpathy = folder / "dataset_coco.json"
+    content = []
+    for entry in json.loads(karpathy.read_text())["images"][2:]:
+        place = f"val2014/COCO_val2014_{entry['cocoid']:012}.jpg"
+        (folder / "images/val2014" / entry["filename"]).rename(folder / "images" / place)
+        content.append({"image": place, "caption": [each["raw"] for each in entry["sentences"]]})
+    karpathy.unlink()
+    (folder / "coco_karpathy_test.json").write_text(json.dumps(content))
+    return folder
+
+
+def save_okvqa(folder: Path, images: int) -> Path:
+    """OK-VQA's question and annotation files: those of VQAv2 with its own names, raw answers and codes."""
+    save_vqa(folder, images)
+    for name, entries in (("questions", "questions"), ("annotations", "annotations")):
+        old = "v2_OpenEnded_mscoco_val2014_questions" if name == "questions" else "v2_mscoco_val2014_annotations"
+        content = json.loads((folder / f"{old}.json").read_text())
+        for entry in content[entries]:
+            for answer in entry.get("answers", []):
+                answer |= {"raw_answer": answer["answer"], "answer_confidence": "yes"}
+            if "question_type" in entry:
+                entry |= {"question_type": "ten", "answer_type": "other", "confidence": 5}
+        (folder / f"{old}.json").unlink()
+        content["data_subtype"] = "val2014"
+        (folder / f"{old.removeprefix('v2_')}.json").write_text(json.dumps(content))
+    return folder
+
+
+def save_gqa(folder: Path, images: int) -> Path:
+    """testdev_balanced_questions.json: questions by id, with answers and types."""
+    questions = {}
+    for number in range(images):
+        colour = _picture(folder / "images" / f"n{number}.jpg", number)
+        types = {"structural": "query", "semantic": "attr", "detailed": "color"}
+        entry = {"imageId": f"n{number}", "question": "What color is it?", "answer": colour, "types": types}
+        questions[f"20{number:03}"] = entry | {"isBalanced": True, "fullAnswer": f"It is {colour}."}
+        types = {"structural": "verify", "semantic": "global", "detailed": "x"}
+        entry = {"imageId": f"n{number}", "question": "Is it dark?", "answer": "no", "types": types}
+        questions[f"21{number:03}"] = entry | {"isBalanced": True, "fullAnswer": "No."}
+    folder.mkdir(exist_ok=True, parents=True)
+    (folder / "testdev_balanced_questions.json").write_text(json.dumps(questions))
+    return folder
+
+
 def save_vqa(folder: Path, images: int) -> Path:
     """VQAv2's question and annotation files: two questions an image."""
     questions, annotations = [], []

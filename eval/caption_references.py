@@ -1,0 +1,49 @@
+"""Reference captions by image, from COCO-format annotations (NoCaps too), Karpathy's or LAVIS' files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval.captioned_images import captioned_images, is_captioned_images
+from eval.official_files import SampleId, field_of, read_json
+
+
+@dataclass(frozen=True)
+class CaptionReferences:
+    """Reference captions by image, in the file's order, and each image's domain where the file has one (NoCaps)."""
+
+    captions: dict[SampleId, list[str]]
+    domains: dict[SampleId, str]
+
+
+def read_caption_references(path: Path, split: str | None = None) -> CaptionReferences:
+    """Every image's captions. Raises ValueError in one line for a file of another format, or an image without any."""
+    content = read_json(path)
+    if is_captioned_images(content):
+        found = {image.id: list(image.captions) for image in captioned_images(path, content, split)[0]}
+        references = CaptionReferences(found, {})
+    else:
+        references = _of_coco(path, content)
+    bare = [image_id for image_id, captions in references.captions.items() if not captions]
+    if bare:
+        raise ValueError(f"{path}: image {bare[0]!r} has no caption")
+    return references
+
+
+def _of_coco(path: Path, content: object) -> CaptionReferences:
+    """{images: [{id, domain?}], annotations: [{image_id, caption}]}."""
+    images = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not isinstance(images, list) or not images:
+        raise ValueError(f"{path}: expected an object with a list of images, as COCO's caption files have")
+    captions: dict[SampleId, list[str]] = {}
+    domains: dict[SampleId, str] = {}
+    for image in images:
+        image_id = field_of(path, image, "id", (int, str))
+        captions[image_id] = []
+        if "domain" in image:
+            domains[image_id] = field_of(path, image, "domain", (str,))
+    for annotation in content.get("annotations", []):
+        image_id = field_of(path, annotation, "image_id", (int, str))
+        if image_id not in captions:
+            raise ValueError(f"{path}: a caption of image_id {image_id!r}, which is not among its images")
+        captions[image_id].append(field_of(path, annotation, "caption", (str,)))
+    return CaptionReferences(captions, domains)

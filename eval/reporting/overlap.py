@@ -1,0 +1,130 @@
+"""The guard: training pictures that look like evaluation pictures, and training sources known to share pictures.
+
+Training hashes come from parquet files with a column `phash` (64 bits, null for flat pictures) and optionally `status`
+(rows that are not "kept" are left out) and `url` or `key`: the ledgers beside downloaded shards are such files.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from eval.metrics.near_pictures import Hashes, near_pairs, perceptual_hash
+from eval.reporting.evaluations import Evaluation
+
+SHOWN = 10
+MOST_STAGES = 4  # of weights that began with others
+WEIGHTS = "trainable.safetensors"
+MOST_HEADER_BYTES = 100_000_000  # as safetensors has it
+ROWS_AT_ONCE = 1_000_000
+KNOWN_FILE = Path(__file__).with_name("shared_pictures.yaml")
+
+
+def overlap_section(evaluations: Sequence[Evaluation], training: Sequence[Path]) -> str:
+    """What the guard found, one entry an evaluation set; with no training hashes, what is known of the sources."""
+    by_set = {(each.task["annotations_sha256"], each.task["split"]): each for each in evaluations}
+    items = []
+    for each in by_set.values():
+        found = [f"{escape(source)}: {escape(why)}" for source, why in known_overlaps(each)]
+        found += [_looked_for(each, training)] if training else []
+        if found:
+            items.append(
+                f"<li><b>{escape(each.title)}</b><ul>{''.join(f'<li>{line}</li>' for line in found)}</ul></li>"
+            )
+    if not items:
+        return ""
+    hint = "" if training else '<p class="note">Pictures were not compared: give --training-hashes.</p>'
+    return f'<h2>Training pictures in evaluation sets</h2><ul class="overlap">{"".join(items)}</ul>{hint}'
+
+
+def known_overlaps(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """(training source, what it shares) for the sources that the weights were trained on."""
+    known = yaml.safe_load(KNOWN_FILE.read_text(encoding="utf-8"))
+    found = [(source, known.get(source, {}).get(evaluation.format_of)) for source in _sources(evaluation)]
+    return [(source, why) for source, why in found if why]
+
+
+def _sources(evaluation: Evaluation) -> list[str]:
+    """Of the manifests, where they still lie, that the weights and those they began with were trained on."""
+    from pipeline.data.manifest import load_manifest
+
+    sources, recipe = set[str](), evaluation.task.get("recipe")
+    for _ in range(MOST_STAGES):
+        if not recipe:
+            break
+        manifest = recipe.get("data", {}).get("manifest")
+        if manifest and Path(manifest).is_file():
+            sources |= {shard.source for shard in load_manifest(Path(manifest)).shards}
+        recipe = _recipe_of(Path(recipe["init_weights"])) if recipe.get("init_weights") else None
+    return sorted(sources)
+
+
+def _recipe_of(weights: Path) -> dict[str, Any] | None:
+    """The recipe in the metadata of native weights, read without torch; None where there are none any more."""
+    newest = sorted(weights.glob("checkpoints/step_*/COMPLETE"))[-1:]
+    file = newest[0].parent / WEIGHTS if newest else weights / WEIGHTS if weights.is_dir() else weights
+    try:
+        with file.open("rb") as opened:
+            size = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(min(size, MOST_HEADER_BYTES)))
+        found: dict[str, Any] = json.loads(header["__metadata__"]["recipe"])
+    except (OSError, ValueError, KeyError):
+        return None
+    return found
+
+
+def _looked_for(evaluation: Evaluation, training: Sequence[Path]) -> str:
+    hashed = [
+        (image, value) for image, path in evaluation.images.items() if (value := perceptual_hash(path)) is not None
+    ]
+    own = np.array([value for _, value in hashed], np.uint64)
+    compared, hits = 0, dict[Any, list[str]]()
+    for names, hashes in training_hashes(tuple(training)):
+        compared += len(hashes)
+        for e, t in near_pairs(own, hashes):
+            hits.setdefault(hashed[e][0], []).append(names[t])
+    total = len(evaluation.images)
+    if not hits:
+        return f"none of {total} pictures is near one of {compared:,} training pictures"
+    shown = "".join(
+        f"<li>image {escape(str(image))}: {escape(', '.join(names[:3]))}{', ...' if len(names) > 3 else ''}</li>"
+        for image, names in list(hits.items())[:SHOWN]
+    )
+    more = f"<li>and {len(hits) - SHOWN} more</li>" if len(hits) > SHOWN else ""
+    return (
+        f"<b>{len(hits)} of {total} pictures</b> are near one of {compared:,} training pictures: <ul>{shown}{more}</ul>"
+    )
+
+
+def training_hashes(paths: Iterable[Path]) -> Iterator[tuple[list[str], Hashes]]:
+    """Names and hashes of all parquet files given or below the folders given, some rows at a time."""
+    import pyarrow.parquet
+
+    for path in paths:
+        files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+        files = [file for file in files if "phash" in _columns(file)]
+        if not files:
+            raise ValueError(f"--training-hashes {path}: no parquet with a column 'phash' there")
+        for file in files:
+            columns = [name for name in ("phash", "status", "url", "key") if name in _columns(file)]
+            for batch in pyarrow.parquet.ParquetFile(file).iter_batches(ROWS_AT_ONCE, columns=columns):
+                rows = [
+                    row for row in batch.to_pylist() if row["phash"] is not None and row.get("status", "kept") == "kept"
+                ]
+                names = [str(row.get("url") or row.get("key") or file.name) for row in rows]
+                yield names, np.array([int(row["phash"]) & 0xFFFFFFFFFFFFFFFF for row in rows], np.uint64)
+
+
+@cache
+def _columns(file: Path) -> frozenset[str]:
+    import pyarrow.parquet
+
+    try:
+        return frozenset(pyarrow.parquet.read_schema(file).names)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--training-hashes {file}: not a readable parquet ({error})") from error

@@ -1,0 +1,94 @@
+"""Whether a number agrees with the paper's: "matches", "within noise", "differs", or "not comparable" and why not.
+
+Comparable are numbers of the same towers on the whole published set, predicted as the paper did. How the weights were
+trained otherwise than by the shipped recipe (the paper's values) does not make them incomparable; it is listed.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from eval.reporting.evaluations import Evaluation
+from eval.reporting.paper import PaperRow
+
+MATCHES, WITHIN_NOISE, DIFFERS, NOT_COMPARABLE = "matches", "within noise", "differs", "not comparable"
+PRINTED_UNIT = 0.1  # papers print one decimal
+RECIPES = Path(__file__).parents[2] / "pipeline" / "recipes"
+# What may differ without changing what is learnt: places, speed, how often something is written.
+NOT_A_DEVIATION = (
+    *("run.output", "run.zero", "run.layout", "run.log_every_steps", "run.checkpoint_every_steps"),
+    *("run.keep_checkpoints", "run.keep_every_steps", "run.resume_despite", "run.hang_deadline_s", "seed"),
+    *("init_weights", "init_from_other_towers", "data.manifest", "data.num_workers", "data.shuffle_shards"),
+    *("batch.micro_size", "batch.accumulation", "language.activation_checkpointing", "qformer.bert"),
+    *("validation", "faults.stop_after", "faults.save_failure"),
+)
+
+
+def verdict(row: dict[str, Any], printed: float, reasons: list[str]) -> str:
+    """Of one row of metrics.json and the number that the paper prints."""
+    if reasons:
+        return NOT_COMPARABLE
+    if abs(row["value"] - printed) <= PRINTED_UNIT / 2:
+        return MATCHES
+    if row["low"] is not None and row["low"] <= printed <= row["high"]:
+        return WITHIN_NOISE
+    return DIFFERS
+
+
+def why_not_comparable(main: Evaluation, paper: PaperRow) -> list[str]:
+    """What makes the paper's number one of something else; empty when nothing does."""
+    task, reasons = main.task, []
+    if not paper.comparable:
+        towers = [task.get(part) for part in ("vision", "language")]
+        named = " + ".join(str(tower).rsplit("/", 1)[-1] for tower in towers if tower) or "other towers"
+        reasons.append(f"these weights stand on {named}")
+    if not main.is_published:
+        reasons.append(f"this is not {main.format_of}, or not all of it")
+    if task["image_source"] != "own":
+        reasons.append("the pictures were not shown")
+    if not main.rows(paper.protocol):
+        reasons.append(f"not scored by {paper.protocol}")
+    for name, wanted in paper.evaluation.items():
+        if name in task and task[name] != wanted:
+            reasons.append(f"{name} {task[name]!r}, the paper has {wanted!r}")
+    return reasons
+
+
+def deviations(main: Evaluation) -> list[str]:
+    """Each field of the weights' recipe that differs from the shipped recipe of the same towers."""
+    recipe = main.task.get("recipe")
+    if not recipe:
+        return []
+    shipped = next(
+        (each for each in _shipped() if all(_same(recipe, each, part) for part in ("stage", *_TOWERS))), None
+    )
+    if shipped is None:
+        return []
+    found, wanted = _flat(recipe), _flat(shipped)
+    return [
+        f"{name} {found.get(name)!r}, shipped {wanted.get(name)!r}"
+        for name in sorted({*found, *wanted})
+        if not name.startswith(NOT_A_DEVIATION) and found.get(name) != wanted.get(name)
+    ]
+
+
+_TOWERS = ("vision", "language")
+
+
+def _same(recipe: dict[str, Any], other: dict[str, Any], part: str) -> bool:
+    one, two = recipe.get(part), other.get(part)
+    return one["name"] == two["name"] if isinstance(one, dict) and isinstance(two, dict) else one == two
+
+
+@lru_cache
+def _shipped() -> list[dict[str, Any]]:
+    from pipeline.config import load_recipe
+
+    return [load_recipe(path).model_dump(mode="json") for path in sorted(RECIPES.glob("stage*.yaml"))]
+
+
+def _flat(content: dict[str, Any], above: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        flat |= _flat(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
+    return flat

@@ -1,0 +1,40 @@
+"""GQA: exact string equality as the official script has it, and with both sides normalised as LAVIS has it."""
+
+from pathlib import Path
+from typing import Any
+
+from eval.gqa_files import TYPES, gqa_questions, read_gqa_predictions
+from eval.metrics.vqa_accuracy import normalise
+from eval.official_files import check_same_ids, read_json
+from eval.scoring.tables import Scored
+from eval.scoring.vqa import accuracy_table
+
+EXACT, LAVIS = "gqa/exact", "gqa/lavis"
+
+
+def score_gqa(predictions_path: Path, questions_path: Path) -> Scored:
+    """Every question of the file must be answered once, and no other."""
+    questions = gqa_questions(questions_path, read_json(questions_path))
+    predictions = read_gqa_predictions(predictions_path)
+    check_same_ids(predictions_path, predictions, questions_path, questions)
+    samples: list[dict[str, Any]] = []
+    for question_id, entry in questions.items():
+        if entry.answer is None:
+            raise ValueError(
+                f"{questions_path}: question_id {question_id!r} has no answer; these are of the hidden test"
+            )
+        answer = predictions[question_id]
+        samples.append(
+            {
+                "question_id": question_id,
+                "image_id": entry.image_id,
+                "question": entry.question,
+                "answer": answer,
+                "answers": [entry.answer],
+                **{name: entry.types.get(name, "") for name in TYPES},
+                EXACT: 100.0 * (answer == entry.answer),
+                LAVIS: 100.0 * (normalise(answer) == normalise(entry.answer)),
+            }
+        )
+    tables = [accuracy_table(samples, protocol, TYPES) for protocol in (EXACT, LAVIS)]
+    return Scored("gqa", len(samples), tables, samples)

@@ -1,0 +1,117 @@
+"""`python -m eval.submit vqa|nocaps`: a file that an evaluation server takes, validated before anyone uploads it.
+
+vqa: VQAv2 test-dev and test-standard take the same file, an answer to every question of test2015. nocaps: a caption of
+every image of nocaps_val or nocaps_test. Beside F stands F.provenance.json: what it was made from, its size and digest.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.command_line import Parser, finish, print_settings
+from eval.official_files import SampleId, check_same_ids, read_json, read_predictions
+
+VQA_SUBSET = "test2015"
+MOST_BYTES = 100_000_000  # a caption or answer of 200 characters for each of VQAv2's 447,793 questions is less
+LONGEST = {"vqa": 500, "nocaps": 1000}  # characters of one answer or caption: longer is a model that does not stop
+FIELDS = {"vqa": ("question_id", "answer"), "nocaps": ("image_id", "caption")}
+REFERENCE_FLAG = {"vqa": "questions", "nocaps": "images"}
+
+
+def expected_ids(task: str, path: Path) -> list[SampleId]:
+    """The ids that a submission must hold. Raises ValueError in one line for a file of another split or format."""
+    content = read_json(path)
+    name, field = ("questions", "question_id") if task == "vqa" else ("images", "id")
+    entries = content.get(name) if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path}: expected an object with a list of {name}")
+    subset = content.get("data_subtype", VQA_SUBSET)
+    if task == "vqa" and subset != VQA_SUBSET:
+        raise ValueError(
+            f"{path}: data_subtype {subset!r}; the server takes answers to all of {VQA_SUBSET}, which test-dev is part "
+            f"of: name v2_OpenEnded_mscoco_{VQA_SUBSET}_questions.json, and predict with --split test"
+        )
+    ids = [entry.get(field) for entry in entries]
+    strange = next((each for each in ids if not isinstance(each, int) or isinstance(each, bool)), None)
+    if strange is not None or None in ids:
+        raise ValueError(f"{path}: {field} {strange!r} is no whole number; the server's ids are")
+    return ids
+
+
+def validated(task: str, predictions: Path, reference: Path) -> list[dict[str, Any]]:
+    """The submission's entries in the reference's order. Raises ValueError in one line, naming file and id."""
+    id_field, text_field = FIELDS[task]
+    found = read_predictions(predictions, id_field, text_field)
+    ids = expected_ids(task, reference)
+    for sample_id, text in found.items():
+        if not isinstance(sample_id, int):
+            raise ValueError(f"{predictions}: {id_field} {sample_id!r} is a string; the server compares whole numbers")
+        if len(text) > LONGEST[task]:
+            raise ValueError(f"{predictions}: {id_field} {sample_id}: {text_field} of {len(text)} characters, at most "
+                             f"{LONGEST[task]}; is the end of text missing?")  # fmt: skip
+    check_same_ids(predictions, found, reference, ids)
+    return [{id_field: each, text_field: found[each]} for each in ids]
+
+
+def provenance(options: argparse.Namespace, reference: Path, content: bytes, entries: list[dict[str, Any]]) -> str:
+    """What the submission was made from: files by digest, and eval.run's settings where they lie beside them."""
+    task_file = options.predictions.parent / "task.json"
+    settings = read_json(task_file) if task_file.is_file() else {}
+    empty = sum(not entry[FIELDS[options.task][1]].strip() for entry in entries)
+    told = {
+        "submission": {
+            "file": options.output.name,
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        },
+        "entries": len(entries),
+        "empty": empty,
+        "predictions": {"file": str(options.predictions), "sha256": _digest(options.predictions)},
+        REFERENCE_FLAG[options.task]: {"file": str(reference), "sha256": _digest(reference)},
+        "run": {name: value for name, value in settings.items() if name != "images"},
+    }
+    return json.dumps(told, indent=1) + "\n"
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="python -m eval.submit", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK", parser_class=Parser)
+    for task, (id_field, text_field) in FIELDS.items():
+        of_task = tasks.add_parser(task)
+        shape = f"JSON list of {{{id_field}, {text_field}}}, raw, as eval.run writes it"
+        of_task.add_argument("--predictions", type=Path, required=True, metavar="P", help=shape)
+        of_task.add_argument(f"--{REFERENCE_FLAG[task]}", type=Path, required=True, metavar="Q", help="as published")
+        of_task.add_argument("--output", type=Path, required=True, metavar="F")
+    options = parser.parse_args(arguments)
+    print_settings(options)
+
+    def work() -> None:
+        from eval.predictions import write_durably
+
+        reference: Path = vars(options)[REFERENCE_FLAG[options.task]]
+        entries = validated(options.task, options.predictions, reference)
+        content = json.dumps(entries, ensure_ascii=True, separators=(",", ":")).encode()
+        if len(content) > MOST_BYTES:
+            raise ValueError(f"{options.predictions}: {len(content)} bytes as a submission, at most {MOST_BYTES}")
+        told = provenance(options, reference, content, entries)
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(options.output.with_name(f"{options.output.name}.provenance.json"), told)
+        write_durably(options.output, content)
+        summary = json.loads(told)
+        print(f"{summary['entries']} entries, {summary['empty']} empty, {len(content)} bytes, sha256 "
+              f"{summary['submission']['sha256']}")  # fmt: skip
+        print(options.output)
+
+    return finish(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""Matrices larger than a rank should hold: rows appended to a .npy as they come, and ranks' files put back in order."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+def write_rows(path: Path, blocks: Iterable[Floats], width: int) -> None:
+    """Blocks [b, width] one below the other as one .npy of fp32, whole or not there; one block is held at a time."""
+    temporary = path.with_suffix(".tmp")
+    rows = 0
+    with temporary.open("wb") as file:
+        _write_header(file, 0, width)
+        start = file.tell()
+        for block in blocks:
+            assert block.shape[1] == width
+            file.write(np.ascontiguousarray(block, dtype=np.float32).tobytes())
+            rows += len(block)
+        file.seek(0)
+        _write_header(file, rows, width)
+        assert file.tell() == start, "numpy pads its header for a length that grows"
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _write_header(file: object, rows: int, width: int) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
+    np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
+
+
+def interleave(parts: list[Path], target: Path, batch_size: int, total: int) -> None:
+    """The ranks' rows in order: batch b of the whole list was rank b mod W's next one."""
+    opened = [np.load(part, mmap_mode="r") for part in parts]
+    taken = [0] * len(parts)
+
+    def batches() -> Iterable[Floats]:
+        for batch, start in enumerate(range(0, total, batch_size)):
+            rank, size = batch % len(parts), min(batch_size, total - start)
+            yield opened[rank][taken[rank] : taken[rank] + size]
+            taken[rank] += size
+
+    write_rows(target, batches(), opened[0].shape[1])

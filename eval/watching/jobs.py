@@ -1,0 +1,112 @@
+"""The two jobs of an evaluation, submitted once: a note of the intent first, then sbatch, then their numbers.
+
+Whoever finds a note without numbers (its writer was killed) asks the queue for a job of that name before it submits.
+"""
+
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.predictions import write_durably
+from eval.task_folder import sha256_of
+from eval.watching.wanted import Evaluation
+
+NOTE = "submitted.json"
+WEIGHTS = "trainable.safetensors"
+SCORE_TASKS = {"captioning": "captions"}
+ANSWER_S = 60  # of SLURM's commands
+
+
+def state_of(evaluation: Evaluation, queued: set[str]) -> str:
+    """`scored`, `waiting` (its jobs are queued or run), `failed` (they ended without scores), or `missing`;
+    `outdated` when what is there is of weights that have been replaced since."""
+    note = _note(evaluation)
+    if note.get("stamp", stamp_of(evaluation)) != stamp_of(evaluation) and not _has_same_weights(evaluation):
+        return "outdated"
+    if (evaluation.folder / "metrics.json").is_file():
+        return "scored"
+    if not note.get("jobs"):
+        return "missing"
+    return "waiting" if queued & set(note["jobs"]) else "failed"
+
+
+def stamp_of(evaluation: Evaluation) -> list[int]:
+    """Size and time of the checkpoint's weights file: while they are the same, its content is not read."""
+    status = (evaluation.checkpoint / WEIGHTS).stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _has_same_weights(evaluation: Evaluation) -> bool:
+    """Whether a file that looks changed (copied, say) still holds the weights that were evaluated."""
+    task = evaluation.folder / "task.json"
+    evaluated = json.loads(task.read_text()).get("weights_sha256") if task.is_file() else None
+    return bool(evaluated == sha256_of(evaluation.checkpoint / WEIGHTS))
+
+
+def submit(evaluation: Evaluation, scripts: Path) -> list[str]:
+    """Submit what is missing of the two jobs; returns their numbers. Raises ValueError in one line when it may not."""
+    folder, wanted = evaluation.folder, evaluation.wanted
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [evaluation.job_name, f"{evaluation.job_name}-score"]
+    known = _queued_by_name(names) if (folder / NOTE).is_file() else {}
+    note = {"checkpoint": str(evaluation.checkpoint), "stamp": stamp_of(evaluation), "jobs": []}
+    write_durably(folder / NOTE, json.dumps(note) + "\n")
+    jobs: list[str] = []
+    try:
+        if not (folder / "COMPLETE").is_file():
+            what = [str(evaluation.checkpoint), wanted.task, wanted.data, str(folder), *wanted.run]
+            jobs.append(known.get(names[0]) or _sbatch(names[0], folder, wanted.sbatch, scripts / "eval.sbatch", what))
+        after = [f"--dependency=afterok:{jobs[0]}", "--kill-on-invalid-dep=yes"] if jobs else []
+        what = [SCORE_TASKS.get(wanted.task, wanted.task), str(folder), *wanted.score]
+        options = [*after, *wanted.score_sbatch]
+        jobs.append(known.get(names[1]) or _sbatch(names[1], folder, options, scripts / "score.sbatch", what))
+    except ValueError:
+        for job in jobs:
+            subprocess.run(["scancel", job], check=False, timeout=ANSWER_S)
+        (folder / NOTE).unlink()
+        raise
+    write_durably(folder / NOTE, json.dumps(note | {"jobs": jobs}) + "\n")
+    return jobs
+
+
+def queued_jobs() -> set[str]:
+    """The numbers of this user's jobs that wait or run."""
+    return set(_answer(["squeue", "--noheader", "--me", "--format=%i"]).split())
+
+
+def _queued_by_name(names: Sequence[str]) -> dict[str, str]:
+    lines = _answer(["squeue", "--noheader", "--me", f"--name={','.join(names)}", "--format=%j %i"]).splitlines()
+    return dict(line.split(maxsplit=1) for line in lines)
+
+
+def _note(evaluation: Evaluation) -> dict[str, Any]:
+    path = evaluation.folder / NOTE
+    if not path.is_file():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def _sbatch(name: str, folder: Path, options: Sequence[str], script: Path, arguments: Sequence[str]) -> str:
+    fixed = ["--parsable", f"--job-name={name}", f"--output={folder}/%x-%j.out"]
+    command = ["sbatch", *fixed, *options, str(script), *arguments]
+    return _answer(command, without_gpus=script.name == "score.sbatch").strip().partition(";")[0]
+
+
+def _answer(command: list[str], without_gpus: bool = False) -> str:
+    """What a SLURM command prints. sbatch's variables outweigh a script: without those that ask for GPUs, if so."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not (without_gpus and name.startswith("SBATCH_") and "GPU" in name)
+    }
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=ANSWER_S, env=environment)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ValueError(f"{command[0]}: {error}; run it where jobs are submitted") from error
+    if done.returncode != 0:
+        raise ValueError(f"{command[0]}: {' '.join(done.stderr.split())} ({' '.join(command[1:])})")
+    return done.stdout

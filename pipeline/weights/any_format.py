@@ -1,0 +1,73 @@
+"""The whole model of weights in any of the three formats, for evaluation; and the files that decide what they are."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pipeline.config import Recipe
+from pipeline.weights import native
+
+if TYPE_CHECKING:
+    from pipeline.models.inference import LanguageModel, RetrievalModel
+
+FOLDER_FILES = ("*.json", "*.safetensors")  # of a transformers folder
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """Weights somewhere: LAVIS' file and transformers' folder need a recipe, which names their towers."""
+
+    path: Path
+    kind: Literal["native", "lavis", "huggingface"]
+    files: tuple[Path, ...]
+    recipe: Recipe | None
+
+    def sha256(self) -> str:
+        """Of the file's content; of a folder, over its files' names and contents. A recipe that is needed counts."""
+        if self.kind == "native":
+            return _digest(self.files[0])
+        lines = [f"{file.name} {_digest(file)}" for file in self.files]
+        assert self.recipe is not None
+        decides = self.recipe.model_dump_json(include={"stage", "vision", "qformer", "language"})
+        return hashlib.sha256("\n".join([*lines, decides]).encode()).hexdigest()
+
+    def step(self) -> int | None:
+        """The training step that a checkpoint folder's name tells."""
+        number = self.files[0].parent.name.removeprefix("step_")
+        return int(number) if self.kind == "native" and number.isdecimal() else None
+
+
+def find_weights(path: Path, recipe: Recipe | None) -> WeightsSource:
+    """What lies at `path`. Raises ValueError in one line for nothing, or a recipe that is missing or in the way."""
+    if recipe is not None:
+        from pipeline.weights.huggingface import local_folder
+
+        path = local_folder(path)
+    if path.suffix in (".pth", ".pt") and path.is_file():
+        kind: Literal["native", "lavis", "huggingface"] = "lavis"
+        files: tuple[Path, ...] = (path,)
+    elif (path / "config.json").is_file():
+        kind, files = "huggingface", tuple(sorted(each for kind in FOLDER_FILES for each in path.glob(kind)))
+    else:
+        kind, files = "native", (native.weights_file(path),)
+    if (kind == "native") != (recipe is None):
+        wrong = "leave it out: native weights hold theirs" if recipe else f"needed: {kind} weights name no towers"
+        raise ValueError(f"--recipe for --weights {path}: {wrong}")
+    return WeightsSource(path, kind, files, recipe)
+
+
+def load_any(source: WeightsSource, device: str) -> tuple["RetrievalModel | LanguageModel", list[str]]:
+    """The model, and notes on what the weights held without a place. Raises ValueError when anything does not fit."""
+    if source.kind == "native":
+        return native.load_model(source.files[0], device), []
+    from pipeline.weights.foreign import read_foreign
+
+    assert source.recipe is not None
+    bridge, recipe, notes = read_foreign(source.path, source.kind, source.recipe, None)
+    return native.inference_model(recipe, bridge, device), notes
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,54 @@
+"""The audit of batching: silent on sound models, and it names padding on the wrong side when that is planted."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from eval.audit import Changed, main, verdict
+from pipeline.models.language import CausalTower, Decoding
+from tests.support.tiny_evaluation_sets import save_vqa
+
+Folders = dict[str, Path]
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty questions of one to six words."""
+    folder = save_vqa(tmp_path_factory.mktemp("audit"), 20)
+    path = folder / "v2_OpenEnded_mscoco_val2014_questions.json"
+    content = json.loads(path.read_text())
+    words = ["what", "colour", "is", "the", "number", "of"]
+    for place, entry in enumerate(content["questions"]):
+        entry["question"] = " ".join(words[: 1 + place % len(words)])
+    path.write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("language", ["opt", "t5"])
+def test_sound_models_answer_the_same_alone_and_together(
+    language: str, checkpoints: Folders, questions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--weights", str(checkpoints[language]), "--data", str(questions)]) == 0
+    assert "alone and in batches of 32 are the same (40 questions)" in capsys.readouterr().out
+
+
+def test_padding_on_the_right_is_named(
+    checkpoints: Folders, questions: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pads_right(self: CausalTower, prompts_BQH: object, texts: Sequence[str], decoding: Decoding) -> list[str]:
+        inputs = self._inputs(prompts_BQH, self._tokenise(texts, padding_side="right"))  # type: ignore[arg-type]
+        return self._generate(inputs, decoding, eos_token_id=self.end_token_id)
+
+    monkeypatch.setattr(CausalTower, "generate", pads_right)
+    assert main(["--weights", str(checkpoints["opt"]), "--data", str(questions)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: padding: ") and "must be padded on the left" in error and error.count("\n") == 1
+
+
+def test_few_changes_are_last_digits_and_unpadded_ones_are_not_padding() -> None:
+    padded, whole = Changed(0, "a", "x", "y", True), Changed(1, "b", "x", "y", False)
+    assert "few" in verdict([whole], 40, "causal")
+    with pytest.raises(ValueError, match="batching: 3 of 40"):
+        verdict([padded, padded, whole], 40, "causal")

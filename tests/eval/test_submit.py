@@ -1,0 +1,92 @@
+"""Submissions: right ones in the server's form with where they are from, wrong ones refused in one line."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.submit import main
+
+
+@pytest.fixture
+def vqa(tmp_path: Path) -> dict[str, Path]:
+    """Questions of test2015 and an answer to each, in another order."""
+    questions = [{"question_id": number, "image_id": number // 3, "question": "what?"} for number in range(1, 8)]
+    content = {"data_subtype": "test2015", "info": {"version": "2.0"}, "questions": questions}
+    files = {
+        "questions": tmp_path / "q.json",
+        "predictions": tmp_path / "p.json",
+        "output": tmp_path / "out" / "f.json",
+    }
+    files["questions"].write_text(json.dumps(content))
+    answers = [{"question_id": number, "answer": f"The  Café, {number}. "} for number in range(7, 0, -1)]
+    files["predictions"].write_text(json.dumps(answers))
+    return files
+
+
+def submit(task: str, files: dict[str, Path]) -> int:
+    return main([task, *(str(part) for name, path in files.items() for part in (f"--{name}", path))])
+
+
+def change(path: Path, edit: Any) -> None:
+    path.write_text(json.dumps(edit(json.loads(path.read_text()))))
+
+
+def test_raw_answers_of_every_question_with_their_provenance(vqa: dict[str, Path], tmp_path: Path) -> None:
+    task = {"task": "vqa", "weights_sha256": "ab", "prompt": "Q: {}", "images": [[1, "a.jpg"]]}
+    (tmp_path / "task.json").write_text(json.dumps(task))
+    assert submit("vqa", vqa) == 0
+    content = vqa["output"].read_bytes()
+    entries = json.loads(content)
+    assert entries == [{"question_id": number, "answer": f"The  Café, {number}. "} for number in range(1, 8)]
+    told = json.loads(vqa["output"].with_name("f.json.provenance.json").read_text())
+    assert told["submission"] == {
+        "file": "f.json",
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    assert told["entries"] == 7 and told["run"]["prompt"] == "Q: {}" and "images" not in told["run"]
+    before = content
+    assert submit("vqa", vqa) == 0 and vqa["output"].read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda found: found[1:], "1 missing (7)"),
+        (lambda found: [*found, {"question_id": 99, "answer": "x"}], "1 extra (99)"),
+        (lambda found: [*found, found[0]], "question_id 7 occurs twice"),
+        (lambda found: [*found[:-1], {"question_id": 1, "answer": 4}], "answer 4 is a int"),
+        (lambda found: [*found[:-1], {"question_id": "1", "answer": "x"}], "question_id '1' is a string"),
+        (lambda found: [*found[:-1], {"question_id": True, "answer": "x"}], "question_id True is a bool"),
+        (lambda found: [*found[:-1], {"question_id": 1, "answer": "x" * 501}], "answer of 501 characters"),
+        (lambda found: [*found[:-1], {"question_id": 1}], "an entry without 'answer'"),
+    ],
+    ids=lambda value: None if callable(value) else str(value)[:20],
+)
+def test_a_faulty_submission_is_one_line_and_nothing_is_written(
+    edit: Any, message: str, vqa: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(vqa["predictions"], edit)
+    assert submit("vqa", vqa) == 1
+    error = capsys.readouterr().err
+    assert message in error and "p.json" in error and error.count("\n") == 1
+    assert not vqa["output"].exists() and not vqa["output"].parent.exists()
+
+
+def test_questions_of_test_dev_alone_are_refused(vqa: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    change(vqa["questions"], lambda found: found | {"data_subtype": "test-dev2015"})
+    assert submit("vqa", vqa) == 1
+    assert "data_subtype 'test-dev2015'; the server takes answers to all of test2015" in capsys.readouterr().err
+
+
+def test_nocaps_captions_of_every_image(tmp_path: Path) -> None:
+    (tmp_path / "i.json").write_text(json.dumps({"images": [{"id": 4, "file_name": "a"}, {"id": 2, "file_name": "b"}]}))
+    captions = [{"image_id": 2, "caption": "B\u2028 dog"}, {"image_id": 4, "caption": ""}]
+    (tmp_path / "p.json").write_text(json.dumps(captions))
+    files = {"predictions": tmp_path / "p.json", "images": tmp_path / "i.json", "output": tmp_path / "f.json"}
+    assert submit("nocaps", files) == 0
+    assert json.loads(files["output"].read_text()) == captions[::-1]
+    assert json.loads((tmp_path / "f.json.provenance.json").read_text())["empty"] == 1

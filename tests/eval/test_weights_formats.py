@@ -1,0 +1,110 @@
+"""The same predictions from native weights and from LAVIS' and transformers' copies of them, each known by content."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval.run import main as predict
+from pipeline.config import parse_recipe
+from pipeline.convert import main as convert
+from pipeline.models.build import build_bridge
+from pipeline.weights.native import save_weights
+from tests.support.random_bridges import randomise
+from tests.support.tiny_towers import save_tiny_eva, tiny_recipe
+
+Folders = dict[str, Path]
+FORMATS = ("lavis", "huggingface")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """`KIND` native, `KIND.lavis`, `KIND.huggingface` and `KIND.yaml` for stage 1 and an OPT."""
+    root = tmp_path_factory.mktemp("formats")
+    (root / "towers").mkdir()
+    save_tiny_eva(root / "towers" / "vision")
+    folders = {}
+    for kind in ("stage1", "opt"):
+        stage, language = (1, None) if kind == "stage1" else (2, kind)
+        recipe = parse_recipe(tiny_recipe(root / "towers", root / "m.json", root / "run", stage, language))
+        folders[kind], folders[f"{kind}.yaml"] = root / kind, root / f"{kind}.yaml"
+        folders[kind].mkdir()
+        folders[f"{kind}.yaml"].write_text(json.dumps(recipe.model_dump(mode="json")))
+        save_weights(randomise(build_bridge(recipe), seed=3).float(), recipe, 7, folders[kind])
+        for name in FORMATS:
+            target = root / (f"{kind}.pth" if name == "lavis" else f"{kind}_folder")
+            assert convert([str(folders[kind]), str(target), "--from", "native", "--to", name]) == 0
+            folders[f"{kind}.{name}"] = target
+    return folders
+
+
+def run(weights: Path, task: str, data: Path, output: Path, *more: object) -> int:
+    flags = ("--weights", weights, "--task", task, "--data", data, "--output", output, "--batch-size", 4, *more)
+    return predict([str(flag) for flag in flags])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_answers_and_scores_do_not_depend_on_the_format(
+    name: str, exported: Folders, sets: Folders, tmp_path: Path
+) -> None:
+    assert run(exported["opt"], "vqa", sets["vqav2"], tmp_path / "own") == 0
+    recipe = ("--recipe", exported["opt.yaml"])
+    assert run(exported[f"opt.{name}"], "vqa", sets["vqav2"], tmp_path / "other", *recipe) == 0
+    own, other = ((tmp_path / each / "predictions.json").read_bytes() for each in ("own", "other"))
+    assert own == other and len({each["answer"] for each in json.loads(own)}) > 1
+    assert run(exported["stage1"], "retrieval", sets["coco"], tmp_path / "own_r") == 0
+    recipe = ("--recipe", exported["stage1.yaml"])
+    assert run(exported[f"stage1.{name}"], "retrieval", sets["coco"], tmp_path / "other_r", *recipe) == 0
+    own_scores, other_scores = (np.load(tmp_path / each / "scores.npz") for each in ("own_r", "other_r"))
+    for each in ("itc", "itm"):
+        assert np.array_equal(own_scores[each], other_scores[each], equal_nan=True)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_another_file_or_recipe_at_the_old_path_never_meets_old_answers(
+    name: str, exported: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / ("w.pth" if name == "lavis" else "w")
+    (shutil.copyfile if name == "lavis" else shutil.copytree)(exported[f"opt.{name}"], weights)
+    recipe = ("--recipe", exported["opt.yaml"])
+    assert run(weights, "vqa", sets["vqav2"], tmp_path / "out", *recipe) == 0
+    assert run(weights, "vqa", sets["vqav2"], tmp_path / "out", *recipe) == 0
+    assert "complete already" in capsys.readouterr().out
+    edit = ("--set", "language.end_text=photo")
+    assert run(weights, "vqa", sets["vqav2"], tmp_path / "out", *recipe, *edit) == 1
+    assert "weights_sha256" in capsys.readouterr().err
+    file = weights if name == "lavis" else weights / "config.json"
+    file.write_bytes(file.read_bytes() + b"\n")
+    assert run(weights, "vqa", sets["vqav2"], tmp_path / "out", *recipe) == 1
+    assert "weights_sha256" in capsys.readouterr().err
+
+
+def test_other_towers_at_the_old_path_never_go_on_with_old_answers(
+    exported: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    assert run(exported["opt"], "vqa", sets["vqav2"], tmp_path / "out") == 0
+    (tmp_path / "out" / "COMPLETE").unlink()
+    folder = exported["opt"].parent / "towers" / "opt"
+    kept = (folder / "model.safetensors").read_bytes()
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {name: tensor + 0.5 if "layers.0.fc1.weight" in name else tensor for name, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    try:
+        assert run(exported["opt"], "vqa", sets["vqav2"], tmp_path / "out") == 1
+    finally:
+        (folder / "model.safetensors").write_bytes(kept)
+    assert "it holds predictions with towers" in capsys.readouterr().err
+    assert run(exported["opt"], "vqa", sets["vqav2"], tmp_path / "out") == 0
+
+
+def test_a_recipe_that_is_missing_or_in_the_way_is_named(
+    exported: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(exported["opt.lavis"], "vqa", sets["vqav2"], tmp_path / "out") == 1
+    assert "needed: lavis weights name no towers" in capsys.readouterr().err
+    assert run(exported["opt"], "vqa", sets["vqav2"], tmp_path / "out", "--recipe", exported["opt.yaml"]) == 1
+    assert "leave it out: native weights hold theirs" in capsys.readouterr().err

@@ -1,0 +1,89 @@
+"""python -m tests.support.eval_kill_loop KILLS SEED LOGS FLAGS...: eval.run, SIGKILL at random moments, go on, end.
+
+Imports once and forks. Each start draws its number of ranks (1 to 3), real ones of a gloo group; LOGS is the folder of
+the rank files. Half of the kills leave a half-written line. Prints a line of JSON: how many lines were whole at each.
+"""
+
+import importlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from tests.support.gloo_ranks import free_port
+
+DEADLINE_S = 120
+PRELOADED = [  # what a start would spend its time on
+    "torch.distributed",
+    "torchvision.transforms.v2",
+    "timm",
+    "transformers.models.opt.modeling_opt",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.generation",
+    "pipeline.weights.any_format",
+    "pipeline.models.inference",
+    "eval.tasks.generation",
+]
+
+
+def start(ranks: int, flags: list[str]) -> list[int]:
+    """Forked ranks of eval.run, which leave with its exit code."""
+    port, children = str(free_port()), []
+    for rank in range(ranks):
+        child = os.fork()
+        if not child:
+            names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+            os.environ.update(zip(names, (str(rank), str(rank), str(ranks), "127.0.0.1", port), strict=True))
+            os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
+            from eval import run
+
+            os._exit(run.main(flags))
+        children.append(child)
+    return children
+
+
+def lines_in(logs: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in logs.glob("predictions.rank*.jsonl"))
+
+
+def kill_all(children: list[int]) -> None:
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+    for child in children:
+        os.waitpid(child, 0)
+
+
+def main() -> int:
+    for name in PRELOADED:
+        importlib.import_module(name)
+    import torch
+
+    torch.set_num_threads(1)
+    kills, draw, logs, flags = int(sys.argv[1]), random.Random(int(sys.argv[2])), Path(sys.argv[3]), sys.argv[4:]
+    deaths: list[int] = []
+    while len(deaths) < kills:
+        before, more = lines_in(logs), draw.randrange(0, 6)
+        children = start(draw.choice((1, 2, 3)), flags)
+        deadline = time.monotonic() + DEADLINE_S
+        while lines_in(logs) < before + more and time.monotonic() < deadline:
+            if ended := [child for child in children if os.waitpid(child, os.WNOHANG)[0]]:
+                kill_all([child for child in children if child not in ended])
+                print(f"a rank ended by itself after {len(deaths)} kills", file=sys.stderr)
+                return 1
+            time.sleep(0.001)
+        time.sleep(draw.random() * (0.05 if more else 0.5))  # anywhere in the next sample, or before the first
+        kill_all(children)
+        deaths.append(lines_in(logs))
+        if draw.random() < 0.5 and (files := sorted(logs.glob("predictions.rank*.jsonl"))):
+            with draw.choice(files).open("ab") as file:
+                file.write(b'{"id": 1003, "text": "half a li'[: draw.randrange(1, 30)])
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in start(draw.choice((1, 2, 3)), flags)]
+    print(json.dumps(deaths))
+    return max(codes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
