@@ -22,7 +22,7 @@ from data_prep.command_line import Parser, finish, print_settings
 from data_prep.ranker import Ranker, load_ranker
 from data_prep.shard_io import Receipt, Sample
 from data_prep.side_table import read_candidates
-from data_prep.weights_folder import folder_digest
+from data_prep.weights_folder import folder_digest, local_folder
 
 
 class Models:
@@ -58,8 +58,8 @@ def from_side_table(target: Path, samples: list[Sample]) -> Candidates:
     return [(sample, candidates.get(sample.key)) for sample in samples]
 
 
-def input_shards(options: argparse.Namespace) -> list[Path]:
-    """The finished shards of --input that fall to this task: each task-count-th, from task-index on."""
+def input_shards(options: argparse.Namespace) -> tuple[list[Path], list[Path]]:
+    """The finished shards of --input that fall to this task, each task-count-th from task-index on, and the others."""
     if not options.input.is_dir():
         raise ValueError(f"--input {options.input}: no such folder of shards")
     if options.input.resolve() == options.output.resolve():
@@ -73,24 +73,27 @@ def input_shards(options: argparse.Namespace) -> list[Path]:
         raise ValueError(
             f"--input {options.input}: no finished shard (a tar with its receipt); run data_prep.download first"
         )
-    return tars[options.task_index :: options.task_count]
+    mine = tars[options.task_index :: options.task_count]
+    return mine, [tar for tar in tars if tar not in set(mine)]
 
 
 def caption(options: argparse.Namespace, selection: Selection) -> list[Receipt]:
     """Caption this task's shards with the models; returns the receipts of those made now."""
     names = {each.name for each in fields(SamplingSettings)}
     sampling = SamplingSettings(**{name: value for name, value in vars(options).items() if name in names})
-    tars = input_shards(options)
+    tars, others = input_shards(options)
+    for name in ("captioner", "ranker"):
+        setattr(options, name, local_folder(vars(options)[name], f"--{name}"))
     digests = {name: folder_digest(vars(options)[name], f"--{name}") for name in ("captioner", "ranker")}
     making = {"sampling": asdict(sampling), "models": digests}
     plan = Plan(options.output, making, selection, options.drops)
-    return caption_shards(tars, plan, Models(options, sampling), options.lease_s)
+    return caption_shards(tars, plan, Models(options, sampling), options.lease_s, others)
 
 
 def reselect(options: argparse.Namespace, selection: Selection) -> list[Receipt]:
     """Select again in this task's shards that were captioned before; returns the receipts of those made now."""
     receipts: list[Receipt] = []
-    for tar in input_shards(options):
+    for tar in input_shards(options)[0]:
         _, making = read_candidates(options.output / tar.name)
         plan = Plan(options.output, making, selection, options.drops)
         receipts += caption_shards([tar], plan, from_side_table, options.lease_s)
@@ -105,9 +108,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--output", metavar="DIR", type=Path, required=True, help="captioned shards; workers may share it"
     )
     parser.add_argument(
-        "--captioner", metavar="W", type=Path, help="folder of a transformers BlipForConditionalGeneration"
+        "--captioner", metavar="W", type=Path, help="folder (or hub id) of a transformers BlipForConditionalGeneration"
     )
-    parser.add_argument("--ranker", metavar="W", type=Path, help="folder of a transformers CLIPModel")
+    parser.add_argument("--ranker", metavar="W", type=Path, help="folder (or hub id) of a transformers CLIPModel")
     parser.add_argument("--drops", metavar="DROPS", type=Path, help="leave out what data_prep.duplicates lists there")
     parser.add_argument("--task-index", metavar="I", type=int, default=0, help="this task of a job array")
     parser.add_argument("--task-count", metavar="N", type=int, default=1, help="tasks of the job array")

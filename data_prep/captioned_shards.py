@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -150,10 +151,13 @@ def _captioned(samples: list[Sample], verdicts: dict[str, list[Verdict]]) -> Ite
             yield Sample(sample.key, sample.jpeg, sample.record | chosen)
 
 
-def caption_shards(tars: Sequence[Path], plan: Plan, make: MakeCandidates, ttl_s: float) -> list[Receipt]:
+def caption_shards(
+    tars: Sequence[Path], plan: Plan, make: MakeCandidates, ttl_s: float, others: Sequence[Path] = ()
+) -> list[Receipt]:
     """Finish every shard, sharing the work through leases; returns the receipts of those that this worker made.
 
-    Ends when all are finished, by whichever worker. Raises ValueError at the end when shards could not be read.
+    Ends when all are finished, by whichever worker, and of `others` none is left that nobody is at: those of a worker
+    that is slow, or was killed. Raises ValueError at the end when shards could not be read.
     """
     leases, pending, made, failures = Leases(plan.output, ttl_s), list(tars), list[Receipt](), list[str]()
     with tqdm(total=len(tars), desc="captioning", unit="shard", disable=not sys.stderr.isatty()) as bar:
@@ -174,8 +178,20 @@ def caption_shards(tars: Sequence[Path], plan: Plan, make: MakeCandidates, ttl_s
             pending = unfinished
             if pending:
                 time.sleep(POLL_S)
+    made += _help(others, plan, make, leases)
     if failures:
         raise ValueError(f"{len(failures)} of {len(tars)} shards cannot be captioned, the first: {failures[0]}")
+    return made
+
+
+def _help(tars: Sequence[Path], plan: Plan, make: MakeCandidates, leases: Leases) -> list[Receipt]:
+    """Caption what is free of other workers' shards, from the last on, which they come to last; theirs to report a
+    damaged one."""
+    made = []
+    for tar in reversed(tars):
+        with suppress(DamagedInputError):
+            if (receipt := _caption_if_free(tar, plan, make, leases)) is not None:
+                made.append(receipt)
     return made
 
 

@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     least = {"min_side_px": 1, "max_side_px": 16, "samples_per_shard": 1, "task_count": 1, "retries": 0,
              "timeout_s": 0.1, "deadline_s": 0.1, "processes": 1, "threads": 1, "task_index": 0, "max_aspect": 1,
-             "min_words": 0}  # fmt: skip
+             "min_words": 0,
+             "connections_per_host": 0}  # fmt: skip
     for name, smallest in least.items():
         if (value := getattr(options, name)) is not None and value < smallest:
             parser.error(f"--{name.replace('_', '-')} {value}: at least {smallest}")
@@ -82,6 +83,12 @@ def _parser() -> Parser:
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--threads", type=int, default=32, help="connections of each process")
+    parser.add_argument("--distributor", choices=("multiprocessing", "pyspark"), default="multiprocessing")
+    parser.add_argument("--spark-master", metavar="URL", help="instead of a local Spark of as many cores as processes")
+    parser.add_argument(
+        "--connections-per-host", metavar="N", type=int, default=16, help="at a time, over all processes; 0: any number"
+    )
+    parser.add_argument("--robots", action="store_true", help="leave out what a host's robots.txt forbids")
     parser.add_argument("--user-agent", default=USER_AGENT)
     parser.add_argument("--allow-loopback", action="store_true", help="admit 127.0.0.1 (tests, the miniature web)")
     return parser
@@ -114,6 +121,10 @@ def _settings(options: Namespace) -> "DownloadSettings":
         MAX_BYTES,
         options.user_agent,
         options.allow_loopback,
+        options.distributor,
+        options.spark_master,
+        options.connections_per_host,
+        options.robots,
     )
     return DownloadSettings(
         source,

@@ -29,17 +29,28 @@ def prepare_process() -> None:
     webdataset takes only where it is found)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    # None in sys.modules makes an import fail; its type does not say so.
-    sys.modules |= {"torch": None, **{name: ModuleType(name) for name in UNUSED}}  # type: ignore[dict-item]
+    leave_out_unused()
     limits = FetchLimits(**json.loads(os.environ[LIMITS_VARIABLE]))
     urllib.request.install_opener(build_opener(limits))
+
+
+def leave_out_unused() -> None:
+    # None in sys.modules makes an import fail; its type does not say so.
+    sys.modules |= {"torch": None, **{name: ModuleType(name) for name in UNUSED}}  # type: ignore[dict-item]
 
 
 def main() -> None:
     settings = json.loads(Path(sys.argv[1]).read_text())
     import img2dataset
 
-    img2dataset.download(**settings)
+    if settings["img2dataset"]["distributor"] == "pyspark":
+        from data_prep.spark_tasks import guarded_spark
+
+        limits = FetchLimits(**json.loads(os.environ[LIMITS_VARIABLE]))
+        with guarded_spark(settings["spark"]["master"], limits, settings["spark"]["guard"]):
+            img2dataset.download(**settings["img2dataset"])
+    else:
+        img2dataset.download(**settings["img2dataset"])
 
 
 if __name__ in ("__main__", "__mp_main__"):

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.fetch_worker import LIMITS_VARIABLE
-from data_prep.guarded_opener import FetchLimits
+from data_prep.guarded_opener import AGENT_TOKEN, FetchLimits
 from data_prep.ledger import Drop, drop_of_message
 
 LARGEST_PART = 10_000
 """Rows of one of img2dataset's own shards: what one of its processes takes at a time."""
 START_ALLOWANCE_S = 300
 """Time img2dataset may take to start and stop, on a slow file system, before it counts as hung."""
-OPT_OUT_TOKEN = "blip2-pretraining"
-"""The name by which an X-Robots-Tag header can address this downloader."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,10 @@ class FetchSettings:
     max_bytes: int
     user_agent: str
     allow_loopback: bool
+    distributor: str = "multiprocessing"
+    spark_master: str | None = None
+    connections_per_host: int = 0
+    robots: bool = False
 
 
 class Fetched(NamedTuple):
@@ -86,6 +88,8 @@ def _run_img2dataset(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from data_prep.guard_proxy import GuardLimits
+
     folder.mkdir(parents=True)
     pq.write_table(pa.table({"url": list(urls.values()), "row": list(urls)}), folder / "urls.parquet")
     processes = max(1, min(settings.processes, len(urls) // 64))
@@ -105,9 +109,12 @@ def _run_img2dataset(
         "number_sample_per_shard": part,
         "timeout": settings.timeout_s,
         "retries": 0,
-        "user_agent_token": OPT_OUT_TOKEN,
+        "user_agent_token": AGENT_TOKEN,
+        "distributor": settings.distributor,
     }
-    (folder / "settings.json").write_text(json.dumps(options))
+    guard = GuardLimits(settings.allow_loopback, settings.max_bytes, settings.deadline_s)
+    spark = {"master": settings.spark_master or f"local[{processes}]", "guard": asdict(guard)}
+    (folder / "settings.json").write_text(json.dumps({"img2dataset": options, "spark": spark}))
     waits = -(-part // settings.threads) * -(-len(urls) // (part * processes))
     code = _run_worker(folder, proxy_url, settings, START_ALLOWANCE_S + waits * settings.deadline_s)
     results = dict(_results(folder / "fetched"))
@@ -119,7 +126,10 @@ def _run_img2dataset(
 
 def _run_worker(folder: Path, proxy_url: str, settings: FetchSettings, timeout_s: float) -> int:
     """Run the worker and its children to their end, or end them: at the time limit, on a signal, on an error."""
-    limits = FetchLimits(proxy_url, settings.user_agent, settings.deadline_s, settings.max_bytes)
+    per_host = settings.connections_per_host and max(1, settings.connections_per_host // settings.processes)
+    limits = FetchLimits(
+        proxy_url, settings.user_agent, settings.deadline_s, settings.max_bytes, per_host, settings.robots
+    )
     command = [sys.executable, "-m", "data_prep.fetch_worker", str(folder / "settings.json")]
     with (folder / "log.txt").open("wb") as log:
         worker = subprocess.Popen(

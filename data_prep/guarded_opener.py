@@ -6,14 +6,19 @@ One deadline holds for an image with all its redirects, a cap for its bytes, and
 import http.client
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.message import Message
 from types import TracebackType
 from typing import IO, Any, Self
 from urllib.error import URLError
 
+from data_prep.politeness import HostSlots, Robots, given_back_on_error
+
 CHUNK_BYTES = 1 << 16
+ROBOTS_TIMEOUT_S = 10.0
+AGENT_TOKEN = "blip2-pretraining"
+"""The name by which robots.txt and X-Robots-Tag can address this downloader."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,8 @@ class FetchLimits:
     user_agent: str
     deadline_s: float
     max_bytes: int
+    connections_per_host: int = 0
+    robots: bool = False
 
 
 def build_opener(limits: FetchLimits) -> "GuardedOpener":
@@ -52,22 +59,35 @@ class _Hop(urllib.request.Request):
 
 
 class GuardedOpener(urllib.request.OpenerDirector):
-    """An opener whose answers end at the cap or the deadline."""
+    """An opener whose answers end at the cap or the deadline, and which is polite to hosts where it is asked to be."""
 
     def __init__(self, limits: FetchLimits) -> None:
         super().__init__()
         self.addheaders = []
         self.limits = limits
+        self.slots = HostSlots(limits.connections_per_host)
+        self.robots = Robots(AGENT_TOKEN, self._read_robots) if limits.robots else None
 
     def open(self, fullurl: Any, data: Any = None, timeout: Any = None) -> Any:
         """As `OpenerDirector.open`; `data` is refused: images are only ever asked for."""
         assert data is None, "the downloader sends nothing"
-        if not isinstance(fullurl, _Hop):
-            url = fullurl if isinstance(fullurl, str) else fullurl.full_url
-            fullurl = _Hop(url, {"User-Agent": self.limits.user_agent}, time.monotonic() + self.limits.deadline_s)
-        deadline = fullurl.deadline
-        response = super().open(fullurl, None, timeout)
-        return response if isinstance(response, _Capped) else _Capped(response, self.limits.max_bytes, deadline)
+        if isinstance(fullurl, _Hop):  # after a redirect
+            return super().open(fullurl, None, timeout)
+        url = fullurl if isinstance(fullurl, str) else fullurl.full_url
+        if self.robots is not None:
+            self.robots.check(url)
+        return self._ask(url, timeout)
+
+    def _ask(self, url: str, timeout: float | None) -> "_Capped":
+        give_back = self.slots.take(url)
+        with given_back_on_error(give_back):
+            deadline = time.monotonic() + self.limits.deadline_s
+            hop = _Hop(url, {"User-Agent": self.limits.user_agent}, deadline)
+            return _Capped(super().open(hop, None, timeout), self.limits.max_bytes, deadline, give_back)
+
+    def _read_robots(self, url: str) -> bytes:
+        with self._ask(url, ROBOTS_TIMEOUT_S) as answer:
+            return answer.read()
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -97,8 +117,11 @@ class _BadGateways(urllib.request.BaseHandler):
 class _Capped:
     """An answer that is read under the cap and the deadline, and whole or not at all."""
 
-    def __init__(self, response: http.client.HTTPResponse, max_bytes: int, deadline: float) -> None:
+    def __init__(
+        self, response: http.client.HTTPResponse, max_bytes: int, deadline: float, give_back: Callable[[], None]
+    ) -> None:
         self.response, self.max_bytes, self.deadline = response, max_bytes, deadline
+        self.give_back = give_back
         self.headers = response.headers
 
     def __enter__(self) -> Self:
@@ -108,6 +131,7 @@ class _Capped:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.response.close()
+        self.give_back()
 
     def read(self) -> bytes:
         expected = int(self.headers.get("Content-Length", "-1")) if "Transfer-Encoding" not in self.headers else -1

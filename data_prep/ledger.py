@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 from data_prep.parquet_files import read_rows, write_rows
 
 PASSING = frozenset(
-    {"timeout", "deadline", "dns_failure", "connection_failed", "truncated_body", "lost_by_img2dataset"}
+    {
+        "timeout",
+        "deadline",
+        "dns_failure",
+        "connection_failed",
+        "truncated_body",
+        "lost_by_img2dataset",
+        "robots_unreachable",
+    }
 )
 """Reasons that may be gone at the next try; so are HTTP 408, 425, 429 and 5xx."""
 PASSING_STATUS = frozenset({408, 425, 429})

@@ -8,9 +8,7 @@ file in its own folder, hashed on the way, synced, scanned again, and only then 
 import errno
 import hashlib
 import json
-import math
 import os
-import re
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,15 +19,14 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.records import KEY_PATTERN, encode_record, parse_json, record_fault
 from data_prep.ustar import BLOCK, HashingFile, padded, read_header, write_member
 
-KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,90}")
-"""Keys hold no dot (WebDataset splits names at the first one) and fit a USTAR name with their ending."""
 PARTIAL_SUFFIX = ".partial"
 
 
 class Sample(NamedTuple):
-    """One image with its captions. `record` is the JSON beside the picture (see `encode_record`)."""
+    """One image with its captions. `record` is the JSON beside the picture (see `records`)."""
 
     key: str
     jpeg: bytes
@@ -72,11 +69,6 @@ def receipt_path(tar: Path) -> Path:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def encode_record(record: dict[str, Any]) -> bytes:
-    """Compact JSON with sorted keys: the same record gives the same bytes. Raises ValueError on NaN or infinity."""
-    return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def write_shard(path: Path, samples: Iterable[Sample]) -> ShardTotals:
@@ -146,26 +138,6 @@ def _receipt_fault(receipt: Receipt) -> str | None:
     return None
 
 
-def parse_json(text: bytes) -> Any:
-    """JSON as this project writes it. Raises ValueError on what is not UTF-8, nested too deep, or not finite, and on an
-    object with a name twice, of which another reader may see the other value."""
-
-    def finite(number: str) -> float:
-        if not math.isfinite(value := float(number)):
-            raise ValueError(f"{number} is not finite")
-        return value
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(pairs)) < len(pairs):
-            raise ValueError("a name comes twice in an object")
-        return found
-
-    try:
-        return json.loads(text.decode(), object_pairs_hook=once, parse_float=finite, parse_constant=finite)
-    except RecursionError as error:
-        raise ValueError("nested too deep") from error
-
-
 def finished_shards(folder: Path) -> list[Path]:
     """The tars of `folder` that have a receipt, in order of name; [] when there is none.
 
@@ -218,24 +190,6 @@ def read_at(file: BinaryIO, tar: Path, row: NDArray[np.int64]) -> Sample:
     if hashlib.sha256(jpeg).hexdigest() != record["sha256"]:
         raise ValueError(f"{tar}: the picture of sample {record['key']} differs from its sha256; the tar is damaged")
     return Sample(record["key"], jpeg, record)
-
-
-def record_fault(record: Any) -> str | None:
-    """What keeps a decoded JSON from being a sample's record, or None: readers rely on these fields and their types."""
-    if not isinstance(record, dict):
-        return "no JSON object"
-    kinds = {"key": str, "sha256": str, "width": int, "height": int}
-    if wrong := [name for name, kind in kinds.items() if not isinstance(record.get(name), kind)]:
-        return f"{wrong[0]} is missing or no {kinds[wrong[0]].__name__}"
-    if not KEY_PATTERN.fullmatch(record["key"]):
-        return "key may hold letters, digits, _ and - alone"
-    columns = [record.get(name) for name in ("captions", "scores", "sources")]
-    if not all(isinstance(column, list) for column in columns) or len({len(column or ()) for column in columns}) != 1:
-        return "captions, scores and sources are not three lists of one length"
-    texts, numbers = [*(columns[0] or ()), *(columns[2] or ())], columns[1] or ()
-    if not all(isinstance(text, str) for text in texts):
-        return "a caption or a source is no text"
-    return None if all(each is None or isinstance(each, int | float) for each in numbers) else "a score is no number"
 
 
 def offset_table(tar: Path) -> NDArray[np.int64]:

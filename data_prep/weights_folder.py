@@ -3,11 +3,15 @@
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 MODEL_TYPES = {"BlipForConditionalGeneration": "blip", "CLIPModel": "clip"}
 """transformers class -> the `model_type` of the config.json that fits it."""
+
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def load_pretrained(folder: Path, flag: str, model_class: str, processor_class: str, device: str) -> tuple[Any, Any]:
@@ -36,6 +40,21 @@ def load_pretrained(folder: Path, flag: str, model_class: str, processor_class: 
         missing = sorted(loading["missing_keys"])
         raise ValueError(f"{flag} {folder}: {len(missing)} weights are missing, such as {missing[0]}")
     return model.to(device).eval(), processor
+
+
+def local_folder(name: Path, flag: str) -> Path:
+    """The folder itself, or where the Hugging Face cache holds the weights of a hub id (fetched where that is allowed).
+
+    Raises ValueError, naming `flag`, when it is neither.
+    """
+    if name.is_dir() or not HUB_ID.fullmatch(str(name)):
+        return name
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.txt", "*.safetensors"]))
+    except Exception as error:  # of the hub's, of the network's, of the cache's own kinds
+        raise ValueError(f"{flag} {name}: no such folder of weights, and not in the Hugging Face cache") from error
 
 
 def folder_digest(folder: Path, flag: str) -> str:

@@ -1,8 +1,6 @@
 """CapFilt on real (tiny, random) models: what it writes, that it repeats itself, and that it survives being killed."""
 
 import hashlib
-import os
-import random
 import signal
 import subprocess
 import sys
@@ -187,45 +185,6 @@ def test_wrong_use_is_one_line(
         found = int(str(stop.code))
     lines = capsys.readouterr().err.splitlines()
     assert found == code and len(lines) == 1 and reason in lines[0]
-
-
-WORKER = """
-import sys, time
-from pathlib import Path
-from data_prep import shard_io
-from data_prep.captioned_shards import Plan, Selection, caption_shards
-from data_prep.selection import Candidate
-
-def make(target, samples):
-    for sample in samples:
-        time.sleep(0.008)
-        yield sample, [Candidate(0, f"a caption of {sample.key}", "synthetic", 0.5)]
-
-making = {"sampling": {"seed": 0}, "models": {}}
-caption_shards(shard_io.finished_shards(Path(sys.argv[1])), Plan(Path(sys.argv[2]), making, Selection()), make, 30.0)
-"""
-
-
-def start_worker(given: Path, output: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", WORKER, str(given), str(output)])
-
-
-def test_workers_killed_at_random_leave_the_bytes_of_an_undisturbed_run(tmp_path: Path) -> None:
-    write_tiny_shards(tmp_path / "raw", 60, samples_per_shard=5)
-    assert start_worker(tmp_path / "raw", tmp_path / "calm").wait() == 0
-    rng, shared = random.Random(0), tmp_path / "shared"
-    for _ in range(3):
-        workers = [start_worker(tmp_path / "raw", shared) for _ in range(3)]
-        time_out = time.monotonic() + 30
-        while not list(shared.glob("*.lease")) and time.monotonic() < time_out:
-            time.sleep(0.002)
-        time.sleep(rng.random() * 0.1)
-        for worker in workers:
-            os.kill(worker.pid, signal.SIGKILL)
-            worker.wait()
-        assert len(shard_io.finished_shards(shared)) < 12  # or nobody was interrupted
-    assert start_worker(tmp_path / "raw", shared).wait() == 0
-    assert contents(shared) == contents(tmp_path / "calm")
 
 
 def test_a_signal_stops_it_with_75_and_nothing_half_done(weights: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from data_prep import capfilt, duplicates, index, shard_io, verify
+from data_prep import capfilt, duplicates, index, records, shard_io, verify
 from data_prep.captioned_shards import Plan, Selection, caption_shards
 from data_prep.captioner import SamplingSettings
 from data_prep.command_line import finish
@@ -101,7 +101,7 @@ def reseal(tar: Path) -> None:
 
 def rebuild(tar: Path, spoil: Callable[[bytes, bytes], tuple[bytes, bytes]]) -> None:
     """The tar with its first sample's (picture, JSON) spoilt, resealed."""
-    samples = [(each.key, each.jpeg, shard_io.encode_record(each.record)) for each in shard_io.read_samples(tar)]
+    samples = [(each.key, each.jpeg, records.encode_record(each.record)) for each in shard_io.read_samples(tar)]
     key, picture_, text = samples[0]
     samples[0] = (key, *spoil(picture_, text))
     content = io.BytesIO()
@@ -131,7 +131,7 @@ def spoil_picture(rng: Rng, work: Workshop) -> list[Callable[[], int]]:
     def spoil(picture_: bytes, text: bytes) -> tuple[bytes, bytes]:
         spoilt = hostile_files.spoil_picture(rng, picture_)
         record = json.loads(text) | {"sha256": hashlib.sha256(spoilt).hexdigest()}
-        return spoilt, shard_io.encode_record(record)
+        return spoilt, records.encode_record(record)
 
     rebuild(pick(rng, work.world / "raw", "*.tar"), spoil)
     work.forget_captions()

@@ -113,7 +113,7 @@ def kill_web_downloads(kills: int, folder: Path) -> None:
 
 
 def test_kills_of_a_download_from_the_web(tmp_path: Path) -> None:
-    kill_web_downloads(6, tmp_path)
+    kill_web_downloads(3, tmp_path)
 
 
 @pytest.mark.large

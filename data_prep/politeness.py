@@ -1,0 +1,74 @@
+"""Good manners towards hosts: few connections to each at a time, and what its robots.txt asks for (RFC 9309)."""
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit, urlunsplit
+from urllib.robotparser import RobotFileParser
+
+MOST_HOSTS = 10_000
+"""robots.txt files that a process remembers."""
+
+
+class HostSlots:
+    """At most so many connections to one host at a time, of this process; 0 for any number."""
+
+    def __init__(self, per_host: int) -> None:
+        self.per_host = per_host
+        self._lock = threading.Lock()
+        self._slots: defaultdict[str, threading.BoundedSemaphore] = defaultdict(
+            lambda: threading.BoundedSemaphore(max(1, per_host))
+        )
+
+    def take(self, url: str) -> Callable[[], None]:
+        """Waits for a slot; returns what gives it back."""
+        if not self.per_host:
+            return lambda: None
+        with self._lock:
+            slot = self._slots[urlsplit(url).hostname or ""]
+        slot.acquire()
+        return slot.release
+
+
+class Robots:
+    """Which URLs the robots.txt of their host lets this downloader have; each file is read once a process."""
+
+    def __init__(self, agent: str, read: Callable[[str], bytes]) -> None:
+        self.agent, self.read = agent, read
+        self._lock = threading.Lock()
+        self._of_host: dict[str, tuple[threading.Lock, list[RobotFileParser]]] = {}
+
+    def check(self, url: str) -> None:
+        """Raises URLError("guard:robots_disallowed"), or ("guard:robots_unreachable"), or what asking for it raised."""
+        parts = urlsplit(url)
+        place = urlunsplit((parts.scheme, parts.netloc, "/robots.txt", "", ""))
+        with self._lock:
+            if len(self._of_host) >= MOST_HOSTS:
+                self._of_host.clear()
+            lock, known = self._of_host.setdefault(place, (threading.Lock(), []))
+        with lock:
+            if not known:
+                known.append(self._rules(place))
+        if not known[0].can_fetch(self.agent, url):
+            raise URLError("guard:robots_disallowed")
+
+    def _rules(self, place: str) -> RobotFileParser:
+        rules = RobotFileParser()
+        try:
+            rules.parse(self.read(place).decode("utf-8", "replace").splitlines())
+        except HTTPError as error:
+            if error.code >= 500:
+                raise URLError("guard:robots_unreachable") from error
+            rules.parse([])  # there is none: nothing is asked for
+        return rules
+
+
+@contextmanager
+def given_back_on_error(give_back: Callable[[], None]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        give_back()
+        raise

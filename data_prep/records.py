@@ -1,0 +1,52 @@
+"""A sample's record, the JSON beside its picture: how it is written, and what it must be to be read."""
+
+import json
+import math
+import re
+from typing import Any
+
+KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,90}")
+"""Keys hold no dot (WebDataset splits names at the first one) and fit a USTAR name with their ending."""
+
+
+def encode_record(record: dict[str, Any]) -> bytes:
+    """Compact JSON with sorted keys: the same record gives the same bytes. Raises ValueError on NaN or infinity."""
+    return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def parse_json(text: bytes) -> Any:
+    """JSON as this project writes it. Raises ValueError on what is not UTF-8, nested too deep, or not finite, and on an
+    object with a name twice, of which another reader may see the other value."""
+
+    def finite(number: str) -> float:
+        if not math.isfinite(value := float(number)):
+            raise ValueError(f"{number} is not finite")
+        return value
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError("a name comes twice in an object")
+        return found
+
+    try:
+        return json.loads(text.decode(), object_pairs_hook=once, parse_float=finite, parse_constant=finite)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
+def record_fault(record: Any) -> str | None:
+    """What keeps a decoded JSON from being a sample's record, or None: readers rely on these fields and their types."""
+    if not isinstance(record, dict):
+        return "no JSON object"
+    kinds = {"key": str, "sha256": str, "width": int, "height": int}
+    if wrong := [name for name, kind in kinds.items() if not isinstance(record.get(name), kind)]:
+        return f"{wrong[0]} is missing or no {kinds[wrong[0]].__name__}"
+    if not KEY_PATTERN.fullmatch(record["key"]):
+        return "key may hold letters, digits, _ and - alone"
+    columns = [record.get(name) for name in ("captions", "scores", "sources")]
+    if not all(isinstance(column, list) for column in columns) or len({len(column or ()) for column in columns}) != 1:
+        return "captions, scores and sources are not three lists of one length"
+    texts, numbers = [*(columns[0] or ()), *(columns[2] or ())], columns[1] or ()
+    if not all(isinstance(text, str) for text in texts):
+        return "a caption or a source is no text"
+    return None if all(each is None or isinstance(each, int | float) for each in numbers) else "a score is no number"

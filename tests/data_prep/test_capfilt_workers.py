@@ -1,0 +1,95 @@
+"""The same captions whatever the number of workers and the batch size, and however wrong a clock is."""
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_prep import capfilt, shard_io
+from data_prep.captioned_shards import Plan, Selection, caption_shards
+from data_prep.captioner import SamplingSettings
+from tests.support.tiny_captioning_models import save_tiny_blip, save_tiny_clip
+from tests.support.tiny_shards import write_tiny_shards
+
+MAKING = {"sampling": {"seed": 0}, "models": {"captioner": "b", "ranker": "c"}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("capfilt")
+    save_tiny_blip(folder / "blip", num_layers=1)
+    save_tiny_clip(folder / "clip")
+    write_tiny_shards(folder / "raw", 22, samples_per_shard=11)
+    yield folder
+    torch.set_num_threads(before)
+
+
+def arguments(folder: Path, output: Path, *more: str) -> list[str]:
+    models = ["--captioner", str(folder / "blip"), "--ranker", str(folder / "clip"), "--device", "cpu"]
+    return ["--input", str(folder / "raw"), "--output", str(output), *models, "--max-length", "9", *more]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_batches_of_1_to_16_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    found = set()
+    options = capfilt.parse(arguments(folder, tmp_path))
+    models = capfilt.Models(options, SamplingSettings(max_length=9))
+    tars = shard_io.finished_shards(folder / "raw")
+    for batch_size in range(1, 17):
+        options.batch_size = batch_size
+        output = tmp_path / str(batch_size)
+        caption_shards(tars, Plan(output, MAKING, Selection()), models, 30.0)
+        found.add(tuple(sorted(contents(output).items())))
+    assert len(found) == 1
+
+
+def _run(arguments: list[str]) -> None:
+    sys.exit(capfilt.main(arguments))
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_several_workers_at_once_give_what_one_gives(folder: Path, tmp_path: Path, workers: int) -> None:
+    assert capfilt.main(arguments(folder, tmp_path / "one")) == 0
+    context = multiprocessing.get_context("fork")  # their imports would take most of the time
+    batches = [arguments(folder, tmp_path / "many", "--batch-size", str(number + 1)) for number in range(workers)]
+    running = [context.Process(target=_run, args=(each,)) for each in batches]
+    for each in running:
+        each.start()
+    for each in running:
+        each.join(timeout=120)
+    assert [each.exitcode for each in running] == [0] * workers
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+
+
+@pytest.mark.parametrize("wrong_s", [-3600, 3600])
+def test_files_from_a_clock_an_hour_off_change_nothing(folder: Path, tmp_path: Path, wrong_s: int) -> None:
+    """Another machine's finished shard stays, its lost lease is stolen after its time, its remains go."""
+    assert capfilt.main(arguments(folder, tmp_path / "calm")) == 0
+    output = tmp_path / "out"
+    output.mkdir()
+    first, second = sorted(tar.name for tar in shard_io.finished_shards(tmp_path / "calm"))
+    for name, content in contents(tmp_path / "calm").items():
+        if name.startswith(Path(first).stem):
+            (output / name).write_bytes(content)
+    (output / f".{second}.abc{shard_io.PARTIAL_SUFFIX}").write_text("half")
+    lease = output / f"{Path(second).stem}.lease"
+    lease.write_text('{"token": "t", "host": "another machine", "pid": 1, "started": "1"}')
+    then = time.time() + wrong_s
+    for path in output.iterdir():
+        os.utime(path, (then, then))
+    finished = (output / first).stat().st_mtime_ns
+    began = time.monotonic()
+    assert capfilt.main(arguments(folder, output, "--lease-s", "2")) == 0
+    assert time.monotonic() - began > 2.0, "the lease was respected for its time"
+    assert (output / first).stat().st_mtime_ns == finished
+    assert contents(output) == contents(tmp_path / "calm")

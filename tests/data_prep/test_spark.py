@@ -1,0 +1,40 @@
+"""img2dataset's pyspark distributor on a real local Spark: the same end of every row, and nothing round the guard."""
+
+import os
+import shutil
+from collections import Counter
+
+import pytest
+
+from tests.data_prep.test_download import ledger, private, run, samples, write_table  # noqa: F401 - a fixture
+from tests.support.web_folder import make_web, requested, served
+
+pytest.importorskip("pyspark", reason="pyspark is not installed")
+if not shutil.which("java"):
+    pytest.skip("no Java here, which Spark runs on (openjdk-17-jre-headless)", allow_module_level=True)
+
+QUICK = ["--retries", "1", "--backoff-s", "0.1", "--timeout-s", "5", "--deadline-s", "20", "--threads", "8"]
+
+
+def test_every_spark_task_fetches_through_the_guard(tmp_path, private, monkeypatch):  # noqa: F811 - the fixture
+    private_url, private_asked = private
+    monkeypatch.setitem(os.environ, "no_proxy", "127.0.0.1,127.0.0.2")  # would lead round a proxy
+    routes = {f"/{number}.jpg": {"behaviour": "ok", "file": f"images/{number}.jpg"} for number in range(140)}
+    routes["/recovering.jpg"] = {"behaviour": "recovering", "file": "images/r.jpg"}
+    routes["/gone.jpg"] = {"behaviour": "missing"}
+    routes["/to-private.jpg"] = {"behaviour": "redirect", "location": private_url + "/secret.jpg"}
+    routes["/to-file.jpg"] = {"behaviour": "redirect", "location": "file:///etc/passwd"}
+    make_web(tmp_path / "web", routes)
+    with served(tmp_path / "web", tmp_path / "log") as base:
+        write_table(tmp_path / "t.parquet", [*(base + path for path in routes), private_url + "/direct.jpg"])
+        flags = ["--input", tmp_path / "t.parquet", "--allow-loopback", "--samples-per-shard", 80, "--processes", 2]
+        assert run("table", *flags, *QUICK, "--output", tmp_path / "spark", "--distributor", "pyspark") == 0
+        by_spark = Counter(requested(tmp_path / "log"))
+        monkeypatch.delitem(os.environ, "no_proxy")
+        assert run("table", *flags, *QUICK, "--output", tmp_path / "plain") == 0
+    reasons = [entry["reason"] for entry in ledger(tmp_path / "spark")]
+    assert reasons == [None] * 141 + ["http_404", "refused_address", "refused_scheme", "refused_address"]
+    assert reasons == [entry["reason"] for entry in ledger(tmp_path / "plain")]
+    assert samples(tmp_path / "spark") == samples(tmp_path / "plain")
+    assert private_asked == []
+    assert by_spark == Counter([*routes, "/recovering.jpg"])
