@@ -6,7 +6,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 export WANDB_MODE := disabled
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test check format clean
+.PHONY: setup demo test bench check format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -36,6 +36,10 @@ format: $(VENV)/installed ## apply the formatting that `make check` wants
 
 test: $(VENV)/installed ## all tests but those marked gpu or large
 	HF_HUB_OFFLINE=1 pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not large" --durations=20
+
+bench: $(VENV)/installed ## speeds on CPU as ratios, each beside a named reference in the same run
+	for name in captioner download cider rerank exchange_bytes; do \
+	    echo "== $$name"; HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PYTHON) -m tests.benchmarks.$$name || exit 1; done
 
 clean: ## remove the environment and the miniature's runs
 	rm -rf $(VENV) runs/miniature

@@ -18,8 +18,9 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
-class StoppedBySignalError(Exception):
-    """Raised in the main thread when SIGINT, SIGTERM or SIGUSR1 arrives."""
+class StoppedBySignalError(BaseException):
+    """Raised in the main thread when SIGINT, SIGTERM or SIGUSR1 arrives. No Exception: libraries swallow those while
+    they are imported, and the signal would be lost."""
 
 
 def print_settings(options: argparse.Namespace) -> None:

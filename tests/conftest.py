@@ -16,7 +16,18 @@ os.environ.update(
 )
 
 
-LONGEST_FIRST = ("test_training_jobs.py", "test_demo.py", "test_job_scripts.py", "test_faults.py", "test_zero.py")
+LONGEST_FIRST = (
+    "test_training_jobs.py",
+    "test_demo.py",
+    "test_data_jobs.py",
+    "test_eval_jobs.py",
+    "test_job_scripts.py",
+    "test_faults.py",
+    "test_zero.py",
+    "test_kills.py",
+    "test_hostile_files.py",
+    "test_run.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
