@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.captioned_images import captioned_images, is_captioned_images
-from eval.official_files import SampleId, field_of, read_json
+from eval.official_files import SampleId, field_of, listed, read_json
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,12 @@ def _of_coco(path: Path, content: object) -> CaptionReferences:
     domains: dict[SampleId, str] = {}
     for image in images:
         image_id = field_of(path, image, "id", (int, str))
+        if image_id in captions:
+            raise ValueError(f"{path}: image id {image_id!r} occurs twice")
         captions[image_id] = []
         if "domain" in image:
             domains[image_id] = field_of(path, image, "domain", (str,))
-    for annotation in content.get("annotations", []):
+    for annotation in listed(path, content, "annotations"):
         image_id = field_of(path, annotation, "image_id", (int, str))
         if image_id not in captions:
             raise ValueError(f"{path}: a caption of image_id {image_id!r}, which is not among its images")

@@ -22,6 +22,7 @@ PUBLISHED_IMAGES = {
     (FLICKR, "val"): (1_014,),
     (FLICKR, "test"): (1_000,),
 }
+SPLITS = ("test", "val", "train")
 _NUMBER = re.compile(r"(\d+)$")
 
 
@@ -57,10 +58,17 @@ def captioned_images(path: Path, content: Any, split: str | None) -> tuple[list[
         images = [_of_lavis(path, entry) for entry in content]
         kind = FLICKR if "flickr" in images[0].place.lower() else COCO
         says_so = all("COCO_" in each.place or kind == FLICKR for each in images)
+        named = next(
+            (each for each in SPLITS if each in path.stem), None
+        )  # a file has one split, and says it by its name
+        if named and split and named != split:
+            raise ValueError(f"{path}: holds split {named!r}, not {split!r}; name it with --split, or the other file")
+        says_so = says_so and named is not None
     else:
         if split is None:
             raise ValueError(f"{path}: a Karpathy file; name one of its splits with --split")
-        images = [_of_karpathy(path, entry) for entry in content["images"] if entry.get("split") == split]
+        entries = [each for each in content["images"] if field_of(path, each, "split", (str,)) == split]
+        images = [_of_karpathy(path, entry) for entry in entries]
         kind = COCO if "cocoid" in content["images"][0] else FLICKR
         says_so = content.get("dataset", kind) in (kind, "coco" if kind == COCO else "flickr30k")
         if not images:
@@ -71,7 +79,7 @@ def captioned_images(path: Path, content: Any, split: str | None) -> tuple[list[
         if image.id in seen:
             raise ValueError(f"{path}: image {image.id!r} occurs twice")
         seen.add(image.id)
-    shown = split or next((each for each in ("test", "val", "train") if each in path.stem), "")
+    shown = split or next((each for each in SPLITS if each in path.stem), "")
     published = says_so and len(images) in PUBLISHED_IMAGES.get((kind, shown), ())
     return images, DataSet(f"{kind} {shown}".strip(), published)
 
@@ -79,7 +87,8 @@ def captioned_images(path: Path, content: Any, split: str | None) -> tuple[list[
 def _of_karpathy(path: Path, entry: Mapping[str, Any]) -> CaptionedImage:
     """COCO's image id where there is one, else the running number."""
     image_id = field_of(path, entry, "cocoid" if "cocoid" in entry else "imgid", (int, str))
-    place = "/".join(part for part in (entry.get("filepath", ""), str(entry.get("filename", ""))) if part)
+    parts = [field_of(path, entry, name, (str,)) for name in ("filepath", "filename") if name in entry]
+    place = "/".join(part for part in parts if part)
     sentences = field_of(path, entry, "sentences", (list,))
     return CaptionedImage(image_id, place, tuple(field_of(path, each, "raw", (str,)) for each in sentences))
 

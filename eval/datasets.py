@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.captioned_images import CaptionedImage, DataSet, captioned_images, is_captioned_images
+from eval.official_files import SampleId, field_of
 from eval.samples import PictureFinder, RetrievalData, Sample, TaskData, find_file
 
 KARPATHY_FILES = ("dataset_coco.json", "dataset_flickr30k.json")
@@ -33,7 +34,12 @@ def load_nocaps(folder: Path, split: str, limit: int | None = None) -> TaskData:
     annotations, content = find_file(folder, [NOCAPS_FILES[split]], _is_nocaps, f"for split {split!r}")
     entries = _images(annotations, content)
     find = PictureFinder(folder, annotations)
-    paths = {image["id"]: find(image["file_name"]) for image in entries[:limit]}
+    paths: dict[SampleId, Path] = {}
+    for image in entries[:limit]:
+        image_id = field_of(annotations, image, "id", (int, str))
+        if image_id in paths:
+            raise ValueError(f"{annotations}: image id {image_id!r} occurs twice")
+        paths[image_id] = find(field_of(annotations, image, "file_name", (str,)))
     data_set = DataSet(f"NoCaps {split}", len(entries) == NOCAPS_IMAGES[split])
     return TaskData(annotations, data_set, paths, tuple(Sample(image_id, image_id) for image_id in paths))
 

@@ -31,7 +31,7 @@ def gqa_questions(path: Path, content: Any) -> dict[SampleId, GqaQuestion]:
         raise ValueError(f"{path}: not GQA's questions, an object of question_id: {{imageId, question, answer}}")
     found: dict[SampleId, GqaQuestion] = {}
     for question_id, entry in content.items():
-        types = entry.get("types") or {}
+        types = field_of(path, entry, "types", (dict,)) if "types" in entry else {}
         found[question_id] = GqaQuestion(
             field_of(path, entry, "imageId", (int, str)),
             field_of(path, entry, "question", (str,)),
@@ -46,4 +46,9 @@ def read_gqa_predictions(path: Path) -> dict[SampleId, str]:
     content = read_json(path)
     own = isinstance(content, list) and content and isinstance(content[0], dict) and "questionId" in content[0]
     names = ("questionId", "prediction") if own else ("question_id", "answer")
-    return {str(sample_id): text for sample_id, text in read_predictions(path, *names).items()}
+    found: dict[SampleId, str] = {}
+    for sample_id, text in read_predictions(path, *names).items():
+        if str(sample_id) in found:
+            raise ValueError(f"{path}: {names[0]} {sample_id} occurs twice, as a number and as a string")
+        found[str(sample_id)] = text
+    return found

@@ -8,6 +8,7 @@ from typing import Any
 
 SampleId = int | str
 IDS_SHOWN = 5
+ID_FIELDS = ("question_id", "questionId", "image_id", "id", "cocoid", "imgid", "image")  # of entries, for messages
 
 
 @dataclass(frozen=True)
@@ -135,5 +136,6 @@ def field_of(path: Path, entry: Any, name: str, types: tuple[type, ...]) -> Any:
     value = entry[name]
     if not isinstance(value, types) or isinstance(value, bool):
         wanted = " or ".join(each.__name__ for each in types)
-        raise ValueError(f"{path}: {name} {value!r} is a {type(value).__name__}, expected {wanted}")
+        of_id = next((f" of {each} {entry[each]!r}" for each in ID_FIELDS if each != name and each in entry), "")
+        raise ValueError(f"{path}: {name} {value!r}{of_id} is a {type(value).__name__}, expected {wanted}")
     return value

@@ -90,8 +90,16 @@ def merge(folder: Path, order: Sequence[SampleId]) -> list[Entry]:
     return entries
 
 
+def check_target(path: Path) -> None:
+    """Make the folder of a file that is to be written. Raises ValueError for a place that is no ordinary file's."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: is no ordinary file, which it would be replaced by; name another")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def write_durably(path: Path, content: str | bytes) -> None:
     """Write a file so that it is on disk in full, or not there."""
+    check_target(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)

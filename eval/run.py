@@ -15,6 +15,7 @@ from eval.run_options import (
     DECODING_FLAGS,
     DEFAULT_SPLIT,
     QUESTION_TASKS,
+    check_prompt,
     check_usage,
     load_data,
     run_parser,
@@ -39,11 +40,8 @@ def predict(options: argparse.Namespace) -> Path:
     folder = TaskFolder(options.output)
     source = find_weights(options.weights, load_recipe(options.recipe, options.set) if options.recipe else None)
     settings = folder.adopt(settings_of(options, data, source))
+    check_prompt(options, settings)
     official = folder.path / ("scores.npz" if options.task == "retrieval" else "predictions.json")
-    if folder.is_complete():
-        if process_group.rank() == 0:
-            print(f"complete already: {options.output}")
-        return official
     process_group.initialise()
     try:
         predict_missing(options, settings, data, folder, source)
@@ -90,6 +88,10 @@ def predict_missing(
         "towers": {name: fingerprint(tower) for name, tower in model.frozen_towers().items()},
     }
     settings = folder.adopt(settings)  # other frozen weights at an old path are other settings, too
+    if folder.is_complete():  # known only now: what frozen weights a path holds is seen by loading them
+        if process_group.rank() == 0:
+            print(f"complete already: {options.output}")
+        return
     if isinstance(model, LanguageModel):
         assert isinstance(data, TaskData)
         _generate(options, model, settings, data, folder)
@@ -117,17 +119,17 @@ def _generate(
     if process_group.rank() == 0:
         folder.describe(settings, data.image_paths)
     collectives.barrier()
-    generation.generate_all(
-        model,
-        data,
-        prompts,
-        Decoding(**{name: settings[name] for name in DECODING_FLAGS}),
-        folder.path,
-        images=options.images,
-        seed=options.seed,
-        batch_size=options.batch_size,
-    )
-    collectives.barrier()
+    with collectives.together():  # a picture that one rank cannot decode ends them all
+        generation.generate_all(
+            model,
+            data,
+            prompts,
+            Decoding(**{name: settings[name] for name in DECODING_FLAGS}),
+            folder.path,
+            images=options.images,
+            seed=options.seed,
+            batch_size=options.batch_size,
+        )
     if process_group.rank() == 0:
         task.write_official(folder.path, merge(folder.path, list(prompts)))
         folder.finish()

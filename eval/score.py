@@ -8,13 +8,13 @@ over images. --against OTHER adds "against": the paired differences to another p
 import argparse
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.command_line import Parser, finish, print_settings
+from eval.predictions import check_target, write_durably
 
 if TYPE_CHECKING:
     from eval.scoring.tables import Scored
@@ -60,14 +60,6 @@ def compare(options: argparse.Namespace, scored: "Scored") -> dict[str, Any]:
     return {"predictions": str(options.against), "sha256": digest, "metrics": scored.differences(other)}
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there in full or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
 def print_overall(metrics: dict[str, Any]) -> None:
     """A line a number over all samples, then the differences, then what was not computed."""
     for title, rows in (("", metrics["metrics"]), ("difference ", metrics.get("against", {}).get("metrics", []))):
@@ -105,14 +97,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_settings(options)
 
     def work() -> None:
+        for target in filter(None, (options.output, options.per_sample)):
+            check_target(target)
         scored = score(options, options.predictions)
         metrics = scored.metrics()
         if options.against:
             metrics["against"] = compare(options, scored)
         if options.per_sample:
-            write_whole(options.per_sample, "".join(json.dumps(sample) + "\n" for sample in scored.samples))
+            write_durably(options.per_sample, "".join(json.dumps(sample) + "\n" for sample in scored.samples))
             print(options.per_sample)
-        write_whole(options.output, json.dumps(metrics, indent=1) + "\n")
+        write_durably(options.output, json.dumps(metrics, indent=1) + "\n")
         print_overall(metrics)
         print(options.output)
 

@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,21 @@ def expected_ids(task: str, path: Path) -> list[SampleId]:
     entries = content.get(name) if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path}: expected an object with a list of {name}")
-    subset = content.get("data_subtype", VQA_SUBSET)
+    subset = content.get("data_subtype")
     if task == "vqa" and subset != VQA_SUBSET:
         raise ValueError(
             f"{path}: data_subtype {subset!r}; the server takes answers to all of {VQA_SUBSET}, which test-dev is part "
             f"of: name v2_OpenEnded_mscoco_{VQA_SUBSET}_questions.json, and predict with --split test"
         )
+    if not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{path}: {name} holds something that is no object")
     ids = [entry.get(field) for entry in entries]
     strange = next((each for each in ids if not isinstance(each, int) or isinstance(each, bool)), None)
     if strange is not None or None in ids:
         raise ValueError(f"{path}: {field} {strange!r} is no whole number; the server's ids are")
+    twice = next((each for each, count in Counter(ids).items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"{path}: {field} {twice} occurs twice")
     return ids
 
 
@@ -54,13 +60,15 @@ def validated(task: str, predictions: Path, reference: Path) -> list[dict[str, A
             raise ValueError(f"{predictions}: {id_field} {sample_id}: {text_field} of {len(text)} characters, at most "
                              f"{LONGEST[task]}; is the end of text missing?")  # fmt: skip
     check_same_ids(predictions, found, reference, ids)
+    shown = settings_beside(predictions).get("image_source", "own")
+    if shown != "own":
+        raise ValueError(f"{predictions}: predicted with --images {shown}, without each picture itself; predict anew")
     return [{id_field: each, text_field: found[each]} for each in ids]
 
 
 def provenance(options: argparse.Namespace, reference: Path, content: bytes, entries: list[dict[str, Any]]) -> str:
     """What the submission was made from: files by digest, and eval.run's settings where they lie beside them."""
-    task_file = options.predictions.parent / "task.json"
-    settings = read_json(task_file) if task_file.is_file() else {}
+    settings = settings_beside(options.predictions)
     empty = sum(not entry[FIELDS[options.task][1]].strip() for entry in entries)
     told = {
         "submission": {
@@ -75,6 +83,15 @@ def provenance(options: argparse.Namespace, reference: Path, content: bytes, ent
         "run": {name: value for name, value in settings.items() if name != "images"},
     }
     return json.dumps(told, indent=1) + "\n"
+
+
+def settings_beside(predictions: Path) -> dict[str, Any]:
+    """eval.run's task.json in the same folder; empty when there is none."""
+    task_file = predictions.parent / "task.json"
+    settings = read_json(task_file) if task_file.is_file() else {}
+    if not isinstance(settings, dict):
+        raise ValueError(f"{task_file}: expected an object, found {type(settings).__name__}")
+    return settings
 
 
 def _digest(path: Path) -> str:
@@ -97,6 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from eval.predictions import write_durably
 
         reference: Path = vars(options)[REFERENCE_FLAG[options.task]]
+        if options.output.absolute() in (options.predictions.absolute(), reference.absolute()):
+            raise ValueError(f"--output {options.output}: is an input; name another file")
         entries = validated(options.task, options.predictions, reference)
         content = json.dumps(entries, ensure_ascii=True, separators=(",", ":")).encode()
         if len(content) > MOST_BYTES:

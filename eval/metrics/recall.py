@@ -1,7 +1,8 @@
 """Recall at K of image-text retrieval from score matrices: ITC alone, or ITM + ITC over the top k of ITC.
 
 A query's rank is that of its best-placed right answer. Ties: the candidate with the lower index comes first (stable).
-Beside that stable rank stand the best and the worst that another order among equal scores could give.
+Beside that stable rank stand the best and the worst that another order among equal scores could give, of the candidates
+that the top k by ITC has: ties at its border are decided by the stable rule.
 """
 
 import math

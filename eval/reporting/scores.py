@@ -131,10 +131,11 @@ def _paper_note(main: Evaluation, paper: PaperRow | None) -> str:
     note = f"Paper: {escape(paper.model)}, {escape(paper.setting)} (<code>{escape(paper.protocol)}</code>)"
     if reasons := why_not_comparable(main, paper):
         return f'<p class="note">{note} &ndash; <b>not comparable</b>: {escape("; ".join(reasons))}.</p>'
-    listed = "".join(f"<li>{escape(each)}</li>" for each in deviations(main))
+    found = deviations(main)
+    listed = "".join(f"<li>{escape(each)}</li>" for each in found or ())
     trained = "trained by a recipe without deviations from the shipped one"
-    if "recipe" not in main.task:
-        trained = "it is not known how these weights were trained"
+    if found is None:
+        trained = "how these weights were trained is not known, or no shipped recipe has these towers"
     note += " &ndash; the same towers, set and decoding; "
     return (
         f'<p class="note">{note}{trained}.</p>'

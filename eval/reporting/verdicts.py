@@ -54,17 +54,24 @@ def why_not_comparable(main: Evaluation, paper: PaperRow) -> list[str]:
     return reasons
 
 
-def deviations(main: Evaluation) -> list[str]:
-    """Each field of the weights' recipe that differs from the shipped recipe of the same towers."""
+def deviations(main: Evaluation) -> list[str] | None:
+    """Each field of the weights' recipe that differs from the shipped recipe of the same towers.
+
+    None when it is not known how they were trained (weights of others come without a recipe; the one named with them
+    says towers and sizes only), or when no shipped recipe has these towers.
+    """
     recipe = main.task.get("recipe")
-    if not recipe:
-        return []
+    if not recipe or main.task.get("weights_format", "native") != "native":
+        return None
     shipped = next(
         (each for each in _shipped() if all(_same(recipe, each, part) for part in ("stage", *_TOWERS))), None
     )
     if shipped is None:
-        return []
+        return None
     found, wanted = _flat(recipe), _flat(shipped)
+    tagged = str(wanted["vision.name"])
+    if str(found["vision.name"]).removeprefix("hf-hub:timm/") in (tagged, tagged.partition(".")[0]):  # timm's default
+        found["vision.name"] = tagged
     return [
         f"{name} {found.get(name)!r}, shipped {wanted.get(name)!r}"
         for name in sorted({*found, *wanted})
@@ -77,7 +84,13 @@ _TOWERS = ("vision", "language")
 
 def _same(recipe: dict[str, Any], other: dict[str, Any], part: str) -> bool:
     one, two = recipe.get(part), other.get(part)
-    return one["name"] == two["name"] if isinstance(one, dict) and isinstance(two, dict) else one == two
+    return _plain(one) == _plain(two) if isinstance(one, dict) and isinstance(two, dict) else one == two
+
+
+def _plain(tower: dict[str, Any]) -> str:
+    """A tower's name, however it is written: timm's `hf-hub:timm/NAME.TAG` is its `NAME`."""
+    name = str(tower["name"]).removeprefix("hf-hub:timm/")
+    return name if "/" in name or ":" in name else name.partition(".")[0]
 
 
 @lru_cache

@@ -27,7 +27,7 @@ def score_retrieval(path: Path) -> Scored:
         IMAGE_RETRIEVAL: [np.array([image]) for image in text_image],
     }
     clusters = {TEXT_RETRIEVAL: np.arange(images), IMAGE_RETRIEVAL: text_image}
-    k = int(arrays["k_test"]) if "k_test" in arrays else None
+    k = int(arrays["k_test"].flat[0]) if "k_test" in arrays else None
     stages: dict[str, NDArray[Any] | None] = {"ret/itc": None}
     if "itm" in arrays:
         stages[f"ret/k{k}/itm+itc" if k else "ret/itm+itc"] = arrays["itm"]
@@ -39,7 +39,10 @@ def score_retrieval(path: Path) -> Scored:
         for direction, first_sample in ((TEXT_RETRIEVAL, 0), (IMAGE_RETRIEVAL, images)):
             oriented = itc if direction == TEXT_RETRIEVAL else itc.T
             oriented_itm = None if itm is None else itm if direction == TEXT_RETRIEVAL else itm.T
-            ranks = rank_queries(oriented, positives[direction], oriented_itm, k)
+            try:
+                ranks = rank_queries(oriented, positives[direction], oriented_itm, k)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error} ({direction})") from error
             tables.append(_table(protocol, direction, ranks, clusters[direction]))
             rows += _tie_rows(protocol, direction, ranks)
             for query, (rank, first) in enumerate(zip(ranks.stable, ranks.first, strict=True)):
@@ -75,16 +78,27 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:  # TypeError: of a .npy, a bare array
         raise ValueError(f"{path}: not a readable .npz ({error})") from error
     for name in ("itc", "text_image"):
         if name not in arrays:
             raise ValueError(f"{path}: no array {name!r} in it; it holds {sorted(arrays)}")
+        if not np.issubdtype(arrays[name].dtype, np.number):
+            raise ValueError(f"{path}: {name} holds {arrays[name].dtype}, no numbers")
     itc, text_image = arrays["itc"], arrays["text_image"]
     if itc.ndim != 2 or text_image.shape != itc.shape[1:]:
         raise ValueError(
             f"{path}: itc {itc.shape} and text_image {text_image.shape} do not fit ([images, texts], [texts])"
         )
+    if not itc.size:
+        raise ValueError(f"{path}: itc {itc.shape} has no scores")
+    if (text_image != text_image.astype(np.int64)).any():
+        raise ValueError(f"{path}: text_image holds {text_image.dtype} that are no whole numbers")
+    for name in ("itc", "itm"):
+        if np.isinf(arrays.get(name, itc)).any():
+            raise ValueError(f"{path}: {name} has infinite scores")
+    if "k_test" in arrays and (arrays["k_test"].size != 1 or int(arrays["k_test"].flat[0]) < 1):
+        raise ValueError(f"{path}: k_test {arrays['k_test'].tolist()}, expected one number, at least 1")
     if "itm" in arrays and arrays["itm"].shape != itc.shape:
         raise ValueError(f"{path}: itm {arrays['itm'].shape}, expected {itc.shape} as itc")
     outside = np.flatnonzero((text_image < 0) | (text_image >= len(itc)))

@@ -80,7 +80,7 @@ def test_vqa_scores_overall_and_by_type(vqa: dict[str, Path], tmp_path: Path) ->
         (lambda found: found[:-1], "1 missing (12)"),
         (lambda found: [*found, {"question_id": 99, "answer": "x"}], "1 extra (99)"),
         (lambda found: [*found, found[0]], "question_id 11 occurs twice"),
-        (lambda found: [*found[:-1], {"question_id": 12, "answer": 3}], "answer 3 is a int, expected str"),
+        (lambda found: [*found[:-1], {"question_id": 12, "answer": 3}], "answer 3 of question_id 12 is a int, expected str"),
         (lambda found: [*found[:-1], {"question_id": 12}], "an entry without 'answer'"),
         (lambda found: {"answers": found}, "expected a list"),
     ],

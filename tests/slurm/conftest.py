@@ -1,4 +1,4 @@
-"""One real SLURM cluster of five nodes for all tests of this room that a test process runs."""
+"""A real SLURM cluster of five nodes for the tests of a file: what one breaks is not the next one's."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import pytest
 from tests.support.slurm_cluster import Cluster, NoClusterError, running_cluster
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     try:
         with running_cluster(tmp_path_factory.mktemp("cluster"), nodes=5) as started:
