@@ -114,6 +114,15 @@ def test_lavis_files_are_the_same_set_as_karpathys(sets: Folders) -> None:
     assert load_retrieval(sets["coco"], "test").texts == load_retrieval(sets["lavis"], "test").texts
 
 
+def test_a_file_of_another_split_is_not_taken_for_the_one_asked_for(sets: Folders, tmp_path: Path) -> None:
+    shutil.copytree(sets["lavis"], tmp_path / "lavis")
+    file = tmp_path / "lavis" / "coco_karpathy_test.json"
+    other = file.rename(file.with_name("coco_karpathy_val.json"))
+    with pytest.raises(ValueError, match="holds split 'val', not 'test'"):
+        load_captioning(tmp_path / "lavis", "test")
+    assert load_captioning(tmp_path / "lavis", "val").annotations == other
+
+
 def test_lavis_captions_are_references_too(sets: Folders, tmp_path: Path) -> None:
     entries = [
         {"image_id": image, "caption": f"a {image}"} for image in load_captioning(sets["coco"], "test").image_paths

@@ -200,6 +200,11 @@ def test_other_settings_in_the_same_folder_are_refused_and_the_same_ones_skipped
         assert named in capsys.readouterr().err
     assert run(checkpoints["t5"], "vqa", sets["vqav2"], out) == 1
     assert "weights_sha256" in capsys.readouterr().err
+    other = tmp_path / "other"
+    assert run(checkpoints["opt"], "vqa", sets["vqav2"], other, "--prompt", "{}?", "--limit", 1) == 0
+    assert run(checkpoints["opt"], "vqa", sets["vqav2"], other, "--limit", 1) == 1
+    assert "answers to the prompt '{}?'" in capsys.readouterr().err
+    assert run(checkpoints["opt"], "vqa", sets["vqav2"], other, "--prompt", "{}?", "--limit", 1) == 0
 
 
 def test_new_weights_at_an_old_path_never_give_old_answers(

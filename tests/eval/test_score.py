@@ -80,7 +80,7 @@ def test_vqa_scores_overall_and_by_type(vqa: dict[str, Path], tmp_path: Path) ->
         (lambda found: found[:-1], "1 missing (12)"),
         (lambda found: [*found, {"question_id": 99, "answer": "x"}], "1 extra (99)"),
         (lambda found: [*found, found[0]], "question_id 11 occurs twice"),
-        (lambda found: [*found[:-1], {"question_id": 12, "answer": 3}], "answer 3 of question_id 12 is a int, expected str"),
+        (lambda found: [*found[:-1], {"question_id": 12, "answer": 3}], "answer 3 of question_id 12 is a int"),
         (lambda found: [*found[:-1], {"question_id": 12}], "an entry without 'answer'"),
         (lambda found: {"answers": found}, "expected a list"),
     ],
@@ -232,3 +232,14 @@ def test_predictions_of_other_questions_or_galleries_are_not_compared(
     files = ("--predictions", tmp_path / "a.npz", "--against", tmp_path / "a.npz", "--output", tmp_path / "m.json")
     assert run("retrieval", *files) == 0
     assert {row["value"] for row in json.loads((tmp_path / "m.json").read_text())["against"]["metrics"]} == {0}
+
+
+def test_a_place_that_is_no_ordinary_file_is_refused_before_anything_is_written(
+    vqa: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = tmp_path / "samples.jsonl"
+    (tmp_path / "folder").mkdir()
+    for place in (tmp_path / "folder", Path("/dev/null")):
+        assert run("vqa", *flags(vqa | {"output": place, "per-sample": samples})) == 1
+        assert f"{place}: is no ordinary file" in capsys.readouterr().err and not samples.exists()
+    assert Path("/dev/null").is_char_device()

@@ -58,7 +58,7 @@ def test_raw_answers_of_every_question_with_their_provenance(vqa: dict[str, Path
         (lambda found: found[1:], "1 missing (7)"),
         (lambda found: [*found, {"question_id": 99, "answer": "x"}], "1 extra (99)"),
         (lambda found: [*found, found[0]], "question_id 7 occurs twice"),
-        (lambda found: [*found[:-1], {"question_id": 1, "answer": 4}], "answer 4 is a int"),
+        (lambda found: [*found[:-1], {"question_id": 1, "answer": 4}], "answer 4 of question_id 1 is a int"),
         (lambda found: [*found[:-1], {"question_id": "1", "answer": "x"}], "question_id '1' is a string"),
         (lambda found: [*found[:-1], {"question_id": True, "answer": "x"}], "question_id True is a bool"),
         (lambda found: [*found[:-1], {"question_id": 1, "answer": "x" * 501}], "answer of 501 characters"),
@@ -90,3 +90,25 @@ def test_nocaps_captions_of_every_image(tmp_path: Path) -> None:
     assert submit("nocaps", files) == 0
     assert json.loads(files["output"].read_text()) == captions[::-1]
     assert json.loads((tmp_path / "f.json.provenance.json").read_text())["empty"] == 1
+
+
+def test_what_would_spoil_a_submission_is_refused(
+    vqa: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(message: str) -> None:
+        assert submit("vqa", vqa) == 1 and not vqa["output"].exists()
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and message in error
+
+    whole = vqa["questions"].read_text()
+    change(vqa["questions"], lambda content: content | {"questions": [*content["questions"], content["questions"][2]]})
+    refused("question_id 3 occurs twice")
+    change(vqa["questions"], lambda content: {"questions": content["questions"][:7]})
+    refused("data_subtype None")
+    vqa["questions"].write_text(whole)
+    (tmp_path / "task.json").write_text(json.dumps({"image_source": "none"}))
+    refused("predicted with --images none")
+    (tmp_path / "task.json").unlink()
+    before = vqa["predictions"].read_bytes()
+    assert submit("vqa", vqa | {"output": vqa["predictions"]}) == 1
+    assert vqa["predictions"].read_bytes() == before and "is an input" in capsys.readouterr().err

@@ -95,6 +95,21 @@ def test_deviations_of_the_recipe_are_listed_by_field(tmp_path: Path) -> None:
     assert "elsewhere" not in text and "micro_size" not in text and "63.1 matches" in text
 
 
+@pytest.mark.parametrize("name", ["eva_giant_patch14_clip_224", "hf-hub:timm/eva_giant_patch14_clip_224.laion400m"])
+def test_a_tower_by_another_of_its_names_hides_no_deviation(name: str, tmp_path: Path) -> None:
+    from pipeline.config import load_recipe
+
+    edits = ["optimizer.peak_learning_rate=5e-3", f"vision.name={name}"]
+    recipe = load_recipe(Path(VITG_T5), edits).model_dump(mode="json")
+    text = page_of(evaluation(tmp_path / "a", recipe=recipe, vision=name))
+    assert "optimizer.peak_learning_rate 0.005, shipped 0.0001" in text and "vision.name" not in text
+
+
+def test_how_weights_of_others_were_trained_is_not_claimed(tmp_path: Path) -> None:
+    text = page_of(evaluation(tmp_path / "a", weights_format="lavis"))
+    assert "without deviations" not in text and "how these weights were trained is not known" in text
+
+
 def test_near_pairs_equal_a_comparison_of_all_with_all() -> None:
     rng = np.random.default_rng(0)
     own = rng.integers(0, 1 << 63, 300).astype(np.uint64)

@@ -81,13 +81,15 @@ def test_another_file_or_recipe_at_the_old_path_never_meets_old_answers(
     assert "weights_sha256" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("finished", [False, True])
 def test_other_towers_at_the_old_path_never_go_on_with_old_answers(
-    exported: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    exported: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], finished: bool
 ) -> None:
     from safetensors.torch import load_file, save_file
 
     assert run(exported["opt"], "vqa", sets["vqav2"], tmp_path / "out") == 0
-    (tmp_path / "out" / "COMPLETE").unlink()
+    if not finished:
+        (tmp_path / "out" / "COMPLETE").unlink()
     folder = exported["opt"].parent / "towers" / "opt"
     kept = (folder / "model.safetensors").read_bytes()
     tensors = load_file(folder / "model.safetensors")
