@@ -95,8 +95,9 @@ def _measure(predictions: list[str], references: list[list[str]], outside: Outsi
         from eval.metrics.meteor import meteor, meteor_statistics
 
         statistics = meteor_statistics(predictions, references)
-        score = lambda totals: 100 * meteor(totals)[..., None]  # noqa: E731
-        metrics.append(_Metric(["meteor"], statistics, score, meteor(statistics)[:, None]))
+        metrics.append(
+            _Metric(["meteor"], statistics, lambda totals: 100 * meteor(totals)[..., None], meteor(statistics)[:, None])
+        )
     if outside.spice:
         from eval.metrics.spice import spice_scores
 

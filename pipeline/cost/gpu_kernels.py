@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.distributed.rehearsal import replaced
+
 
 @contextmanager
 def gpu_kernels(losses: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
@@ -25,19 +27,13 @@ def gpu_kernels(losses: Callable[[], AbstractContextManager[None]]) -> Iterator[
         with losses():
             return cross_entropy(*arguments, **options)
 
-    replaced: dict[str, Any] = {
+    kernels = {
         "scaled_dot_product_attention": _attention,
         "dropout": _dropout,
         "cross_entropy": watched_cross_entropy,
     }
-    originals = {name: getattr(functional, name) for name in replaced}
-    for name, function in replaced.items():
-        setattr(functional, name, function)
-    try:
+    with replaced(functional, kernels):
         yield
-    finally:
-        for name, function in originals.items():
-            setattr(functional, name, function)
 
 
 def _attention(

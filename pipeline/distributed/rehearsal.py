@@ -2,11 +2,25 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
 from pipeline.distributed import collectives
+
+
+@contextmanager
+def replaced(module: ModuleType, functions: dict[str, Any]) -> Iterator[None]:
+    """Within, a module's functions of these names are others."""
+    originals = {name: getattr(module, name) for name in functions}
+    for name, function in functions.items():
+        setattr(module, name, function)
+    try:
+        yield
+    finally:
+        for name, function in originals.items():
+            setattr(module, name, function)
 
 
 @contextmanager
@@ -20,12 +34,5 @@ def as_one_of(num_ranks: int) -> Iterator[None]:
         _sent, received = local_BX.detach().clone(), local_BX.detach().clone()
         return received.clone()  # all three live at once in the real exchange, too
 
-    replaced: dict[str, Any] = {"gather_rows": gather_rows, "exchange_rows": exchange_rows}
-    originals = {name: getattr(collectives, name) for name in replaced}
-    for name, function in replaced.items():
-        setattr(collectives, name, function)
-    try:
+    with replaced(collectives, {"gather_rows": gather_rows, "exchange_rows": exchange_rows}):
         yield
-    finally:
-        for name, function in originals.items():
-            setattr(collectives, name, function)

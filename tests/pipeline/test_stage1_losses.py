@@ -130,3 +130,13 @@ def test_a_bf16_task_computes_in_bf16_by_itself_and_its_losses_in_fp32() -> None
     for name in LOSSES:
         assert values[name].dtype == torch.float32 and not torch.equal(values[name], wanted[name])
         assert float(values[name]) == pytest.approx(float(wanted[name]), rel=0.1)
+
+
+def test_the_logged_temperature_is_the_one_that_the_step_began_with() -> None:
+    batch, bridge = random_batch([4, 12, 7]), random_stage1()
+    task = Stage1Task(bridge, nn.Identity(), Objectives(), DECODE, "fp32")  # type: ignore[arg-type]
+    values = task(batch, StepPlace(0, 0.1, batch.target.ids.shape[1], NEGATIVES_SEED))
+    before = bridge.temperature.item()
+    with torch.no_grad():
+        bridge.temperature += 1  # what an optimizer does, in place
+    assert values["temperature"].item() == before

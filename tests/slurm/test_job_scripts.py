@@ -108,11 +108,13 @@ def test_preempted_a_job_saves_in_its_grace_and_is_requeued(cluster: Cluster, ho
 
 
 def test_tasks_of_an_array_edit_the_recipe_with_their_number(cluster: Cluster, home: Path) -> None:
+    """The last one, whose job id is the whole array's, is stopped and requeued, alone."""
     training = 'echo "$*" >>said$SLURM_ARRAY_TASK_ID\n'
+    training += "[ $SLURM_ARRAY_TASK_ID = 3 ] || [ -e stopped ] || { touch stopped; exit 75; }\n"
     job = submit(cluster, home, ["--array=3,5", "--ntasks-per-node=1"], ["r.yaml", "run.output=runs/seed%a"], training)
     for task in ("3", "5"):
         facts = cluster.wait_until_ended(f"{job}_{task}")
-        assert facts["JobState"] == "COMPLETED"
+        assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "0" if task == "3" else "1")
         assert set((home / f"said{task}").read_text().splitlines()) == {
             f"-u -m pipeline.train --recipe r.yaml --set run.output=runs/seed{task}"
         }
