@@ -83,7 +83,7 @@ def test_the_largest_micro_batch_fits_and_one_more_does_not(towers: Path, room: 
     assert none.largest_micro() == 0
 
 
-@pytest.mark.parametrize("power", [1.0, 2.0, 1.2])
+@pytest.mark.parametrize("power", [1.0, 2.0, 1.2, 4.0])
 @pytest.mark.parametrize("largest", [1, 2, 3, 26, 206, 4_321])
 def test_the_search_ends_soon_however_memory_grows(power: float, largest: int) -> None:
     asked: list[int] = []
