@@ -19,6 +19,19 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers", metavar="N", type=positive, default=1, help="processes, each of which reads one shard at a time; 1"
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number above 0. Raises ArgumentTypeError."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
 class StoppedBySignalError(BaseException):
     """Raised in the main thread when SIGINT, SIGTERM or SIGUSR1 arrives. No Exception: libraries swallow those while
     they are imported, and the signal would be lost."""

@@ -4,31 +4,27 @@ img2dataset's own processes import this module again, under the name `__mp_main_
 before it fetches anything. The tree dies with the process that started it.
 """
 
-import ctypes
 import json
 import os
-import signal
 import sys
 import urllib.request
 from pathlib import Path
 from types import ModuleType
 
 from data_prep.guarded_opener import FetchLimits, build_opener
+from data_prep.processes import end_with_parent
 
 LIMITS_VARIABLE = "BLIP2_FETCH_LIMITS"
 """Environment variable with the fields of FetchLimits as JSON; img2dataset's processes inherit it."""
 UNUSED = ("wandb", "albumentations")
 """What img2dataset imports in each of its processes, for seconds, without using it here: it logs to no service, and the
 pictures are resized when the shards are written. Empty modules stand in, so that any use would fail loudly."""
-PR_SET_PDEATHSIG = 1
-"""prctl(2): the signal to get when the parent dies."""
 
 
 def prepare_process() -> None:
     """Guard this process: its opener, its end with its parent, and no import of what is not used (nor of torch, which
     webdataset takes only where it is found)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     leave_out_unused()
     limits = FetchLimits(**json.loads(os.environ[LIMITS_VARIABLE]))
     urllib.request.install_opener(build_opener(limits))

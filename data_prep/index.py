@@ -7,17 +7,19 @@ The manifest lists every shard of the folders that has a receipt, in the order g
 import io
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from data_prep import shard_io
-from data_prep.command_line import Parser, finish, print_settings
+from data_prep.command_line import Parser, add_workers, finish, print_settings
+from data_prep.processes import map_in_order
 from pipeline.data.manifest import Shard, manifest_json
 
 
-def index_shards(folders: Sequence[Path], output: Path) -> list[Shard]:
+def index_shards(folders: Sequence[Path], output: Path, workers: int = 1) -> list[Shard]:
     """Write the manifest `output` and its offset tables; returns the shards listed; a shard without samples is not.
 
     Raises ValueError, naming folder or tar, when a folder holds no finished shard, lies outside the manifest's folder,
@@ -27,20 +29,18 @@ def index_shards(folders: Sequence[Path], output: Path) -> list[Shard]:
         raise ValueError(
             f"--output {output}: is a folder; name the manifest's file in it, such as {output / 'train.json'}"
         )
-    tars = [tar for folder in folders for tar in _finished_shards(folder)]
-    tables = output.with_suffix(".index")
-    shards: list[Shard] = []
-    seen: dict[str, Path] = {}
-    for tar in tqdm(tars, "indexing", unit="shard", disable=not sys.stderr.isatty()):
+    tars: dict[str, Path] = {}
+    for tar in (tar for folder in folders for tar in _finished_shards(folder)):
         receipt = shard_io.read_receipt(tar)
-        if receipt.samples == 0:
-            continue
-        if receipt.tar_sha256 in seen:
-            raise ValueError(f"{tar}: the same shard as {seen[receipt.tar_sha256]}; name each folder once")
-        seen[receipt.tar_sha256] = tar
-        shards.append(_index_shard(tar, receipt, output, tables))
-    if not shards:
+        if receipt.tar_sha256 in tars and receipt.samples:
+            raise ValueError(f"{tar}: the same shard as {tars[receipt.tar_sha256]}; name each folder once")
+        if receipt.samples:
+            tars[receipt.tar_sha256] = tar
+    if not tars:
         raise ValueError(f"{', '.join(map(str, folders))}: the finished shards hold no sample; see their drop counts")
+    tables = output.with_suffix(".index")
+    indexed = map_in_order(partial(_index_shard, output=output, tables=tables), tars.values(), workers)
+    shards = list(tqdm(indexed, "indexing", len(tars), unit="shard", disable=not sys.stderr.isatty()))
     shard_io.replace_file(output, manifest_json(shards).encode())
     listed = {Path(shard.index).name for shard in shards}
     for stale in tables.glob("*.npy"):
@@ -60,8 +60,9 @@ def _finished_shards(folder: Path) -> list[Path]:
     return tars
 
 
-def _index_shard(tar: Path, receipt: shard_io.Receipt, output: Path, tables: Path) -> Shard:
+def _index_shard(tar: Path, output: Path, tables: Path) -> Shard:
     """Scan one tar, write its offset table, and return its line of the manifest."""
+    receipt = shard_io.read_receipt(tar)
     root = output.absolute().parent
     try:
         relative = tar.absolute().relative_to(root)
@@ -101,11 +102,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.index", description=__doc__)
     parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="a folder of finished shards")
     parser.add_argument("--output", metavar="MANIFEST", required=True, type=Path, help="in a folder above all shards")
+    add_workers(parser)
     options = parser.parse_args(arguments)
     print_settings(options)
 
     def work() -> int:
-        shards = index_shards(options.folders, options.output)
+        shards = index_shards(options.folders, options.output, options.workers)
         samples, captions = sum(each.samples for each in shards), sum(each.captions for each in shards)
         print(f"{len(shards)} shards, {samples} samples, {captions} captions")
         print(options.output)

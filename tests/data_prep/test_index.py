@@ -26,11 +26,11 @@ def test_a_reader_seeks_to_every_sample_of_several_folders(tmp_path: Path) -> No
         assert shard.sha256 == shard_io.sha256_of(tar) and shard.provenance["stage"] == "download"
 
 
-def test_the_same_shards_give_the_same_bytes_wherever_they_lie(tmp_path: Path) -> None:
+def test_the_same_shards_give_the_same_bytes_wherever_they_lie_and_whoever_indexes_them(tmp_path: Path) -> None:
     contents = []
-    for name in ("one", "two"):
+    for workers, name in enumerate(("one", "two"), start=1):
         write_tiny_shards(tmp_path / name / "web", 5, samples_per_shard=2)
-        index.index_shards([tmp_path / name / "web"], tmp_path / name / "train.json")
+        index.index_shards([tmp_path / name / "web"], tmp_path / name / "train.json", workers)
         files = sorted(path for path in (tmp_path / name).rglob("*") if path.suffix in (".json", ".npy"))
         contents.append([(path.relative_to(tmp_path / name), path.read_bytes()) for path in files])
     assert contents[0] == contents[1]

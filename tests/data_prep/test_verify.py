@@ -87,7 +87,16 @@ def test_a_key_in_two_shards_is_named(tmp_path: Path) -> None:
     rewrite(tmp_path / "web" / "tiny-000-000001.tar", samples[1:])
     index.index_shards([tmp_path / "web"], tmp_path / "train.json")
     faults = list(verify.find_faults(load_manifest(tmp_path / "train.json"), decode=False))
-    assert [fault.kind for fault in faults] == ["duplicate key"]
+    assert [(fault.kind, fault.path.name, samples[1].key in fault.detail) for fault in faults] == [
+        ("duplicate key", "tiny-000-000000.tar", True)
+    ]
+
+
+def test_two_workers_find_what_one_finds(tmp_path: Path) -> None:
+    path = tiny_manifest(tmp_path, 9, samples_per_shard=3)
+    flip(tar_of(load_manifest(path)), 3)
+    faults = [list(verify.find_faults(load_manifest(path), decode=True, workers=workers)) for workers in (1, 2)]
+    assert faults[0] == faults[1] != []
 
 
 def test_exit_codes_and_last_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
