@@ -51,11 +51,12 @@ def build_opener(limits: FetchLimits) -> "GuardedOpener":
 
 
 class _Hop(urllib.request.Request):
-    """One request of an image: its first, or one after a redirect."""
+    """One request of an image: its first, or one after a redirect, to whose host's robots.txt it keeps, if to any."""
 
-    def __init__(self, url: str, headers: Mapping[str, str], deadline: float) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str], deadline: float, robots: Robots | None) -> None:
         super().__init__(url, headers=dict(headers))
         self.deadline = deadline
+        self.robots = robots
 
 
 class GuardedOpener(urllib.request.OpenerDirector):
@@ -76,17 +77,18 @@ class GuardedOpener(urllib.request.OpenerDirector):
         url = fullurl if isinstance(fullurl, str) else fullurl.full_url
         if self.robots is not None:
             self.robots.check(url)
-        return self._ask(url, timeout)
-
-    def _ask(self, url: str, timeout: float | None) -> "_Capped":
         give_back = self.slots.take(url)
         with given_back_on_error(give_back):
-            deadline = time.monotonic() + self.limits.deadline_s
-            hop = _Hop(url, {"User-Agent": self.limits.user_agent}, deadline)
-            return _Capped(super().open(hop, None, timeout), self.limits.max_bytes, deadline, give_back)
+            return self._ask(url, timeout, self.robots, give_back)
+
+    def _ask(self, url: str, timeout: float | None, robots: Robots | None, give_back: Callable[[], None]) -> "_Capped":
+        deadline = time.monotonic() + self.limits.deadline_s
+        hop = _Hop(url, {"User-Agent": self.limits.user_agent}, deadline, robots)
+        return _Capped(super().open(hop, None, timeout), self.limits.max_bytes, deadline, give_back)
 
     def _read_robots(self, url: str) -> bytes:
-        with self._ask(url, ROBOTS_TIMEOUT_S) as answer:
+        # Takes no slot: after a redirect one is held already, and two such waits could be for each other.
+        with self._ask(url, ROBOTS_TIMEOUT_S, None, lambda: None) as answer:
             return answer.read()
 
 
@@ -102,7 +104,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         assert isinstance(req, _Hop)
         if time.monotonic() > req.deadline:
             raise URLError("guard:deadline")
-        return new and _Hop(new.full_url, new.headers, req.deadline)
+        if new is not None and req.robots is not None:
+            req.robots.check(new.full_url)
+        return new and _Hop(new.full_url, new.headers, req.deadline, req.robots)
 
 
 class _BadGateways(urllib.request.BaseHandler):

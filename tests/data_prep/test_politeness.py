@@ -3,6 +3,7 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.error import URLError
 
@@ -39,7 +40,7 @@ class Busy(ThreadingHTTPServer):
     """Counts how many it serves at once; what its robots.txt answers is its `status`."""
 
     daemon_threads = True
-    status = 404
+    status, elsewhere = 404, ""
 
     def __init__(self):
         self.lock, self.now, self.most, self.asked = threading.Lock(), 0, 0, []
@@ -57,7 +58,10 @@ class BusyHandler(BaseHTTPRequestHandler):
         time.sleep(0.05)
         with self.server.lock:
             self.server.now -= 1
-        self.send_response(self.server.status if self.path == "/robots.txt" else 404 if self.path == "/gone" else 200)
+        statuses = {"/robots.txt": self.server.status, "/gone": 404, "/moved": 302}
+        self.send_response(statuses.get(self.path, 200))
+        if self.path == "/moved":
+            self.send_header("Location", self.server.elsewhere)
         self.send_header("Content-Length", "2")
         self.end_headers()
         self.wfile.write(b"ok")
@@ -66,13 +70,19 @@ class BusyHandler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def busy():
+@contextmanager
+def serving():
     server = Busy()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def busy():
+    with serving() as server:
+        yield server
 
 
 def fetch_all(server, paths, **limits):
@@ -109,3 +119,12 @@ def test_a_host_whose_robots_txt_fails_is_left_alone(busy):
     found = fetch_all(busy, ["/a", "/b"], robots=True)
     assert all("robots_unreachable" in text for text in found)
     assert set(busy.asked) == {"/robots.txt"}
+
+
+def test_a_redirect_to_a_host_that_forbids_it_is_not_followed(busy):
+    with serving() as other:
+        other.status = 503
+        busy.elsewhere = f"http://127.0.0.1:{other.server_address[1]}/picture"
+        found = fetch_all(busy, ["/moved"] * 4, robots=True, connections_per_host=1)
+        assert all("robots_unreachable" in text for text in found) and set(other.asked) == {"/robots.txt"}
+        assert fetch_all(busy, ["/moved"], robots=False) == [b"ok"] and "/picture" in other.asked
