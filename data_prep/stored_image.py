@@ -2,6 +2,7 @@
 every time. What is no image, too small, or too large to decode safely is dropped for a named reason.
 """
 
+import contextlib
 import hashlib
 import io
 import struct
@@ -70,11 +71,10 @@ def store(original: bytes, limits: ImageLimits) -> StoredImage | Drop:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation says; unreadable EXIF says nothing."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except (SyntaxError, ValueError, TypeError, KeyError, struct.error):
-        return image
+    """Turned as its EXIF orientation says, in place; unreadable EXIF says nothing."""
+    with contextlib.suppress(SyntaxError, ValueError, TypeError, KeyError, struct.error):
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
