@@ -43,9 +43,10 @@ def index_shards(folders: Sequence[Path], output: Path, workers: int = 1) -> lis
     shards = list(tqdm(indexed, "indexing", len(tars), unit="shard", disable=not sys.stderr.isatty()))
     shard_io.replace_file(output, manifest_json(shards).encode())
     listed = {Path(shard.index).name for shard in shards}
-    for stale in tables.glob("*.npy"):
-        if stale.name not in listed:
-            stale.unlink()
+    for path in tables.iterdir():  # of earlier manifests, or left half written
+        if path.suffix in (".npy", shard_io.PARTIAL_SUFFIX) and path.name not in listed:
+            path.unlink()
+    shard_io.remove_partials(output)
     return shards
 
 

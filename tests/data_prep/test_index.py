@@ -36,14 +36,16 @@ def test_the_same_shards_give_the_same_bytes_wherever_they_lie_and_whoever_index
     assert contents[0] == contents[1]
 
 
-def test_a_tar_without_receipt_is_ignored_and_old_tables_go(tmp_path: Path) -> None:
+def test_a_tar_without_receipt_is_ignored_and_old_and_half_written_tables_go(tmp_path: Path) -> None:
     tars = write_tiny_shards(tmp_path / "web", 6, samples_per_shard=2)
     index.index_shards([tmp_path / "web"], tmp_path / "train.json")
     shard_io.receipt_path(tars[1]).unlink()
+    for left in (tmp_path / ".train.json.1.partial", tmp_path / "train.index" / ".a.npy.2.partial"):
+        left.write_bytes(b"of a killed indexer")
     index.index_shards([tmp_path / "web"], tmp_path / "train.json")
     manifest = load_manifest(tmp_path / "train.json")
     assert [manifest.shard_path(shard) for shard in manifest.shards] == [tars[0], tars[2]]
-    assert len(list((tmp_path / "train.index").iterdir())) == 2
+    assert len(list((tmp_path / "train.index").iterdir())) == 2 and not list(tmp_path.glob(".train*"))
 
 
 @pytest.mark.parametrize("fault", ["empty", "missing", "outside", "twice", "cut", "gone", "hollow"])
