@@ -8,8 +8,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -17,14 +18,16 @@ from tqdm import tqdm
 from data_prep.caption_filter import CaptionRules
 from data_prep.earlier_shard import EarlierShard
 from data_prep.fetching import FetchSettings
+from data_prep.one_ahead import one_ahead
 from data_prep.originals import local_originals, web_originals
-from data_prep.raw_shards import ShardWork, Storing, finished_receipt, write_raw_shard
+from data_prep.raw_shards import ReadOriginal, ShardWork, Storing, finished_receipt, write_raw_shard
 from data_prep.shard_io import Receipt, remove_partials, replace_file
 from data_prep.sources import Row, Source, read_rows
 from data_prep.stored_image import ImageLimits
 
 ROWS_PER_WAVE = 20_000
-"""Rows that are fetched before their shards are written: bounds the disk that originals take."""
+"""Rows that are fetched before their shards are written. Three waves of originals are on the disk at most: one that
+shards are written of, one that waits, one that is being fetched."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ def download(settings: DownloadSettings) -> dict[str, object]:
     rows = fetched = kept = 0
     dropped: Counter[str] = Counter()
     with _claimed(settings), tqdm(desc=settings.label, unit=" rows", disable=not sys.stderr.isatty()) as progress:
-        for wave in _waves(shards, max(1, ROWS_PER_WAVE // settings.samples_per_shard)):
+        waves = _waves(shards, max(1, ROWS_PER_WAVE // settings.samples_per_shard))
+        for wave in one_ahead(waves, partial(_fetched, settings)):
             for work, receipt, is_new in _finished(wave, settings):
                 count = receipt.samples + sum(receipt.dropped.values())
                 if count != len(work.rows):
@@ -145,28 +149,45 @@ def _waves(shards: Iterator[ShardWork], size: int) -> Iterator[list[ShardWork]]:
         yield wave
 
 
-def _finished(wave: list[ShardWork], settings: DownloadSettings) -> Iterator[tuple[ShardWork, Receipt, bool]]:
-    """Each shard of the wave with its receipt, and whether it was written now; those that stand are not redone."""
+@dataclass(frozen=True)
+class _Wave:
+    """Shards that are worked on together: those that stand, and those to be written, whose originals are at hand."""
+
+    standing: list[tuple[ShardWork, Receipt]]
+    todo: list[ShardWork]
+    originals: ExitStack
+    read: ReadOriginal
+
+
+def _fetched(settings: DownloadSettings, shards: list[ShardWork]) -> _Wave:
+    """The wave with what its shards lack fetched; shards that stand are not redone."""
+    standing: list[tuple[ShardWork, Receipt]] = []
     todo: list[ShardWork] = []
-    for work in wave:
+    for work in shards:
         receipt = finished_receipt(work, settings.config_hash)
         if receipt is None:
             todo.append(work)
         elif settings.retry_failed and receipt.dropped and (earlier := EarlierShard(work.tar)).open_rows():
             todo.append(replace(work, earlier=earlier))
         else:
-            yield work, receipt, False
-    if not todo:
-        return
+            standing.append((work, receipt))
     if settings.images is not None:
         originals = local_originals(settings.images, settings.fetching.max_bytes, settings.rules)
     else:
         rows = [row for work in todo for row in work.open_rows()]
         originals = web_originals(rows, _work_folder(settings), settings.fetching, settings.rules)
+    held = ExitStack()
+    return _Wave(standing, todo, held, held.enter_context(originals))
+
+
+def _finished(wave: _Wave, settings: DownloadSettings) -> Iterator[tuple[ShardWork, Receipt, bool]]:
+    """Each shard of the wave with its receipt, and whether it was written now."""
+    for work, receipt in wave.standing:
+        yield work, receipt, False
     storing = Storing(settings.source, settings.limits, settings.rules, settings.config_hash)
-    with originals as read:
-        for work in todo:
-            yield work, write_raw_shard(work, read, storing, settings.fetching.processes), True
+    with wave.originals:
+        for work in wave.todo:
+            yield work, write_raw_shard(work, wave.read, storing, settings.fetching.processes), True
 
 
 def _work_folder(settings: DownloadSettings) -> Path:

@@ -43,15 +43,18 @@ def web_originals(
         if drop is not None:
             drops[row.row] = drop
     private = folder / uuid.uuid4().hex
-    private.mkdir(parents=True)
-    results = fetch(urls, private, settings) if urls else {}
+    results: dict[int, Fetched | Drop] = {}
+    if urls:
+        private.mkdir(parents=True)
+        results = fetch(urls, private, settings)
 
     def read(row: Row) -> bytes | Drop:
         result = drops.get(row.row) or results[row.row]
         return result.read() if isinstance(result, Fetched) else result
 
     yield read
-    shutil.rmtree(private)
+    if urls:
+        shutil.rmtree(private)
 
 
 def unusable(row: Row, rules: CaptionRules) -> Drop | None:
