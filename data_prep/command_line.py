@@ -1,6 +1,7 @@
 """How the commands of this room end: 0 done, 1 failed, 2 wrong usage, 75 stopped on a signal; one line says why."""
 
 import argparse
+import errno
 import json
 import signal
 import sys
@@ -55,7 +56,9 @@ def finish(work: Callable[[], int]) -> int:
         print(f"stopped by {stopped}; run the same command again to go on", file=sys.stderr)
         return STOPPED
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = ": the disk is full; free space, run again" if full else ""
+        print(f"error: {' '.join(str(error).split())}{hint}", file=sys.stderr)
         return 1
     finally:
         for number, handler in previous.items():

@@ -16,10 +16,12 @@ from data_prep.command_line import Parser, finish, print_settings
 
 if TYPE_CHECKING:
     from data_prep.download_task import DownloadSettings
+    from data_prep.sources import Source
 
 USER_AGENT = "blip2-pretraining/0.1 (research crawler of captioned images; honours X-Robots-Tag: noai)"
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 20_000_000
+NORMAL_PART = 0.25
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         summary = download(settings)
         print(f"{summary['rows']} rows, {summary['kept']} kept, dropped {summary['dropped_by_reason']}")
+        if summary["failed_in_passing"]:
+            print(f"{summary['failed_in_passing']} of them failed in passing: --retry-failed fetches them anew")
         print(summary_path(settings))
         return 0
 
@@ -81,12 +85,22 @@ def _parser() -> Parser:
     parser.add_argument(
         "--retry-failed", action="store_true", help="also fetch anew what failed in passing in finished shards"
     )
+    parser.add_argument(
+        "--least-yield",
+        metavar="SHARE",
+        type=float,
+        help="stop where less arrives of some 20,000 rows, for passing reasons; a quarter of what the source expects",
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--threads", type=int, default=32, help="connections of each process")
     parser.add_argument("--distributor", choices=("multiprocessing", "pyspark"), default="multiprocessing")
     parser.add_argument("--spark-master", metavar="URL", help="instead of a local Spark of as many cores as processes")
     parser.add_argument(
-        "--connections-per-host", metavar="N", type=int, default=16, help="at a time, over all processes; 0: any number"
+        "--connections-per-host",
+        metavar="N",
+        type=int,
+        default=16,
+        help="at a time, shared out over the processes of a task, of which each has one at least; 0: any number",
     )
     parser.add_argument("--robots", action="store_true", help="leave out what a host's robots.txt forbids")
     parser.add_argument("--user-agent", default=USER_AGENT)
@@ -139,7 +153,15 @@ def _settings(options: Namespace) -> "DownloadSettings":
         CaptionRules(options.min_words, options.max_words, tuple(sorted(options.language))),
         fetching,
         options.retry_failed,
+        0.0 if options.retry_failed else _least_yield(options.least_yield, source),
     )
+
+
+def _least_yield(given: float | None, source: "Source") -> float:
+    """A share of the rows tried: as given, or the part of the source's expected yield that is still normal."""
+    if given is not None and not 0 <= given <= 1:
+        raise ValueError(f"--least-yield {given:g}: has to lie in 0 .. 1")
+    return NORMAL_PART * source.expected_yield if given is None else given
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from data_prep.caption_filter import CaptionRules
 from data_prep.earlier_shard import EarlierShard
 from data_prep.fetching import FetchSettings
+from data_prep.ledger import Drop
 from data_prep.one_ahead import one_ahead
 from data_prep.originals import local_originals, web_originals
 from data_prep.raw_shards import ReadOriginal, ShardWork, Storing, finished_receipt, write_raw_shard
@@ -46,6 +47,7 @@ class DownloadSettings:
     rules: CaptionRules
     fetching: FetchSettings
     retry_failed: bool
+    least_yield: float
 
     def identity(self) -> dict[str, object]:
         """What the shards depend on besides their rows; it is the same for every task of a download."""
@@ -76,7 +78,7 @@ def download(settings: DownloadSettings) -> dict[str, object]:
     """Do the task and return its summary, which is also written to `LABEL.summary.json`.
 
     Raises ValueError on a table that cannot be read, a folder that holds another download, a second process at the
-    same task, a shard of which nothing arrived, and when not one row of the task was kept.
+    same task, a wave of which next to nothing arrived, and when not one row of the task was kept.
     """
     started = time.monotonic()
     shards = task_shards(settings)
@@ -98,6 +100,8 @@ def download(settings: DownloadSettings) -> dict[str, object]:
         "rows": rows,
         "kept": kept,
         "dropped_by_reason": dict(sorted(dropped.items())),
+        "failed_in_passing": sum(count for reason, count in dropped.items() if Drop.named(reason).passing),
+        "licence": settings.source.licence,
         "rows_of_this_run": fetched,
         "seconds_of_this_run": round(time.monotonic() - started, 2),
     }
@@ -175,7 +179,7 @@ def _fetched(settings: DownloadSettings, shards: list[ShardWork]) -> _Wave:
         originals = local_originals(settings.images, settings.fetching.max_bytes, settings.rules)
     else:
         rows = [row for work in todo for row in work.open_rows()]
-        originals = web_originals(rows, _work_folder(settings), settings.fetching, settings.rules)
+        originals = web_originals(rows, _work_folder(settings), settings.fetching, settings.rules, settings.least_yield)
     held = ExitStack()
     return _Wave(standing, todo, held, held.enter_context(originals))
 

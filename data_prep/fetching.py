@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,13 @@ from data_prep.fetch_worker import LIMITS_VARIABLE
 from data_prep.guarded_opener import AGENT_TOKEN, FetchLimits
 from data_prep.ledger import Drop, drop_of_message
 
+OPT_OUTS = ["noai", "noimageai", "noindex", "noimageindex", "none"]
+"""What an X-Robots-Tag may say that keeps a picture from being used."""
 LARGEST_PART = 10_000
 """Rows of one of img2dataset's own shards: what one of its processes takes at a time."""
+LEAST_FREE_BYTES = 32 << 20
+"""Left on the disk, below which fetching ends: where writes fail, img2dataset's processes hang until the time limit."""
+POLL_S = 1.0
 START_ALLOWANCE_S = 300
 """Time img2dataset may take to start and stop, on a slow file system, before it counts as hung."""
 
@@ -110,6 +116,7 @@ def _run_img2dataset(
         "timeout": settings.timeout_s,
         "retries": 0,
         "user_agent_token": AGENT_TOKEN,
+        "disallowed_header_directives": OPT_OUTS,
         "distributor": settings.distributor,
     }
     guard = GuardLimits(settings.allow_loopback, settings.max_bytes, settings.deadline_s)
@@ -118,6 +125,8 @@ def _run_img2dataset(
     waits = -(-part // settings.threads) * -(-len(urls) // (part * processes))
     code = _run_worker(folder, proxy_url, settings, START_ALLOWANCE_S + waits * settings.deadline_s)
     results = dict(_results(folder / "fetched"))
+    if len(results) < len(urls):
+        check_disk(folder)
     if not results:
         tail = (folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:]
         raise ValueError(f"img2dataset ended with {code} and no result: {' '.join(tail)}; see {folder / 'log.txt'}")
@@ -141,13 +150,29 @@ def _run_worker(folder: Path, proxy_url: str, settings: FetchSettings, timeout_s
             start_new_session=True,
         )
         try:
-            return worker.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return -signal.SIGKILL
+            return _watched(worker, folder, time.monotonic() + timeout_s)
         finally:
             if worker.poll() is None:
                 os.killpg(worker.pid, signal.SIGKILL)
                 worker.wait()
+
+
+def _watched(worker: subprocess.Popen[bytes], folder: Path, deadline: float) -> int:
+    """The worker's exit code; that of a kill at the deadline. Raises ValueError when the disk is full."""
+    while time.monotonic() < deadline:
+        try:
+            return worker.wait(POLL_S)
+        except subprocess.TimeoutExpired:
+            check_disk(folder)
+    return -signal.SIGKILL
+
+
+def check_disk(folder: Path) -> None:
+    """Raises ValueError when next to nothing more can be written below `folder`."""
+    if shutil.disk_usage(folder).free < LEAST_FREE_BYTES:
+        raise ValueError(
+            f"{folder}: the disk is full (less than {LEAST_FREE_BYTES >> 20} MiB free); free space, run again"
+        )
 
 
 def _environment(limits: FetchLimits) -> dict[str, str]:

@@ -148,8 +148,12 @@ class _Capped:
             size += len(chunk)
             if size > self.max_bytes:
                 raise URLError("guard:byte_cap")
-            if time.monotonic() > self.deadline:
-                raise URLError("guard:deadline")
+            self._check_deadline()
+        self._check_deadline()  # the proxy hangs up at it too, which looks like an end
         if size < expected:
             raise URLError("guard:truncated_body")
         return b"".join(chunks)
+
+    def _check_deadline(self) -> None:
+        if time.monotonic() > self.deadline:
+            raise URLError("guard:deadline")

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from data_prep.parquet_files import read_rows, write_rows
 
@@ -50,6 +50,12 @@ class Drop(NamedTuple):
         status = self.http_status or 0
         return self.reason in PASSING or status in PASSING_STATUS or 500 <= status < 600
 
+    @classmethod
+    def named(cls, reason: str) -> Self:
+        """The drop that a reason of the ledger stands for: `http_503` tells the status too."""
+        status = re.fullmatch(r"http_(\d{3})", reason)
+        return cls(reason, int(status.group(1)) if status else None)
+
 
 def drop_of_message(message: str) -> Drop:
     """The reason behind an error message of the fetch: our own (`guard:REASON`), an HTTP status, or a known phrase."""
@@ -59,7 +65,7 @@ def drop_of_message(message: str) -> Drop:
         if phrase in message:
             return Drop(reason)
     if status := re.match(r"HTTP Error (\d{3})", message):
-        return Drop(f"http_{status.group(1)}", int(status.group(1)))
+        return Drop.named(f"http_{status.group(1)}")
     return Drop("fetch_failed")
 
 

@@ -2,7 +2,8 @@
 
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from data_prep.local_images import read_local
 from data_prep.raw_shards import ReadOriginal
 from data_prep.sources import Row
 from data_prep.url_guard import RefusedError, clean_url
+
+LEAST_TRIED = 30
+"""Fewer images than these may all be gone for good; when next to none of more arrives, the network is down."""
 
 
 @contextmanager
@@ -27,10 +31,10 @@ def local_originals(root: Path, max_bytes: int, rules: CaptionRules) -> Iterator
 
 @contextmanager
 def web_originals(
-    rows: Sequence[Row], folder: Path, settings: FetchSettings, rules: CaptionRules
+    rows: Sequence[Row], folder: Path, settings: FetchSettings, rules: CaptionRules, least_yield: float
 ) -> Iterator[ReadOriginal]:
     """Fetches all rows first, into a private folder below `folder` that goes when the block ends well; rows that must
-    not be requested are refused here and never reach the downloader."""
+    not be requested are refused here and never reach the downloader. Raises ValueError as `check_yield` does."""
     urls: dict[int, str] = {}
     drops: dict[int, Drop] = {}
     for row in rows:
@@ -47,6 +51,7 @@ def web_originals(
     if urls:
         private.mkdir(parents=True)
         results = fetch(urls, private, settings)
+        check_yield(urls, results, least_yield)
 
     def read(row: Row) -> bytes | Drop:
         result = drops.get(row.row) or results[row.row]
@@ -55,6 +60,19 @@ def web_originals(
     yield read
     if urls:
         shutil.rmtree(private)
+
+
+def check_yield(urls: Mapping[int, str], results: Mapping[int, Fetched | Drop], least_yield: float) -> None:
+    """Raises ValueError when less than this share of the URLs arrived, most of the others failed for passing reasons,
+    and they are not just a few: rows are not given up for a network that is down."""
+    drops = [result for result in results.values() if isinstance(result, Drop)]
+    arrived, passing = len(urls) - len(drops), sum(drop.passing for drop in drops)
+    if len(urls) >= LEAST_TRIED and arrived < least_yield * len(urls) and passing > len(drops) / 2:
+        reasons = dict(Counter(drop.reason for drop in drops).most_common())
+        raise ValueError(
+            f"only {arrived} of {len(urls)} images arrived ({reasons}): check the network and run again, or admit it "
+            f"with --least-yield (now {least_yield:g})"
+        )
 
 
 def unusable(row: Row, rules: CaptionRules) -> Drop | None:

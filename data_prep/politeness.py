@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit, urlunsplit
-from urllib.robotparser import RobotFileParser
+
+from protego import Protego
 
 MOST_HOSTS = 10_000
 """robots.txt files that a process remembers."""
@@ -38,7 +39,7 @@ class Robots:
     def __init__(self, agent: str, read: Callable[[str], bytes]) -> None:
         self.agent, self.read = agent, read
         self._lock = threading.Lock()
-        self._of_host: dict[str, tuple[threading.Lock, list[RobotFileParser]]] = {}
+        self._of_host: dict[str, tuple[threading.Lock, list[Protego]]] = {}
 
     def check(self, url: str) -> None:
         """Raises URLError("guard:robots_disallowed"), or ("guard:robots_unreachable"), or what asking for it raised."""
@@ -51,18 +52,16 @@ class Robots:
         with lock:
             if not known:
                 known.append(self._rules(place))
-        if not known[0].can_fetch(self.agent, url):
+        if not known[0].can_fetch(url, self.agent):
             raise URLError("guard:robots_disallowed")
 
-    def _rules(self, place: str) -> RobotFileParser:
-        rules = RobotFileParser()
+    def _rules(self, place: str) -> Protego:
         try:
-            rules.parse(self.read(place).decode("utf-8", "replace").splitlines())
+            return Protego.parse(self.read(place).decode("utf-8", "replace"))
         except HTTPError as error:
             if error.code >= 500:
                 raise URLError("guard:robots_unreachable") from error
-            rules.parse([])  # there is none: nothing is asked for
-        return rules
+            return Protego.parse("")  # there is none: nothing is asked for
 
 
 @contextmanager

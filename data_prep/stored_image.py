@@ -61,7 +61,7 @@ def store(original: bytes, limits: ImageLimits) -> StoredImage | Drop:
                 scale = wanted / min(image.size)
                 image.draft(None, (round(image.width * scale), round(image.height * scale)))
             image.load()
-            return _encode(_shrunk(_rgb(_upright(image)), limits.max_side_px))
+            return _encode(_on_white(_shrunk(_true_colour(_upright(image)), limits.max_side_px)))
     except UnidentifiedImageError:
         return Drop("not_an_image")
     except Image.DecompressionBombError:
@@ -77,16 +77,13 @@ def _upright(image: Image.Image) -> Image.Image:
     return image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """In RGB: transparency on white, 16-bit grey by its upper byte."""
-    if image.mode == "RGB":
+def _true_colour(image: Image.Image) -> Image.Image:
+    """In RGB, or in RGBA where it has transparency; 16-bit grey by its upper byte."""
+    if image.mode in ("RGB", "RGBA"):
         return image
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
 def _shrunk(image: Image.Image, max_side_px: int) -> Image.Image:
@@ -95,6 +92,12 @@ def _shrunk(image: Image.Image, max_side_px: int) -> Image.Image:
         return image
     width_px, height_px = (max(1, round(side * max_side_px / short_px)) for side in image.size)
     return image.resize((width_px, height_px), Image.Resampling.BICUBIC)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def _encode(image: Image.Image) -> StoredImage:

@@ -7,8 +7,21 @@ from urllib.parse import quote, urlsplit, urlunsplit
 SCHEMES = ("http", "https")
 LOOPBACK = "127.0.0.1"
 """The one private address that a flag can admit, for tests and the miniature web."""
-PLATFORM_ADDRESSES = frozenset({ipaddress.ip_address("168.63.129.16")})
-"""Looks public, but answers from inside a cloud (Azure's host agent). The other metadata addresses are not global."""
+ALSO_REFUSED = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "168.63.129.16/32",  # Azure's host agent
+            "192.0.0.0/24",  # IETF protocol assignments; Oracle Cloud's metadata service is at 192.0.0.192
+            "192.88.99.0/24",  # relays of 6to4
+            "64:ff9b:1::/48",  # NAT64 of a site's own
+            "fec0::/10",  # site-local
+            "3fff::/20",  # documentation
+            "5f00::/16",  # segment routing
+        ),
+    )
+)
+"""What `ipaddress` calls global, in some of its versions, though it is not of the public web."""
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 SAFE_IN_URL = "!#$%&'()*+,/:;=?@[]~-._"
 
@@ -34,13 +47,13 @@ def clean_url(url: str, *, allow_loopback: bool) -> str:
         if not host or parts.username is not None or parts.password is not None or port == 0:
             raise RefusedError("malformed_url")
         name = host if ":" in host else host.encode("idna").decode("ascii")
+        path, query = quote(parts.path or "/", safe=SAFE_IN_URL), quote(parts.query, safe=SAFE_IN_URL)
     except (ValueError, UnicodeError) as error:
         raise RefusedError("malformed_url") from error
     literal = _literal(host)
     if literal is not None and is_refused(literal, allow_loopback=allow_loopback):
         raise RefusedError("refused_address")
     place = (f"[{name}]" if ":" in name else name) + (f":{port}" if port else "")
-    path, query = quote(parts.path or "/", safe=SAFE_IN_URL), quote(parts.query, safe=SAFE_IN_URL)
     return urlunsplit((parts.scheme.lower(), place, path, query, ""))
 
 
@@ -68,7 +81,8 @@ def is_refused(address: Address, *, allow_loopback: bool) -> bool:
             return False
     if allow_loopback and str(address) == LOOPBACK:
         return False
-    return not address.is_global or address.is_multicast or address.is_reserved or address in PLATFORM_ADDRESSES
+    refused = any(address in network for network in ALSO_REFUSED)
+    return refused or not address.is_global or address.is_multicast or address.is_reserved
 
 
 def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:

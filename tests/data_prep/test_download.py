@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import download, shard_io
+from data_prep import download, fetching, shard_io
 from data_prep.raw_shards import key_of
 from data_prep.sources import Row
 from data_prep.stored_image import ImageLimits, store
@@ -187,12 +188,47 @@ def test_kill_and_rerun_give_the_same_samples_and_repeat_no_finished_shard(tmp_p
         log.unlink()
     with served(tmp_path / "web", log) as other:
         assert other != base
-        assert run(*flags) == 1, "the old address answers no more: nothing of the shard arrives, so it is not done"
+        assert run(*flags) == 1, "the old address answers no more: nothing of the wave arrives, so it is not done"
         assert not (out / "table-000-000001.receipt.json").exists()
     assert whole.keys() == {path.name for path in out.glob("*.tar")}
     assert {name: (out / name).read_bytes() == content for name, content in whole.items()} == {
         "table-000-000000.tar": True, "table-000-000001.tar": False, "table-000-000002.tar": True,
     }  # fmt: skip
+
+
+def test_a_few_dead_hosts_are_dropped_and_a_dead_network_is_not_taken_for_an_answer(tmp_path, capsys):
+    """One row alone in its shard does not hold up the table; forty rows of which one arrives stop it, unless told."""
+    routes = {f"/{i}.jpg": {"behaviour": "ok", "file": f"images/{i}.jpg"} for i in range(10)}
+    make_web(tmp_path / "web", routes)
+    flags = ["--allow-loopback", *QUICK, "--retries", "0"]
+    with served(tmp_path / "web") as base, socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        write_table(tmp_path / "few.parquet", [dead + "/x.jpg", *(base + path for path in routes)])
+        write_table(tmp_path / "most.parquet", [base + "/1.jpg", *(f"{dead}/{i}.jpg" for i in range(40))])
+        few = ["table", "--input", tmp_path / "few.parquet", "--output", tmp_path / "few", "--samples-per-shard", "1"]
+        assert run(*few, *flags) == 0
+        assert "\n1 of them failed in passing" in capsys.readouterr().out
+        most = ["table", "--input", tmp_path / "most.parquet", "--output", tmp_path / "most", *flags]
+        assert run(*most) == 1
+        assert "only 1 of 41 images arrived ({'connection_failed': 40})" in capsys.readouterr().err
+        assert not list((tmp_path / "most").glob("*.tar"))
+        assert run(*most, "--least-yield", "0.02") == 0
+    reasons = ["connection_failed", *[None] * 10]
+    assert [entry["reason"] for entry in ledger(tmp_path / "few")] == reasons
+    assert len(samples(tmp_path / "most")) == 1
+
+
+def test_a_full_disk_ends_the_fetching_at_once_with_a_line(tmp_path, monkeypatch, capsys):
+    make_web(tmp_path / "web", {"/a.jpg": {"behaviour": "slow", "file": "images/a.jpg", "delay_s": 4.5}})
+    monkeypatch.setattr(fetching, "LEAST_FREE_BYTES", 1 << 62)  # more than this disk has
+    with served(tmp_path / "web") as base:
+        write_table(tmp_path / "t.parquet", [base + "/a.jpg"])
+        flags = ["--input", tmp_path / "t.parquet", "--output", tmp_path / "raw", "--allow-loopback", *QUICK]
+        assert run("table", *flags) == 1
+    error = capsys.readouterr().err
+    assert "the disk is full" in error and error.count("\n") == 1
+    assert not list((tmp_path / "raw").glob("*.tar"))
 
 
 def wait_until(condition, timeout_s=60):

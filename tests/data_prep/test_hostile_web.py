@@ -24,8 +24,6 @@ NO_HOST = ("dns_failure", "timeout")
 """By how long the machine's resolver took."""
 SLOW_OR_HUGE_EVERY = 20
 """Rounds from one endless body and drip feed to the next: each takes the byte cap, or the deadline."""
-DRIP = ("deadline", "truncated_body")
-"""By who hangs up first: the downloader, or its proxy."""
 MOST_MEMORY_MB = 600
 MOST_BYTES_SENT = 64 << 20
 """Of one endless body, before its server finds that nobody listens: the cap and what buffers hold."""
@@ -66,7 +64,7 @@ def elsewhere(bodies_url, private_url, number):
     yield f"{bodies_url}/promised?{number}", "byte_cap"
     if number % SLOW_OR_HUGE_EVERY == 0:
         yield f"{bodies_url}/endless?{number}", "byte_cap"
-        yield f"{bodies_url}/drip?{number}", DRIP
+        yield f"{bodies_url}/drip?{number}", "deadline"
 
 
 def hostile_web(folder, bodies_url, private_url):

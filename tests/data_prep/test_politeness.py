@@ -14,11 +14,15 @@ from data_prep.guarded_opener import FetchLimits, build_opener
 from tests.data_prep.test_download import QUICK, ledger, run, write_table
 from tests.support.web_folder import make_web, requested, served
 
-ROBOTS = b"User-agent: *\nDisallow: /all/\n\nUser-agent: blip2-pretraining\nDisallow: /private/\n"
+ROBOTS = (
+    b"User-agent: *\nDisallow: /all/\n\n"
+    b"User-agent: blip2-pretraining\nAllow: /\nDisallow: /private/\nDisallow: /*.png$\n"
+)
+"""The longest match decides, not the first, and there are wildcards (RFC 9309, 2.2.2 and 2.2.3)."""
 
 
 def test_what_robots_txt_forbids_is_left_out_and_never_requested(tmp_path):
-    paths = ["/fine.jpg", "/private/a.jpg", "/all/a.jpg", "/private/b.jpg"]
+    paths = ["/fine.jpg", "/private/a.jpg", "/all/a.jpg", "/drawn/b.png"]
     routes = {path: {"behaviour": "ok", "file": f"images/{path.replace('/', '_')}"} for path in paths}
     make_web(tmp_path / "web", routes | {"/robots.txt": {"behaviour": "ok", "file": "images/robots.txt"}})
     (tmp_path / "web" / "images" / "robots.txt").write_bytes(ROBOTS)

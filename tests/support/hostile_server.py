@@ -45,6 +45,19 @@ class Hostile(BaseHTTPRequestHandler):
             self.wfile.write(b"x")
             time.sleep(0.05)
 
+    def answer_slowhead(self):
+        self.wfile.write(b"HTTP/1.0 200 OK\r\n")
+        for number in range(1000):
+            self.wfile.write(f"X-{number}: drip\r\n".encode())
+            time.sleep(0.05)
+
+    def answer_unmeasured(self):
+        """A drip feed that does not say how long it is, so that hanging up looks like its end."""
+        self._head()
+        for _ in range(1000):
+            self.wfile.write(b"x")
+            time.sleep(0.05)
+
     def answer_cut(self):
         self._head(Content_Length="1000")
         self.wfile.write(b"short")
