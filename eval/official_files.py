@@ -1,6 +1,7 @@
 """Prediction and annotation files in their published formats, read strictly: a fault is one line with file and id."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 SampleId = int | str
 IDS_SHOWN = 5
 ID_FIELDS = ("question_id", "questionId", "image_id", "id", "cocoid", "imgid", "image")  # of entries, for messages
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes it; two in a row are one character
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,34 @@ class QuestionAnswers:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file's content. Raises ValueError in one line when it is missing, is no JSON, or has a key twice."""
+    """A JSON file's content. Raises ValueError in one line when it is missing, is no JSON, has a key twice, or a text
+    that is no Unicode."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once_each)
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text, object_pairs_hook=_once_each)
+        check_whole_characters(text, content)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON ({error})") from error
+    return content
+
+
+def check_whole_characters(text: str, content: Any) -> None:
+    """Raise ValueError, naming the entry, when JSON's `text` escapes half a character, which no file can hold."""
+    if _SURROGATE.search(text) and (place := _half_character(content)):
+        raise ValueError(f"{place} holds half a character, a lone surrogate; remove it")
+
+
+def _half_character(content: Any, place: str = "a text") -> str | None:
+    """Where in a content a string has a lone surrogate: the nearest id, or the field."""
+    if isinstance(content, str):
+        return place if any("\ud800" <= character <= "\udfff" for character in content) else None
+    if isinstance(content, dict):
+        place = next((f"{name} {content[name]!r}" for name in ID_FIELDS if name in content), place)
+        parts = [(each, place if place != "a text" else repr(key)) for key, each in content.items()]
+        parts += [(key, f"a field of {place}") for key in content]
+    else:
+        parts = [(each, place) for each in content] if isinstance(content, list) else []
+    return next((found for each, where in parts if (found := _half_character(each, where))), None)
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

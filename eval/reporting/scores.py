@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.metrics.vqa_accuracy import LEGACY, OFFICIAL
-from eval.reporting.evaluations import Compared, Evaluation
+from eval.reporting.evaluations import QUESTION_SCORES, Compared, Evaluation
 from eval.reporting.page import table
 from eval.reporting.paper import PaperRow, paper_row
 from eval.reporting.verdicts import deviations, verdict, why_not_comparable
@@ -29,7 +29,6 @@ RULE_NAMES = {
     "gqa/exact": ", exact",
     "gqa/lavis": ", both sides normalised",
 }
-QUESTION_SCORES = {"vqa": OFFICIAL, "okvqa": "okvqa/official-2021+lemmas", "gqa": "gqa/exact"}
 
 
 def scores_section(compared: list[Compared]) -> str:
