@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.captioned_images import captioned_images, is_captioned_images
+from eval.captioned_images import captioned_images, check_not_nocaps, is_captioned_images
 from eval.official_files import SampleId, field_of, listed, read_json
 
 
@@ -15,9 +15,12 @@ class CaptionReferences:
     domains: dict[SampleId, str]
 
 
-def read_caption_references(path: Path, split: str | None = None) -> CaptionReferences:
-    """Every image's captions. Raises ValueError in one line for a file of another format, or an image without any."""
+def read_caption_references(path: Path, split: str | None = None, *, of_nocaps: bool = False) -> CaptionReferences:
+    """Every image's captions. Raises ValueError in one line for a file of another format, an image without any, or
+    NoCaps' images where others are asked for."""
     content = read_json(path)
+    if not of_nocaps:
+        check_not_nocaps(path, content, "score them as nocaps")
     if is_captioned_images(content):
         found = {image.id: list(image.captions) for image in captioned_images(path, content, split)[0]}
         references = CaptionReferences(found, {})

@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.captioned_images import CaptionedImage, DataSet, captioned_images, is_captioned_images
+from eval.captioned_images import (
+    CaptionedImage,
+    DataSet,
+    captioned_images,
+    check_not_coco,
+    check_not_nocaps,
+    is_captioned_images,
+)
 from eval.official_files import SampleId, field_of
 from eval.samples import PictureFinder, RetrievalData, Sample, TaskData, find_file
 
@@ -33,6 +40,7 @@ def load_nocaps(folder: Path, split: str, limit: int | None = None) -> TaskData:
         raise ValueError(f"--data {folder}: nothing for split {split!r}; NoCaps has {', '.join(NOCAPS_FILES)}")
     annotations, content = find_file(folder, [NOCAPS_FILES[split]], _is_nocaps, f"for split {split!r}")
     entries = _images(annotations, content)
+    check_not_coco(annotations, entries)
     find = PictureFinder(folder, annotations)
     paths: dict[SampleId, Path] = {}
     for image in entries[:limit]:
@@ -65,6 +73,7 @@ def retrieval_text(caption: str) -> str:
 def _captioned(folder: Path, split: str, limit: int | None) -> tuple[Path, DataSet, list[tuple[CaptionedImage, Path]]]:
     names = [*KARPATHY_FILES, *(name.format(split) for name in LAVIS_FILES)]
     annotations, content = find_file(folder, names, is_captioned_images, f"for split {split!r}")
+    check_not_nocaps(annotations, content, "use --task nocaps")
     images, data_set = captioned_images(annotations, content, split)
     find = PictureFinder(folder, annotations)
     return annotations, data_set, [(image, find(image.place)) for image in images[:limit]]

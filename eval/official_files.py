@@ -3,8 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,6 @@ SampleId = int | str
 IDS_SHOWN = 5
 ID_FIELDS = ("question_id", "questionId", "image_id", "id", "cocoid", "imgid", "image")  # of entries, for messages
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes it; two in a row are one character
-
-
-@dataclass(frozen=True)
-class QuestionAnswers:
-    """One annotated question of a VQA file."""
-
-    image_id: SampleId
-    question_type: str
-    answer_type: str
-    answers: tuple[str, ...]
 
 
 def read_json(path: Path) -> Any:
@@ -76,59 +65,6 @@ def read_predictions(path: Path, id_field: str, text_field: str) -> dict[SampleI
             raise ValueError(f"{path}: {id_field} {sample_id!r} occurs twice")
         predictions[sample_id] = field_of(path, entry, text_field, (str,))
     return predictions
-
-
-def read_answers(path: Path) -> dict[SampleId, QuestionAnswers]:
-    """A VQA annotation file: {annotations: [{question_id, image_id, question_type, answer_type, answers}]}."""
-    entries = listed(path, read_json(path), "annotations")
-    found: dict[SampleId, QuestionAnswers] = {}
-    for entry in entries:
-        question_id = field_of(path, entry, "question_id", (int, str))
-        if question_id in found:
-            raise ValueError(f"{path}: question_id {question_id!r} occurs twice")
-        answers = tuple(
-            field_of(path, answer, "answer", (str,)) for answer in field_of(path, entry, "answers", (list,))
-        )
-        if not answers:
-            raise ValueError(f"{path}: question_id {question_id!r} has no answers")
-        found[question_id] = QuestionAnswers(
-            field_of(path, entry, "image_id", (int, str)),
-            str(entry.get("question_type", "")),
-            str(entry.get("answer_type", "")),
-            answers,
-        )
-    return found
-
-
-def read_questions(path: Path) -> dict[SampleId, tuple[SampleId, str]]:
-    """A VQA question file, {questions: [{question_id, image_id, question}]}: image id and question by question id."""
-    return questions_of(path, read_json(path))
-
-
-def questions_of(path: Path, content: Any) -> dict[SampleId, tuple[SampleId, str]]:
-    """The same of a file's content."""
-    found: dict[SampleId, tuple[SampleId, str]] = {}
-    for entry in listed(path, content, "questions"):
-        question_id = field_of(path, entry, "question_id", (int, str))
-        if question_id in found:
-            raise ValueError(f"{path}: question_id {question_id!r} occurs twice")
-        found[question_id] = (field_of(path, entry, "image_id", (int, str)), field_of(path, entry, "question", (str,)))
-    return found
-
-
-def check_same_year(annotations: Path, questions: Path) -> None:
-    """Raise ValueError when two VQA files say that they are of different years or versions."""
-    for name, of_file in (("data_subtype", lambda c: c.get("data_subtype")), ("version", _version)):
-        told = of_file(read_json(annotations)), of_file(read_json(questions))
-        if None not in told and told[0] != told[1]:
-            raise ValueError(
-                f"{annotations}: {name} {told[0]!r}, but {questions} has {told[1]!r}; name files of one year"
-            )
-
-
-def _version(content: Mapping[str, Any]) -> str | None:
-    info = content.get("info")
-    return str(info["version"]) if isinstance(info, dict) and "version" in info else None
 
 
 def check_same_ids(path: Path, found: Iterable[SampleId], reference: Path, expected: Iterable[SampleId]) -> None:

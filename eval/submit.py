@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.captioned_images import check_not_coco
 from eval.command_line import Parser, finish, print_settings
 from eval.official_files import SampleId, check_same_ids, read_json, read_predictions
+from eval.vqa_files import VQA_V2, check_set
 
 VQA_SUBSET = "test2015"
 MOST_BYTES = 100_000_000  # a caption or answer of 200 characters for each of VQAv2's 447,793 questions is less
@@ -30,6 +32,10 @@ def expected_ids(task: str, path: Path) -> list[SampleId]:
     entries = content.get(name) if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path}: expected an object with a list of {name}")
+    if task == "vqa":
+        check_set(path, content, VQA_V2)
+    else:
+        check_not_coco(path, entries)
     subset = content.get("data_subtype")
     if task == "vqa" and subset != VQA_SUBSET:
         raise ValueError(

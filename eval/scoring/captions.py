@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from eval.caption_references import CaptionReferences, read_caption_references
+from eval.captioned_images import NOCAPS_DOMAINS
 from eval.metrics.bootstrap import Floats
 from eval.metrics.captions import MAX_NGRAM, caption_scores, corpus_bleu
 from eval.metrics.ptb_tokens import tokenize
@@ -15,7 +16,6 @@ from eval.official_files import SampleId, check_same_ids, read_predictions
 from eval.scoring.tables import Scored, Table
 
 PROTOCOLS = {"captions": "captions/pycocoevalcap-1.2", "nocaps": "nocaps/idf-all"}
-DOMAINS = ("in-domain", "near-domain", "out-domain")
 BLEU_NAMES = tuple(f"bleu_{n}" for n in range(1, MAX_NGRAM + 1))
 
 
@@ -50,7 +50,7 @@ def score_captions(
     outside: OutsideSteps = OutsideSteps(),
 ) -> Scored:
     """Every image of the annotation file (of its split) must have one caption, and no other image one."""
-    references = read_caption_references(annotations_path, split)
+    references = read_caption_references(annotations_path, split, of_nocaps=task == "nocaps")
     predictions = read_predictions(predictions_path, "image_id", "caption")
     check_same_ids(predictions_path, predictions, annotations_path, references.captions)
     images = list(references.captions)
@@ -60,7 +60,8 @@ def score_captions(
     metrics = _measure(*tokens, outside)
     members = {"overall": np.arange(len(images))}
     if task == "nocaps":
-        of_domain = {name: np.flatnonzero([references.domains[image] == name for image in images]) for name in DOMAINS}
+        domains = np.array([references.domains[image] for image in images])
+        of_domain = {name: np.flatnonzero(domains == name) for name in NOCAPS_DOMAINS}
         members |= {name: rows for name, rows in of_domain.items() if len(rows)}
     tables = [
         Table([(name, PROTOCOLS[task], subset) for name in metric.names], metric.sums[rows], metric.score)
@@ -74,8 +75,8 @@ def score_captions(
 def _check_domains(path: Path, references: CaptionReferences) -> None:
     for image in references.captions:
         domain = references.domains.get(image)
-        if domain not in DOMAINS:
-            raise ValueError(f"{path}: image {image!r} has domain {domain!r}, not one of {DOMAINS}")
+        if domain not in NOCAPS_DOMAINS:
+            raise ValueError(f"{path}: image {image!r} has domain {domain!r}, not one of {NOCAPS_DOMAINS}")
 
 
 def _tokenised_references(references: CaptionReferences) -> list[list[str]]:
