@@ -56,7 +56,7 @@ class TaskFolder:
             write_durably(self.task_file, json.dumps(settings | {"images": images}, indent=1) + "\n")
 
     def check_pictures(self, image_paths: dict[SampleId, Path]) -> None:
-        """Raise ValueError, naming id and file, when a picture is not the one that the first start found at its path."""
+        """Raise ValueError, naming id and file, when a picture is not the one that the first start found there."""
         if not self.task_file.is_file():
             return
         found = {image_id: stamp for image_id, _, *stamp in read_json(self.task_file)["images"]}
