@@ -22,6 +22,10 @@ SCORE_TASKS = {"captioning": "captions"}
 ANSWER_S = 60  # of SLURM's commands
 
 
+class UnansweredError(ValueError):
+    """A SLURM command has not answered in time; what it was asked for may have happened."""
+
+
 def state_of(evaluation: Evaluation, queued: set[str]) -> str:
     """`scored`, `waiting` (its jobs are queued or run), `failed` (they ended without scores), or `missing`;
     `outdated` when what is there is of weights that have been replaced since."""
@@ -78,6 +82,8 @@ def submit(evaluation: Evaluation, scripts: Path, lock: int) -> list[str]:
         options, script = [*after, *wanted.score_sbatch], scripts / "score.sbatch"
         known = queued.get(names[1]) or begun.get(names[1])
         jobs.append(known or _sbatch(names[1], folder, options, script, what, lock))
+    except UnansweredError:
+        raise  # the note stays: the job may have been taken, and is looked for the next time
     except ValueError:
         for job in jobs:
             subprocess.run(["scancel", job], check=False, timeout=ANSWER_S)
@@ -141,7 +147,9 @@ def _answer(command: list[str], without_gpus: bool = False, descriptors: Sequenc
             env=environment,
             pass_fds=descriptors,
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired as error:
+        raise UnansweredError(f"{command[0]}: no answer in {ANSWER_S} s ({' '.join(command[1:])})") from error
+    except OSError as error:
         raise ValueError(f"{command[0]}: {error}; run it where jobs are submitted") from error
     if done.returncode != 0:
         raise ValueError(f"{command[0]}: {' '.join(done.stderr.split())} ({' '.join(command[1:])})")

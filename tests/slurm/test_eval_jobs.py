@@ -233,6 +233,29 @@ def test_a_watcher_killed_while_sbatch_is_in_flight_leaves_no_second_job(site: S
     site.cluster.answer("scancel", *site.jobs(2, "vqa"))
 
 
+def test_a_job_that_sbatch_did_not_acknowledge_in_time_is_not_submitted_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from eval.watching import jobs
+    from eval.watching.wanted import WatchList, evaluations
+
+    save_checkpoint(site.run, 2)
+    wanted = {"output": site.output, "runs": [site.run], "evaluations": {"vqa": {"task": "vqa", "data": "d"}}}
+    [evaluation] = evaluations(WatchList.model_validate(wanted))
+    monkeypatch.setattr(jobs, "ANSWER_S", 0.2)
+    slow = site.folder / "slow"
+    slow.mkdir()
+    (slow / "sbatch").write_text("#!/bin/bash\nsleep 5\n")
+    (slow / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{slow}:{os.environ['PATH']}")
+    with pytest.raises(ValueError, match=r"sbatch: no answer in 0.2 s"):
+        jobs.submit(evaluation, ROOT / "slurm", 2)
+    note = json.loads(site.note(2, "vqa").read_text())
+    assert note["jobs"] == [] and note["outputs"] == []  # the intent stays, and names what it is to be told by
+    (site.note(2, "vqa").parent / "eval-stage2-step_00000002-vqa-77.out").touch()  # the job had been taken, and ended
+    assert "1 failed" in site.watch(vqa=site.vqa).stdout and site.jobs(2, "vqa") == ["77"]
+
+
 def test_a_checkpoint_pruned_meanwhile_is_skipped_and_a_missing_run_is_named(site: Site) -> None:
     site.run.mkdir()
     assert site.watch(vqa=site.vqa).stdout.endswith("no whole checkpoint yet\n")
