@@ -11,7 +11,10 @@ from eval.caption_references import CaptionReferences, read_caption_references
 from eval.captioned_images import NOCAPS_DOMAINS
 from eval.metrics.bootstrap import Floats
 from eval.metrics.captions import MAX_NGRAM, caption_scores, corpus_bleu
+from eval.metrics.java_program import find_java
+from eval.metrics.meteor import meteor, meteor_statistics, packaged_jar
 from eval.metrics.ptb_tokens import tokenize
+from eval.metrics.spice import check_jar, spice_scores
 from eval.official_files import SampleId, check_same_ids, read_predictions
 from eval.scoring.tables import Scored, Table
 
@@ -25,6 +28,15 @@ class OutsideSteps:
 
     meteor: bool = False
     spice: Path | None = None
+
+    def check(self) -> None:
+        """Raise ValueError in one line for what is asked for and cannot be had: before anything is computed."""
+        if self.spice:
+            check_jar(self.spice)
+            find_java("SPICE")
+        if self.meteor:
+            find_java("METEOR")
+            packaged_jar()
 
     def not_computed(self) -> dict[str, str]:
         """What was left out, and how to have it."""
@@ -50,6 +62,7 @@ def score_captions(
     outside: OutsideSteps = OutsideSteps(),
 ) -> Scored:
     """Every image of the annotation file (of its split) must have one caption, and no other image one."""
+    outside.check()
     references = read_caption_references(annotations_path, split, of_nocaps=task == "nocaps")
     predictions = read_predictions(predictions_path, "image_id", "caption")
     check_same_ids(predictions_path, predictions, annotations_path, references.captions)
@@ -93,15 +106,11 @@ def _measure(predictions: list[str], references: list[list[str]], outside: Outsi
         _mean_metric(["rouge_l", "cider"], means),
     ]
     if outside.meteor:
-        from eval.metrics.meteor import meteor, meteor_statistics
-
         statistics = meteor_statistics(predictions, references)
         metrics.append(
             _Metric(["meteor"], statistics, lambda totals: 100 * meteor(totals)[..., None], meteor(statistics)[:, None])
         )
     if outside.spice:
-        from eval.metrics.spice import spice_scores
-
         metrics.append(_mean_metric(["spice"], spice_scores(predictions, references, outside.spice)[:, None]))
     return metrics
 
