@@ -34,12 +34,9 @@ def read_caption_references(path: Path, split: str | None = None, *, of_nocaps: 
 
 def _of_coco(path: Path, content: object) -> CaptionReferences:
     """{images: [{id, domain?}], annotations: [{image_id, caption}]}."""
-    images = content.get("images") if isinstance(content, dict) else None
-    if not isinstance(content, dict) or not isinstance(images, list) or not images:
-        raise ValueError(f"{path}: expected an object with a list of images, as COCO's caption files have")
     captions: dict[SampleId, list[str]] = {}
     domains: dict[SampleId, str] = {}
-    for image in images:
+    for image in listed(path, content, "images"):
         image_id = field_of(path, image, "id", (int, str))
         if image_id in captions:
             raise ValueError(f"{path}: image id {image_id!r} occurs twice")

@@ -4,7 +4,6 @@ A data folder holds the annotation file and the pictures: `dataset_coco.json` an
 """
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from eval.captioned_images import (
     check_not_nocaps,
     is_captioned_images,
 )
-from eval.official_files import SampleId, field_of
+from eval.official_files import SampleId, field_of, listed
 from eval.samples import PictureFinder, RetrievalData, Sample, TaskData, find_file
 
 KARPATHY_FILES = ("dataset_coco.json", "dataset_flickr30k.json")
@@ -39,7 +38,7 @@ def load_nocaps(folder: Path, split: str, limit: int | None = None) -> TaskData:
     if split not in NOCAPS_FILES:
         raise ValueError(f"--data {folder}: nothing for split {split!r}; NoCaps has {', '.join(NOCAPS_FILES)}")
     annotations, content = find_file(folder, [NOCAPS_FILES[split]], _is_nocaps, f"for split {split!r}")
-    entries = _images(annotations, content)
+    entries = listed(annotations, content, "images")
     check_not_coco(annotations, entries)
     find = PictureFinder(folder, annotations)
     paths: dict[SampleId, Path] = {}
@@ -83,10 +82,3 @@ def _is_nocaps(content: Any) -> bool:
     images = content.get("images") if isinstance(content, dict) else None
     first = images[0] if isinstance(images, list) and images else None
     return isinstance(first, dict) and {"id", "file_name"} <= first.keys()
-
-
-def _images(annotations: Path, content: Any) -> list[Mapping[str, Any]]:
-    images = content.get("images") if isinstance(content, dict) else None
-    if not isinstance(images, list) or not images:
-        raise ValueError(f"{annotations}: expected an object with a list of images")
-    return images

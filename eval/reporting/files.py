@@ -1,5 +1,6 @@
 """What the report reads, checked: task.json, metrics.json, per_sample.jsonl; a fault is one line with its field."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -136,12 +137,14 @@ def read_metrics(path: Path, task: str | None = None) -> dict[str, Any]:
     return content
 
 
-def step_of(path: Path) -> int:
-    """The step of a file in step_N/NAME/. Raises ValueError when N is no number."""
-    number = path.parent.parent.name.removeprefix("step_")
-    if not number.isdecimal():
-        raise ValueError(f"{path}: step {number!r} is no whole number; name the folder step_N")
-    return int(number)
+def scores_over_steps(folder: Path) -> Iterator[tuple[int, Path, dict[str, Any]]]:
+    """Step, file and row of all that is scored in FOLDER/step_N/NAME. Raises ValueError when an N is no number."""
+    for path in sorted(folder.glob("step_*/*/metrics.json")):
+        number = path.parent.parent.name.removeprefix("step_")
+        if not number.isdecimal():
+            raise ValueError(f"{path}: step {number!r} is no whole number; name the folder step_N")
+        for row in read_metrics(path)["metrics"]:
+            yield int(number), path, row
 
 
 def read_samples(path: Path, task: dict[str, Any], score: str) -> list[dict[str, Any]]:
