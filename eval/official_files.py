@@ -34,7 +34,11 @@ def check_whole_characters(text: str, content: Any) -> None:
 def _half_character(content: Any, place: str = "a text") -> str | None:
     """Where in a content a string has a lone surrogate: the nearest id, or the field."""
     if isinstance(content, str):
-        return place if any("\ud800" <= character <= "\udfff" for character in content) else None
+        try:
+            content.encode()
+        except UnicodeEncodeError:
+            return place
+        return None
     if isinstance(content, dict):
         place = next((f"{name} {content[name]!r}" for name in ID_FIELDS if name in content), place)
         parts = [(each, place if place != "a text" else repr(key)) for key, each in content.items()]
