@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.captioned_images import captioned_images, is_captioned_images
+from eval.captioned_images import captioned_images, check_not_nocaps, is_captioned_images
 from eval.official_files import SampleId, field_of, listed, read_json
 
 
@@ -15,9 +15,12 @@ class CaptionReferences:
     domains: dict[SampleId, str]
 
 
-def read_caption_references(path: Path, split: str | None = None) -> CaptionReferences:
-    """Every image's captions. Raises ValueError in one line for a file of another format, or an image without any."""
+def read_caption_references(path: Path, split: str | None = None, *, of_nocaps: bool = False) -> CaptionReferences:
+    """Every image's captions. Raises ValueError in one line for a file of another format, an image without any, or
+    NoCaps' images where others are asked for."""
     content = read_json(path)
+    if not of_nocaps:
+        check_not_nocaps(path, content, "score them as nocaps")
     if is_captioned_images(content):
         found = {image.id: list(image.captions) for image in captioned_images(path, content, split)[0]}
         references = CaptionReferences(found, {})
@@ -31,12 +34,9 @@ def read_caption_references(path: Path, split: str | None = None) -> CaptionRefe
 
 def _of_coco(path: Path, content: object) -> CaptionReferences:
     """{images: [{id, domain?}], annotations: [{image_id, caption}]}."""
-    images = content.get("images") if isinstance(content, dict) else None
-    if not isinstance(content, dict) or not isinstance(images, list) or not images:
-        raise ValueError(f"{path}: expected an object with a list of images, as COCO's caption files have")
     captions: dict[SampleId, list[str]] = {}
     domains: dict[SampleId, str] = {}
-    for image in images:
+    for image in listed(path, content, "images"):
         image_id = field_of(path, image, "id", (int, str))
         if image_id in captions:
             raise ValueError(f"{path}: image id {image_id!r} occurs twice")

@@ -6,7 +6,7 @@
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ PUBLISHED_IMAGES = {
     (FLICKR, "test"): (1_000,),
 }
 SPLITS = ("test", "val", "train")
+NOCAPS_DOMAINS = ("in-domain", "near-domain", "out-domain")
+_OPEN_IMAGES_STEM = re.compile(r"[0-9a-f]{16}")
 _NUMBER = re.compile(r"(\d+)$")
 
 
@@ -82,6 +84,25 @@ def captioned_images(path: Path, content: Any, split: str | None) -> tuple[list[
     shown = split or next((each for each in SPLITS if each in path.stem), "")
     published = says_so and len(images) in PUBLISHED_IMAGES.get((kind, shown), ())
     return images, DataSet(f"{kind} {shown}".strip(), published)
+
+
+def check_not_nocaps(path: Path, content: Any, instead: str) -> None:
+    """Raise ValueError for NoCaps' images in any layout: they have its fields, or all bear names of Open Images."""
+    images = content.get("images") if isinstance(content, dict) else content
+    entries = [each for each in images if isinstance(each, dict)] if isinstance(images, list) else []
+    names = [str(each.get("file_name") or each.get("image") or each.get("filename")) for each in entries]
+    if entries and (
+        any("open_images_id" in each or each.get("domain") in NOCAPS_DOMAINS for each in entries)
+        or all(_OPEN_IMAGES_STEM.fullmatch(name.rpartition("/")[2].partition(".")[0]) for name in names)
+    ):
+        raise ValueError(f"{path}: holds NoCaps' pictures, which have a protocol of their own; {instead}")
+
+
+def check_not_coco(path: Path, images: Sequence[Any]) -> None:
+    """Raise ValueError for COCO's images where NoCaps' are wanted, by the name of the first one's file."""
+    name = str(images[0].get("file_name") if isinstance(images[0], dict) else "")
+    if name.startswith("COCO_"):
+        raise ValueError(f"{path}: holds COCO's pictures ({name}), not NoCaps'; name NoCaps' file, or the other task")
 
 
 def _of_karpathy(path: Path, entry: Mapping[str, Any]) -> CaptionedImage:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.command_line import Parser, finish, print_settings
-from eval.official_files import read_json
+from eval.reporting.files import scores_over_steps
 
 EVENTS = "events.out.tfevents.0000000000.eval"
 Point = tuple[int, float, float]  # step, value, when it was scored
@@ -19,12 +19,10 @@ Point = tuple[int, float, float]  # step, value, when it was scored
 def scalars(folder: Path) -> dict[str, list[Point]]:
     """Each overall number by `NAME/metric protocol`, in the order of the steps."""
     found: dict[str, list[Point]] = {}
-    for path in sorted(folder.glob("step_*/*/metrics.json")):
-        step = int(path.parent.parent.name.removeprefix("step_"))
-        for row in read_json(path)["metrics"]:
-            if row["subset"] == "overall":
-                tag = f"{path.parent.name}/{row['name']} {row['protocol'].replace('/', ' ')}"
-                found.setdefault(tag, []).append((step, float(row["value"]), path.stat().st_mtime))
+    for step, path, row in scores_over_steps(folder):
+        if row["subset"] == "overall":
+            tag = f"{path.parent.name}/{row['name']} {row['protocol'].replace('/', ' ')}"
+            found.setdefault(tag, []).append((step, float(row["value"]), path.stat().st_mtime))
     return found
 
 

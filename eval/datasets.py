@@ -4,12 +4,18 @@ A data folder holds the annotation file and the pictures: `dataset_coco.json` an
 """
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.captioned_images import CaptionedImage, DataSet, captioned_images, is_captioned_images
-from eval.official_files import SampleId, field_of
+from eval.captioned_images import (
+    CaptionedImage,
+    DataSet,
+    captioned_images,
+    check_not_coco,
+    check_not_nocaps,
+    is_captioned_images,
+)
+from eval.official_files import SampleId, field_of, listed
 from eval.samples import PictureFinder, RetrievalData, Sample, TaskData, find_file
 
 KARPATHY_FILES = ("dataset_coco.json", "dataset_flickr30k.json")
@@ -32,7 +38,8 @@ def load_nocaps(folder: Path, split: str, limit: int | None = None) -> TaskData:
     if split not in NOCAPS_FILES:
         raise ValueError(f"--data {folder}: nothing for split {split!r}; NoCaps has {', '.join(NOCAPS_FILES)}")
     annotations, content = find_file(folder, [NOCAPS_FILES[split]], _is_nocaps, f"for split {split!r}")
-    entries = _images(annotations, content)
+    entries = listed(annotations, content, "images")
+    check_not_coco(annotations, entries)
     find = PictureFinder(folder, annotations)
     paths: dict[SampleId, Path] = {}
     for image in entries[:limit]:
@@ -65,6 +72,7 @@ def retrieval_text(caption: str) -> str:
 def _captioned(folder: Path, split: str, limit: int | None) -> tuple[Path, DataSet, list[tuple[CaptionedImage, Path]]]:
     names = [*KARPATHY_FILES, *(name.format(split) for name in LAVIS_FILES)]
     annotations, content = find_file(folder, names, is_captioned_images, f"for split {split!r}")
+    check_not_nocaps(annotations, content, "use --task nocaps")
     images, data_set = captioned_images(annotations, content, split)
     find = PictureFinder(folder, annotations)
     return annotations, data_set, [(image, find(image.place)) for image in images[:limit]]
@@ -74,10 +82,3 @@ def _is_nocaps(content: Any) -> bool:
     images = content.get("images") if isinstance(content, dict) else None
     first = images[0] if isinstance(images, list) and images else None
     return isinstance(first, dict) and {"id", "file_name"} <= first.keys()
-
-
-def _images(annotations: Path, content: Any) -> list[Mapping[str, Any]]:
-    images = content.get("images") if isinstance(content, dict) else None
-    if not isinstance(images, list) or not images:
-        raise ValueError(f"{annotations}: expected an object with a list of images")
-    return images

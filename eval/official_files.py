@@ -1,33 +1,51 @@
 """Prediction and annotation files in their published formats, read strictly: a fault is one line with file and id."""
 
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 SampleId = int | str
 IDS_SHOWN = 5
 ID_FIELDS = ("question_id", "questionId", "image_id", "id", "cocoid", "imgid", "image")  # of entries, for messages
-
-
-@dataclass(frozen=True)
-class QuestionAnswers:
-    """One annotated question of a VQA file."""
-
-    image_id: SampleId
-    question_type: str
-    answer_type: str
-    answers: tuple[str, ...]
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes it; two in a row are one character
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file's content. Raises ValueError in one line when it is missing, is no JSON, or has a key twice."""
+    """A JSON file's content. Raises ValueError in one line when it is missing, is no JSON, has a key twice, or a text
+    that is no Unicode."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once_each)
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text, object_pairs_hook=_once_each)
+        check_whole_characters(text, content)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON ({error})") from error
+    return content
+
+
+def check_whole_characters(text: str, content: Any) -> None:
+    """Raise ValueError, naming the entry, when JSON's `text` escapes half a character, which no file can hold."""
+    if _SURROGATE.search(text) and (place := _half_character(content)):
+        raise ValueError(f"{place} holds half a character, a lone surrogate; remove it")
+
+
+def _half_character(content: Any, place: str = "a text") -> str | None:
+    """Where in a content a string has a lone surrogate: the nearest id, or the field."""
+    if isinstance(content, str):
+        try:
+            content.encode()
+        except UnicodeEncodeError:
+            return place
+        return None
+    if isinstance(content, dict):
+        place = next((f"{name} {content[name]!r}" for name in ID_FIELDS if name in content), place)
+        parts = [(each, place if place != "a text" else repr(key)) for key, each in content.items()]
+        parts += [(key, f"a field of {place}") for key in content]
+    else:
+        parts = [(each, place) for each in content] if isinstance(content, list) else []
+    return next((found for each, where in parts if (found := _half_character(each, where))), None)
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -51,59 +69,6 @@ def read_predictions(path: Path, id_field: str, text_field: str) -> dict[SampleI
             raise ValueError(f"{path}: {id_field} {sample_id!r} occurs twice")
         predictions[sample_id] = field_of(path, entry, text_field, (str,))
     return predictions
-
-
-def read_answers(path: Path) -> dict[SampleId, QuestionAnswers]:
-    """A VQA annotation file: {annotations: [{question_id, image_id, question_type, answer_type, answers}]}."""
-    entries = listed(path, read_json(path), "annotations")
-    found: dict[SampleId, QuestionAnswers] = {}
-    for entry in entries:
-        question_id = field_of(path, entry, "question_id", (int, str))
-        if question_id in found:
-            raise ValueError(f"{path}: question_id {question_id!r} occurs twice")
-        answers = tuple(
-            field_of(path, answer, "answer", (str,)) for answer in field_of(path, entry, "answers", (list,))
-        )
-        if not answers:
-            raise ValueError(f"{path}: question_id {question_id!r} has no answers")
-        found[question_id] = QuestionAnswers(
-            field_of(path, entry, "image_id", (int, str)),
-            str(entry.get("question_type", "")),
-            str(entry.get("answer_type", "")),
-            answers,
-        )
-    return found
-
-
-def read_questions(path: Path) -> dict[SampleId, tuple[SampleId, str]]:
-    """A VQA question file, {questions: [{question_id, image_id, question}]}: image id and question by question id."""
-    return questions_of(path, read_json(path))
-
-
-def questions_of(path: Path, content: Any) -> dict[SampleId, tuple[SampleId, str]]:
-    """The same of a file's content."""
-    found: dict[SampleId, tuple[SampleId, str]] = {}
-    for entry in listed(path, content, "questions"):
-        question_id = field_of(path, entry, "question_id", (int, str))
-        if question_id in found:
-            raise ValueError(f"{path}: question_id {question_id!r} occurs twice")
-        found[question_id] = (field_of(path, entry, "image_id", (int, str)), field_of(path, entry, "question", (str,)))
-    return found
-
-
-def check_same_year(annotations: Path, questions: Path) -> None:
-    """Raise ValueError when two VQA files say that they are of different years or versions."""
-    for name, of_file in (("data_subtype", lambda c: c.get("data_subtype")), ("version", _version)):
-        told = of_file(read_json(annotations)), of_file(read_json(questions))
-        if None not in told and told[0] != told[1]:
-            raise ValueError(
-                f"{annotations}: {name} {told[0]!r}, but {questions} has {told[1]!r}; name files of one year"
-            )
-
-
-def _version(content: Mapping[str, Any]) -> str | None:
-    info = content.get("info")
-    return str(info["version"]) if isinstance(info, dict) and "version" in info else None
 
 
 def check_same_ids(path: Path, found: Iterable[SampleId], reference: Path, expected: Iterable[SampleId]) -> None:

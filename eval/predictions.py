@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from eval.official_files import SampleId
+from eval.official_files import SampleId, check_whole_characters, field_of
 
 Entry = Mapping[str, Any]
 RANK_FILES = "predictions.rank*.jsonl"
@@ -56,12 +56,18 @@ class PredictionLog:
 def read_log(path: Path) -> list[Entry]:
     """A rank file's whole lines; a last one without its end was torn by a kill and is left out."""
     *lines, _torn = path.read_bytes().split(b"\n")
-    entries = []
+    entries: list[Entry] = []
     for number, line in enumerate(lines, start=1):
         try:
-            entries.append(json.loads(line))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: line {number} is not JSON ({error}); remove the file to predict anew") from error
+            entry = json.loads(line)
+            if not isinstance(entry, dict):
+                raise ValueError(f"found {type(entry).__name__}")
+            check_whole_characters(line.decode(), entry)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{path}: line {number} is no JSON object ({error}); remove the file to redo it"
+            ) from error
+        entries.append(entry)
     return entries
 
 
@@ -70,9 +76,10 @@ def finished(folder: Path) -> dict[SampleId, Entry]:
     found: dict[SampleId, Entry] = {}
     for path in sorted(folder.glob(RANK_FILES)):
         for entry in read_log(path):
-            if found.setdefault(entry["id"], entry) != entry:
+            sample_id = field_of(path, entry, "id", (int, str))
+            if found.setdefault(sample_id, entry) != entry:
                 raise ValueError(
-                    f"{path}: id {entry['id']!r} was predicted twice, differently; remove {folder} to restart"
+                    f"{path}: id {sample_id!r} was predicted twice, differently; remove {folder} to restart"
                 )
     return found
 

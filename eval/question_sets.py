@@ -9,20 +9,21 @@ from typing import Any
 
 from eval.captioned_images import DataSet
 from eval.gqa_files import gqa_questions, is_gqa
-from eval.official_files import SampleId, questions_of
+from eval.official_files import SampleId
 from eval.samples import PictureFinder, Sample, TaskData, find_file
+from eval.vqa_files import OK_VQA, VQA_V2, Question, check_set, questions_of
 
 SUBSETS = {
-    "VQAv2": {"train": "train2014", "val": "val2014", "test-dev": "test-dev2015", "test": "test2015"},
-    "OK-VQA": {"train": "train2014", "val": "val2014"},
+    VQA_V2: {"train": "train2014", "val": "val2014", "test-dev": "test-dev2015", "test": "test2015"},
+    OK_VQA: {"train": "train2014", "val": "val2014"},
 }
 FILES = {
-    "VQAv2": "v2_OpenEnded_mscoco_{}_questions.json",
-    "OK-VQA": "OpenEnded_mscoco_{}_questions.json",
+    VQA_V2: "v2_OpenEnded_mscoco_{}_questions.json",
+    OK_VQA: "OpenEnded_mscoco_{}_questions.json",
 }
 PUBLISHED_QUESTIONS = {
-    "VQAv2": {"train": 443_757, "val": 214_354, "test-dev": 107_394, "test": 447_793},
-    "OK-VQA": {"train": 9_009, "val": 5_046},
+    VQA_V2: {"train": 443_757, "val": 214_354, "test-dev": 107_394, "test": 447_793},
+    OK_VQA: {"train": 9_009, "val": 5_046},
     "GQA": {"train": 943_000, "val": 132_062, "test-dev": 12_578, "test": 95_336},
 }
 GQA_NAMES = {"test-dev": "testdev"}
@@ -30,12 +31,12 @@ GQA_NAMES = {"test-dev": "testdev"}
 
 def load_vqa(folder: Path, split: str, limit: int | None = None) -> TaskData:
     """VQAv2's question file of a split (val, train, test-dev, test) and COCO's pictures."""
-    return _load_coco_questions("VQAv2", folder, split, limit)
+    return _load_coco_questions(VQA_V2, folder, split, limit)
 
 
 def load_okvqa(folder: Path, split: str, limit: int | None = None) -> TaskData:
     """OK-VQA's question file of a split (val, train) and COCO's pictures."""
-    return _load_coco_questions("OK-VQA", folder, split, limit)
+    return _load_coco_questions(OK_VQA, folder, split, limit)
 
 
 def load_gqa(folder: Path, split: str, limit: int | None = None) -> TaskData:
@@ -55,6 +56,7 @@ def _load_coco_questions(name: str, folder: Path, split: str, limit: int | None)
     if subset is None:
         raise ValueError(f"--split {split!r}: {name} has {', '.join(SUBSETS[name])}")
     annotations, content = find_file(folder, [FILES[name].format(subset)], _has_questions, f"for split {split!r}")
+    check_set(annotations, content, name)
     told = content.get("data_subtype") if isinstance(content, dict) else None
     if told not in (None, subset):
         raise ValueError(f"{annotations}: data_subtype {told!r}, but split {split!r} of {name} is {subset!r}")
@@ -73,7 +75,7 @@ def _task_data(
     folder: Path,
     annotations: Path,
     data_set: DataSet,
-    questions: Mapping[SampleId, tuple[SampleId, str]],
+    questions: Mapping[SampleId, Question],
     limit: int | None,
     place: str,
 ) -> TaskData:

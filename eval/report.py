@@ -110,8 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.seed,
             options.training_hashes,
         )
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(options.output, content)
+        write_durably(options.output, content.encode(errors="replace"))  # names of folders may be no Unicode
         print(options.output)
 
     return finish(work)

@@ -33,7 +33,7 @@ def predict(options: argparse.Namespace) -> Path:
     """Run the task; returns the official file. Raises ValueError in one line for whatever does not fit."""
     from eval.task_folder import TaskFolder
     from pipeline.config import load_recipe
-    from pipeline.distributed import collectives, process_group
+    from pipeline.distributed import process_group
     from pipeline.weights.any_format import find_weights
 
     data = load_data(options, options.split or DEFAULT_SPLIT[options.task])
@@ -45,7 +45,6 @@ def predict(options: argparse.Namespace) -> Path:
     process_group.initialise()
     try:
         predict_missing(options, settings, data, folder, source)
-        collectives.barrier()
     finally:
         process_group.shut_down()
     return official
@@ -60,11 +59,14 @@ def predict_missing(
 ) -> None:
     """Load the model, predict this rank's part, and on rank 0 put all parts together."""
     from eval.samples import TaskData
-    from pipeline.distributed import process_group
+    from pipeline.distributed import collectives, process_group
     from pipeline.models.inference import LanguageModel
     from pipeline.weights.any_format import load_any
     from pipeline.weights.fingerprint import fingerprint
 
+    with collectives.together():
+        if process_group.rank() == 0:
+            folder.check_pictures(data.image_paths)
     if not sys.stderr.isatty():
         from transformers.utils import logging
 
@@ -116,9 +118,9 @@ def _generate(
         settings["prompt"] = vqa.DEFAULT_PROMPTS[model.language_kind]
     task = vqa if options.task in QUESTION_TASKS else captioning
     prompts = task.prompts(data, settings["prompt"])
-    if process_group.rank() == 0:
-        folder.describe(settings, data.image_paths)
-    collectives.barrier()
+    with collectives.together():
+        if process_group.rank() == 0:
+            folder.describe(settings, data.image_paths)
     with collectives.together():  # a picture that one rank cannot decode ends them all
         generation.generate_all(
             model,
@@ -130,9 +132,11 @@ def _generate(
             seed=options.seed,
             batch_size=options.batch_size,
         )
-    if process_group.rank() == 0:
-        task.write_official(folder.path, merge(folder.path, list(prompts)))
-        folder.finish()
+    with collectives.together():
+        if process_group.rank() == 0:
+            folder.check_pictures(data.image_paths)  # none was replaced meanwhile
+            task.write_official(folder.path, merge(folder.path, list(prompts)))
+            folder.finish()
 
 
 def _retrieve(
@@ -146,9 +150,9 @@ def _retrieve(
     from eval.tasks import retrieval
     from pipeline.distributed import collectives, process_group
 
-    if process_group.rank() == 0:
-        folder.describe(settings, data.image_paths)
-    collectives.barrier()
+    with collectives.together():
+        if process_group.rank() == 0:
+            folder.describe(settings, data.image_paths)
     retrieval.rank_all(
         model,
         data,
@@ -159,10 +163,12 @@ def _retrieve(
         k=options.k_test,
     )
     collectives.barrier()
-    if process_group.rank() == 0:
-        entries = merge(folder.path, list(data.image_paths))
-        retrieval.write_official(folder.path, data, entries, options.k_test)
-        folder.finish()
+    with collectives.together():
+        if process_group.rank() == 0:
+            folder.check_pictures(data.image_paths)
+            entries = merge(folder.path, list(data.image_paths))
+            retrieval.write_official(folder.path, data, entries, options.k_test)
+            folder.finish()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,7 +6,6 @@ over images. --against OTHER adds "against": the paired differences to another p
 """
 
 import argparse
-import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.command_line import Parser, finish, print_settings
 from eval.predictions import check_target, write_durably
+from eval.task_folder import sha256_of
 
 if TYPE_CHECKING:
     from eval.scoring.tables import Scored
@@ -56,8 +56,11 @@ def compare(options: argparse.Namespace, scored: "Scored") -> dict[str, Any]:
 
         check_same_gallery(options.predictions, options.against)
     other = score(options, options.against)
-    digest = hashlib.sha256(options.against.read_bytes()).hexdigest()
-    return {"predictions": str(options.against), "sha256": digest, "metrics": scored.differences(other)}
+    return {
+        "predictions": str(options.against),
+        "sha256": sha256_of(options.against),
+        "metrics": scored.differences(other),
+    }
 
 
 def print_overall(metrics: dict[str, Any]) -> None:

@@ -13,8 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.captioned_images import check_not_coco
 from eval.command_line import Parser, finish, print_settings
-from eval.official_files import SampleId, check_same_ids, read_json, read_predictions
+from eval.official_files import SampleId, check_same_ids, listed, read_json, read_predictions
+from eval.task_folder import sha256_of
+from eval.vqa_files import VQA_V2, check_set
 
 VQA_SUBSET = "test2015"
 MOST_BYTES = 100_000_000  # a caption or answer of 200 characters for each of VQAv2's 447,793 questions is less
@@ -27,9 +30,11 @@ def expected_ids(task: str, path: Path) -> list[SampleId]:
     """The ids that a submission must hold. Raises ValueError in one line for a file of another split or format."""
     content = read_json(path)
     name, field = ("questions", "question_id") if task == "vqa" else ("images", "id")
-    entries = content.get(name) if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{path}: expected an object with a list of {name}")
+    entries = listed(path, content, name)
+    if task == "vqa":
+        check_set(path, content, VQA_V2)
+    else:
+        check_not_coco(path, entries)
     subset = content.get("data_subtype")
     if task == "vqa" and subset != VQA_SUBSET:
         raise ValueError(
@@ -78,8 +83,8 @@ def provenance(options: argparse.Namespace, reference: Path, content: bytes, ent
         },
         "entries": len(entries),
         "empty": empty,
-        "predictions": {"file": str(options.predictions), "sha256": _digest(options.predictions)},
-        REFERENCE_FLAG[options.task]: {"file": str(reference), "sha256": _digest(reference)},
+        "predictions": {"file": str(options.predictions), "sha256": sha256_of(options.predictions)},
+        REFERENCE_FLAG[options.task]: {"file": str(reference), "sha256": sha256_of(reference)},
         "run": {name: value for name, value in settings.items() if name != "images"},
     }
     return json.dumps(told, indent=1) + "\n"
@@ -92,10 +97,6 @@ def settings_beside(predictions: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ValueError(f"{task_file}: expected an object, found {type(settings).__name__}")
     return settings
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -48,14 +48,37 @@ class TaskFolder:
         return self.complete_file.is_file()
 
     def describe(self, settings: dict[str, Any], image_paths: dict[SampleId, Path]) -> None:
-        """Write task.json, unless it is there."""
+        """Write task.json, unless it is there, with each picture's size and time where pictures are shown."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not self.task_file.is_file():
-            images = [[image_id, str(path.absolute())] for image_id, path in image_paths.items()]
+            stamp = _stamp if settings["image_source"] != "none" else lambda *_: []
+            images = [[each, str(path.absolute()), *stamp(each, path)] for each, path in image_paths.items()]
             write_durably(self.task_file, json.dumps(settings | {"images": images}, indent=1) + "\n")
+
+    def check_pictures(self, image_paths: dict[SampleId, Path]) -> None:
+        """Raise ValueError, naming id and file, when a picture is not the one that the first start found there."""
+        if not self.task_file.is_file():
+            return
+        found = {image_id: stamp for image_id, _, *stamp in read_json(self.task_file)["images"]}
+        for image_id, path in image_paths.items():
+            earlier = found.get(image_id)
+            if earlier and earlier != _stamp(image_id, path):
+                raise ValueError(
+                    f"--output {self.path}: it holds predictions of another picture of image {image_id!r}: {path} has "
+                    "changed in size or time; name another folder, or remove it"
+                )
 
     def finish(self) -> None:
         write_durably(self.complete_file, "")
+
+
+def _stamp(image_id: SampleId, path: Path) -> list[int]:
+    """A file's size in bytes and time of change in ns: told without reading it."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ValueError(f"image {image_id!r}: {error}") from error
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _shown(value: object) -> str:

@@ -25,40 +25,51 @@ SCRIPTS = Path(__file__).resolve().parent.parent / "slurm"
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[bool]:
-    """Whether this process is the one that may submit now; the kernel takes the lock back however it ends."""
+def only_one(folder: Path) -> Iterator[int | None]:
+    """The lock's descriptor when this process may submit now, else None; the kernel takes the lock back when this
+    process, and what it handed the descriptor to, have ended, however they do."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
+            yield None
             return
-        yield True
+        yield file.fileno()
 
 
 def look_once(path: Path, scripts: Path) -> None:
-    """Submit what is missing now; prints a line for each submission and failure, and a count."""
+    """Submit what is missing now; prints a line for each submission and failure, and a count. Raises ValueError at the
+    end when a run's folder is not there."""
     from eval.watching.jobs import queued_jobs, state_of, submit
     from eval.watching.wanted import evaluations, read_watch_list
 
     wanted = read_watch_list(path)
-    with only_one(wanted.output) as is_mine:
-        if not is_mine:
+    with only_one(wanted.output) as lock:
+        if lock is None:
             print(f"another one watches {wanted.output} at this moment", flush=True)
             return
         queued, counts = queued_jobs(), Counter[str]()
         for evaluation in evaluations(wanted):
-            state = state_of(evaluation, queued)
-            if state == "missing":
-                jobs = submit(evaluation, scripts)
-                state = "submitted"
+            try:
+                state = state_of(evaluation, queued)
+                if state == "missing":
+                    jobs = submit(evaluation, scripts, lock)
+                    state = "submitted" if jobs else "failed"
+            except FileNotFoundError:
+                if (evaluation.checkpoint / "COMPLETE").exists():
+                    raise
+                state = "pruned meanwhile"
+            if state == "submitted":
                 print(f"{evaluation.folder}: submitted {' '.join(jobs)}", flush=True)
-            elif state in FAULTS:
+            if state in FAULTS:
                 print(f"{evaluation.folder}: {FAULTS[state]}; remove the folder to evaluate again", file=sys.stderr)
             counts[state] += 1
         print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "no whole checkpoint yet")
         sys.stdout.flush()
+    gone = [str(run) for run in wanted.runs if not run.is_dir()]
+    if gone:
+        raise ValueError(f"{path}: runs: no folder {', '.join(gone)}; correct it, or wait until its training has begun")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,10 +82,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_settings(options)
 
     def work() -> None:
-        look_once(options.list, options.scripts)
-        while not options.once:
-            time.sleep(options.every_s)
+        from eval.watching.wanted import read_watch_list
+
+        if options.once:
             look_once(options.list, options.scripts)
+            return
+        read_watch_list(options.list)  # a wrong list ends it; what comes later is told and tried again
+        while True:
+            try:
+                look_once(options.list, options.scripts)
+            except (ValueError, OSError) as error:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            time.sleep(options.every_s)
 
     return finish(work)
 

@@ -1,14 +1,52 @@
-"""A Java program run once over files: forced locale, private temp folder, a deadline, and no process left behind."""
+"""A Java program run once over files: forced locale, private temp folder, a deadline, and nothing left behind.
 
+Killed by SIGKILL, this process takes its Java with it (Linux); its folder goes when the next private folder is made.
+"""
+
+import ctypes
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 ENGLISH = ("-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8")
 LAST_WORDS = 200  # characters of stderr in an error
+LOCK = ".in_use"
+SIGNAL_AT_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
+@contextmanager
+def private_folder(name: str) -> Iterator[Path]:
+    """A temporary folder, `name`-*, locked while in use; those of users that were killed are removed first."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{name}-*/{LOCK}"):
+        _remove_unused(lock)
+    with tempfile.TemporaryDirectory(prefix=f"{name}-") as made, (Path(made) / LOCK).open("w") as lock_file:
+        fcntl.flock(lock_file, fcntl.LOCK_EX)
+        yield Path(made)
+
+
+def _remove_unused(lock: Path) -> None:
+    try:
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent)
+    except OSError:
+        return  # in use, another user's, or gone meanwhile
+
+
+def find_java(name: str) -> str:
+    """Where java is. Raises ValueError in one line when it is not installed."""
+    java = shutil.which("java")
+    if java is None:
+        raise ValueError(
+            f"{name}: java is not installed (Debian: openjdk-17-jre-headless); install it or leave {name} out"
+        )
+    return java
 
 
 def run_java(name: str, options: Sequence[str], folder: Path, stdin: Path | None, deadline_s: float) -> Path:
@@ -16,11 +54,7 @@ def run_java(name: str, options: Sequence[str], folder: Path, stdin: Path | None
 
     Raises ValueError in one line when there is no java, it fails, is killed, or has not ended at the deadline.
     """
-    java = shutil.which("java")
-    if java is None:
-        raise ValueError(
-            f"{name}: java is not installed (Debian: openjdk-17-jre-headless); install it or leave {name} out"
-        )
+    java, end_with_parent = find_java(name), _ends_with_parent()
     output, errors = folder / "stdout", folder / "stderr"
     command = [java, *ENGLISH, f"-Djava.io.tmpdir={folder}", *options]
     environment = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C.UTF-8", "HOME": str(folder)}
@@ -30,7 +64,14 @@ def run_java(name: str, options: Sequence[str], folder: Path, stdin: Path | None
         stdin.open("rb") if stdin else Path(os.devnull).open("rb") as source,
     ):
         process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdin=source, stdout=out, stderr=err, start_new_session=True
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=source,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+            preexec_fn=end_with_parent,  # noqa: PLW1509  (no thread of this process holds a lock that it would need)
         )
         try:
             code = process.wait(deadline_s)
@@ -43,6 +84,21 @@ def run_java(name: str, options: Sequence[str], folder: Path, stdin: Path | None
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"left with {code}"
         raise ValueError(f"{name}: java {how}{f' ({said})' if said else ''}")
     return output
+
+
+def _ends_with_parent() -> Callable[[], None] | None:
+    """What a child does first so that the kernel kills it when its parent dies; None where there is no prctl."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is None:
+        return None
+    parent = os.getpid()
+
+    def set_signal() -> None:
+        prctl(SIGNAL_AT_PARENTS_DEATH, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # it died before
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return set_signal
 
 
 def _kill_group(process: "subprocess.Popen[bytes]") -> None:

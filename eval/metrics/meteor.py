@@ -3,14 +3,13 @@
 Shapes: N images, 23 statistics an image. The statistics of a corpus are the sums of its images'.
 """
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.metrics.java_program import run_java
+from eval.metrics.java_program import private_folder, run_java
 
 NUM_STATISTICS = 23
 LENGTHS, CHUNKS, WORDS = slice(0, 2), 20, slice(21, 23)  # places among them
@@ -35,8 +34,7 @@ def meteor_statistics(
         f"SCORE {SEPARATOR} {f' {SEPARATOR} '.join(map(_clean, captions))} {SEPARATOR} {_clean(prediction)}\n"
         for prediction, captions in zip(predictions, references, strict=True)
     ]
-    with tempfile.TemporaryDirectory(prefix="meteor-") as name:
-        folder = Path(name)
+    with private_folder("meteor") as folder:
         (folder / "stdin").write_text("".join(lines), encoding="utf-8", newline="\n")
         options = [HEAP, "-jar", str((jar or packaged_jar()).absolute()), "-", "-", "-stdio", "-l", "en", "-norm"]
         deadline = DEADLINE_S + DEADLINE_PER_IMAGE_S * len(lines) if deadline_s is None else deadline_s

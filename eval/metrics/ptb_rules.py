@@ -27,14 +27,17 @@ FILE_ENDINGS = (
     "php|pl|png|ppt|ps|py|sql|tar|txt|wav|x|xml|zip"
 )
 
-# Character classes (insides of [...]). Combining marks count as letters, as they do there.
+# Character classes (insides of [...]). Combining marks count as letters of plain words, as they do there, and so does
+# the soft hyphen, which is then left out.
 MARKS = (
-    "\u02c2-\u02c5\u02d2-\u02df\u02e5-\u02eb\u02ed\u02ef-\u036f\u0483-\u0487\u0591-\u05bd"
+    "\xad\u02c2-\u02c5\u02d2-\u02df\u02e5-\u02eb\u02ed\u02ef-\u036f\u0483-\u0487\u0591-\u05bd"
     "\u064b-\u065e\u0900-\u0903\u093e-\u094e"
 )
-LETTER = rf"(?:(?![²³¹¼-¾⁰-₎⅐-↉①-⓿❶-➓ƿ])[^\W\d_]|[{MARKS}])"
+LETTER = r"(?:(?![²³¹¼-¾⁰-₎⅐-↉①-⓿❶-➓ƿ])[^\W\d_])"
 DIGIT = r"\d"
 ALNUM = rf"(?:{LETTER}|{DIGIT})"
+MARKED_LETTER = rf"(?:{LETTER}|[{MARKS}])"
+MARKED_ALNUM = rf"(?:{MARKED_LETTER}|{DIGIT})"
 APOS = "['\u2019\x92]"
 APOS_OR_QUOTE = "['\u2019\x92`\u2018\x91\u201b]"
 HYPHEN = "[-_\u058a\u2010\u2011]"
@@ -48,10 +51,14 @@ KNOWN_SYMBOL = (
 BREAK = rf"(?:{SPACE}|\n)"
 
 # Rules: group 1 is the token; the rest of the match is lookahead, which counts for the longest match.
-WORD = rf"{LETTER}{ALNUM}*(?:[.!?]{LETTER}{ALNUM}*)*"
-NUMBER = rf"(?:{DIGIT}*(?:[.:,]{DIGIT}+)+|{DIGIT}+)"
+WORD = rf"{MARKED_LETTER}{MARKED_ALNUM}*(?:[.!?]{MARKED_LETTER}{MARKED_ALNUM}*)*"
+SOFT_DIGITS = rf"{DIGIT}[\d\xad]*"
+NUMBER = rf"(?:(?:{SOFT_DIGITS})?(?:[.:,]{SOFT_DIGITS})+|{SOFT_DIGITS})"
 ACRONYM = r"[A-Za-z](?:\.[A-Za-z])*\."
-COMPOUND = rf"(?:[dol]{APOS_OR_QUOTE}{ALNUM})?{ALNUM}+(?:{HYPHEN}(?:[dol]{APOS_OR_QUOTE}{ALNUM})?{ALNUM}+)*"
+SOFT_ALNUM = rf"(?:{ALNUM}|\xad)"
+COMPOUND = (
+    rf"(?:[dol]{APOS_OR_QUOTE}{ALNUM})?{ALNUM}{SOFT_ALNUM}*(?:{HYPHEN}(?:[dol]{APOS_OR_QUOTE}{ALNUM})?{SOFT_ALNUM}+)*"
+)
 SLASHED_PART = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
 EMOTICON_FACE = r"[-\^x=~<>']"
 RULES = [
@@ -61,23 +68,23 @@ RULES = [
     r"(can|gon|got|lem|gim|wan|'t|d')"
     r"(?:(?<=can)not|(?<=[gw][oa]n)na|(?<=got)ta|(?<=[lg][ei]m)me|(?<='t)(?:is|was)|(?<=d')ye)",
     rf"({WORD})(?:{APOS}(?:[msd]|re|ve|ll))",
-    rf"([a-z]*[a-mo-z])n{APOS_OR_QUOTE}t",
+    rf"([a-z\xad]*[a-mo-z\xad])n{APOS_OR_QUOTE}t",
     rf"({WORD}\.|[A-Za-z0-9]+(?:-[A-Za-z0-9]+)+\.)[,;:]",
     rf"({WORD})",
     # Addresses, handles, hashtags.
     r"(https?://[^ \t\n\xa0\"<>|(){}]+[^ \t\n\xa0\"<>|.!?(){},-])",
     r"((?:www\.(?:[^ \t\n\xa0\"<>|.!?(){},]+\.)+[a-zA-Z]{2,4}"
-    r"|(?![:/])(?:[^ \t\n\xa0\"`'<>|.!?(){},;\-_$]+\.)+(?:com|net|org|edu))(?![A-Za-z])"
+    r"|(?:[^ \t\n\xa0\"`'|!(){}$,-/0-:;-@\[-_]+\.)+(?:com|net|org|edu))"
     r"(?:/[^ \t\n\xa0\"<>|()]+[^ \t\n\xa0\"<>|.!?(){},-])?)",
-    r"([a-zA-Z0-9][^ \t\n\xa0\"<>|()]*@(?:[^ \t\n\xa0\"<>|().]+\.)*[^ \t\n\xa0\"<>|().]+)",
-    r"(<[a-zA-Z0-9][^ \t\n\xa0\"<>|()]*@(?:[^ \t\n\xa0\"<>|().]+\.)*[^ \t\n\xa0\"<>|().]+>)",
+    r"([a-zA-Z0-9][^ \t\n\xa0\"<>|(){}]*@(?:[^ \t\n\xa0\"<>|(){}.]+\.)*[^ \t\n\xa0\"<>|(){}.]+)",
+    r"(<[a-zA-Z0-9][^ \t\n\xa0\"<>|(){}]*@(?:[^ \t\n\xa0\"<>|(){}.]+\.)*[^ \t\n\xa0\"<>|(){}.]+>)",
     r"(@[A-Za-z_][A-Za-z_0-9]*)",
-    rf"(#{LETTER}+)",
+    rf"(#{MARKED_LETTER}+)",
     # Clitics on their own; words written with an apostrophe.
     rf"({APOS}(?:[msd]|re|ve|ll))(?=[^A-Za-z]|\Z)",
     r"([\u2019\x92](?:[msd]|re|ve|ll|n))",
     rf"(n{APOS_OR_QUOTE}t)(?=[^A-Za-z]|\Z)",
-    rf"({APOS}n(?:{APOS}|(?![A-Za-z]))|[ldj]{APOS}|dunkin{APOS}|somethin{APOS}|ol{APOS}|{APOS}em|{APOS}[2-9]0s"
+    rf"({APOS}n(?:{APOS}|(?=[ \t\n\xa0]|\Z))|[ldj]{APOS}|dunkin{APOS}|somethin{APOS}|ol{APOS}|{APOS}em|{APOS}[2-9]0s"
     rf"|{APOS}till?|{APOS}cause|o{APOS_OR_QUOTE}o|c{APOS}est|{APOS}[0-9][0-9](?=\s))",
     rf"((?-i:[A-HJ-XZn]){APOS_OR_QUOTE}{LETTER}{{2}}{LETTER}*"
     rf"|{LETTER}+[aeiouy]{APOS_OR_QUOTE}(?-i:[aeiouA-Z]){LETTER}*)",
@@ -105,7 +112,7 @@ RULES = [
     r"((?-i:[A-Z]+)\$)",
     r"([<>]?[:;=][-o*']?(?-i:[()DPdpO\\{@|\[\]]))(?![A-Za-z0-9])",
     rf"({EMOTICON_FACE}_{EMOTICON_FACE}|\({EMOTICON_FACE}[_.]?{EMOTICON_FACE}\)|[oxt0]_[oxt0])",
-    r"([?!]+|\*\*+|##+|__+|@@+|<<|>>|---+|--|\.\.\.|\. \. \.|''|``|c\+\+|c#)",
-    r"(&(?:amp|lt|gt|quot|#[0-9]+);|\\\\[*/])",
+    r"([?!]+|\*\*+|##+|__+|@@+|<<|>>|---+|--|\.\.\.|\. \. \.|''|``|c\+\+|[cf]#)",
+    r"(&(?:amp|lt|gt|quot|#[0-9]+);|\\\*)",
     rf"({KNOWN_SYMBOL})",
 ]

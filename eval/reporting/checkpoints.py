@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from eval.official_files import read_json
 from eval.reporting.curves import Points, chart
+from eval.reporting.files import scores_over_steps
 from eval.reporting.scores import METRIC_NAMES, is_important
 
 
@@ -21,11 +21,9 @@ def checkpoints_section(folders: Sequence[Path]) -> str:
 
 def _curves(folder: Path) -> dict[str, dict[str, Points]]:
     found: dict[str, dict[str, Points]] = {}
-    for path in sorted(folder.glob("step_*/*/metrics.json")):
-        step = float(path.parent.parent.name.removeprefix("step_"))
-        for row in read_json(path)["metrics"]:
-            if is_important(row) and not row["protocol"].endswith("/any-tie-order"):
-                title = f"{path.parent.name}: {METRIC_NAMES.get(row['name'], row['name'])}"
-                line = row["protocol"] if row["subset"] == "overall" else f"{row['protocol']}, {row['subset']}"
-                found.setdefault(title, {}).setdefault(line, []).append((step, float(row["value"])))
+    for step, path, row in scores_over_steps(folder):
+        if is_important(row) and not row["protocol"].endswith("/any-tie-order"):
+            title = f"{path.parent.name}: {METRIC_NAMES.get(row['name'], row['name'])}"
+            line = row["protocol"] if row["subset"] == "overall" else f"{row['protocol']}, {row['subset']}"
+            found.setdefault(title, {}).setdefault(line, []).append((step, float(row["value"])))
     return found

@@ -7,6 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from eval.official_files import field_of
+
 WIDTH, HEIGHT = 420, 220
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 26
 COLOURS = 6  # classes s0..s5 of the style sheet
@@ -32,11 +34,12 @@ def read_metrics(path: Path) -> dict[str, Points]:
     """Each number by step; those of lines with a split are named `name (split)`. A torn line is left out,
     and so are numbers that are always 0, and a part of the loss that is all of it."""
     series: dict[str, Points] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             entry: dict[str, Any] = json.loads(line)
         except json.JSONDecodeError:
             continue
+        field_of(path, entry, "step", (int,))
         suffix = f" ({entry['split']})" if "split" in entry else ""
         for name, value in entry.items():
             if name not in NOT_DRAWN and isinstance(value, int | float) and math.isfinite(value):

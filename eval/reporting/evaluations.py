@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.official_files import SampleId, read_json
-from eval.predictions import read_log
+from eval.metrics.vqa_accuracy import OFFICIAL
+from eval.official_files import SampleId
+from eval.reporting.files import read_metrics, read_predictions, read_samples, read_task
 
 PER_SAMPLE = "per_sample.jsonl"
 TASK_NAMES = {
@@ -18,6 +19,7 @@ TASK_NAMES = {
     "gqa": "Visual question answering",
     "retrieval": "Retrieval",
 }
+QUESTION_SCORES = {"vqa": OFFICIAL, "okvqa": "okvqa/official-2021+lemmas", "gqa": "gqa/exact"}
 SAME_SETTINGS = (
     *("task", "weights_sha256", "annotations_sha256", "split", "limit", "prompt"),
     *("num_beams", "max_new_tokens", "min_new_tokens", "length_penalty", "k_test"),
@@ -61,7 +63,7 @@ class Evaluation:
 
     @property
     def images(self) -> dict[SampleId, Path]:
-        return {image_id: Path(path) for image_id, path in self.task["images"]}
+        return {image_id: Path(path) for image_id, path, *_ in self.task["images"]}
 
     def rows(self, protocol: str | None = None) -> list[dict[str, Any]]:
         """The rows of metrics.json, of one protocol or all."""
@@ -85,18 +87,13 @@ class Compared:
 
 def read_evaluation(folder: Path) -> Evaluation:
     """Raises ValueError in one line for a folder whose files do not fit together."""
-    task = read_json(folder / "task.json")
-    if not isinstance(task, dict) or task.get("task") not in TASK_NAMES or "images" not in task:
-        raise ValueError(f"{folder / 'task.json'}: not written by eval.run")
-    scored, per_sample = folder / "metrics.json", folder / PER_SAMPLE
-    metrics = read_json(scored) if scored.is_file() else None
-    if metrics is not None and not isinstance(metrics.get("metrics"), list):
-        raise ValueError(f"{scored}: no list of metrics in it")
-    samples = [dict(entry) for entry in read_log(per_sample)] if per_sample.is_file() else []
-    said = folder / "predictions.jsonl"
+    task = read_task(folder / "task.json")
+    scored, per_sample, said = folder / "metrics.json", folder / PER_SAMPLE, folder / "predictions.jsonl"
+    metrics = read_metrics(scored, task["task"]) if scored.is_file() else None
+    score = QUESTION_SCORES.get(task["task"], "")
+    samples = read_samples(per_sample, task, score) if per_sample.is_file() else []
     unscored = metrics is None and TASK_NAMES[task["task"]] == "Captions" and said.is_file()
-    predictions = [dict(entry) for entry in read_log(said)] if unscored else []
-    return Evaluation(folder, task, metrics, samples, predictions)
+    return Evaluation(folder, task, metrics, samples, read_predictions(said, task) if unscored else [])
 
 
 def with_baselines(evaluations: Sequence[Evaluation]) -> list[Compared]:

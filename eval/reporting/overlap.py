@@ -17,6 +17,7 @@ import yaml
 from eval.metrics.near_pictures import Hashes, near_pairs, perceptual_hash
 from eval.reporting.evaluations import Evaluation
 
+NOT_CHECKED = "Train/test overlap not checked: give --training-hashes"
 SHOWN = 10
 MOST_STAGES = 4  # of weights that began with others
 WEIGHTS = "trainable.safetensors"
@@ -26,7 +27,8 @@ KNOWN_FILE = Path(__file__).with_name("shared_pictures.yaml")
 
 
 def overlap_section(evaluations: Sequence[Evaluation], training: Sequence[Path]) -> str:
-    """What the guard found, one entry an evaluation set; with no training hashes, what is known of the sources."""
+    """What the guard found, one entry an evaluation set; without training hashes, what is known of the sources, and
+    that nothing was compared."""
     by_set = {(each.task["annotations_sha256"], each.task["split"]): each for each in evaluations}
     items = []
     for each in by_set.values():
@@ -36,10 +38,11 @@ def overlap_section(evaluations: Sequence[Evaluation], training: Sequence[Path])
             items.append(
                 f"<li><b>{escape(each.title)}</b><ul>{''.join(f'<li>{line}</li>' for line in found)}</ul></li>"
             )
-    if not items:
+    if not by_set:
         return ""
-    hint = "" if training else '<p class="note">Pictures were not compared: give --training-hashes.</p>'
-    return f'<h2>Training pictures in evaluation sets</h2><ul class="overlap">{"".join(items)}</ul>{hint}'
+    listed = f'<ul class="overlap">{"".join(items)}</ul>' if items else ""
+    hint = "" if training else f'<p class="note">{NOT_CHECKED}.</p>'
+    return f"<h2>Training pictures in evaluation sets</h2>{listed}{hint}"
 
 
 def known_overlaps(evaluation: Evaluation) -> list[tuple[str, str]]:
@@ -72,10 +75,10 @@ def _recipe_of(weights: Path) -> dict[str, Any] | None:
         with file.open("rb") as opened:
             size = int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(min(size, MOST_HEADER_BYTES)))
-        found: dict[str, Any] = json.loads(header["__metadata__"]["recipe"])
-    except (OSError, ValueError, KeyError):
+        found = json.loads(header["__metadata__"]["recipe"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found
+    return found if isinstance(found, dict) else None
 
 
 def _looked_for(evaluation: Evaluation, training: Sequence[Path]) -> str:

@@ -22,6 +22,8 @@ class PaperRow:
     comparable: bool
     values: dict[str, Any]
     evaluation: dict[str, Any]  # how the paper predicted: fields of task.json
+    hidden: bool  # whether the answers are a server's
+    decimals: int  # of the numbers, as printed
 
     def value(self, name: str, subset: str) -> float | None:
         found = self.values.get(name)
@@ -39,22 +41,29 @@ def _content() -> dict[str, Any]:
 
 
 def paper_row(evaluation: Evaluation) -> PaperRow | None:
-    """The row of the paper's table for this task and data set; None where the paper has none."""
-    towers = _content()["towers"]
-    for table in _content()["tables"]:
-        if (table["task"], table["data"]) != (evaluation.kind, evaluation.format_of):
-            continue
-        found, same = table["rows"][-1], False
-        for row in table["rows"]:
-            if all(_is_tower(evaluation.task.get(part), row.get(part)) for part in ("vision", "language")):
-                found, same = row, True
-        model = " + ".join(towers[found[part]]["shown"] for part in ("vision", "language") if part in found)
-        values = {name: value for name, value in found.items() if name not in ("vision", "language")}
-        predicted = dict(table["evaluation"])
-        if table.get("asks"):
-            predicted["prompt"] = towers[found["language"]]["prompt"]
-        return PaperRow(model, table["setting"], table["protocol"], same, values, predicted)
-    return None
+    """The row of the paper's table for this task and data set, of several tables that with this picture size, else the
+    first; None where the paper has none."""
+    tables = [table for table in _content()["tables"] if _is_of(table, evaluation)]
+    if not tables:
+        return None
+    towers, size = _content()["towers"], evaluation.task.get("image_size_px")
+    table = next((each for each in tables if each["evaluation"]["image_size_px"] == size), tables[0])
+    found, same = table["rows"][-1], False
+    for row in table["rows"]:
+        if all(_is_tower(evaluation.task.get(part), row.get(part)) for part in ("vision", "language")):
+            found, same = row, True
+    model = " + ".join(towers[found[part]]["shown"] for part in ("vision", "language") if part in found)
+    values = {name: value for name, value in found.items() if name not in ("vision", "language")}
+    predicted = dict(table["evaluation"])
+    if table.get("asks"):
+        predicted["prompt"] = towers[found["language"]]["prompt"]
+    hidden, decimals = bool(table.get("hidden")), int(table.get("decimals", 1))
+    return PaperRow(model, table["setting"], table["protocol"], same, values, predicted, hidden, decimals)
+
+
+def _is_of(table: dict[str, Any], evaluation: Evaluation) -> bool:
+    data = table["data"] if isinstance(table["data"], list) else [table["data"]]
+    return table["task"] == evaluation.kind and evaluation.format_of in data
 
 
 def _is_tower(name: str | None, key: str | None) -> bool:

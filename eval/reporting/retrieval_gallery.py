@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.datasets import load_retrieval
-from eval.reporting.evaluations import Evaluation
+from eval.reporting.evaluations import PER_SAMPLE, Evaluation
 from eval.reporting.page import picture
 from eval.samples import RetrievalData
 
@@ -24,6 +24,7 @@ def retrieval_gallery(main: Evaluation, each: int, seed: int) -> str:
     protocol = [name for name in main.samples[0] if name.startswith("ret/")][-1]
     ranked = [sample for sample in main.samples if protocol in sample]
     paths = list(data.image_paths.values())
+    _check_range(main, ranked, protocol, data)
     parts = []
     for direction, title in (("image", "Texts for an image"), ("text", "Images for a text")):
         queries = [sample for sample in ranked if direction in sample]
@@ -34,6 +35,19 @@ def retrieval_gallery(main: Evaluation, each: int, seed: int) -> str:
             cards = "".join(card(sample, sample[protocol], data, paths) for sample in picked)
             parts.append(f'<h3>{title}, {kind}</h3><div class="cards">{cards}</div>')
     return "".join(parts)
+
+
+def _check_range(main: Evaluation, ranked: list[dict[str, Any]], protocol: str, data: RetrievalData) -> None:
+    """Raise ValueError for samples of another gallery than the data folder has now."""
+    images, texts = len(data.image_paths), len(data.texts)
+    for sample in ranked:
+        query, found = ("image", texts) if "image" in sample else ("text", images)
+        size = images if query == "image" else texts
+        if not (0 <= sample[query] < size and all(0 <= place < found for place in sample[protocol]["first"])):
+            raise ValueError(
+                f"{main.folder / PER_SAMPLE}: {query} {sample[query]}: not of the {images} images and {texts} texts of "
+                f"{data.annotations}; score anew"
+            )
 
 
 def _image_card(sample: dict[str, Any], ranking: dict[str, Any], data: RetrievalData, paths: list[Path]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.metrics.vqa_accuracy import LEGACY, OFFICIAL
-from eval.reporting.evaluations import Compared, Evaluation
+from eval.reporting.evaluations import QUESTION_SCORES, Compared, Evaluation
 from eval.reporting.page import table
 from eval.reporting.paper import PaperRow, paper_row
 from eval.reporting.verdicts import deviations, verdict, why_not_comparable
@@ -29,7 +29,6 @@ RULE_NAMES = {
     "gqa/exact": ", exact",
     "gqa/lavis": ", both sides normalised",
 }
-QUESTION_SCORES = {"vqa": OFFICIAL, "okvqa": "okvqa/official-2021+lemmas", "gqa": "gqa/exact"}
 
 
 def scores_section(compared: list[Compared]) -> str:
@@ -42,14 +41,23 @@ def scores_section(compared: list[Compared]) -> str:
 def _card(compared: Compared) -> str:
     main, paper = compared.main, paper_row(compared.main)
     if main.metrics is None:
-        body = (
-            f"<p class='note'>Not scored: run eval.score with --output {escape(str(main.folder / 'metrics.json'))}.</p>"
-        )
+        body = f'<p class="note">{_not_scored(main, paper)}</p>'
     else:
         body = _retrieval(main, paper) if main.kind == "retrieval" else _generated(compared, paper)
     return (
         f'<article class="panel"><h3>{escape(main.title)}</h3><p class="note">{escape(_about(main))}</p>'
         f"{body}{_outside_note(main)}{_paper_note(main, paper) if main.metrics else ''}</article>"
+    )
+
+
+def _not_scored(main: Evaluation, paper: PaperRow | None) -> str:
+    """How to have it scored; of hidden answers, what the paper has from the same server."""
+    if paper is None or not paper.hidden:
+        return f"Not scored: run eval.score with --output {escape(str(main.folder / 'metrics.json'))}."
+    numbers = ", ".join(f"{value:.{paper.decimals}f} {subset}" for subset, value in paper.values["accuracy"].items())
+    return (
+        "Not scored: the answers are the server's; eval.submit writes its file, of all of test2015. "
+        f"Paper: {escape(paper.model)}, {escape(paper.setting)}: {numbers}."
     )
 
 
@@ -83,7 +91,7 @@ def _generated(compared: Compared, paper: PaperRow | None) -> str:
         baselines = [each.value(name, protocol, subset) for each in compared.baselines.values()]
         cells = [_label(row), f"<b>{_number(row['value'])}</b>", _interval(row), *map(_number, baselines)]
         if paper:
-            cells.append(_with_verdict(row if protocol == paper.protocol else None, paper.value(name, subset), reasons))
+            cells.append(_with_verdict(row if protocol == paper.protocol else None, paper, reasons))
         (shown if is_important(row) else folded).append(cells)
     more = f"<details><summary>{len(folded)} more</summary>{table(header, folded)}</details>" if folded else ""
     return table(header, shown) + more
@@ -120,7 +128,7 @@ def _retrieval(main: Evaluation, paper: PaperRow | None) -> str:
         cells.append(_number(main.value(name, CHANCE, "overall")))
         if paper:
             found = [row for row in main.rows(paper.protocol) or main.rows(stages[-1]) if row["name"] == name]
-            cells.append(_with_verdict(found[0] if found else None, paper.value(name, "overall"), reasons))
+            cells.append(_with_verdict(found[0] if found else None, paper, reasons))
         rows.append(cells)
     return table(header, rows)
 
@@ -146,12 +154,13 @@ def _paper_note(main: Evaluation, paper: PaperRow | None) -> str:
     )
 
 
-def _with_verdict(row: dict[str, Any] | None, printed: float | None, reasons: list[str]) -> str:
+def _with_verdict(row: dict[str, Any] | None, paper: PaperRow, reasons: list[str]) -> str:
     """The paper's number, and what ours says of it."""
+    printed = paper.value(row["name"], row["subset"]) if row else None
     if row is None or printed is None:
         return ""
-    said = verdict(row, printed, reasons)
-    return f'{_number(printed)} <span class="verdict {said.replace(" ", "-")}">{said}</span>'
+    said = verdict(row, printed, reasons, paper.decimals)
+    return f'{printed:.{paper.decimals}f} <span class="verdict {said.replace(" ", "-")}">{said}</span>'
 
 
 def _outside_note(main: Evaluation) -> str:

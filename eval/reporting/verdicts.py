@@ -12,7 +12,6 @@ from eval.reporting.evaluations import Evaluation
 from eval.reporting.paper import PaperRow
 
 MATCHES, WITHIN_NOISE, DIFFERS, NOT_COMPARABLE = "matches", "within noise", "differs", "not comparable"
-PRINTED_UNIT = 0.1  # papers print one decimal
 RECIPES = Path(__file__).parents[2] / "pipeline" / "recipes"
 # What may differ without changing what is learnt: places, speed, how often something is written.
 NOT_A_DEVIATION = (
@@ -24,11 +23,11 @@ NOT_A_DEVIATION = (
 )
 
 
-def verdict(row: dict[str, Any], printed: float, reasons: list[str]) -> str:
-    """Of one row of metrics.json and the number that the paper prints."""
+def verdict(row: dict[str, Any], printed: float, reasons: list[str], decimals: int = 1) -> str:
+    """Of one row of metrics.json and the number that the paper prints, with so many decimals."""
     if reasons:
         return NOT_COMPARABLE
-    if abs(row["value"] - printed) <= PRINTED_UNIT / 2:
+    if abs(row["value"] - printed) <= 0.1**decimals / 2:
         return MATCHES
     if row["low"] is not None and row["low"] <= printed <= row["high"]:
         return WITHIN_NOISE

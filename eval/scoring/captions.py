@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 
 from eval.caption_references import CaptionReferences, read_caption_references
+from eval.captioned_images import NOCAPS_DOMAINS
 from eval.metrics.bootstrap import Floats
 from eval.metrics.captions import MAX_NGRAM, caption_scores, corpus_bleu
+from eval.metrics.java_program import find_java
+from eval.metrics.meteor import meteor, meteor_statistics, packaged_jar
 from eval.metrics.ptb_tokens import tokenize
+from eval.metrics.spice import check_jar, spice_scores
 from eval.official_files import SampleId, check_same_ids, read_predictions
 from eval.scoring.tables import Scored, Table
 
 PROTOCOLS = {"captions": "captions/pycocoevalcap-1.2", "nocaps": "nocaps/idf-all"}
-DOMAINS = ("in-domain", "near-domain", "out-domain")
 BLEU_NAMES = tuple(f"bleu_{n}" for n in range(1, MAX_NGRAM + 1))
 
 
@@ -25,6 +28,15 @@ class OutsideSteps:
 
     meteor: bool = False
     spice: Path | None = None
+
+    def check(self) -> None:
+        """Raise ValueError in one line for what is asked for and cannot be had: before anything is computed."""
+        if self.spice:
+            check_jar(self.spice)
+            find_java("SPICE")
+        if self.meteor:
+            find_java("METEOR")
+            packaged_jar()
 
     def not_computed(self) -> dict[str, str]:
         """What was left out, and how to have it."""
@@ -50,7 +62,8 @@ def score_captions(
     outside: OutsideSteps = OutsideSteps(),
 ) -> Scored:
     """Every image of the annotation file (of its split) must have one caption, and no other image one."""
-    references = read_caption_references(annotations_path, split)
+    outside.check()
+    references = read_caption_references(annotations_path, split, of_nocaps=task == "nocaps")
     predictions = read_predictions(predictions_path, "image_id", "caption")
     check_same_ids(predictions_path, predictions, annotations_path, references.captions)
     images = list(references.captions)
@@ -60,7 +73,8 @@ def score_captions(
     metrics = _measure(*tokens, outside)
     members = {"overall": np.arange(len(images))}
     if task == "nocaps":
-        of_domain = {name: np.flatnonzero([references.domains[image] == name for image in images]) for name in DOMAINS}
+        domains = np.array([references.domains[image] for image in images])
+        of_domain = {name: np.flatnonzero(domains == name) for name in NOCAPS_DOMAINS}
         members |= {name: rows for name, rows in of_domain.items() if len(rows)}
     tables = [
         Table([(name, PROTOCOLS[task], subset) for name in metric.names], metric.sums[rows], metric.score)
@@ -74,8 +88,8 @@ def score_captions(
 def _check_domains(path: Path, references: CaptionReferences) -> None:
     for image in references.captions:
         domain = references.domains.get(image)
-        if domain not in DOMAINS:
-            raise ValueError(f"{path}: image {image!r} has domain {domain!r}, not one of {DOMAINS}")
+        if domain not in NOCAPS_DOMAINS:
+            raise ValueError(f"{path}: image {image!r} has domain {domain!r}, not one of {NOCAPS_DOMAINS}")
 
 
 def _tokenised_references(references: CaptionReferences) -> list[list[str]]:
@@ -92,15 +106,11 @@ def _measure(predictions: list[str], references: list[list[str]], outside: Outsi
         _mean_metric(["rouge_l", "cider"], means),
     ]
     if outside.meteor:
-        from eval.metrics.meteor import meteor, meteor_statistics
-
         statistics = meteor_statistics(predictions, references)
         metrics.append(
             _Metric(["meteor"], statistics, lambda totals: 100 * meteor(totals)[..., None], meteor(statistics)[:, None])
         )
     if outside.spice:
-        from eval.metrics.spice import spice_scores
-
         metrics.append(_mean_metric(["spice"], spice_scores(predictions, references, outside.spice)[:, None]))
     return metrics
 

@@ -8,9 +8,20 @@ import numpy as np
 
 from eval.metrics.lemmas import lemmatise
 from eval.metrics.vqa_accuracy import LEGACY, OFFICIAL, legacy_accuracy, official_accuracy
-from eval.official_files import check_same_ids, check_same_year, read_answers, read_predictions, read_questions
+from eval.official_files import SampleId, check_same_ids, read_json, read_predictions
 from eval.scoring.tables import Key, Scored, Table, means_table
+from eval.vqa_files import (
+    OK_VQA,
+    VQA_V2,
+    Question,
+    answers_of,
+    check_same_pictures,
+    check_same_set,
+    check_set,
+    questions_of,
+)
 
+SETS = {"vqa": VQA_V2, "okvqa": OK_VQA}
 Rule = Callable[[str, Sequence[str]], float]
 RULES: dict[str, dict[str, Rule]] = {
     "vqa": {OFFICIAL: official_accuracy, LEGACY: legacy_accuracy},
@@ -28,11 +39,16 @@ def score_vqa(
     predictions_path: Path, annotations_path: Path, questions_path: Path | None = None, task: str = "vqa"
 ) -> Scored:
     """Every question of the annotation file must be answered once, and no other."""
-    annotations = read_answers(annotations_path)
-    questions = read_questions(questions_path) if questions_path else {}
+    content = read_json(annotations_path)
+    check_set(annotations_path, content, SETS[task])
+    annotations, questions = answers_of(annotations_path, content), dict[SampleId, Question]()
     if questions_path:
-        check_same_year(annotations_path, questions_path)
+        asked = read_json(questions_path)
+        check_set(questions_path, asked, SETS[task])
+        questions = questions_of(questions_path, asked)
+        check_same_set(annotations_path, content, questions_path, asked)
         check_same_ids(annotations_path, annotations, questions_path, questions)
+        check_same_pictures(annotations_path, annotations, questions_path, questions)
     predictions = read_predictions(predictions_path, "question_id", "answer")
     check_same_ids(predictions_path, predictions, annotations_path, annotations)
 

@@ -1,6 +1,8 @@
 """The two jobs of an evaluation, submitted once: a note of the intent first, then sbatch, then their numbers.
 
-Whoever finds a note without numbers (its writer was killed) asks the queue for a job of that name before it submits.
+Whoever finds a note without numbers (its writer was killed) looks for jobs of these names before it submits: in the
+queue, and, of jobs that have begun since, their output files. A sbatch that outlives its watcher holds the watchers'
+lock until it has answered, so that nobody looks before its job can be seen.
 """
 
 import json
@@ -18,6 +20,10 @@ NOTE = "submitted.json"
 WEIGHTS = "trainable.safetensors"
 SCORE_TASKS = {"captioning": "captions"}
 ANSWER_S = 60  # of SLURM's commands
+
+
+class UnansweredError(ValueError):
+    """A SLURM command has not answered in time; what it was asked for may have happened."""
 
 
 def state_of(evaluation: Evaluation, queued: set[str]) -> str:
@@ -46,23 +52,38 @@ def _has_same_weights(evaluation: Evaluation) -> bool:
     return bool(evaluated == sha256_of(evaluation.checkpoint / WEIGHTS))
 
 
-def submit(evaluation: Evaluation, scripts: Path) -> list[str]:
-    """Submit what is missing of the two jobs; returns their numbers. Raises ValueError in one line when it may not."""
+def submit(evaluation: Evaluation, scripts: Path, lock: int) -> list[str]:
+    """Submit what is missing of the two jobs; returns their numbers, none when one submitted before has failed.
+
+    `lock` is the descriptor of the lock that this process holds. Raises ValueError in one line when it may not submit.
+    """
     folder, wanted = evaluation.folder, evaluation.wanted
+    stamp = stamp_of(evaluation)
     folder.mkdir(parents=True, exist_ok=True)
     names = [evaluation.job_name, f"{evaluation.job_name}-score"]
-    known = _queued_by_name(names) if (folder / NOTE).is_file() else {}
-    note = {"checkpoint": str(evaluation.checkpoint), "stamp": stamp_of(evaluation), "jobs": []}
+    earlier = _note(evaluation)
+    outputs = earlier.get("outputs", [] if earlier else _outputs(folder))  # of jobs before this intent
+    queued = _queued_by_name(names) if earlier else {}
+    begun = _begun(folder, names, outputs) if earlier else {}
+    note = {"checkpoint": str(evaluation.checkpoint), "stamp": stamp, "jobs": [], "outputs": outputs}
     write_durably(folder / NOTE, json.dumps(note) + "\n")
+    is_complete = (folder / "COMPLETE").is_file()
+    if not is_complete and names[0] in begun.keys() - queued.keys():
+        write_durably(folder / NOTE, json.dumps(note | {"jobs": [begun[names[0]]]}) + "\n")
+        return []
     jobs: list[str] = []
     try:
-        if not (folder / "COMPLETE").is_file():
+        if not is_complete:
             what = [str(evaluation.checkpoint), wanted.task, wanted.data, str(folder), *wanted.run]
-            jobs.append(known.get(names[0]) or _sbatch(names[0], folder, wanted.sbatch, scripts / "eval.sbatch", what))
+            script = scripts / "eval.sbatch"
+            jobs.append(queued.get(names[0]) or _sbatch(names[0], folder, wanted.sbatch, script, what, lock))
         after = [f"--dependency=afterok:{jobs[0]}", "--kill-on-invalid-dep=yes"] if jobs else []
         what = [SCORE_TASKS.get(wanted.task, wanted.task), str(folder), *wanted.score]
-        options = [*after, *wanted.score_sbatch]
-        jobs.append(known.get(names[1]) or _sbatch(names[1], folder, options, scripts / "score.sbatch", what))
+        options, script = [*after, *wanted.score_sbatch], scripts / "score.sbatch"
+        known = queued.get(names[1]) or begun.get(names[1])
+        jobs.append(known or _sbatch(names[1], folder, options, script, what, lock))
+    except UnansweredError:
+        raise  # the note stays: the job may have been taken, and is looked for the next time
     except ValueError:
         for job in jobs:
             subprocess.run(["scancel", job], check=False, timeout=ANSWER_S)
@@ -82,6 +103,18 @@ def _queued_by_name(names: Sequence[str]) -> dict[str, str]:
     return dict(line.split(maxsplit=1) for line in lines)
 
 
+def _outputs(folder: Path) -> list[str]:
+    """Names of what jobs have written there; a job's output is called NAME-NUMBER.out."""
+    return sorted(path.name for path in folder.glob("*.out"))
+
+
+def _begun(folder: Path, names: Sequence[str], before: Sequence[str]) -> dict[str, str]:
+    """The numbers of jobs of these names whose output is not among those of `before`."""
+    new = [output.removesuffix(".out") for output in _outputs(folder) if output not in before]
+    numbers = {name: [each.removeprefix(f"{name}-") for each in new if each.startswith(f"{name}-")] for name in names}
+    return {name: found[-1] for name, each in numbers.items() if (found := [one for one in each if one.isdecimal()])}
+
+
 def _note(evaluation: Evaluation) -> dict[str, Any]:
     path = evaluation.folder / NOTE
     if not path.is_file():
@@ -90,22 +123,33 @@ def _note(evaluation: Evaluation) -> dict[str, Any]:
     return content
 
 
-def _sbatch(name: str, folder: Path, options: Sequence[str], script: Path, arguments: Sequence[str]) -> str:
+def _sbatch(name: str, folder: Path, options: Sequence[str], script: Path, arguments: Sequence[str], lock: int) -> str:
     fixed = ["--parsable", f"--job-name={name}", f"--output={folder}/%x-%j.out"]
     command = ["sbatch", *fixed, *options, str(script), *arguments]
-    return _answer(command, without_gpus=script.name == "score.sbatch").strip().partition(";")[0]
+    return _answer(command, script.name == "score.sbatch", [lock]).strip().partition(";")[0]
 
 
-def _answer(command: list[str], without_gpus: bool = False) -> str:
-    """What a SLURM command prints. sbatch's variables outweigh a script: without those that ask for GPUs, if so."""
+def _answer(command: list[str], without_gpus: bool = False, descriptors: Sequence[int] = ()) -> str:
+    """What a SLURM command, which keeps `descriptors` open, prints. sbatch's variables outweigh a script: without those
+    that ask for GPUs, if so."""
     environment = {
         name: value
         for name, value in os.environ.items()
         if not (without_gpus and name.startswith("SBATCH_") and "GPU" in name)
     }
     try:
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=ANSWER_S, env=environment)
-    except (OSError, subprocess.TimeoutExpired) as error:
+        done = subprocess.run(
+            command,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=ANSWER_S,
+            env=environment,
+            pass_fds=descriptors,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UnansweredError(f"{command[0]}: no answer in {ANSWER_S} s ({' '.join(command[1:])})") from error
+    except OSError as error:
         raise ValueError(f"{command[0]}: {error}; run it where jobs are submitted") from error
     if done.returncode != 0:
         raise ValueError(f"{command[0]}: {' '.join(done.stderr.split())} ({' '.join(command[1:])})")

@@ -54,6 +54,24 @@ def test_tokens_equal_those_of_the_java_tokenizer() -> None:
     assert differ == []
 
 
+AWKWARD = (
+    "e\u0301a n\u0303o cafe\u0301 12\u0301 e-\u0369 \u0301 5\u20e3 i\u0308 x\u0327y-z so\xadft \xad c\xadat-dog "
+    "\xadcat-dog b\xad. mr\xad. mr.\xad 1\xad2 5\xad/6 can\xadnot don\xad't do\xadn't can't\xadso a@b\xad.com e.\xadg. "
+    "\x00 a\x00b \x00http://a.com http://a.com\x00 tp://foo tp://foo.com htp://b.com/c ftp://a.b.c 9.com a=b.com "
+    "a[b.com x:y.com www.a.comx %a.comx %a.com/b 'n 'n. 'n5 'n\u0303 'n\u00e9 rock'n'roll #e\u0301 #a1 F#x C# x\\*y "
+    "x\\/y 1\\/2 x@y.com{j \u200b \u200d \ufeff dog cat's the ."
+)
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="java is not installed: nothing to compare the tokenizer with")
+def test_tokens_of_marks_soft_hyphens_control_characters_and_half_addresses_are_javas_too() -> None:
+    rng = random.Random(0)
+    words = AWKWARD.split(" ")
+    captions = [" ".join(rng.choices(words, k=rng.randint(1, 6))) for _ in range(3000)] + words
+    assert [pair for pair in zip(captions, java_tokenize(captions), tokenize(captions), strict=True)
+            if pair[1] != pair[2]] == []  # fmt: skip
+
+
 def test_line_separators_inside_a_caption_shift_no_other_caption() -> None:
     clean = ["a dog runs", "two cats", "a red bus"]
     for separator in "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029":

@@ -6,6 +6,8 @@ import random
 import shutil
 import stat
 import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 from eval.metrics import java_program
+from eval.metrics.java_program import private_folder
 from eval.metrics.meteor import meteor, meteor_statistics, packaged_jar
 from eval.metrics.ptb_tokens import tokenize
 from eval.metrics.spice import spice_scores
@@ -83,6 +86,57 @@ def test_java_that_hangs_is_killed_with_all_its_children(tmp_path: Path, monkeyp
             return
         time.sleep(0.05)
     raise AssertionError(f"the child still runs: {state}")
+
+
+START = """
+import sys
+from pathlib import Path
+from eval.metrics.meteor import meteor_statistics
+meteor_statistics(["a"], [["a"]], Path("meteor.jar"))
+"""
+
+
+def test_a_killed_scorer_takes_its_java_with_it_and_its_folder_goes_at_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_java(
+        tmp_path, f"echo $$ >{tmp_path}/pid.part; mv {tmp_path}/pid.part {tmp_path}/pid; exec sleep 1000", monkeypatch
+    )
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with subprocess.Popen([sys.executable, "-c", START]) as scorer:
+        for _ in range(600):
+            if (tmp_path / "pid").exists():
+                break
+            time.sleep(0.05)
+        java = int((tmp_path / "pid").read_text())
+        with private_folder("meteor") as own:  # while both live, neither folder is touched
+            assert len(list(temporary.iterdir())) == 2 and own.is_dir()
+        scorer.kill()
+    for _ in range(100):
+        if not Path(f"/proc/{java}").exists() or " Z " in Path(f"/proc/{java}/stat").read_text():
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError(f"java {java} still runs")
+    assert len(list(temporary.iterdir())) == 1
+    with private_folder("meteor") as own:
+        assert list(temporary.iterdir()) == [own]
+    assert not list(temporary.iterdir())
+
+
+def test_a_missing_jar_is_noticed_before_meteor_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_java(tmp_path, f"touch {tmp_path}/begun", monkeypatch)
+    (tmp_path / "a.json").write_text('{"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": "a"}]}')
+    (tmp_path / "p.json").write_text('[{"image_id": 1, "caption": "a"}]')
+    files = ["--predictions", str(tmp_path / "p.json"), "--annotations", str(tmp_path / "a.json")]
+    outside = ["--meteor", "--spice", str(tmp_path / "gone.jar")]
+    assert score(["captions", *files, *outside, "--output", str(tmp_path / "m.json")]) == 1
+    assert "gone.jar: no such file" in capsys.readouterr().err and not (tmp_path / "begun").exists()
 
 
 def test_without_java_the_command_says_so_and_leaves_nothing(

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 import tarfile
 from html.parser import HTMLParser
 from pathlib import Path
@@ -67,6 +69,19 @@ def scored(folder: Path, task: str, predictions: Any, *more: object) -> Path:
     return folder
 
 
+def scored_retrieval(folder: Path, data: Path) -> Path:
+    """An evaluation of a gallery by random scores, scored."""
+    from eval.datasets import load_retrieval
+
+    gallery = load_retrieval(data, "test")
+    evaluation(folder, "retrieval", data, gallery.annotations, gallery.image_paths, k_test=4)
+    itc = np.random.default_rng(0).random((len(gallery.image_paths), len(gallery.texts)))
+    np.savez(folder / "scores.npz", itc=itc, itm=itc, text_image=np.array(gallery.text_image), k_test=4)
+    files = ("--predictions", folder / "scores.npz", "--output", folder / "metrics.json")
+    assert score(["retrieval", *map(str, files), "--per-sample", str(folder / "per_sample.jsonl")]) == 0
+    return folder
+
+
 @pytest.fixture
 def vqa_folders(sets: Folders, tmp_path: Path) -> list[Path]:
     from eval.question_sets import load_vqa
@@ -112,20 +127,14 @@ def test_baselines_stand_beside_the_score_and_the_paper_is_not_comparable(
 def test_captions_retrieval_curves_and_summary(sets: Folders, tmp_path: Path) -> None:
     from eval.datasets import load_nocaps, load_retrieval
 
+    gallery = load_retrieval(sets["flickr30k"], "test")
+
     data = load_nocaps(sets["nocaps"], "val")
     nocaps = evaluation(tmp_path / "nocaps", "nocaps", sets["nocaps"], data.annotations, data.image_paths)
     captions = [{"image_id": sample.id, "caption": f"a red picture {NASTY}"} for sample in data.samples]
     scored(nocaps, "nocaps", captions, "--annotations", data.annotations)
 
-    gallery = load_retrieval(sets["flickr30k"], "test")
-    retrieval = evaluation(
-        tmp_path / "retrieval", "retrieval", sets["flickr30k"], gallery.annotations, gallery.image_paths, k_test=4
-    )
-    itc = np.random.default_rng(0).random((len(gallery.image_paths), len(gallery.texts)))
-    np.savez(retrieval / "scores.npz", itc=itc, itm=itc, text_image=np.array(gallery.text_image), k_test=4)
-    files = ("--predictions", retrieval / "scores.npz", "--output", retrieval / "metrics.json")
-    assert score(["retrieval", *map(str, files), "--per-sample", str(retrieval / "per_sample.jsonl")]) == 0
-
+    retrieval = scored_retrieval(tmp_path / "retrieval", sets["flickr30k"])
     run = tmp_path / "stage1"
     run.mkdir()
     lines: list[dict[str, Any]] = [
@@ -141,6 +150,25 @@ def test_captions_retrieval_curves_and_summary(sets: Folders, tmp_path: Path) ->
         assert wanted in page.text
     assert page.tags.count("polyline") == 2 and page.tags.count("circle") == 1
     assert gallery.texts[0] in page.text
+
+
+SAYS_WIDTHS = """<script>addEventListener("load", () => { document.title = JSON.stringify(
+  [...document.querySelectorAll(".scores .panel")].map(panel => [panel.scrollWidth, panel.clientWidth])) })</script>"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed: nothing lays the page out")
+@pytest.mark.parametrize("width", [800, 1200, 1240, 1300])
+def test_no_card_of_scores_is_cut(width: int, vqa_folders: list[Path], sets: Folders, tmp_path: Path) -> None:
+    """As Chromium lays it out: the widest cards, with baselines and the paper beside three-digit intervals."""
+    retrieval = scored_retrieval(tmp_path / "retrieval", sets["flickr30k"])
+    report([retrieval, *vqa_folders], tmp_path / "report.html")
+    page = re.sub("<meta http-equiv.*?>", SAYS_WIDTHS, (tmp_path / "report.html").read_text())
+    (tmp_path / "watched.html").write_text(page)
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900", "--dump-dom"]
+    command = ["chromium", *flags, f"--user-data-dir={tmp_path}/profile", f"file://{tmp_path}/watched.html"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    widths = json.loads(re.search("<title>(.*?)</title>", done.stdout)[1])  # type: ignore[index]
+    assert len(widths) == 2 and all(0 < needed <= there for needed, there in widths), widths
 
 
 def test_what_was_not_scored_says_how_to(vqa_folders: list[Path], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The prediction command on tiny random checkpoints: official files, resumption, ablations, ranks, clear refusals."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -220,6 +221,51 @@ def test_new_weights_at_an_old_path_never_give_old_answers(
     save_weights(changed, recipe, 4, weights / "checkpoints/step_00000004")
     assert run(weights, "vqa", sets["vqav2"], tmp_path / "out") == 1
     assert "weights_sha256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["captioning", "retrieval"])
+def test_a_picture_replaced_at_its_path_never_gives_old_predictions(
+    task: str, checkpoints: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, more = (checkpoints["stage1"], ()) if task == "retrieval" else (checkpoints["t5"], SHORT)
+    shutil.copytree(sets["coco"], tmp_path / "coco")
+    data, out = tmp_path / "coco", tmp_path / "out"
+    assert run(weights, task, data, out, *more) == 0 and run(weights, task, data, out, *more) == 0
+    picture, other = data / "images/val2014/0005.jpg", data / "images/val2014/0006.jpg"
+    kept, times = picture.read_bytes(), picture.stat()
+    data = data.rename(tmp_path / "moved")  # where pictures lie does not matter
+    assert run(weights, task, data, out, *more) == 0
+    picture = data / "images/val2014/0005.jpg"
+    picture.write_bytes(kept)  # a new file, as far as its time tells
+    for finished in (True, False):
+        if not finished:
+            (out / "COMPLETE").unlink()
+        capsys.readouterr()
+        assert run(weights, task, data, out, *more) == 1
+        error = capsys.readouterr().err
+        assert f"another picture of image 1005: {picture} has changed" in error and error.count("\n") == 1
+    os.utime(picture, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert run(weights, task, data, out, *more) == 0
+    picture.write_bytes((data / "images/val2014" / other.name).read_bytes())  # another size in the old one's time
+    os.utime(picture, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert run(weights, task, data, out, *more) == 1
+
+
+def test_a_picture_replaced_while_it_is_predicted_is_named(
+    checkpoints: Folders, sets: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.models.inference import LanguageModel
+
+    shutil.copytree(sets["coco"], tmp_path / "coco")
+    original = LanguageModel.generate
+
+    def replaces(self: Any, *arguments: Any) -> Any:
+        (tmp_path / "coco/images/val2014/0005.jpg").touch()
+        return original(self, *arguments)
+
+    monkeypatch.setattr(LanguageModel, "generate", replaces)
+    assert run(checkpoints["t5"], "captioning", tmp_path / "coco", tmp_path / "out", *SHORT) == 1
+    assert not (tmp_path / "out" / "COMPLETE").exists() and not (tmp_path / "out" / "predictions.json").exists()
 
 
 def test_ablations_show_no_picture_or_anothers(

@@ -112,3 +112,21 @@ def test_what_would_spoil_a_submission_is_refused(
     before = vqa["predictions"].read_bytes()
     assert submit("vqa", vqa | {"output": vqa["predictions"]}) == 1
     assert vqa["predictions"].read_bytes() == before and "is an input" in capsys.readouterr().err
+
+
+def test_files_of_another_set_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.json").write_text('[{"question_id": 1, "answer": "a"}]')
+    info = {"description": "This is v1.0 of the VQA dataset.", "version": "1.0"}
+    content = {"info": info, "data_subtype": "test2015", "questions": [{"question_id": 1, "image_id": 1}]}
+    (tmp_path / "q.json").write_text(json.dumps(content))
+    (tmp_path / "i.json").write_text(json.dumps({"images": [{"id": 1, "file_name": "COCO_val2014_1.jpg"}]}))
+    for task, flag, name, said in (
+        ("vqa", "--questions", "q.json", "of VQA v1"),
+        ("nocaps", "--images", "i.json", "holds COCO's pictures"),
+    ):
+        if task == "nocaps":
+            (tmp_path / "p.json").write_text('[{"image_id": 1, "caption": "a"}]')
+        files = ["--predictions", str(tmp_path / "p.json"), flag, str(tmp_path / name)]
+        assert main([task, *files, "--output", str(tmp_path / "o.json")]) == 1
+        error = capsys.readouterr().err
+        assert f"{tmp_path / name}: {said}" in error and error.count("\n") == 1 and not (tmp_path / "o.json").exists()

@@ -39,6 +39,11 @@ def test_a_verdict_follows_the_printed_digit_then_the_interval(
     assert verdict(found, 63.1, reasons) == said
 
 
+def test_two_printed_decimals_must_both_agree() -> None:
+    assert verdict(row(81.58, 81.5, 81.7), 81.55, [], 2) == "within noise"
+    assert verdict(row(81.551, 81.5, 81.7), 81.55, [], 2) == "matches"
+
+
 def evaluation(folder: Path, **changes: Any) -> Path:
     """An evaluation of the paper's ViT-g and FlanT5-XL on all of VQAv2 val, as the paper predicted, scored 63.1."""
     from pipeline.config import load_recipe
@@ -67,6 +72,28 @@ def page_of(folder: Path, *more: object) -> str:
 def test_the_papers_own_setting_matches_and_nothing_deviates(tmp_path: Path) -> None:
     text = page_of(evaluation(tmp_path / "a"))
     assert "63.1 matches" in text and "without deviations" in text and "not comparable" not in text
+
+
+@pytest.mark.parametrize(
+    ("size_px", "prompt", "printed"),
+    [
+        (224, "Question: {} Short answer:", {"test-dev": 63.0}),
+        (490, "Question: {} Answer:", {"test-dev": 81.55, "test-std": 81.66}),  # fine-tuned: Table 4
+    ],
+)
+def test_hidden_answers_stand_beside_the_papers_server_numbers(
+    size_px: int, prompt: str, printed: dict[str, float], tmp_path: Path
+) -> None:
+    folder = evaluation(tmp_path / "a", data_set="VQAv2 test", split="test", image_size_px=size_px, prompt=prompt)
+    rows = [{"name": "accuracy", "protocol": "vqa/official-2021", "subset": subset} | row(value, value, value)
+            for subset, value in printed.items()]  # fmt: skip
+    (folder / "metrics.json").write_text(json.dumps({"task": "vqa", "n": 447793, "metrics": rows}))
+    text = page_of(folder)
+    assert all(f"{value} matches" in text for value in printed.values()) and "not comparable" not in text
+    (folder / "metrics.json").unlink()
+    text = page_of(folder)
+    shown = ", ".join(f"{value} {subset}" for subset, value in printed.items())
+    assert "eval.submit writes its file" in text and "ViT-g + FlanT5-XL, " in text and f": {shown}." in text
 
 
 @pytest.mark.parametrize(

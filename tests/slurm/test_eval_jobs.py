@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -66,11 +67,21 @@ class Site:
             "sbatch": SMALL,
         }
 
-    def watch(self, **evaluations: Any) -> subprocess.CompletedProcess[str]:
+    def watch(self, *more_runs: Path, **evaluations: Any) -> subprocess.CompletedProcess[str]:
         path = self.folder / "list.yaml"
-        content = {"output": str(self.output), "runs": [str(self.run)], "evaluations": evaluations}
+        runs = [str(run) for run in (self.run, *more_runs)]
+        content = {"output": str(self.output), "runs": runs, "evaluations": evaluations}
         path.write_text(yaml.safe_dump(content))
         return self.cluster.run([f"{ROOT}/slurm/eval_watch", str(path), "--once"], self.variables, cwd=self.folder)
+
+    def before_sbatch(self, *commands: str) -> None:
+        """From now on these shell commands run before each sbatch."""
+        folder = self.folder / "bin"
+        folder.mkdir(exist_ok=True)
+        lines = ["#!/bin/bash", *commands, 'exec /usr/bin/sbatch "$@"']
+        (folder / "sbatch").write_text("\n".join(lines) + "\n")
+        (folder / "sbatch").chmod(0o755)
+        self.variables["PATH"] = f"{folder}:{os.environ['PATH']}"
 
     def note(self, step: int, name: str) -> Path:
         return self.output / "stage2" / f"step_{step:08d}" / name / "submitted.json"
@@ -163,6 +174,9 @@ def test_a_failed_evaluation_is_named_and_not_submitted_again(site: Site) -> Non
         assert done.returncode == 0 and "1 failed" in done.stdout and not submissions([done.stdout])
         [line] = done.stderr.splitlines()
         assert str(site.note(2, "vqa").parent) in line and "remove the folder" in line
+    note = json.loads(site.note(2, "vqa").read_text())
+    site.note(2, "vqa").write_text(json.dumps(note | {"jobs": []}))  # killed before it could note them; they have ended
+    assert "1 failed" in site.watch(vqa=site.vqa).stdout and site.jobs(2, "vqa") == [predicting]
     site.note(2, "vqa").unlink()
     assert "1 submitted" in site.watch(vqa=site.vqa).stdout
     site.wait(2, "vqa")
@@ -192,6 +206,67 @@ def test_a_watcher_killed_between_submitting_and_noting_leaves_no_second_job(sit
     assert sorted(queued) == ["eval-stage2-step_00000002-vqa", "eval-stage2-step_00000002-vqa-score"]
     site.cluster.answer("scontrol", "release", jobs[0])
     site.wait(2, "vqa")
+
+
+def test_a_watcher_killed_while_sbatch_is_in_flight_leaves_no_second_job(site: Site) -> None:
+    save_checkpoint(site.run, 2)
+    held = site.vqa | {"sbatch": [*SMALL, "--hold"]}
+    watcher, go_on = site.folder / "watcher", site.folder / "go_on"
+    site.before_sbatch(
+        f"echo $PPID >{watcher}.tmp; mv {watcher}.tmp {watcher}", f"until [ -e {go_on} ]; do sleep 0.1; done"
+    )
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(site.watch, vqa=held)
+        while not watcher.exists():
+            time.sleep(0.05)
+        site.cluster.answer("kill", "-9", watcher.read_text().strip())
+        assert "another one watches" in site.watch(vqa=held).stdout
+        go_on.touch()
+        assert killed.result().returncode != 0
+    for _ in range(100):
+        if submissions([(done := site.watch(vqa=held)).stdout]):
+            break
+        assert "another one watches" in done.stdout, done
+    queued = site.cluster.answer("squeue", "--noheader", "--format=%j %i").split()
+    assert sorted(queued[::2]) == ["eval-stage2-step_00000002-vqa", "eval-stage2-step_00000002-vqa-score"]
+    assert sorted(queued[1::2]) == sorted(site.jobs(2, "vqa"))
+    site.cluster.answer("scancel", *site.jobs(2, "vqa"))
+
+
+def test_a_job_that_sbatch_did_not_acknowledge_in_time_is_not_submitted_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from eval.watching import jobs
+    from eval.watching.wanted import WatchList, evaluations
+
+    save_checkpoint(site.run, 2)
+    wanted = {"output": site.output, "runs": [site.run], "evaluations": {"vqa": {"task": "vqa", "data": "d"}}}
+    [evaluation] = evaluations(WatchList.model_validate(wanted))
+    monkeypatch.setattr(jobs, "ANSWER_S", 0.2)
+    slow = site.folder / "slow"
+    slow.mkdir()
+    (slow / "sbatch").write_text("#!/bin/bash\nsleep 5\n")
+    (slow / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{slow}:{os.environ['PATH']}")
+    with pytest.raises(ValueError, match=r"sbatch: no answer in 0.2 s"):
+        jobs.submit(evaluation, ROOT / "slurm", 2)
+    note = json.loads(site.note(2, "vqa").read_text())
+    assert note["jobs"] == [] and note["outputs"] == []  # the intent stays, and names what it is to be told by
+    (site.note(2, "vqa").parent / "eval-stage2-step_00000002-vqa-77.out").touch()  # the job had been taken, and ended
+    assert "1 failed" in site.watch(vqa=site.vqa).stdout and site.jobs(2, "vqa") == ["77"]
+
+
+def test_a_checkpoint_pruned_meanwhile_is_skipped_and_a_missing_run_is_named(site: Site) -> None:
+    site.run.mkdir()
+    assert site.watch(vqa=site.vqa).stdout.endswith("no whole checkpoint yet\n")
+    pruned = save_checkpoint(site.run, 2)
+    held = site.vqa | {"sbatch": [*SMALL, "--hold"]}
+    site.before_sbatch(f"rm -rf {pruned}")
+    done = site.watch(site.folder / "stage3", first=held, second=held)
+    assert done.returncode == 1 and "1 pruned meanwhile, 1 submitted" in done.stdout, done
+    assert f"runs: no folder {site.folder / 'stage3'}" in done.stderr and done.stderr.count("\n") == 1
+    assert not site.note(2, "second").exists()
+    site.cluster.answer("scancel", *site.jobs(2, "first"))
 
 
 def test_what_sbatch_refuses_is_one_line_and_leaves_no_job(site: Site) -> None:

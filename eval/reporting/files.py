@@ -1,0 +1,205 @@
+"""What the report reads, checked: task.json, metrics.json, per_sample.jsonl; a fault is one line with its field."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from eval.official_files import SampleId, field_of, read_json
+from eval.predictions import read_log
+
+SCORED_AS = {"captioning": "captions"}  # eval.score's name of a task of eval.run, where it is another
+Score = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _id_and_path(picture: list[Any]) -> list[Any]:
+    if not isinstance(picture[0], int | str) or not isinstance(picture[1], str):
+        raise ValueError("expected an id and a path first")
+    return picture
+
+
+Picture = Annotated[list[Any], Field(min_length=2), AfterValidator(_id_and_path)]
+
+
+class _Part(BaseModel):
+    """Strict types, as JSON has them; fields that the report does not use may be there."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Tower(_Part):
+    name: str
+
+
+class _Data(_Part):
+    manifest: str | None = None
+
+
+class _Recipe(_Part):
+    vision: _Tower
+    language: _Tower | None = None
+    data: _Data = _Data()
+    init_weights: str | None = None
+
+
+class _Task(_Part):
+    task: Literal["captioning", "nocaps", "vqa", "okvqa", "gqa", "retrieval"]
+    images: list[Picture]
+    image_source: Literal["own", "none", "shuffled"]
+    data: str
+    annotations: str
+    annotations_sha256: str
+    weights_sha256: str
+    split: str
+    limit: int | Literal["all"]
+    data_set: str | None = None
+    vision: str | None = None
+    language: str | None = None
+    recipe: _Recipe | None = None
+    prompt: str | None = None
+
+
+class _PromptedTask(_Task):
+    num_beams: int
+    min_new_tokens: int
+    max_new_tokens: int
+
+
+class _Row(_Part):
+    name: str
+    protocol: str
+    subset: str
+    value: Score
+    low: Score | None
+    high: Score | None
+
+
+class _Against(_Part):
+    predictions: str
+    metrics: list[_Row]
+
+
+class _Metrics(_Part):
+    task: str
+    n: int
+    metrics: list[_Row]
+    texts: int | None = None
+    not_computed: dict[str, str] = {}
+    against: _Against | None = None
+
+
+class _Answered(_Part):
+    question_id: SampleId
+    image_id: SampleId
+    question: str | None
+    answer: str
+    answers: list[str]
+
+
+class _Captioned(_Part):
+    image_id: SampleId
+    caption: str
+    references: list[str]
+    cider: Score
+    domain: str = ""
+
+
+class _Ranked(_Part):
+    image: int | None = None
+    text: int | None = None
+
+
+class _Ranking(_Part):
+    rank: int
+    first: list[int]
+
+
+class _Predicted(_Part):
+    id: SampleId
+    text: str
+
+
+def read_task(path: Path) -> dict[str, Any]:
+    """task.json of eval.run. Raises ValueError in one line for another file."""
+    content = read_json(path)
+    prompted = isinstance(content, dict) and content.get("prompt") is not None
+    return _checked(path, content, _PromptedTask if prompted else _Task, "eval.run")
+
+
+def read_metrics(path: Path, task: str | None = None) -> dict[str, Any]:
+    """metrics.json of eval.score, of `task` of eval.run if that is given."""
+    content = _checked(path, read_json(path), _Metrics, "eval.score")
+    if task is not None and content["task"] != _scored_as(task):
+        raise ValueError(
+            f"{path}: task {content['task']!r}, but task.json beside it has {task!r}: run eval.score {_scored_as(task)}"
+        )
+    return content
+
+
+def scores_over_steps(folder: Path) -> Iterator[tuple[int, Path, dict[str, Any]]]:
+    """Step, file and row of all that is scored in FOLDER/step_N/NAME. Raises ValueError when an N is no number."""
+    for path in sorted(folder.glob("step_*/*/metrics.json")):
+        number = path.parent.parent.name.removeprefix("step_")
+        if not number.isdecimal():
+            raise ValueError(f"{path}: step {number!r} is no whole number; name the folder step_N")
+        for row in read_metrics(path)["metrics"]:
+            yield int(number), path, row
+
+
+def read_samples(path: Path, task: dict[str, Any], score: str) -> list[dict[str, Any]]:
+    """per_sample.jsonl of eval.score, of the task's kind and pictures; an answer must have `score`."""
+    kind, writer = _KINDS.get(task["task"], _Answered), f"eval.score {_scored_as(task['task'])}"
+    samples = _lines(path, kind, writer)
+    for number, sample in enumerate(samples, start=1):
+        if kind is _Answered:
+            field_of(path, sample, score, (int, float))
+        rankings = [name for name in sample if name.startswith("ret/")]
+        if kind is _Ranked:
+            if not rankings or ("image" in sample) == ("text" in sample):
+                raise ValueError(f"{path}: line {number}: no ranking of an image or a text; not as {writer} writes it")
+            for name in rankings:
+                _checked(path, sample[name], _Ranking, writer, f"line {number}: {name}")
+    if kind is not _Ranked:
+        _check_pictures(path, samples, "image_id", task)
+    return samples
+
+
+def read_predictions(path: Path, task: dict[str, Any]) -> list[dict[str, Any]]:
+    """predictions.jsonl of eval.run, whose ids are those of task.json's pictures."""
+    entries = _lines(path, _Predicted, "eval.run")
+    _check_pictures(path, entries, "id", task)
+    return entries
+
+
+_KINDS: dict[str, type[_Part]] = {"retrieval": _Ranked, "captioning": _Captioned, "nocaps": _Captioned}
+
+
+def _scored_as(task: str) -> str:
+    return SCORED_AS.get(task, task)
+
+
+def _check_pictures(path: Path, entries: list[dict[str, Any]], name: str, task: dict[str, Any]) -> None:
+    known = {picture[0] for picture in task["images"]}
+    stranger = next((entry[name] for entry in entries if entry[name] not in known), None)
+    if stranger is not None:
+        raise ValueError(f"{path}: {name} {stranger!r} is none of the pictures of task.json beside it")
+
+
+def _lines(path: Path, model: type[_Part], writer: str) -> list[dict[str, Any]]:
+    entries = enumerate(read_log(path), start=1)
+    return [_checked(path, entry, model, writer, f"line {number}") for number, entry in entries]
+
+
+def _checked(path: Path, content: Any, model: type[_Part], writer: str, place: str = "") -> dict[str, Any]:
+    """The content as it is, when it fits. Raises ValueError in one line that names the first field that does not."""
+    try:
+        model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ": ".join(filter(None, [place, ".".join(str(part) for part in first["loc"])]))
+        found = "" if first["type"] == "missing" else f" (found {first['input']!r:.60})"
+        said = f"{where}: {first['msg']}" if where else first["msg"]
+        raise ValueError(f"{path}: {said}{found}; not as {writer} writes it") from error
+    checked: dict[str, Any] = content
+    return checked
