@@ -90,7 +90,7 @@ def _looked_for(evaluation: Evaluation, training: Sequence[Path]) -> str:
     for names, hashes in training_hashes(tuple(training)):
         compared += len(hashes)
         for e, t in near_pairs(own, hashes):
-            hits.setdefault(hashed[e][0], []).append(names[t])
+            hits.setdefault(hashed[e][0], []).append(str(names[t]))
     total = len(evaluation.images)
     if not hits:
         return f"none of {total} pictures is near one of {compared:,} training pictures"
@@ -104,8 +104,11 @@ def _looked_for(evaluation: Evaluation, training: Sequence[Path]) -> str:
     )
 
 
-def training_hashes(paths: Iterable[Path]) -> Iterator[tuple[list[str], Hashes]]:
-    """Names and hashes of all parquet files given or below the folders given, some rows at a time."""
+def training_hashes(paths: Iterable[Path]) -> Iterator[tuple[Sequence[Any], Hashes]]:
+    """Names (through `str`) and hashes of all parquet files given or below the folders given, some rows at a time. Raises
+    ValueError, naming the file, for one that cannot be read."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet
 
     for path in paths:
@@ -115,12 +118,16 @@ def training_hashes(paths: Iterable[Path]) -> Iterator[tuple[list[str], Hashes]]
             raise ValueError(f"--training-hashes {path}: no parquet with a column 'phash' there")
         for file in files:
             columns = [name for name in ("phash", "status", "url", "key") if name in _columns(file)]
-            for batch in pyarrow.parquet.ParquetFile(file).iter_batches(ROWS_AT_ONCE, columns=columns):
-                rows = [
-                    row for row in batch.to_pylist() if row["phash"] is not None and row.get("status", "kept") == "kept"
-                ]
-                names = [str(row.get("url") or row.get("key") or file.name) for row in rows]
-                yield names, np.array([int(row["phash"]) & 0xFFFFFFFFFFFFFFFF for row in rows], np.uint64)
+            try:
+                for batch in pyarrow.parquet.ParquetFile(file).iter_batches(ROWS_AT_ONCE, columns=columns):
+                    rows: Any = batch.filter(pc.is_valid(batch["phash"]))
+                    if "status" in columns:
+                        rows = rows.filter(pc.equal(rows["status"], "kept"))
+                    named = [rows[name].cast(pa.string()) for name in ("url", "key") if name in columns]
+                    names: Any = pc.coalesce(*named, pa.scalar(file.name))
+                    yield names, rows["phash"].to_numpy(zero_copy_only=False).astype(np.uint64)
+            except pa.ArrowException as error:
+                raise ValueError(f"--training-hashes {file}: not a readable parquet ({error})") from error
 
 
 @cache
