@@ -105,8 +105,10 @@ def _looked_for(evaluation: Evaluation, training: Sequence[Path]) -> str:
 
 
 def training_hashes(paths: Iterable[Path]) -> Iterator[tuple[Sequence[Any], Hashes]]:
-    """Names (through `str`) and hashes of all parquet files given or below the folders given, some rows at a time. Raises
-    ValueError, naming the file, for one that cannot be read."""
+    """Names (through `str`) and hashes of all parquet files given or below the folders given, some rows at a time.
+
+    Raises ValueError, naming the file, for one that cannot be read.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet
@@ -122,7 +124,7 @@ def training_hashes(paths: Iterable[Path]) -> Iterator[tuple[Sequence[Any], Hash
                 for batch in pyarrow.parquet.ParquetFile(file).iter_batches(ROWS_AT_ONCE, columns=columns):
                     rows: Any = batch.filter(pc.is_valid(batch["phash"]))
                     if "status" in columns:
-                        rows = rows.filter(pc.equal(rows["status"], "kept"))
+                        rows = rows.filter(pc.field("status") == "kept")
                     named = [rows[name].cast(pa.string()) for name in ("url", "key") if name in columns]
                     names: Any = pc.coalesce(*named, pa.scalar(file.name))
                     yield names, rows["phash"].to_numpy(zero_copy_only=False).astype(np.uint64)
