@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import sys
 import time
 from collections import Counter
@@ -42,6 +43,8 @@ class Selection:
     def __post_init__(self) -> None:
         if self.top_k < 1:
             raise ValueError(f"--top-k {self.top_k}: must be at least 1")
+        if self.min_score is not None and not math.isfinite(self.min_score):
+            raise ValueError(f"--min-score {self.min_score}: must be a finite number")
 
 
 @dataclass(frozen=True)
