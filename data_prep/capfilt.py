@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 
 from data_prep import shard_io
@@ -46,14 +47,14 @@ class Models:
         return make_candidates(samples, *self.loaded, batch_size=self.options.batch_size, num_threads=threads)
 
 
-def from_side_table(target: Path, samples: list[Sample]) -> Candidates:
+def from_side_table(target: Path, samples: list[Sample], input_sha256: str) -> Candidates:
     """The candidates that an earlier run left beside its shard; a sample without any could not be decoded.
 
     Raises ValueError when it can be: then the earlier run left it out.
     """
     from data_prep.candidates import decode
 
-    candidates, _ = read_candidates(target)
+    candidates, _ = read_candidates(target, input_sha256)
     for sample in samples:
         if sample.key not in candidates and decode(sample.jpeg) is not None:
             raise ValueError(f"{target}: has no candidates for {sample.key}, which --drops left out; caption it again")
@@ -96,9 +97,11 @@ def reselect(options: argparse.Namespace, selection: Selection) -> list[Receipt]
     """Select again in this task's shards that were captioned before; returns the receipts of those made now."""
     receipts: list[Receipt] = []
     for tar in input_shards(options)[0]:
-        _, making = read_candidates(options.output / tar.name)
+        input_sha256 = shard_io.read_receipt(tar).tar_sha256
+        _, making = read_candidates(options.output / tar.name, input_sha256)
         plan = Plan(options.output, making, selection, options.drops)
-        receipts += caption_shards([tar], plan, from_side_table, options.lease_s)
+        make = partial(from_side_table, input_sha256=input_sha256)
+        receipts += caption_shards([tar], plan, make, options.lease_s)
     return receipts
 
 

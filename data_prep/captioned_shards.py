@@ -22,7 +22,7 @@ from data_prep.shard_io import Receipt, Sample
 from data_prep.side_table import write_side_table
 
 STAGE = "capfilt"
-RULES = "capfilt/1"
+RULES = "capfilt/2"
 """Changes when the same settings would give other captions than before, so that old shards are made again."""
 POLL_S = 1.0
 """How often a worker without work looks whether the shards of the others are finished or left behind."""
@@ -119,10 +119,11 @@ def caption_shard(tar: Path, plan: Plan, make: MakeCandidates, still_ours: Calla
     if not still_ours():
         return None
     totals = shard_io.write_shard(target, _captioned(wanted, verdicts))
-    write_side_table(target, verdicts, plan.making)
+    input_sha256 = shard_io.read_receipt(tar).tar_sha256
+    write_side_table(target, verdicts, plan.making, input_sha256)
     receipt = Receipt(
         stage=STAGE,
-        input_sha256=shard_io.read_receipt(tar).tar_sha256,
+        input_sha256=input_sha256,
         config_hash=plan.config_hash(tar),
         tar_sha256=totals.sha256,
         bytes=totals.bytes,

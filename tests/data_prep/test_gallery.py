@@ -53,7 +53,7 @@ def captioned(tmp_path: Path) -> Path:
         record = {"captions": [found[1].caption, HOSTILE], "scores": [0.3, 0.1], "sources": ["synthetic", "web"]}
         samples.append(Sample(sample.key, sample.jpeg, sample.record | record))
     totals = shard_io.write_shard(tar, samples)
-    write_side_table(tar, verdicts, {})
+    write_side_table(tar, verdicts, {}, "")
     dropped = {"no_caption_survived": 3}
     receipt = Receipt("capfilt", "", "", totals.sha256, totals.bytes, totals.samples, totals.captions, 0, {}, dropped)
     shard_io.write_receipt(tar, receipt)
