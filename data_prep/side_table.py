@@ -57,14 +57,10 @@ def read_side_table(tar: Path) -> list[dict[str, Any]]:
     return _read(tar)[0]
 
 
-def read_candidates(tar: Path, input_sha256: str) -> tuple[dict[str, list[Candidate]], dict[str, Any]]:
-    """(candidates by key, the settings that they were made with). Raises ValueError when the table is damaged, or was
-    made from another tar than that of `input_sha256`: the same keys may have other captions there."""
-    found: dict[str, list[Candidate]] = {}
+def read_vouched(tar: Path, input_sha256: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """(the rows of the table, the settings that they were made with). Raises ValueError when the table is damaged, or
+    was made from another tar than that of `input_sha256`: the same keys may have other captions there."""
     rows, metadata = _read(tar)
-    for row in rows:
-        candidate = Candidate(row["position"], row["caption"], row["source"], row["score"])
-        found.setdefault(row["key"], []).append(candidate)
     if (made_from := metadata.get(INPUT_KEY, b"").decode(errors="replace")) != input_sha256:
         raise ValueError(
             f"{side_table_path(tar)}: its captions are of an input shard of sha256 {made_from[:12] or 'unknown'}, "
@@ -72,9 +68,19 @@ def read_candidates(tar: Path, input_sha256: str) -> tuple[dict[str, list[Candid
         )
     try:
         settings = json.loads(metadata[SETTINGS_KEY])
-        _ = settings["sampling"]["seed"], settings["models"].items()
+        _ = settings["sampling"]["seed"], settings["sampling"].get, settings["models"].items()
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"{side_table_path(tar)}: does not say what its candidates were made with") from error
+    return rows, settings
+
+
+def read_candidates(tar: Path, input_sha256: str) -> tuple[dict[str, list[Candidate]], dict[str, Any]]:
+    """(candidates by key, the settings that they were made with). Raises ValueError as `read_vouched` does."""
+    found: dict[str, list[Candidate]] = {}
+    rows, settings = read_vouched(tar, input_sha256)
+    for row in rows:
+        candidate = Candidate(row["position"], row["caption"], row["source"], row["score"])
+        found.setdefault(row["key"], []).append(candidate)
     return found, settings
 
 
