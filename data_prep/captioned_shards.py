@@ -105,6 +105,8 @@ def caption_shard(tar: Path, plan: Plan, make: MakeCandidates, still_ours: Calla
     """
     samples = read_input(tar)
     drops = plan.dropped(tar)
+    if strangers := drops.keys() - {sample.key for sample in samples}:
+        raise ValueError(f"--drops {plan.drops}: its list for {tar} names {min(strangers)}, which is no sample of it")
     wanted = [sample for sample in samples if sample.key not in drops]
     web = [sample for sample in wanted if "human" not in sample.record["sources"]]
     target, dropped = plan.target(tar), Counter(drops.values())

@@ -192,6 +192,12 @@ def test_reselecting_applies_new_drops_and_refuses_to_take_some_back(
     capsys.readouterr()
     assert capfilt.main([*places, "--reselect"]) == 1
     assert "--drops left out; caption it again" in capsys.readouterr().err
+    for tar in shard_io.finished_shards(raw / "web"):
+        sha256 = shard_io.read_receipt(tar).tar_sha256
+        write_drop_list(tmp_path / "foreign", tar, sha256, [DropLine("table_nokey", "mine", "x")])
+    assert capfilt.main([*places, "--reselect", "--drops", str(tmp_path / "foreign")]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "names table_nokey, which is no sample of it" in lines[0]
 
 
 @pytest.mark.parametrize(
