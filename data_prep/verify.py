@@ -191,7 +191,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = find_faults(manifest, decode=options.decode, workers=options.workers, empty=accounts.empty)
         for fault in chain(total_faults(options.manifest, manifest, accounts), found):
             faults += 1
-            print(f"fault: {fault.kind}: {fault.path}: {' '.join(fault.detail.split())}")
+            detail = fault.detail.removeprefix(f"{fault.path}: ")  # of an error that names its file itself
+            print(f"fault: {fault.kind}: {fault.path}: {' '.join(detail.split())}")
         if faults:
             raise ValueError(f"{options.manifest}: {faults} faults in {len(manifest.shards)} shards, each named above")
         for source, reasons in dropped_by_source([*manifest.shards, *accounts.empty]).items():
