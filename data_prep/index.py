@@ -99,7 +99,7 @@ def _below(output: Path, tar: Path) -> Path:
     for place in (path, Path(os.path.realpath(path))):
         if not place.is_relative_to(root):
             raise ValueError(
-                f"--output {output}: {tar} lies outside its folder, at {place}; write it into a folder above all shards"
+                f"--output {output}: {tar} lies outside its folder, links followed: {place}; write it above all shards"
             )
     return path.relative_to(root)
 
