@@ -119,7 +119,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--drops", metavar="DROPS", type=Path, help="leave out what data_prep.duplicates lists there")
     parser.add_argument("--task-index", metavar="I", type=int, default=0, help="this task of a job array")
     parser.add_argument("--task-count", metavar="N", type=positive, default=1, help="tasks of the job array")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or auto (this rank's GPU, if any)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda (this rank's), cuda:N, or auto")
     parser.add_argument(
         "--batch-size", type=positive, default=32, help="images captioned at once, at most 64; no effect on the result"
     )

@@ -4,7 +4,7 @@ from pipeline.distributed.process_group import device_name
 
 
 def choose_device(name: str) -> str:
-    """The device of `--device`; auto is the GPU of this rank's own number on its node, or the CPU where there is none.
+    """The device of `--device`: cuda is the GPU of this rank's own number on its node, auto as well where there is one.
 
     Raises ValueError when the name is no device's, or that of a GPU which this machine does not show.
     """
@@ -21,4 +21,4 @@ def choose_device(name: str) -> str:
     visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= visible:
         raise ValueError(f"--device {name}: torch sees {visible} GPUs here; use --device auto or cpu")
-    return "cpu" if device.type == "cpu" else name
+    return device_name() if name == "cuda" else str(device)

@@ -122,7 +122,7 @@ def test_a_rank_takes_the_gpu_of_its_own_number(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert choose_device("auto") == "cuda:0"
     monkeypatch.setenv(variable, number)
-    assert choose_device("auto") == f"cuda:{int(number) % 4}"
+    assert choose_device("auto") == choose_device("cuda") == f"cuda:{int(number) % 4}"
     assert choose_device("cuda:2") == "cuda:2"
     with pytest.raises(ValueError, match="--device cuda:4: torch sees 4 GPUs"):
         choose_device("cuda:4")
