@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.sources import Row
+from data_prep.unicode_text import without_surrogates
 
 TRAINING_SPLITS = ("train", "restval")
 """Karpathy's COCO: images that were taken from the validation set into training are marked restval."""
@@ -21,8 +22,9 @@ def karpathy_rows(path: Path, split: str) -> Iterator[Row]:
             found.add(image["split"])
             if image["split"] not in splits:
                 continue
-            captions = tuple(sentence["raw"].strip() for sentence in image["sentences"])
-            yield Row(row, str(Path(image.get("filepath", ""), image["filename"])), tuple(filter(None, captions)))
+            captions = tuple(without_surrogates(sentence["raw"]).strip() for sentence in image["sentences"])
+            file = without_surrogates(str(Path(image.get("filepath", ""), image["filename"])))
+            yield Row(row, file, tuple(filter(None, captions)))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"input {path}: image {row} is not an entry of a Karpathy split ({error!r})") from error
     if not found & set(splits):
@@ -33,7 +35,7 @@ def visual_genome_rows(path: Path) -> Iterator[Row]:
     """The images of `region_descriptions.json`, each with the phrases of all its regions, repeats left out."""
     for row, image in enumerate(_load(path, None)):
         try:
-            phrases = (region["phrase"].strip() for region in image["regions"])
+            phrases = (without_surrogates(region["phrase"]).strip() for region in image["regions"])
             yield Row(row, f"{int(image['id'])}.jpg", tuple(dict.fromkeys(filter(None, phrases))))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"input {path}: image {row} is not a list of region descriptions ({error!r})") from error
@@ -43,7 +45,7 @@ def _load(path: Path, key: str | None) -> list[Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         images = content[key] if key else content
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise ValueError(f"input {path}: not an annotation file ({error!r})") from error
     if not isinstance(images, list):
         raise ValueError(f"input {path}: its images are {type(images).__name__}, expected a list")

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 WINDOW = 64
 """Images in memory together. Fixed, as the ranker's batch is, so that scores do not depend on --batch-size."""
 RANKER_BATCH = 32
-SCORE_DECIMALS = 4
-"""Scores are rounded to this: finer differences between captions are noise."""
+SCORE_DECIMALS = 6
+"""Scores are rounded to this: the last bits of float32 depend on what else is in a batch. The bound is 1e-5."""
 MAX_PIXELS = 40_000_000
 """A picture that claims more is not decoded: shards hold small ones."""
 MAX_ASPECT = 64

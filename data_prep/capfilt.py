@@ -7,18 +7,21 @@ applied to finished shards from their side tables, without the models.
 """
 
 import argparse
+import math
 import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 
 from data_prep import shard_io
 from data_prep.captioned_shards import Candidates, Plan, Selection, caption_shards
 from data_prep.captioner import Captioner, SamplingSettings, load_captioner
-from data_prep.command_line import Parser, finish, print_settings
+from data_prep.command_line import Parser, finish, positive, print_settings
+from data_prep.device import choose_device
 from data_prep.ranker import Ranker, load_ranker
 from data_prep.shard_io import Receipt, Sample
 from data_prep.side_table import read_candidates
@@ -44,14 +47,14 @@ class Models:
         return make_candidates(samples, *self.loaded, batch_size=self.options.batch_size, num_threads=threads)
 
 
-def from_side_table(target: Path, samples: list[Sample]) -> Candidates:
+def from_side_table(target: Path, samples: list[Sample], input_sha256: str) -> Candidates:
     """The candidates that an earlier run left beside its shard; a sample without any could not be decoded.
 
     Raises ValueError when it can be: then the earlier run left it out.
     """
     from data_prep.candidates import decode
 
-    candidates, _ = read_candidates(target)
+    candidates, _ = read_candidates(target, input_sha256)
     for sample in samples:
         if sample.key not in candidates and decode(sample.jpeg) is not None:
             raise ValueError(f"{target}: has no candidates for {sample.key}, which --drops left out; caption it again")
@@ -94,9 +97,11 @@ def reselect(options: argparse.Namespace, selection: Selection) -> list[Receipt]
     """Select again in this task's shards that were captioned before; returns the receipts of those made now."""
     receipts: list[Receipt] = []
     for tar in input_shards(options)[0]:
-        _, making = read_candidates(options.output / tar.name)
+        input_sha256 = shard_io.read_receipt(tar).tar_sha256
+        _, making = read_candidates(options.output / tar.name, input_sha256)
         plan = Plan(options.output, making, selection, options.drops)
-        receipts += caption_shards([tar], plan, from_side_table, options.lease_s)
+        make = partial(from_side_table, input_sha256=input_sha256)
+        receipts += caption_shards([tar], plan, make, options.lease_s)
     return receipts
 
 
@@ -113,14 +118,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ranker", metavar="W", type=Path, help="folder (or hub id) of a transformers CLIPModel")
     parser.add_argument("--drops", metavar="DROPS", type=Path, help="leave out what data_prep.duplicates lists there")
     parser.add_argument("--task-index", metavar="I", type=int, default=0, help="this task of a job array")
-    parser.add_argument("--task-count", metavar="N", type=int, default=1, help="tasks of the job array")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or auto (cuda where there is one)")
+    parser.add_argument("--task-count", metavar="N", type=positive, default=1, help="tasks of the job array")
+    parser.add_argument("--device", default="auto", help="cpu, cuda (this rank's), cuda:N, or auto")
     parser.add_argument(
-        "--batch-size", type=int, default=32, help="images captioned at once, at most 64; no effect on the result"
+        "--batch-size", type=positive, default=32, help="images captioned at once, at most 64; no effect on the result"
     )
-    parser.add_argument("--decode-threads", type=int, default=min(8, len(os.sched_getaffinity(0))))
+    parser.add_argument("--decode-threads", type=positive, default=min(8, len(os.sched_getaffinity(0))))
     parser.add_argument("--prompt", default=default.prompt)
-    parser.add_argument("--num-captions", type=int, default=default.num_captions, help="synthetic captions an image")
+    parser.add_argument(
+        "--num-captions", type=positive, default=default.num_captions, help="synthetic captions an image"
+    )
     parser.add_argument("--top-p", type=float, default=default.top_p)
     parser.add_argument(
         "--min-length", type=int, default=default.min_length, help="in tokens, with start token and prompt"
@@ -130,17 +137,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--repetition-penalty", type=float, default=default.repetition_penalty)
     parser.add_argument("--seed", type=int, default=default.seed)
-    parser.add_argument("--top-k", type=int, default=Selection.top_k, help="captions kept an image")
+    parser.add_argument("--top-k", type=positive, default=Selection.top_k, help="captions kept an image")
     parser.add_argument("--min-score", type=float, help="drop captions whose cosine with the image is lower")
     parser.add_argument("--reselect", action="store_true", help="select again from the side tables, without the models")
     parser.add_argument(
         "--lease-s", type=float, default=120.0, help="a worker unheard of for so long has lost its shard"
     )
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     options = parser.parse_args(arguments)
     if not options.reselect and not (options.captioner and options.ranker):
         parser.error("--captioner and --ranker are required, unless --reselect is given")
-    if options.batch_size < 1 or options.decode_threads < 1 or options.lease_s <= 0:
-        parser.error("--batch-size, --decode-threads and --lease-s must be positive")
+    if not 0 < options.lease_s < math.inf:
+        parser.error(f"--lease-s {options.lease_s}: must be above 0 and finite")
     return options
 
 
@@ -148,10 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
 
     def work() -> int:
-        if options.device == "auto" and not options.reselect:
-            import torch
-
-            options.device = "cuda" if torch.cuda.is_available() else "cpu"
+        if not options.reselect:
+            options.device = choose_device(options.device)
         print_settings(options)
         selection = Selection(options.top_k, options.min_score)
         started = time.monotonic()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import sys
 import time
 from collections import Counter
@@ -21,7 +22,7 @@ from data_prep.shard_io import Receipt, Sample
 from data_prep.side_table import write_side_table
 
 STAGE = "capfilt"
-RULES = "capfilt/1"
+RULES = "capfilt/2"
 """Changes when the same settings would give other captions than before, so that old shards are made again."""
 POLL_S = 1.0
 """How often a worker without work looks whether the shards of the others are finished or left behind."""
@@ -42,6 +43,8 @@ class Selection:
     def __post_init__(self) -> None:
         if self.top_k < 1:
             raise ValueError(f"--top-k {self.top_k}: must be at least 1")
+        if self.min_score is not None and not math.isfinite(self.min_score):
+            raise ValueError(f"--min-score {self.min_score}: must be a finite number")
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ def caption_shard(tar: Path, plan: Plan, make: MakeCandidates, still_ours: Calla
     """
     samples = read_input(tar)
     drops = plan.dropped(tar)
+    if strangers := drops.keys() - {sample.key for sample in samples}:
+        raise ValueError(f"--drops {plan.drops}: its list for {tar} names {min(strangers)}, which is no sample of it")
     wanted = [sample for sample in samples if sample.key not in drops]
     web = [sample for sample in wanted if "human" not in sample.record["sources"]]
     target, dropped = plan.target(tar), Counter(drops.values())
@@ -116,10 +121,11 @@ def caption_shard(tar: Path, plan: Plan, make: MakeCandidates, still_ours: Calla
     if not still_ours():
         return None
     totals = shard_io.write_shard(target, _captioned(wanted, verdicts))
-    write_side_table(target, verdicts, plan.making)
+    input_sha256 = shard_io.read_receipt(tar).tar_sha256
+    write_side_table(target, verdicts, plan.making, input_sha256)
     receipt = Receipt(
         stage=STAGE,
-        input_sha256=shard_io.read_receipt(tar).tar_sha256,
+        input_sha256=input_sha256,
         config_hash=plan.config_hash(tar),
         tar_sha256=totals.sha256,
         bytes=totals.bytes,

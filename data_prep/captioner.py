@@ -4,6 +4,7 @@ BLIP's recipe (Li et al. 2022, section 3.3, and its released code): prompt "a pi
 0.9, 5 to 20 tokens counted with the start token and the prompt, repetition penalty 1.1. fp32 on a CPU, bf16 on a GPU.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +37,8 @@ class SamplingSettings:
             raise ValueError(f"--top-p {self.top_p}: must lie in (0, 1]")
         if self.num_captions < 1:
             raise ValueError(f"--num-captions {self.num_captions}: must be at least 1")
-        if self.repetition_penalty <= 0:
-            raise ValueError(f"--repetition-penalty {self.repetition_penalty}: must be positive")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ValueError(f"--repetition-penalty {self.repetition_penalty}: must be above 0 and finite")
         if self.min_length > self.max_length:
             raise ValueError(f"--min-length {self.min_length}: exceeds --max-length {self.max_length}")
 

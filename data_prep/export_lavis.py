@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_prep import shard_io
-from data_prep.checked_manifest import load_checked
+from data_prep.checked_manifest import checked_offsets, load_checked
 from data_prep.command_line import Parser, finish, print_settings
 from data_prep.shard_io import Sample
 from data_prep.ustar import BLOCK, HashingFile, write_member
@@ -32,8 +32,10 @@ def export(manifest: Manifest, output: Path, layout: str) -> str:
     path = output / STATE
     if path.exists() and path.read_text() != state:
         raise ValueError(f"--output {output}: holds an export of other data or in another layout; name another folder")
-    if not path.exists() and output.is_dir() and any(output.iterdir()):
+    if not path.exists() and output.is_dir() and not all(map(_left_behind, output.iterdir())):
         raise ValueError(f"--output {output}: is not empty; name a folder of its own")
+    for partial in [each for each in output.glob(".*") if _left_behind(each)]:
+        partial.unlink()
     shard_io.replace_file(path, state.encode())
     shards = tqdm(manifest.shards, "exporting", unit="shard", disable=not sys.stderr.isatty())
     if layout == "folder":
@@ -46,12 +48,20 @@ def export(manifest: Manifest, output: Path, layout: str) -> str:
     return f"{output}/{{00000..{len(manifest.shards) - 1:05d}}}.tar"
 
 
+def _left_behind(path: Path) -> bool:
+    """Whether a killed export was writing this file."""
+    return path.name.startswith(".") and path.suffix == shard_io.PARTIAL_SUFFIX and path.is_file()
+
+
 def _samples(manifest: Manifest, shard: Shard) -> Iterator[Sample]:
     tar = manifest.shard_path(shard)
     try:
         with tar.open("rb") as file:
-            for offsets in manifest.offsets(shard):
-                yield shard_io.read_at(file, tar, offsets)
+            for offsets in checked_offsets(manifest, shard):
+                sample = shard_io.read_at(file, tar, offsets)
+                if not sample.record["captions"]:
+                    raise ValueError(f"{tar}: sample {sample.key} has no caption; run data_prep.verify on the manifest")
+                yield sample
     except OSError as error:
         raise ValueError(f"{tar}: cannot be read ({error.strerror}); run data_prep.verify on the manifest") from error
 

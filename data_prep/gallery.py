@@ -14,8 +14,8 @@ from typing import Any
 
 from data_prep import shard_io
 from data_prep.charts import bars, histogram
-from data_prep.checked_manifest import load_checked
-from data_prep.command_line import Parser, finish, print_settings
+from data_prep.checked_manifest import load_accounts, load_checked
+from data_prep.command_line import Parser, finish, positive, print_settings
 from data_prep.gallery_statistics import Ledgers, Statistics, Story, gather, read_ledgers
 from pipeline.data.manifest import Manifest
 
@@ -88,6 +88,7 @@ def _charts(manifest: Manifest, statistics: Statistics) -> str:
         histogram("Aspect, width / height", {"aspect": statistics.aspect}),
         bars("Captions kept a picture", statistics.captions_each),
         bars("Pictures dropped", statistics.sample_drops),
+        bars("Pictures dropped by source", statistics.source_drops) if len(statistics.source_drops) > 1 else "",
     ]
     return f'<h2>In numbers</h2><p class="note">Over {basis}.</p><div class="charts">{"".join(charts)}</div>'
 
@@ -142,21 +143,22 @@ def _picture(story: Story) -> str:
     try:
         with Image.open(io.BytesIO(story.sample.jpeg), formats=["JPEG"]) as file:
             image = file.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # decoders raise nearly anything on a damaged picture
         return f"<p>the picture cannot be decoded: {escape(str(error))}</p>"
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     content = io.BytesIO()
     image.save(content, "JPEG", quality=85)
     encoded = base64.b64encode(content.getvalue()).decode()
     size = f'width="{image.width}" height="{image.height}"'
-    return f'<img {size} alt="{escape(story.sample.record["captions"][0])}" src="data:image/jpeg;base64,{encoded}">'
+    best = escape(" ".join(story.sample.record["captions"][:1]))
+    return f'<img {size} alt="{best}" src="data:image/jpeg;base64,{encoded}">'
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.gallery", description=__doc__)
     parser.add_argument("manifest", metavar="MANIFEST", type=Path)
     parser.add_argument("--output", metavar="FILE.html", type=Path, required=True)
-    parser.add_argument("--samples", metavar="N", type=int, default=48, help="pictures to show")
+    parser.add_argument("--samples", metavar="N", type=positive, default=48, help="pictures to show")
     parser.add_argument(
         "--ledger", metavar="DIR", type=Path, nargs="+", default=[], help="outputs of data_prep.download"
     )
@@ -165,8 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_settings(options)
 
     def work() -> int:
-        manifest = load_checked(options.manifest)
-        statistics, stories = gather(manifest, options.samples, options.seed)
+        manifest, empty = load_checked(options.manifest), load_accounts(options.manifest).empty
+        statistics, stories = gather(manifest, options.samples, options.seed, empty)
         ledgers = read_ledgers(options.ledger) if options.ledger else None
         page = render(manifest, options.manifest.name, statistics, stories, ledgers)
         shard_io.replace_file(options.output, page.encode("utf-8", "replace"))

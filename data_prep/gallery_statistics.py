@@ -10,10 +10,11 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from data_prep import shard_io
+from data_prep.checked_manifest import checked_offsets
 from data_prep.ledger import read_ledger
 from data_prep.shard_io import Sample
 from data_prep.side_table import read_side_table, side_table_path
-from pipeline.data.manifest import Manifest, Shard
+from pipeline.data.manifest import Manifest, Shard, dropped_by_source
 
 MOST_SHARDS = 32
 """Shards whose records are read; with more, as many are taken at even distances, and the page says so."""
@@ -32,6 +33,7 @@ class Statistics:
     captions_each: Counter[str] = field(default_factory=Counter)
     caption_fates: Counter[str] = field(default_factory=Counter)
     sample_drops: Counter[str] = field(default_factory=Counter)
+    source_drops: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,18 @@ class Ledgers:
     host_kept: Counter[str] = field(default_factory=Counter)
 
 
-def gather(manifest: Manifest, num_stories: int, seed: int) -> tuple[Statistics, list[Story]]:
-    """Statistics over at most MOST_SHARDS shards, and `num_stories` samples drawn from them (all, when fewer)."""
+def gather(
+    manifest: Manifest, num_stories: int, seed: int, empty: Sequence[Shard] = ()
+) -> tuple[Statistics, list[Story]]:
+    """Statistics over at most MOST_SHARDS shards, and `num_stories` samples drawn from them (all, when fewer).
+
+    What was dropped is counted over all shards, those without samples (`empty`) among them.
+    """
     statistics = Statistics()
-    for shard in manifest.shards:
-        statistics.sample_drops.update(shard.provenance.get("dropped", {}))
+    for source, reasons in dropped_by_source([*manifest.shards, *empty]).items():
+        statistics.sample_drops.update(reasons)
+        if reasons:
+            statistics.source_drops[source] = sum(reasons.values())
     count = min(MOST_SHARDS, len(manifest.shards))
     chosen = [manifest.shards[number * len(manifest.shards) // count] for number in range(count)]
     places = [(position, row) for position, shard in enumerate(chosen) for row in range(shard.samples)]
@@ -82,7 +91,7 @@ def _read_shard(
             statistics.scores.setdefault(row["source"], []).append(row["score"])
     try:
         with tar.open("rb") as file:
-            for number, offsets in enumerate(manifest.offsets(shard)):
+            for number, offsets in enumerate(checked_offsets(manifest, shard)):
                 sample = shard_io.read_at(file, tar, offsets)
                 _count(sample.record, statistics)
                 if number in wanted:

@@ -1,53 +1,63 @@
 """Index finished shards into a manifest: `python -m data_prep.index DIR... --output MANIFEST`.
 
 The manifest lists every shard of the folders that has a receipt, in the order given and then by name, and beside it, in
-`NAME.index/`, one table of byte offsets per shard. The same shards give the same bytes.
+`NAME.index/`, one table of byte offsets per shard. Shards that lost all their samples stand apart: readers pass over
+them, but what they dropped is counted. The same shards give the same bytes.
 """
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data_prep import shard_io
 from data_prep.command_line import Parser, add_workers, finish, print_settings
 from data_prep.processes import map_in_order
+from data_prep.shard_io import Receipt
 from pipeline.data.manifest import Shard, manifest_json
 
 
 def index_shards(folders: Sequence[Path], output: Path, workers: int = 1) -> list[Shard]:
-    """Write the manifest `output` and its offset tables; returns the shards listed; a shard without samples is not.
+    """Write the manifest `output` and its offset tables; returns the shards listed, which have samples.
 
     Raises ValueError, naming folder or tar, when a folder holds no finished shard, lies outside the manifest's folder,
     or lists the same tar twice, and when a tar is not what its receipt says.
     """
-    if output.is_dir():
-        raise ValueError(
-            f"--output {output}: is a folder; name the manifest's file in it, such as {output / 'train.json'}"
-        )
-    tars: dict[str, Path] = {}
-    for tar in (tar for folder in folders for tar in _finished_shards(folder)):
-        receipt = shard_io.read_receipt(tar)
-        if receipt.tar_sha256 in tars and receipt.samples:
-            raise ValueError(f"{tar}: the same shard as {tars[receipt.tar_sha256]}; name each folder once")
-        if receipt.samples:
-            tars[receipt.tar_sha256] = tar
-    if not tars:
-        raise ValueError(f"{', '.join(map(str, folders))}: the finished shards hold no sample; see their drop counts")
+    if output.is_dir() or output.suffix != ".json":
+        raise ValueError(f"--output {output}: name a file that ends in .json, such as {output.with_suffix('')}.json")
+    tars = [tar for folder in folders for tar in _finished_shards(folder)]
+    _refuse_repeats(tars)
     tables = output.with_suffix(".index")
-    indexed = map_in_order(partial(_index_shard, output=output, tables=tables), tars.values(), workers)
-    shards = list(tqdm(indexed, "indexing", len(tars), unit="shard", disable=not sys.stderr.isatty()))
-    shard_io.replace_file(output, manifest_json(shards).encode())
+    indexed = map_in_order(partial(_index_shard, output=output, tables=tables), tars, workers)
+    found = list(tqdm(indexed, "indexing", len(tars), unit="shard", disable=not sys.stderr.isatty()))
+    shards = [shard for shard in found if shard.samples]
+    if not shards:
+        raise ValueError(f"{', '.join(map(str, folders))}: the finished shards hold no sample; see their drop counts")
+    shard_io.replace_file(output, manifest_json(shards, [shard for shard in found if not shard.samples]).encode())
     listed = {Path(shard.index).name for shard in shards}
     for path in tables.iterdir():  # of earlier manifests, or left half written
         if path.suffix in (".npy", shard_io.PARTIAL_SUFFIX) and path.name not in listed:
             path.unlink()
     shard_io.remove_partials(output)
     return shards
+
+
+def _refuse_repeats(tars: Sequence[Path]) -> None:
+    """Raises ValueError when a shard comes twice, by whichever way to its folder, or as a copy of its bytes."""
+    known: dict[str, Path] = {}
+    for tar in tars:
+        receipt = shard_io.read_receipt(tar)
+        for identity in (os.path.realpath(tar), receipt.tar_sha256 if receipt.samples else ""):
+            if identity and identity in known:
+                raise ValueError(f"{tar}: the same shard as {known[identity]}; name each folder once")
+            known[identity] = tar
 
 
 def _finished_shards(folder: Path) -> list[Path]:
@@ -62,47 +72,68 @@ def _finished_shards(folder: Path) -> list[Path]:
 
 
 def _index_shard(tar: Path, output: Path, tables: Path) -> Shard:
-    """Scan one tar, write its offset table, and return its line of the manifest."""
+    """Scan one tar, write its offset table where it has samples, and return its line of the manifest."""
     receipt = shard_io.read_receipt(tar)
-    root = output.absolute().parent
-    try:
-        relative = tar.absolute().relative_to(root)
-    except ValueError as error:
-        raise ValueError(
-            f"--output {output}: {tar} lies outside its folder; write it into a folder above all shards"
-        ) from error
+    relative = _below(output, tar)
     if not tar.is_file() or tar.stat().st_size != receipt.bytes:
         raise ValueError(f"{tar}: missing or of another size than its receipt says ({receipt.bytes} bytes)")
     table = shard_io.offset_table(tar)
     if len(table) != receipt.samples:
         raise ValueError(f"{tar}: {len(table)} samples, but its receipt says {receipt.samples}")
-    content = io.BytesIO()
-    np.save(content, table, allow_pickle=False)
-    path = tables / f"{tar.stem}-{receipt.tar_sha256[:12]}.npy"
-    shard_io.replace_file(path, content.getvalue())
     return Shard(
         path=relative.as_posix(),
-        index=f"{tables.name}/{path.name}",
-        source=tar.stem.rsplit("-", 2)[0],
+        index=_write_table(tables, tar, receipt, table) if receipt.samples else "",
+        source=source_of(tar),
         bytes=receipt.bytes,
         sha256=receipt.tar_sha256,
         samples=receipt.samples,
         captions=receipt.captions,
-        provenance={
-            "stage": receipt.stage,
-            "input_sha256": receipt.input_sha256,
-            "config_hash": receipt.config_hash,
-            "seed": receipt.seed,
-            "models": receipt.models,
-            "dropped": receipt.dropped,
-        },
+        provenance=provenance_of(receipt),
     )
+
+
+def _below(output: Path, tar: Path) -> Path:
+    """The way to a tar from the folder of `output`, all links followed. Raises ValueError when it leads elsewhere."""
+    root = Path(os.path.realpath(output.parent))
+    path = Path(os.path.realpath(tar.parent), tar.name)
+    for place in (path, Path(os.path.realpath(path))):
+        if not place.is_relative_to(root):
+            raise ValueError(
+                f"--output {output}: {tar} lies outside its folder, links followed: {place}; write it above all shards"
+            )
+    return path.relative_to(root)
+
+
+def _write_table(tables: Path, tar: Path, receipt: Receipt, table: NDArray[np.int64]) -> str:
+    """The offset table as a file; returns its way from the manifest's folder."""
+    content = io.BytesIO()
+    np.save(content, table, allow_pickle=False)
+    path = tables / f"{tar.stem}-{receipt.tar_sha256[:12]}.npy"
+    shard_io.replace_file(path, content.getvalue())
+    return f"{tables.name}/{path.name}"
+
+
+def source_of(tar: Path) -> str:
+    """The source in a shard's name, SOURCE-PART-SHARD.tar."""
+    return tar.stem.rsplit("-", 2)[0]
+
+
+def provenance_of(receipt: Receipt) -> dict[str, Any]:
+    """What a manifest repeats of a receipt."""
+    return {
+        "stage": receipt.stage,
+        "input_sha256": receipt.input_sha256,
+        "config_hash": receipt.config_hash,
+        "seed": receipt.seed,
+        "models": receipt.models,
+        "dropped": receipt.dropped,
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.index", description=__doc__)
     parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="a folder of finished shards")
-    parser.add_argument("--output", metavar="MANIFEST", required=True, type=Path, help="in a folder above all shards")
+    parser.add_argument("--output", metavar="MANIFEST", required=True, type=Path, help="a .json above all shards")
     add_workers(parser)
     options = parser.parse_args(arguments)
     print_settings(options)

@@ -64,10 +64,15 @@ class Leases:
         self._seen: dict[str, tuple[str, int, float]] = {}
 
     def take(self, name: str) -> Lease | None:
-        """The lease of the work `name`, or None while another worker holds it."""
+        """The lease of the work `name`, or None while another worker holds it.
+
+        Raises ValueError when a folder stands in its place, which holds what nobody can know.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{name}.lease"
-        if path.exists() and (self._beats(path) or not self._remove_stale(path)):
+        if path.is_dir() and not path.is_symlink():
+            raise ValueError(f"{path}: a folder stands where the lease of a shard belongs; move it away")
+        if os.path.lexists(path) and (self._beats(path) or not self._remove_stale(path)):
             return None
         token = uuid.uuid4().hex
         temporary = self.folder / f".{name}.{token}{PARTIAL_SUFFIX}"
@@ -86,10 +91,11 @@ class Leases:
     def _beats(self, path: Path) -> bool:
         """Whether the owner of the lease must be taken to be alive."""
         owner = _read_owner(path)
-        if owner.get("host") == _host() and owner.get("started") != _start_time(int(str(owner.get("pid", 0)))):
+        pid = owner.get("pid")
+        if owner.get("host") == _host() and isinstance(pid, int) and owner.get("started") != _start_time(pid):
             return False
         try:
-            beat = path.stat().st_mtime_ns
+            beat = path.lstat().st_mtime_ns
         except FileNotFoundError:
             return False
         token, now = str(owner.get("token")), time.monotonic()
@@ -119,10 +125,10 @@ class Leases:
 
 
 def _read_owner(path: Path) -> dict[str, object]:
-    """What the lease says of its owner; {} when it is gone or damaged."""
+    """What the lease says of its owner; {} when it is gone, damaged, or no regular file."""
     try:
-        owner = json.loads(path.read_text())
-    except (OSError, ValueError):
+        owner = json.loads(path.read_text()) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError):
         return {}
     return owner if isinstance(owner, dict) else {}
 

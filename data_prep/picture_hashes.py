@@ -1,5 +1,6 @@
 """The hashes of pictures of finished shards, from the ledgers beside them, and of an evaluation's pictures."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,13 +63,14 @@ def kept_rows(tar: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 def evaluation_hashes(folder: Path) -> Iterator[tuple[str, int]]:
-    """(name, perceptual hash) of an evaluation's pictures: of downloaded shards, else of all image files below.
+    """(name, perceptual hash) of an evaluation's pictures: of downloaded shards, else of all image files below, in
+    linked folders too.
 
     Flat pictures have no hash and are left out. Raises ValueError, naming folder or file, when there is no picture, or
     one cannot be read: it would leak unseen.
     """
     tars = shard_io.finished_shards(folder) if folder.is_dir() else []
-    files = [] if tars else sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
+    files = [] if tars else sorted(path for path in _files_below(folder) if path.suffix.lower() in ENDINGS)
     if not tars and not files:
         raise ValueError(f"--evaluation {folder}: no such folder, or neither shards nor pictures in it")
     for tar in tars:
@@ -78,6 +80,27 @@ def evaluation_hashes(folder: Path) -> Iterator[tuple[str, int]]:
     for path in files:
         if (phash := _hash_of_file(path)) is not None:
             yield path.relative_to(folder).as_posix(), phash
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Every file below, each folder once, however links lead to it. Raises ValueError on a link that leads nowhere, and
+    on a folder that cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"--evaluation {error.filename}: cannot be read ({error.strerror})") from error
+
+    seen: set[Path] = set()
+    for name, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        here = Path(name)
+        if (place := here.resolve()) in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders.sort()  # of two ways to one folder always the same is taken
+        for path in (here / file for file in files):
+            if path.is_symlink() and not path.exists():
+                raise ValueError(f"--evaluation {path}: a link that leads nowhere; its pictures would leak unseen")
+            yield path
 
 
 def _hash_of_file(path: Path) -> int | None:

@@ -10,15 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from data_prep.unicode_text import without_surrogates
+
 Source = Literal["web", "synthetic"]
 
 MIN_WORDS = 2
 """A caption of fewer words says too little of a picture ("img_2034.jpg")."""
 LONGEST_REPEAT = 6
 """The longest run of words that is looked for twice in a row."""
-
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-"""JSON may hold them; tokenizers and parquet refuse them."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Verdict:
 
 def normalise(caption: str) -> str:
     """One line without surplus blanks, in Unicode's composed form (NFKC); halves of surrogate pairs are replaced."""
-    return " ".join(unicodedata.normalize("NFKC", LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", caption)).split())
+    return " ".join(unicodedata.normalize("NFKC", without_surrogates(caption)).split())
 
 
 def fault_of(caption: str) -> str | None:

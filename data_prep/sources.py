@@ -1,14 +1,22 @@
 """The sources that can be downloaded (`sources.yaml`): what each table's rows mean."""
 
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 SOURCES_FILE = Path(__file__).with_name("sources.yaml")
 
 CaptionKind = Literal["human", "web"]
 SourceFormat = Literal["table", "karpathy", "visual_genome"]
+NAME_PATTERN = re.compile("[A-Za-z0-9_-]{1,64}")
+FIELDS: dict[str, tuple[type, ...]] = (
+    dict.fromkeys(("title", "home", "licence", "format", "captions"), (str,))
+    | {"rows": (int,), "expected_yield": (int, float)}
+    | {"url_column": (str, type(None)), "caption_column": (str, type(None)), "columns": (list, type(None))}
+)
+"""Of an entry of `sources.yaml`: field -> the types of its value; columns may be left out."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +49,44 @@ def load_sources(path: Path = SOURCES_FILE) -> dict[str, Source]:
     """Name -> source. Raises ValueError, naming entry and field, on an entry that is malformed."""
     import yaml
 
-    known = {each.name for each in fields(Source)}
-    sources: dict[str, Source] = {}
-    for name, entry in yaml.safe_load(path.read_text(encoding="utf-8")).items():
-        unknown = set(entry) - known
-        if unknown:
-            raise ValueError(f"{path}: {name} has unknown fields {sorted(unknown)}")
-        if entry.get("columns"):
-            entry["columns"] = tuple(entry["columns"])
-        sources[name] = Source(name=name, **entry)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read as YAML ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: no entries of sources by name")
+    sources = {}
+    for name, entry in content.items():
+        for fault in _entry_faults(name, entry):
+            raise ValueError(f"{path}: source {name!r}: {fault}")
+        sources[name] = Source(name=name, **entry | {"columns": tuple(entry.get("columns") or ()) or None})
     return sources
+
+
+def _entry_faults(name: Any, entry: Any) -> Iterator[str]:
+    """What is wrong with an entry of the file; the caller stops at the first, and each check relies on those before."""
+    if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
+        yield "a name may hold letters, digits, _ and - alone, 64 at most: it begins every key"
+    if not isinstance(entry, dict):
+        yield "holds no fields"
+    if unknown := entry.keys() - FIELDS.keys():
+        yield f"unknown field {min(map(str, unknown))!r}; it may have {', '.join(FIELDS)}"
+    for field, kinds in FIELDS.items():
+        value = entry.get(field)
+        if value is None and type(None) not in kinds:
+            yield f"{field} is missing"
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            names = (kind.__name__ for kind in kinds if kind is not type(None))
+            yield f"{field} {value!r}: expected {' or '.join(names)}"
+    for field, allowed in (("format", get_args(SourceFormat)), ("captions", get_args(CaptionKind))):
+        if entry[field] not in allowed:
+            yield f"{field} {entry[field]!r}: use one of {', '.join(allowed)}"
+    if entry["rows"] < 0 or not 0 < entry["expected_yield"] <= 1:
+        yield "rows may not be negative, and expected_yield lies in (0, 1]"
+    if not all(isinstance(column, str) for column in entry.get("columns") or ()):
+        yield f"columns {entry['columns']!r}: expected names"
+    if entry["format"] == "table" and not (entry.get("url_column") and entry.get("caption_column")):
+        yield "a table needs url_column and caption_column"
 
 
 def choose_source(

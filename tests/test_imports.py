@@ -29,6 +29,7 @@ ALLOWED = {
     "pipeline.weights": ["pipeline.weights", "pipeline.models", "pipeline.config"],
     "pipeline": ["pipeline"],
     "data_prep": ["data_prep", "pipeline.data.manifest"],
+    "data_prep.device": ["pipeline.distributed.process_group"],
     "eval.score": ["eval"],
     "eval": [
         "eval",

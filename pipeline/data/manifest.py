@@ -7,6 +7,7 @@ reader seeks straight to a sample. Readers trust the manifest, never a glob. Pat
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -85,12 +86,25 @@ def load_manifest(path: Path) -> Manifest:
     return Manifest(path.parent, shards)
 
 
-def manifest_json(shards: Sequence[Shard]) -> str:
-    """The text of a manifest file; the same shards give the same bytes."""
+def dropped_by_source(shards: Sequence[Shard]) -> dict[str, dict[str, int]]:
+    """Source -> reason -> samples that were dropped when its shards were made."""
+    dropped: dict[str, Counter[str]] = {}
+    for shard in shards:
+        dropped.setdefault(shard.source, Counter()).update(shard.provenance.get("dropped", {}))
+    return {source: dict(sorted(reasons.items())) for source, reasons in sorted(dropped.items())}
+
+
+def manifest_json(shards: Sequence[Shard], empty: Sequence[Shard] = ()) -> str:
+    """The text of a manifest file; the same shards give the same bytes.
+
+    `empty` are shards that lost all their samples: readers skip them, the account of what was dropped does not.
+    """
     content = {
         "format": FORMAT,
         "samples": sum(shard.samples for shard in shards),
         "captions": sum(shard.captions for shard in shards),
+        "dropped": dropped_by_source([*shards, *empty]),
+        "empty_shards": [asdict(shard) for shard in empty],
         "shards": [asdict(shard) for shard in shards],
     }
     return json.dumps(content, indent=1, sort_keys=True) + "\n"

@@ -18,10 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep import shard_io
+from data_prep.selection import Candidate, Verdict
 from data_prep.shard_io import Receipt, Sample
+from data_prep.side_table import write_side_table
 from tests.support.tiny_shards import tiny_sample
 
 SAMPLES = 129_000_000
+MAKING = {"sampling": {"seed": 1, "num_captions": 10}, "models": {}}
 MEASURED = """
 import resource, subprocess, sys, time
 start = time.perf_counter()
@@ -55,11 +58,22 @@ def samples_of(shard: int, count: int, template: Sample) -> Iterator[Sample]:
         yield Sample(key, template.jpeg, template.record | {"key": key})
 
 
+def candidates_of(sample: Sample) -> list[Verdict]:
+    """Ten candidates and the web caption, of which the sample's captions were kept."""
+    captions = sample.record["captions"] + [f"another caption of it, number {number}" for number in range(9)]
+    return [
+        Verdict(Candidate(place, caption, "synthetic" if place < 10 else "web", 0.1), place if place < 2 else None, "")
+        for place, caption in enumerate(captions)
+    ]
+
+
 def write_shards(folder: Path, shards: int, samples: int) -> None:
     template = tiny_sample(0, 0, 2, "synthetic", "laion400m")
     for shard in range(shards):
         tar = folder / f"laion400m-{shard:08d}-{shards}.tar"
-        totals = shard_io.write_shard(tar, samples_of(shard, samples, template))
+        written = list(samples_of(shard, samples, template))
+        totals = shard_io.write_shard(tar, written)
+        write_side_table(tar, {each.key: candidates_of(each) for each in written}, MAKING, totals.sha256)
         models = {"captioner": "Salesforce/blip-image-captioning-large", "ranker": "openai/clip-vit-large-patch14"}
         dropped = {"captions below the score": 31, "duplicate": 17, "near duplicate": 12}
         shard_io.write_receipt(

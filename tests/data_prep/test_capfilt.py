@@ -1,6 +1,8 @@
 """CapFilt on real (tiny, random) models: what it writes, that it repeats itself, and that it survives being killed."""
 
 import hashlib
+import io
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from transformers import CLIPModel, CLIPProcessor
 
 from data_prep import capfilt, shard_io, side_table, verify
 from data_prep.index import index_shards
@@ -131,6 +135,51 @@ def test_selecting_again_equals_a_run_with_those_settings(done: Path, weights: P
     assert contents(tmp_path / "again") == contents(tmp_path / "full") != contents(done / "captioned")
 
 
+def test_a_side_table_of_other_input_is_not_selected_from(
+    done: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same URLs downloaded anew with other captions: the same keys, another tar."""
+    shutil.copytree(done / "captioned", tmp_path / "captioned")
+    for tar in shard_io.finished_shards(done / "raw"):
+        samples = list(shard_io.read_samples(tar))
+        renewed = [each._replace(record=each.record | {"captions": ["words of a new table"]}) for each in samples]
+        write_finished(tmp_path / "raw" / tar.name, renewed)
+    capsys.readouterr()
+    again = ["--input", str(tmp_path / "raw"), "--output", str(tmp_path / "captioned"), "--reselect", "--top-k", "11"]
+    assert capfilt.main(again) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "candidates.parquet: its captions are of an input shard" in lines[0]
+    assert contents(tmp_path / "captioned") == contents(done / "captioned")
+    assert run(weights, tmp_path / "raw", tmp_path / "captioned") == 0
+    assert capfilt.main(again) == 0
+    kept = [
+        each.record for tar in shard_io.finished_shards(tmp_path / "captioned") for each in shard_io.read_samples(tar)
+    ]
+    assert all("words of a new table" in record["captions"] for record in kept)
+
+
+def test_stored_scores_are_those_of_transformers_clip_padded_to_77(done: Path, weights: Path) -> None:
+    model, processor = (
+        CLIPModel.from_pretrained(weights / "clip").eval(),
+        CLIPProcessor.from_pretrained(weights / "clip"),
+    )
+    for tar in shard_io.finished_shards(done / "captioned"):
+        rows = [row for row in side_table.read_side_table(tar) if row["score"] is not None]
+        for sample in shard_io.read_samples(tar):
+            mine = [row for row in rows if row["key"] == sample.key]
+            with Image.open(io.BytesIO(sample.jpeg)) as picture, torch.inference_mode():
+                inputs = processor(
+                    text=[row["caption"] for row in mine],
+                    images=picture.convert("RGB"),
+                    padding="max_length",
+                    truncation=True,
+                    max_length=77,
+                    return_tensors="pt",
+                )
+                expected = model(**inputs).logits_per_image[0] / model.logit_scale.exp()
+            torch.testing.assert_close(torch.tensor([row["score"] for row in mine]), expected, atol=1e-5, rtol=0)
+
+
 def test_human_captions_pass_and_spoilt_pictures_are_counted(weights: Path, tmp_path: Path) -> None:
     human, web = tiny_sample(0, 0, 5, "human", "tiny"), tiny_sample(1, 0, 1, "web", "tiny")
     junk = web.jpeg[:200]
@@ -169,7 +218,12 @@ def test_a_damaged_shard_is_named_and_the_others_are_done(
         (["--task-index", "2", "--task-count", "2"], 1, "--task-index 2"),
         (["--captioner", "{}/nothing"], 1, "--captioner"),
         (["--top-p", "1.5"], 1, "--top-p 1.5"),
-        (["--top-k", "0"], 1, "--top-k 0"),
+        (["--top-k", "0"], 2, "--top-k: '0'"),
+        (["--min-score", "nan"], 1, "--min-score nan"),
+        (["--lease-s", "nan"], 2, "--lease-s nan"),
+        (["--repetition-penalty", "inf"], 1, "--repetition-penalty inf"),
+        (["--device", "gpu"], 1, "--device gpu"),
+        (["--device", "cuda:99"], 1, "--device cuda:99"),
         (["--batch-size", "none"], 2, "--batch-size"),
         (["--batch-size", "0"], 2, "--batch-size"),
     ],

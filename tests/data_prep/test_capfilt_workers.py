@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -13,9 +15,12 @@ import torch
 from data_prep import capfilt, shard_io
 from data_prep.captioned_shards import Plan, Selection, caption_shards
 from data_prep.captioner import SamplingSettings
+from data_prep.device import choose_device
+from tests.support.gloo_ranks import free_port
 from tests.support.tiny_captioning_models import save_tiny_blip, save_tiny_clip
 from tests.support.tiny_shards import write_tiny_shards
 
+ROOT = Path(__file__).parents[2]
 MAKING = {"sampling": {"seed": 0}, "models": {"captioner": "b", "ranker": "c"}}
 
 
@@ -93,3 +98,31 @@ def test_files_from_a_clock_an_hour_off_change_nothing(folder: Path, tmp_path: P
     assert time.monotonic() - began > 2.0, "the lease was respected for its time"
     assert (output / first).stat().st_mtime_ns == finished
     assert contents(output) == contents(tmp_path / "calm")
+
+
+def test_the_deepspeed_launchers_ranks_share_the_shards(folder: Path, tmp_path: Path) -> None:
+    assert capfilt.main(arguments(folder, tmp_path / "alone")) == 0
+    command = [Path(sys.executable).with_name("deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
+    command += ["--module", "data_prep.capfilt", *arguments(folder, tmp_path / "ranks"), "--device", "auto"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run(
+        command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert contents(tmp_path / "ranks") == contents(tmp_path / "alone")
+    made = [int(number) for number in re.findall(r"(\d+) shards made now", run.stdout)]
+    assert len(made) == 2 and sum(made) == 2, "each shard is captioned once, by one of two ranks"
+
+
+@pytest.mark.parametrize(("variable", "number"), [("LOCAL_RANK", "1"), ("SLURM_LOCALID", "3"), ("LOCAL_RANK", "6")])
+def test_a_rank_takes_the_gpu_of_its_own_number(monkeypatch: pytest.MonkeyPatch, variable: str, number: str) -> None:
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert choose_device("auto") == "cuda:0"
+    monkeypatch.setenv(variable, number)
+    assert choose_device("auto") == choose_device("cuda") == f"cuda:{int(number) % 4}"
+    assert choose_device("cuda:2") == "cuda:2"
+    with pytest.raises(ValueError, match="--device cuda:4: torch sees 4 GPUs"):
+        choose_device("cuda:4")

@@ -96,6 +96,25 @@ def test_each_picture_is_dropped_for_what_it_is(raw: Path, capsys: pytest.Captur
     assert capsys.readouterr().out.splitlines()[-1] == str(raw / "drops")
 
 
+def test_an_evaluations_linked_folders_are_followed_and_loops_end(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk, pictures = tmp_path / "disk", tmp_path / "evaluation"
+    disk.mkdir()
+    pictures.mkdir()
+    (disk / "20.jpg").write_bytes(jpeg(picture(20, 300)))
+    (disk / "back").symlink_to(pictures)
+    for name in ("val2014", "val2014-again"):
+        (pictures / name).symlink_to(disk)
+    assert run(raw, raw / "linked", "--evaluation", str(pictures)) == 0
+    assert dropped(raw / "linked")["near_test.jpg"] == ("evaluation_picture", f"{pictures}/val2014/20.jpg")
+    assert json.loads((raw / "linked" / "summary.json").read_text())["evaluation_pictures"] == 1
+    (pictures / "test2015").symlink_to(tmp_path / "not mounted")
+    capsys.readouterr()
+    assert run(raw, raw / "linked", "--evaluation", str(pictures)) == 1
+    assert "test2015: a link that leads nowhere" in capsys.readouterr().err
+
+
 def test_each_rule_can_be_left_out(raw: Path) -> None:
     assert run(raw, raw / "few", "--without", "near", "placeholders") == 0
     copies = {f"gone{number}.jpg" for number in range(1, 5)} | {"copy_of_h0.jpg"}
@@ -173,6 +192,12 @@ def test_reselecting_applies_new_drops_and_refuses_to_take_some_back(
     capsys.readouterr()
     assert capfilt.main([*places, "--reselect"]) == 1
     assert "--drops left out; caption it again" in capsys.readouterr().err
+    for tar in shard_io.finished_shards(raw / "web"):
+        sha256 = shard_io.read_receipt(tar).tar_sha256
+        write_drop_list(tmp_path / "foreign", tar, sha256, [DropLine("table_nokey", "mine", "x")])
+    assert capfilt.main([*places, "--reselect", "--drops", str(tmp_path / "foreign")]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "names table_nokey, which is no sample of it" in lines[0]
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,17 @@
 import io
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import webdataset as wds
 from PIL import Image
 
-from data_prep import export_lavis
-from data_prep.shard_io import Sample, read_samples
+from data_prep import export_lavis, gallery
+from data_prep.shard_io import PARTIAL_SUFFIX, Sample, read_samples
 from tests.support.tiny_shards import tiny_manifest
 
 
@@ -95,3 +97,38 @@ def test_an_export_goes_on_where_it_was_stopped_and_keeps_to_its_folder(
         assert export(manifest, tmp_path / "out", *more) == 1
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1 and reason in lines[0]
+
+
+def test_what_a_killed_export_left_half_written_goes(manifest: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / f".export.json.1{PARTIAL_SUFFIX}").write_text("half")  # killed before anything else was there
+    assert export(manifest, output) == 0
+    whole = {path.name for path in output.iterdir()}
+    assert whole == {"export.json", "00000.tar", "00001.tar", "00002.tar"}
+    (output / "00002.tar").rename(output / f".00002.tar.2{PARTIAL_SUFFIX}")
+    assert export(manifest, output) == 0
+    assert {path.name for path in output.iterdir()} == whole
+
+
+@pytest.mark.parametrize("command", ["export", "gallery"])
+def test_a_spoilt_table_of_offsets_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    """Every byte of its header flipped in turn, and places beyond the tar."""
+    manifest = tiny_manifest(tmp_path, 3)
+    (table,) = (tmp_path / "train.index").iterdir()
+    good, outcomes = table.read_bytes(), Counter[int]()
+    beyond = np.load(table)
+    beyond[1, 3] = 1 << 50
+    np.save(tmp_path / "beyond.npy", beyond)
+    spoilt = [good[:place] + bytes([good[place] ^ 1 << place % 8]) + good[place + 1 :] for place in range(0, 128, 3)]
+    for number, content in enumerate([*spoilt, (tmp_path / "beyond.npy").read_bytes()]):
+        table.write_bytes(content)
+        capsys.readouterr()
+        if command == "export":
+            code = export(manifest, tmp_path / f"out{number}")
+        else:
+            code = gallery.main([str(manifest), "--output", str(tmp_path / "g.html")])
+        lines = capsys.readouterr().err.splitlines()
+        assert (code, len(lines)) in ((0, 0), (1, 1)) and all(str(table) in line or ".tar" in line for line in lines)
+        outcomes[code] += 1
+    assert code == 1 and outcomes[1] > 20

@@ -53,7 +53,7 @@ def captioned(tmp_path: Path) -> Path:
         record = {"captions": [found[1].caption, HOSTILE], "scores": [0.3, 0.1], "sources": ["synthetic", "web"]}
         samples.append(Sample(sample.key, sample.jpeg, sample.record | record))
     totals = shard_io.write_shard(tar, samples)
-    write_side_table(tar, verdicts, {})
+    write_side_table(tar, verdicts, {}, "")
     dropped = {"no_caption_survived": 3}
     receipt = Receipt("capfilt", "", "", totals.sha256, totals.bytes, totals.samples, totals.captions, 0, {}, dropped)
     shard_io.write_receipt(tar, receipt)
@@ -113,6 +113,32 @@ def test_faults_are_one_line(captioned: Path, capsys: pytest.CaptureFixture[str]
     (captioned / "captioned" / "tiny-000-000000.tar").unlink()
     assert gallery.main([str(captioned / "train.json"), *output]) == 1
     assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == ["error:"] * 3
+
+
+def test_counts_below_one_and_pictures_of_no_height_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sample, tar = tiny_sample(0, 0, 1, "web", "tiny"), tmp_path / "web" / "tiny-000-000000.tar"
+    totals = shard_io.write_shard(tar, [sample._replace(record=sample.record | {"height": 0})])
+    shard_io.write_receipt(tar, Receipt("x", "", "", totals.sha256, totals.bytes, totals.samples, totals.captions, 0))
+    index_shards([tmp_path / "web"], tmp_path / "train.json")
+    arguments = [str(tmp_path / "train.json"), "--output", str(tmp_path / "page.html")]
+    with pytest.raises(SystemExit):
+        gallery.main([*arguments, "--samples", "-3"])
+    assert "'-3' is no whole number above 0" in capsys.readouterr().err
+    assert gallery.main(arguments) == 1
+    assert f"{tar}: the JSON at byte" in capsys.readouterr().err
+
+
+def test_what_shards_without_samples_dropped_is_shown(captioned: Path) -> None:
+    tar = captioned / "captioned" / "cc3m-000-000000.tar"
+    totals = shard_io.write_shard(tar, [])
+    receipt = Receipt("capfilt", "", "", totals.sha256, totals.bytes, 0, 0, 0, {}, {"undecodable_picture": 40})
+    shard_io.write_receipt(tar, receipt)
+    index_shards([captioned / "captioned"], captioned / "train.json")
+    assert gallery.main([str(captioned / "train.json"), "--output", str(captioned / "page.html")]) == 0
+    text = Page(captioned / "page.html").text
+    assert "43pictures dropped" in text and "undecodable picture" in text and "Pictures dropped by source" in text
 
 
 def test_histograms_count_every_value() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import index, shard_io
+from data_prep import index, shard_io, verify
 from pipeline.data.manifest import load_manifest
 from tests.support.tiny_shards import write_tiny_shards
 
@@ -48,7 +48,34 @@ def test_a_tar_without_receipt_is_ignored_and_old_and_half_written_tables_go(tmp
     assert len(list((tmp_path / "train.index").iterdir())) == 2 and not list(tmp_path.glob(".train*"))
 
 
-@pytest.mark.parametrize("fault", ["empty", "missing", "outside", "twice", "cut", "gone", "hollow"])
+@pytest.mark.parametrize(
+    ("folder", "output"),
+    [
+        ("sub/../web", "train.json"),
+        ("web", "sub/../train.json"),
+        ("link/web", "train.json"),
+        ("web", "link/train.json"),
+        ("link/web", "link/sub/../train.json"),
+    ],
+)
+def test_ways_around_and_links_to_the_root_give_the_manifest_of_the_straight_way(
+    tmp_path: Path, folder: str, output: str
+) -> None:
+    root = tmp_path / "root"
+    write_tiny_shards(root / "web", 4, samples_per_shard=2)
+    (root / "sub").mkdir()
+    (root / "link").symlink_to(root)
+    assert index.main([str(root / "web"), "--output", str(root / "train.json")]) == 0
+    straight = (root / "train.json").read_text()
+    (root / "train.json").unlink()
+    assert index.main([str(root / folder), "--output", str(root / output)]) == 0
+    assert (root / "train.json").read_text() == straight
+    assert verify.main([str(root / output)]) == 0
+
+
+@pytest.mark.parametrize(
+    "fault", ["empty", "missing", "outside", "linked", "twice", "again", "cut", "gone", "hollow", "yaml"]
+)
 def test_a_fault_is_one_line_and_exit_1(tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str) -> None:
     tar = write_tiny_shards(tmp_path / "web", 2)[0]
     (tmp_path / "empty").mkdir()
@@ -57,8 +84,18 @@ def test_a_fault_is_one_line_and_exit_1(tmp_path: Path, capsys: pytest.CaptureFi
         folders.append(str(tmp_path / fault))
     elif fault == "outside":
         output = tmp_path / "elsewhere" / "train.json"
+    elif fault == "linked":
+        (tmp_path / "web").rename(tmp_path / "disk")
+        (tmp_path / "house").mkdir()
+        (tmp_path / "house" / "web").symlink_to(tmp_path / "disk")
+        folders, output = [str(tmp_path / "house" / "web")], tmp_path / "house" / "train.json"
     elif fault == "twice":
         folders *= 2
+    elif fault == "again":
+        (tmp_path / "link").symlink_to(tmp_path / "web")
+        folders.append(str(tmp_path / "link"))
+    elif fault == "yaml":
+        output = tmp_path / "train.yaml"
     elif fault == "cut":
         tar.write_bytes(tar.read_bytes()[:-512])
     elif fault == "gone":

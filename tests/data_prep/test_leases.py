@@ -1,5 +1,6 @@
 """One worker at a time holds a lease; the dead lose theirs; clocks do not matter."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -102,14 +103,34 @@ def test_giving_back_a_stolen_lease_leaves_the_thiefs(tmp_path: Path) -> None:
     assert thief.held()
 
 
-def test_a_damaged_lease_is_stolen_after_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "shard.lease").write_text("{")
+OWNER = {"token": "t", "host": leases._host(), "started": "1"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[1]", "[" * 100_000, "\0", *(json.dumps(OWNER | {"pid": pid}) for pid in ("abc", None, 1.5, [])), None],
+)
+def test_a_damaged_lease_is_stolen_after_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    if content is None:
+        (tmp_path / "shard.lease").symlink_to(tmp_path / "nowhere")
+    else:
+        (tmp_path / "shard.lease").write_text(content)
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     watcher = Leases(tmp_path, 10.0)
     assert watcher.take("shard") is None
     now = 11.0
-    assert watcher.take("shard") is not None
+    stolen = watcher.take("shard")
+    assert stolen is not None and stolen.held()
+
+
+def test_a_folder_in_a_leases_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "shard.lease").mkdir()
+    with pytest.raises(ValueError, match=r"shard\.lease: a folder stands where"):
+        Leases(tmp_path, 10.0).take("shard")
+    assert (tmp_path / "shard.lease").is_dir()
 
 
 def _claim_all(folder: str, names: list[str], barrier: Barrier, results: Any) -> None:

@@ -6,6 +6,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from data_prep.sources import Row, choose_source, load_sources, read_rows
 
@@ -129,9 +130,86 @@ def test_the_six_sources_are_complete():
         ("t.json", "{", "cannot be read as .json"),
         ("t.jsonl", "[1]\n", "holds list, expected objects"),
         ("t.csv.gz", "not gzip", "cannot be read as .csv"),
+        ("t.csv", "url,caption,url\na,b,c\n", "the column 'url' comes twice"),
+        ("t.json", "[" * 100_000, "cannot be read as .json"),
+        ("t.jsonl", '{"url":' * 100_000, "cannot be read as .jsonl"),
+        ("t.json", '[{"url": ' + "9" * 5000 + "}]", "cannot be read as .json"),
+        ("t.json", '{"url": null, "caption": null}', "'url' holds NoneType, expected a list"),
+        ("t.json", '{"url": "0123", "caption": "abcd"}', "'url' holds str, expected a list"),
+        ("t.json", '{"url": ["a", "b"], "caption": ["a b"]}', "'url' and 'caption' are lists of 2 and 1"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=f"input {tmp_path / name}: {message}"):
         list(read_rows(choose_source("table"), tmp_path / name))
+
+
+def test_damage_inside_a_packed_table_is_named(tmp_path):
+    packed = bytearray(gzip.compress(b"url,caption\n" + b"".join(b"%d.jpg,caption %d\n" % (i, i) for i in range(5000))))
+    for place in range(200, len(packed) - 50, 97):
+        packed[place] ^= 0x5A
+    (tmp_path / "t.csv.gz").write_bytes(packed)
+    with pytest.raises(ValueError, match=f"input {tmp_path / 't.csv.gz'}: cannot be read as .csv"):
+        list(read_rows(choose_source("table"), tmp_path / "t.csv.gz"))
+
+
+def test_a_parquet_column_of_two_is_not_chosen(tmp_path):
+    table = pa.table([["0.jpg"], ["1.jpg"], ["a b"]], names=["url", "url", "caption"])
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match="the column 'url' comes twice"):
+        list(read_rows(choose_source("table"), tmp_path / "t.parquet"))
+
+
+def test_halves_of_surrogate_pairs_are_replaced_in_urls_and_captions(tmp_path):
+    lines = [r'{"url": "http://a/\ud83d.jpg", "caption": ["half \ude00 of it", "\ud83d\ude00 whole"]}']
+    (tmp_path / "t.jsonl").write_text(lines[0] + "\n")
+    (tmp_path / "t.json").write_text(f"[{lines[0]}]")
+    (tmp_path / "vg.json").write_text(r'[{"id": 1, "regions": [{"phrase": "a \ud83d cat"}]}]')
+    expected = [Row(0, "http://a/\ufffd.jpg", ("half \ufffd of it", "\U0001f600 whole"))]
+    for name in ("t.jsonl", "t.json"):
+        assert list(read_rows(choose_source("table"), tmp_path / name)) == expected
+    assert list(read_rows(choose_source("visual_genome"), tmp_path / "vg.json")) == [Row(0, "1.jpg", ("a \ufffd cat",))]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_carriage_return_inside_a_tab_separated_caption_ends_no_row(tmp_path, end):
+    lines = ["caption\turl", 'a\rb "c\thttp://a/1.jpg', "", "d e\thttp://b/2.jpg"]
+    (tmp_path / "t.tsv").write_bytes((end.join(lines) + end).encode())
+    rows = list(read_rows(choose_source("table"), tmp_path / "t.tsv"))
+    assert rows == [Row(0, "http://a/1.jpg", ('a\rb "c',)), Row(1, "http://b/2.jpg", ("d e",))]
+
+
+ENTRY = {
+    "title": "t", "home": "", "licence": "x", "format": "table", "url_column": "url", "caption_column": "caption",
+    "captions": "web", "rows": 0, "expected_yield": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("my.set", {}, "source 'my.set': a name may hold"),
+        ("x" * 65, {}, "64 at most"),
+        ("own", {"licence": None}, "source 'own': licence is missing"),
+        ("own", {"format": "tabel"}, "format 'tabel': use one of table, karpathy, visual_genome"),
+        ("own", {"captions": "humen"}, "captions 'humen': use one of human, web"),
+        ("own", {"rows": "many"}, "rows 'many': expected int"),
+        ("own", {"expected_yield": 3}, "expected_yield lies in"),
+        ("own", {"url_column": None}, "a table needs url_column"),
+        ("own", {"columns": [1]}, "expected names"),
+        ("own", {"colour": "red"}, "unknown field 'colour'"),
+    ],
+)
+def test_a_malformed_entry_of_the_sources_is_named(tmp_path, name, change, message):
+    fields = {field: value for field, value in (ENTRY | change).items() if value is not None}
+    (tmp_path / "sources.yaml").write_text(yaml.safe_dump({name: fields}))
+    with pytest.raises(ValueError, match=message):
+        load_sources(tmp_path / "sources.yaml")
+
+
+@pytest.mark.parametrize("content", ["", "- a", "own: 3", "own: [", "{1: 2}"])
+def test_a_file_of_sources_that_is_none_is_named(tmp_path, content):
+    (tmp_path / "sources.yaml").write_text(content)
+    with pytest.raises(ValueError, match=r"sources\.yaml: "):
+        load_sources(tmp_path / "sources.yaml")

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 
 from data_prep import index, shard_io, verify
+from data_prep.ledger import ledger_path
 from data_prep.shard_io import Receipt, Sample
 from pipeline.data.manifest import Manifest, load_manifest
-from tests.support.tiny_shards import tiny_manifest, tiny_sample
+from tests.support.tiny_shards import tiny_manifest, tiny_sample, write_tiny_ledger
 
 
 def rewrite(tar: Path, samples: list[Sample]) -> None:
     totals = shard_io.write_shard(tar, samples)
     receipt = Receipt("download", "", "", totals.sha256, totals.bytes, totals.samples, totals.captions, 0)
     shard_io.write_receipt(tar, receipt)
+    write_tiny_ledger(tar, samples)
 
 
 def flip(tar: Path, offset: int) -> None:
@@ -49,7 +51,7 @@ SPOILERS: dict[str, tuple[Callable[[Manifest], object], set[str]]] = {
     "no offsets": (lambda m: (m.root / m.shards[1].index).unlink(), {"offsets"}),
     "rewritten": (
         lambda m: rewrite(tar_of(m), [tiny_sample(99, 0, 1, "web", "tiny")]),
-        {"size", "sha256", "sample count", "offsets", "caption count"},
+        {"size", "sha256", "sample count", "offsets", "caption count", "receipt", "ledger"},
     ),
 }
 
@@ -62,7 +64,9 @@ def test_each_fault_is_named(tmp_path: Path, name: str) -> None:
     spoil(manifest)
     faults = list(verify.find_faults(manifest, decode=True))
     assert {fault.kind for fault in faults} == expected
-    assert all(fault.path in (tar_of(manifest), manifest.root / manifest.shards[1].index) for fault in faults)
+    tar = tar_of(manifest)
+    beside = {shard_io.receipt_path(tar), ledger_path(tar), manifest.root / manifest.shards[1].index}
+    assert {fault.path for fault in faults} <= {tar, *beside}
 
 
 def test_pictures_that_do_not_decode_and_records_that_do_not_fit_are_named(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from data_prep import shard_io
 from data_prep.index import index_shards
+from data_prep.ledger import Entry, ledger_path, write_ledger
 from data_prep.shard_io import Receipt, Sample
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 170, 60), "blue": (40, 70, 200), "yellow": (220, 200, 40)}
@@ -50,6 +51,15 @@ def tiny_sample(number: int, seed: int, captions_per_sample: int, caption_source
     return Sample(key, jpeg, record)
 
 
+def write_tiny_ledger(tar: Path, samples: list[Sample]) -> None:
+    """A ledger that tells of the samples of `tar`, all of them kept."""
+    entries = [
+        Entry(row, each.record["url"], each.record["captions"][0], "kept", None, each.key, None, each.record["sha256"])
+        for row, each in enumerate(samples)
+    ]
+    write_ledger(ledger_path(tar), entries)
+
+
 def write_tiny_shards(
     folder: Path,
     num_samples: int,
@@ -65,9 +75,9 @@ def write_tiny_shards(
     for position, start in enumerate(range(0, num_samples, samples_per_shard)):
         numbers = range(start, min(start + samples_per_shard, num_samples))
         tar = folder / f"{source}-000-{position:06d}.tar"
-        totals = shard_io.write_shard(
-            tar, (tiny_sample(number, seed, captions_per_sample, caption_source, source) for number in numbers)
-        )
+        samples = [tiny_sample(number, seed, captions_per_sample, caption_source, source) for number in numbers]
+        totals = shard_io.write_shard(tar, samples)
+        write_tiny_ledger(tar, samples)
         receipt = Receipt(
             "download", f"table-{seed}", "tiny", totals.sha256, totals.bytes, totals.samples, totals.captions, seed
         )
