@@ -93,15 +93,15 @@ def _index_shard(tar: Path, output: Path, tables: Path) -> Shard:
 
 
 def _below(output: Path, tar: Path) -> Path:
-    """The way to a tar from the folder of `output`, all links followed. Raises ValueError when it leads elsewhere."""
-    root = Path(os.path.realpath(output.parent))
-    path = Path(os.path.realpath(tar.parent), tar.name)
-    for place in (path, Path(os.path.realpath(path))):
-        if not place.is_relative_to(root):
-            raise ValueError(
-                f"--output {output}: {tar} lies outside its folder, links followed: {place}; write it above all shards"
-            )
-    return path.relative_to(root)
+    """The way to a tar from the folder of `output`, with all links followed or else by the names given: folders may be
+    links, such as to another disk; a tar may not. Raises ValueError when there is no way."""
+    if tar.is_symlink():
+        raise ValueError(f"{tar}: is a link to {tar.readlink()}; move the shard itself here, or link its folder")
+    for follow in (os.path.realpath, os.path.abspath):
+        root, folder = Path(follow(output.parent)), Path(follow(tar.parent))
+        if folder.is_relative_to(root):
+            return folder.relative_to(root) / tar.name
+    raise ValueError(f"--output {output}: {tar} lies outside its folder; write it into a folder above all shards")
 
 
 def _write_table(tables: Path, tar: Path, receipt: Receipt, table: NDArray[np.int64]) -> str:

@@ -141,7 +141,7 @@ SPOILERS: dict[str, tuple[Callable[[Path], object], list[tuple[str, str]]]] = {
     "short ledger": (lambda w: edit_table(ledger_path(raw(w)), lambda rows: rows[1:]), [("ledger", LEDGER)]),
     "turned ledger": (lambda w: edit_table(ledger_path(raw(w)), lambda rows: rows[::-1]), [("ledger", LEDGER)]),
     "another drop": (claim_a_drop, [("ledger", LEDGER)]),
-    "a tar elsewhere": (move_out, [("outside", TAR)]),
+    "a tar elsewhere": (move_out, [("link", TAR)]),
 }  # fmt: skip
 
 

@@ -73,6 +73,16 @@ def test_ways_around_and_links_to_the_root_give_the_manifest_of_the_straight_way
     assert verify.main([str(root / output)]) == 0
 
 
+def test_a_folder_may_be_a_link_to_another_disk(tmp_path: Path) -> None:
+    write_tiny_shards(tmp_path / "disk", 4, samples_per_shard=2)
+    (tmp_path / "house").mkdir()
+    (tmp_path / "house" / "web").symlink_to(tmp_path / "disk")
+    output = tmp_path / "house" / "train.json"
+    assert index.main([str(tmp_path / "house" / "web"), "--output", str(output)]) == 0
+    assert all(shard.path.startswith("web/") for shard in load_manifest(output).shards)
+    assert verify.main([str(output)]) == 0
+
+
 @pytest.mark.parametrize(
     "fault", ["empty", "missing", "outside", "linked", "twice", "again", "cut", "gone", "hollow", "yaml"]
 )
@@ -85,10 +95,8 @@ def test_a_fault_is_one_line_and_exit_1(tmp_path: Path, capsys: pytest.CaptureFi
     elif fault == "outside":
         output = tmp_path / "elsewhere" / "train.json"
     elif fault == "linked":
-        (tmp_path / "web").rename(tmp_path / "disk")
-        (tmp_path / "house").mkdir()
-        (tmp_path / "house" / "web").symlink_to(tmp_path / "disk")
-        folders, output = [str(tmp_path / "house" / "web")], tmp_path / "house" / "train.json"
+        tar.rename(tmp_path / "away.tar")
+        tar.symlink_to(tmp_path / "away.tar")
     elif fault == "twice":
         folders *= 2
     elif fault == "again":
