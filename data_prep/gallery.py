@@ -21,13 +21,14 @@ from pipeline.data.manifest import Manifest
 
 THUMBNAIL_PX = 320
 """The longest side of a picture in the page."""
+NO_LEDGER = "Why rows of the input tables were dropped, and what hosts gave: not shown without --ledger."
 
 
 def render(manifest: Manifest, name: str, statistics: Statistics, stories: list[Story], ledgers: Ledgers | None) -> str:
     """The page as text. Every string that comes from data is escaped; pictures are `data:` URIs."""
     style = Path(__file__).with_name("gallery.css").read_text()
     cards = "\n".join(_card(story) for story in stories)
-    download = _download_section(ledgers) if ledgers else ""
+    download = _download_section(ledgers) if ledgers else f'<p class="note">{NO_LEDGER}</p>'
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -119,7 +120,8 @@ def _card(story: Story) -> str:
         + (f'<p class="label">Web caption</p>{web_part}' if web_part else "")
         + f'<p class="label">Kept</p>{"".join(kept)}'
         + (f"<details><summary>{len(others)} others</summary>{dropped}</details>" if dropped else "")
-        + f'<p class="key-name">{escape(story.sample.key)} &middot; {record["width"]}&times;{record["height"]}</p>'
+        + f'<p class="key-name">{escape(str(record.get("source", "?")))} &middot; {escape(story.sample.key)} &middot; '
+        f"{record['width']}&times;{record['height']}</p>"
         "</div></article>"
     )
 
