@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -26,6 +28,20 @@ class StoppedBySignalError(BaseException):
 def print_settings(options: argparse.Namespace) -> None:
     """The resolved settings, as one line of JSON."""
     print(json.dumps(vars(options), default=str), flush=True)
+
+
+def check_outputs(outputs: Iterable[tuple[str, Path | None]], inputs: Iterable[tuple[str, Path | None]]) -> None:
+    """Of (option, path): raise ValueError, naming both options, when an output would replace an input or another
+    output, by whatever name or link."""
+    taken = {os.path.realpath(path): (option, "an input") for option, path in inputs if path}
+    for option, path in outputs:
+        if path is None:
+            continue
+        place = os.path.realpath(path)
+        if place in taken:
+            other, kind = taken[place]
+            raise ValueError(f"{option} {path}: is {kind} ({other}) too; name another file")
+        taken[place] = (option, "an output")
 
 
 def finish(work: Callable[[], None]) -> int:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from eval.command_line import Parser, finish, print_settings
 
+PAGE_START = b"<!doctype html"
+
 
 @dataclass
 class Contents:
@@ -61,6 +63,14 @@ def _is_manifest(file: Path) -> bool:
     return isinstance(content, dict) and content.get("format") == FORMAT
 
 
+def check_page(path: Path) -> None:
+    """Raise ValueError for a file that is there and is no page: it may be one of those that the report is made from."""
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            if not file.read(len(PAGE_START)).lower() == PAGE_START:
+                raise ValueError(f"--output {path}: is there and is no HTML page, perhaps an input; name another file")
+
+
 def render(
     contents: Contents, title: str, summary: Path | None, each: int, seed: int, training: Sequence[Path] = ()
 ) -> str:
@@ -102,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> None:
         from eval.predictions import write_durably
 
+        check_page(options.output)
         content = render(
             classify(options.folders),
             options.title,

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.command_line import Parser, finish, print_settings
+from eval.command_line import Parser, check_outputs, finish, print_settings
 from eval.predictions import check_target, write_durably
 from eval.task_folder import sha256_of
 
 if TYPE_CHECKING:
     from eval.scoring.tables import Scored
 
+INPUTS = ("predictions", "annotations", "questions", "against", "spice")  # the flags of files that are read
 PREDICTIONS_HELP = {
     "vqa": "JSON list of {question_id, answer}",
     "okvqa": "JSON list of {question_id, answer}",
@@ -100,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_settings(options)
 
     def work() -> None:
+        inputs = [(f"--{name}", vars(options).get(name)) for name in INPUTS]
+        check_outputs([("--output", options.output), ("--per-sample", options.per_sample)], inputs)
         for target in filter(None, (options.output, options.per_sample)):
             check_target(target)
         scored = score(options, options.predictions)

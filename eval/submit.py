@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.captioned_images import check_not_coco
-from eval.command_line import Parser, finish, print_settings
+from eval.command_line import Parser, check_outputs, finish, print_settings
 from eval.official_files import SampleId, check_same_ids, listed, read_json, read_predictions
 from eval.task_folder import sha256_of
 from eval.vqa_files import VQA_V2, check_set
@@ -115,15 +115,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from eval.predictions import write_durably
 
         reference: Path = vars(options)[REFERENCE_FLAG[options.task]]
-        if options.output.absolute() in (options.predictions.absolute(), reference.absolute()):
-            raise ValueError(f"--output {options.output}: is an input; name another file")
+        beside = options.output.with_name(f"{options.output.name}.provenance.json")
+        check_outputs(
+            [("--output", options.output), ("provenance of --output", beside)],
+            [
+                ("--predictions", options.predictions),
+                ("task.json beside --predictions", options.predictions.parent / "task.json"),
+                (f"--{REFERENCE_FLAG[options.task]}", reference),
+            ],
+        )
         entries = validated(options.task, options.predictions, reference)
         content = json.dumps(entries, ensure_ascii=True, separators=(",", ":")).encode()
         if len(content) > MOST_BYTES:
             raise ValueError(f"{options.predictions}: {len(content)} bytes as a submission, at most {MOST_BYTES}")
         told = provenance(options, reference, content, entries)
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(options.output.with_name(f"{options.output.name}.provenance.json"), told)
+        write_durably(beside, told)
         write_durably(options.output, content)
         summary = json.loads(told)
         print(f"{summary['entries']} entries, {summary['empty']} empty, {len(content)} bytes, sha256 "
