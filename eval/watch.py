@@ -13,14 +13,19 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eval.command_line import Parser, finish, print_settings
+
+if TYPE_CHECKING:
+    from eval.watching.wanted import Evaluation
 
 LOCK = ".watch.lock"
 FAULTS = {
     "failed": "its jobs ended without scores, see their output there",
     "outdated": "it is of other weights than the checkpoint's now",
 }
+FAULTY = "not submitted"
 SCRIPTS = Path(__file__).resolve().parent.parent / "slurm"
 
 
@@ -38,38 +43,49 @@ def only_one(folder: Path) -> Iterator[int | None]:
         yield file.fileno()
 
 
-def look_once(path: Path, scripts: Path) -> None:
-    """Submit what is missing now; prints a line for each submission and failure, and a count. Raises ValueError at the
-    end when a run's folder is not there."""
-    from eval.watching.jobs import queued_jobs, state_of, submit
+def look_once(path: Path, scripts: Path) -> int:
+    """Submit what is missing now; prints a line for each submission and failure, and a count. Returns how many had a
+    fault of their own. Raises ValueError at the end when a run's folder is not there, at once when SLURM is silent."""
+    from eval.watching.jobs import queued_jobs
     from eval.watching.wanted import evaluations, read_watch_list
 
-    wanted = read_watch_list(path)
+    wanted, counts = read_watch_list(path), Counter[str]()
     with only_one(wanted.output) as lock:
         if lock is None:
             print(f"another one watches {wanted.output} at this moment", flush=True)
-            return
-        queued, counts = queued_jobs(), Counter[str]()
+            return 0
+        queued = queued_jobs()
         for evaluation in evaluations(wanted):
-            try:
-                state = state_of(evaluation, queued)
-                if state == "missing":
-                    jobs = submit(evaluation, scripts, lock)
-                    state = "submitted" if jobs else "failed"
-            except FileNotFoundError:
-                if (evaluation.checkpoint / "COMPLETE").exists():
-                    raise
-                state = "pruned meanwhile"
-            if state == "submitted":
-                print(f"{evaluation.folder}: submitted {' '.join(jobs)}", flush=True)
-            if state in FAULTS:
-                print(f"{evaluation.folder}: {FAULTS[state]}; remove the folder to evaluate again", file=sys.stderr)
-            counts[state] += 1
+            counts[look_at(evaluation, queued, scripts, lock)] += 1
         print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "no whole checkpoint yet")
         sys.stdout.flush()
     gone = [str(run) for run in wanted.runs if not run.is_dir()]
     if gone:
         raise ValueError(f"{path}: runs: no folder {', '.join(gone)}; correct it, or wait until its training has begun")
+    return counts[FAULTY]
+
+
+def look_at(evaluation: "Evaluation", queued: set[str], scripts: Path, lock: int) -> str:
+    """Submit an evaluation if it is missing; returns its state. A fault of its own is printed, and stops no other."""
+    from eval.watching.jobs import UnansweredError, state_of, submit
+
+    try:
+        state = state_of(evaluation, queued)
+        if state == "missing":
+            jobs = submit(evaluation, scripts, lock)
+            state = "submitted" if jobs else "failed"
+    except UnansweredError:
+        raise
+    except (ValueError, OSError) as error:
+        if isinstance(error, FileNotFoundError) and not (evaluation.checkpoint / "COMPLETE").exists():
+            return "pruned meanwhile"
+        print(f"error: {evaluation.folder}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return FAULTY
+    if state == "submitted":
+        print(f"{evaluation.folder}: submitted {' '.join(jobs)}", flush=True)
+    if state in FAULTS:
+        print(f"{evaluation.folder}: {FAULTS[state]}; remove the folder to evaluate again", file=sys.stderr)
+    return state
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,11 +97,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     print_settings(options)
 
+    num_faulty = 0
+
     def work() -> None:
+        nonlocal num_faulty
         from eval.watching.wanted import read_watch_list
 
         if options.once:
-            look_once(options.list, options.scripts)
+            num_faulty = look_once(options.list, options.scripts)
             return
         read_watch_list(options.list)  # a wrong list ends it; what comes later is told and tried again
         while True:
@@ -95,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"error: {error}", file=sys.stderr, flush=True)
             time.sleep(options.every_s)
 
-    return finish(work)
+    return finish(work) or min(num_faulty, 1)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.official_files import field_of, read_json
 from eval.predictions import write_durably
 from eval.task_folder import sha256_of
 from eval.watching.wanted import Evaluation
@@ -32,7 +33,7 @@ def state_of(evaluation: Evaluation, queued: set[str]) -> str:
     note = _note(evaluation)
     if note.get("stamp", stamp_of(evaluation)) != stamp_of(evaluation) and not _has_same_weights(evaluation):
         return "outdated"
-    if (evaluation.folder / "metrics.json").is_file():
+    if _has_scores(evaluation.folder / "metrics.json"):
         return "scored"
     if not note.get("jobs"):
         return "missing"
@@ -48,8 +49,16 @@ def stamp_of(evaluation: Evaluation) -> list[int]:
 def _has_same_weights(evaluation: Evaluation) -> bool:
     """Whether a file that looks changed (copied, say) still holds the weights that were evaluated."""
     task = evaluation.folder / "task.json"
-    evaluated = json.loads(task.read_text()).get("weights_sha256") if task.is_file() else None
+    evaluated = field_of(task, read_json(task), "weights_sha256", (str,)) if task.is_file() else None
     return bool(evaluated == sha256_of(evaluation.checkpoint / WEIGHTS))
+
+
+def _has_scores(path: Path) -> bool:
+    """Whether eval.score's file is there and an object: an empty or torn one comes of a disk that failed."""
+    try:
+        return path.is_file() and isinstance(read_json(path), dict)
+    except ValueError:
+        return False
 
 
 def submit(evaluation: Evaluation, scripts: Path, lock: int) -> list[str]:
@@ -119,7 +128,14 @@ def _note(evaluation: Evaluation) -> dict[str, Any]:
     path = evaluation.folder / NOTE
     if not path.is_file():
         return {}
-    content: dict[str, Any] = json.loads(path.read_text())
+    try:
+        content: dict[str, Any] = read_json(path)
+        lists = {"jobs": field_of(path, content, "jobs", (list,)), "outputs": content.get("outputs", [])}
+        for name, each in lists.items():
+            if not isinstance(each, list) or not all(isinstance(part, str) for part in each):
+                raise ValueError(f"{path}: {name} {each!r}, expected a list of strings")
+    except ValueError as error:
+        raise ValueError(f"{error}; remove the file once its jobs have ended") from error
     return content
 
 

@@ -1,0 +1,111 @@
+"""Watching over evaluations of which some are spoilt: those are named, and the others are submitted all the same.
+
+SLURM's commands are scripts here, which answer as it does; tests/slurm has the real ones.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from eval.watch import main
+
+SBATCH = """#!/bin/bash
+[[ "$*" != *partition=nowhere* ]] || { echo "sbatch: error: invalid partition specified: nowhere" >&2; exit 1; }
+echo "$@" >>"$(dirname "$0")/asked"
+wc -l <"$(dirname "$0")/asked"
+"""
+
+
+class Site:
+    """Checkpoints of a run, and a watch list over them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.commands = folder / "bin"
+        self.commands.mkdir()
+        for name, script in (("sbatch", SBATCH), ("squeue", "#!/bin/bash\n"), ("scancel", "#!/bin/bash\n")):
+            (self.commands / name).write_text(script)
+            (self.commands / name).chmod(0o755)
+        checkpoint = folder / "stage2" / "checkpoints" / "step_00000002"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "trainable.safetensors").write_bytes(b"weights")
+        (checkpoint / "COMPLETE").touch()
+
+    def watch(self, **options: list[str]) -> int:
+        """Look once at evaluations of these names, with these options of sbatch."""
+        wanted = {name: {"task": "vqa", "data": "d", "sbatch": each} for name, each in options.items()}
+        content = {"output": str(self.folder / "eval"), "runs": [str(self.folder / "stage2")], "evaluations": wanted}
+        (self.folder / "list.yaml").write_text(yaml.safe_dump(content))
+        return main([str(self.folder / "list.yaml"), "--once"])
+
+    def of(self, name: str) -> Path:
+        folder = self.folder / "eval" / "stage2" / "step_00000002" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    site = Site(tmp_path)
+    monkeypatch.setenv("PATH", f"{site.commands}:{os.environ['PATH']}")
+    return site
+
+
+def test_one_that_sbatch_refuses_is_named_and_the_others_are_submitted(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert site.watch(bad=["--partition=nowhere"], good=[]) == 1
+    said = capsys.readouterr()
+    assert f"{site.of('bad')}: sbatch: " in said.err and "invalid partition" in said.err and said.err.count("\n") == 1
+    assert f"{site.of('good')}: submitted 1 2" in said.out and "1 not submitted, 1 submitted" in said.out
+    assert not (site.of("bad") / "submitted.json").exists()
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "null", "", '{"jobs": 5}', '{"jobs": [5]}', '{"jobs": [], "outputs": 5}', "{}", "\0"]
+)
+def test_a_spoilt_note_is_named_and_the_others_are_submitted(
+    content: str, site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = site.of("bad") / "submitted.json"
+    note.write_text(content)
+    assert site.watch(bad=[], good=[]) == 1
+    said = capsys.readouterr()
+    assert f"{note}: " in said.err and "remove the file" in said.err and said.err.count("\n") == 1
+    assert f"{site.of('good')}: submitted" in said.out and note.read_text() == content
+
+
+def test_a_spoilt_task_file_is_named_and_the_others_are_submitted(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (site.of("bad") / "submitted.json").write_text('{"jobs": ["7"], "stamp": [1, 1]}')  # of weights since replaced
+    (site.of("bad") / "task.json").write_text("[]")
+    assert site.watch(bad=[], good=[]) == 1
+    said = capsys.readouterr()
+    assert f"{site.of('bad') / 'task.json'}: " in said.err and said.err.count("\n") == 1
+    assert f"{site.of('good')}: submitted" in said.out
+
+
+@pytest.mark.parametrize("content", ["", '{"metrics": [', "[]", '{"metrics": []}'])
+def test_only_scores_that_can_be_read_count(content: str, site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    (site.of("vqa") / "metrics.json").write_text(content)
+    assert site.watch(vqa=[]) == 0
+    assert ("1 scored" if content == '{"metrics": []}' else "1 submitted") in capsys.readouterr().out
+
+
+def test_a_slurm_that_is_silent_ends_the_look(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from eval.watching import jobs
+
+    monkeypatch.setattr(jobs, "ANSWER_S", 0.3)
+    (site.commands / "sbatch").write_text("#!/bin/bash\nexec sleep 5\n")
+    assert site.watch(first=[], second=[]) == 1
+    error = capsys.readouterr().err
+    assert "sbatch: no answer in 0.3 s" in error and error.count("\n") == 1
+    notes: list[Any] = [json.loads(path.read_text()) for path in (site.folder / "eval").rglob("submitted.json")]
+    assert [note["jobs"] for note in notes] == [[]]  # of the first alone
