@@ -111,7 +111,8 @@ def _of_karpathy(path: Path, entry: Mapping[str, Any]) -> CaptionedImage:
     parts = [field_of(path, entry, name, (str,)) for name in ("filepath", "filename") if name in entry]
     place = "/".join(part for part in parts if part)
     sentences = field_of(path, entry, "sentences", (list,))
-    return CaptionedImage(image_id, place, tuple(field_of(path, each, "raw", (str,)) for each in sentences))
+    of = f"image {image_id!r}"
+    return CaptionedImage(image_id, place, tuple(field_of(path, each, "raw", (str,), of) for each in sentences))
 
 
 def _of_lavis(path: Path, entry: Mapping[str, Any]) -> CaptionedImage:

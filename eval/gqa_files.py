@@ -31,11 +31,12 @@ def gqa_questions(path: Path, content: Any) -> dict[SampleId, GqaQuestion]:
         raise ValueError(f"{path}: not GQA's questions, an object of question_id: {{imageId, question, answer}}")
     found: dict[SampleId, GqaQuestion] = {}
     for question_id, entry in content.items():
-        types = field_of(path, entry, "types", (dict,)) if "types" in entry else {}
+        of = f"question_id {question_id!r}"
+        types = field_of(path, entry, "types", (dict,), of) if "types" in entry else {}
         found[question_id] = GqaQuestion(
-            field_of(path, entry, "imageId", (int, str)),
-            field_of(path, entry, "question", (str,)),
-            field_of(path, entry, "answer", (str,)) if "answer" in entry else None,
+            field_of(path, entry, "imageId", (int, str), of),
+            field_of(path, entry, "question", (str,), of),
+            field_of(path, entry, "answer", (str,), of) if "answer" in entry else None,
             {name: str(types[name]) for name in TYPES if types.get(name)},
         )
     return found

@@ -94,13 +94,15 @@ def listed(path: Path, content: Any, name: str) -> Sequence[Any]:
     return entries
 
 
-def field_of(path: Path, entry: Any, name: str, types: tuple[type, ...]) -> Any:
-    """A field of an entry. Raises ValueError, naming file and entry, when it is missing or of another type."""
+def field_of(path: Path, entry: Any, name: str, types: tuple[type, ...], of: str = "") -> Any:
+    """A field of an entry, itself a part `of` something if said. Raises ValueError, naming file and entry, when it is
+    missing or of another type."""
     if not isinstance(entry, dict) or name not in entry:
-        raise ValueError(f"{path}: an entry without {name!r}: {str(entry)[:80]}")
+        raise ValueError(f"{path}: an entry{of and f' of {of}'} without {name!r}: {str(entry)[:80]}")
     value = entry[name]
     if not isinstance(value, types) or isinstance(value, bool):
         wanted = " or ".join(each.__name__ for each in types)
-        of_id = next((f" of {each} {entry[each]!r}" for each in ID_FIELDS if each != name and each in entry), "")
+        own = next((f"{each} {entry[each]!r}" for each in ID_FIELDS if each != name and each in entry), "")
+        of_id = f" of {of or own}" if of or own else ""
         raise ValueError(f"{path}: {name} {value!r}{of_id} is a {type(value).__name__}, expected {wanted}")
     return value

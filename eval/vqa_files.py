@@ -30,19 +30,24 @@ def answers_of(path: Path, content: Any) -> dict[SampleId, QuestionAnswers]:
     """Of {annotations: [{question_id, image_id, question_type, answer_type, answers}]}."""
     found: dict[SampleId, QuestionAnswers] = {}
     for entry in listed(path, content, "annotations"):
-        answers = tuple(
-            field_of(path, answer, "answer", (str,)) for answer in field_of(path, entry, "answers", (list,))
-        )
         question_id = _new_id(path, entry, found)
+        of, given = f"question_id {question_id!r}", field_of(path, entry, "answers", (list,))
+        answers = tuple(field_of(path, answer, "answer", (str,), of) for answer in given)
         if not answers:
             raise ValueError(f"{path}: question_id {question_id!r} has no answers")
         found[question_id] = QuestionAnswers(
             field_of(path, entry, "image_id", (int, str)),
-            str(entry.get("question_type", "")),
-            str(entry.get("answer_type", "")),
+            _kind_of(path, entry, "question_type"),
+            _kind_of(path, entry, "answer_type"),
             answers,
         )
     return found
+
+
+def _kind_of(path: Path, entry: Any, name: str) -> str:
+    """A type that an annotation may have; empty where it has none."""
+    kind: str = field_of(path, entry, name, (str,)) if name in entry else ""
+    return kind
 
 
 def questions_of(path: Path, content: Any) -> dict[SampleId, Question]:

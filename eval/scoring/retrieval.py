@@ -1,6 +1,7 @@
 """Retrieval: R@1/5/10 of both directions from score matrices, by ITC alone and after the ITM rerank, beside chance."""
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from eval.scoring.rows import DECIMALS, metric_row
 from eval.scoring.tables import Scored, Table, means_table
 
 TEXT_RETRIEVAL, IMAGE_RETRIEVAL = "tr", "ir"  # texts for an image; images for a text
+
+REAL_NUMBERS = "iuf"  # kinds of numpy's types
 
 
 def score_retrieval(path: Path) -> Scored:
@@ -74,17 +77,31 @@ def _tie_rows(protocol: str, direction: str, ranks: Ranks) -> list[dict[str, Any
     ]
 
 
-def _read(path: Path) -> dict[str, NDArray[Any]]:
+def _load(path: Path) -> dict[str, NDArray[Any]]:
+    """The file's arrays; those that are used hold real numbers."""
     try:
         with np.load(path, allow_pickle=False) as content:
-            arrays = {name: content[name] for name in content.files}
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:  # TypeError: of a .npy, a bare array
+            arrays = {name: np.asarray(content[name]) for name in content.files}
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:  # TypeError: of a .npy, a bare array
         raise ValueError(f"{path}: not a readable .npz ({error})") from error
     for name in ("itc", "text_image"):
         if name not in arrays:
             raise ValueError(f"{path}: no array {name!r} in it; it holds {sorted(arrays)}")
-        if not np.issubdtype(arrays[name].dtype, np.number):
-            raise ValueError(f"{path}: {name} holds {arrays[name].dtype}, no numbers")
+    for name in ("itc", "text_image", "itm", "k_test"):
+        if name in arrays and arrays[name].dtype.kind not in REAL_NUMBERS:
+            raise ValueError(f"{path}: {name} holds {arrays[name].dtype}, no real numbers")
+    return arrays
+
+
+def _read(path: Path) -> dict[str, NDArray[Any]]:
+    arrays = _load(path)
     itc, text_image = arrays["itc"], arrays["text_image"]
     if itc.ndim != 2 or text_image.shape != itc.shape[1:]:
         raise ValueError(
@@ -92,13 +109,15 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
         )
     if not itc.size:
         raise ValueError(f"{path}: itc {itc.shape} has no scores")
-    if (text_image != text_image.astype(np.int64)).any():
-        raise ValueError(f"{path}: text_image holds {text_image.dtype} that are no whole numbers")
+    broken = np.flatnonzero(text_image != np.floor(text_image))  # NaN is not equal to itself
+    if len(broken):
+        raise ValueError(f"{path}: text_image[{broken[0]}] is {text_image[broken[0]]}, no whole number")
     for name in ("itc", "itm"):
         if np.isinf(arrays.get(name, itc)).any():
             raise ValueError(f"{path}: {name} has infinite scores")
-    if "k_test" in arrays and (arrays["k_test"].size != 1 or int(arrays["k_test"].flat[0]) < 1):
-        raise ValueError(f"{path}: k_test {arrays['k_test'].tolist()}, expected one number, at least 1")
+    k = arrays.get("k_test", np.array(1))
+    if k.size != 1 or k.flat[0] < 1 or not float(k.flat[0]).is_integer():
+        raise ValueError(f"{path}: k_test {k.tolist()}, expected one whole number, at least 1")
     if "itm" in arrays and arrays["itm"].shape != itc.shape:
         raise ValueError(f"{path}: itm {arrays['itm'].shape}, expected {itc.shape} as itc")
     outside = np.flatnonzero((text_image < 0) | (text_image >= len(itc)))
