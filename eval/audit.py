@@ -34,26 +34,31 @@ class Changed:
     padded: bool
 
 
-def compare(model: "LanguageModel", pixels_B3SS: "Tensor", prompts: Sequence[str]) -> list[Changed]:
-    """The prompts that are answered differently alone and in batches of up to 32, `padded` where theirs was shorter."""
+def compare(model: "LanguageModel", pixels_B3SS: "Tensor", prompts: Sequence[str]) -> tuple[list[Changed], int]:
+    """The prompts that are answered differently alone and in batches of up to 32, `padded` where theirs was shorter;
+    and how many of all were padded."""
     from pipeline.models.language import Decoding
 
     decoding = Decoding(num_beams=5, max_new_tokens=10, min_new_tokens=1, length_penalty=-1.0)
     lengths = [len(ids) for ids in model.language.tokenizer(list(prompts)).input_ids]
-    changed = []
+    changed, num_padded = [], 0
     for start in range(0, len(prompts), BATCH):
         places = range(start, min(start + BATCH, len(prompts)))
         together = model.generate(pixels_B3SS[start : start + BATCH], [prompts[place] for place in places], decoding)
         longest = max(lengths[place] for place in places)
+        num_padded += sum(lengths[place] < longest for place in places)
         for place, text in zip(places, together, strict=True):
             [alone] = model.generate(pixels_B3SS[place : place + 1], [prompts[place]], decoding)
             if alone != text:
                 changed.append(Changed(place, prompts[place], alone, text, lengths[place] < longest))
-    return changed
+    return changed, num_padded
 
 
-def verdict(changed: Sequence[Changed], total: int, kind: str) -> str:
-    """One line. Raises ValueError with it when the answers depend on the batch."""
+def verdict(changed: Sequence[Changed], num_padded: int, total: int, kind: str) -> str:
+    """One line. Raises ValueError with it when the answers depend on the batch, or no prompt was padded to show it."""
+    if not num_padded and len(changed) <= FEW * total:
+        raise ValueError(f"padding: cannot tell, the prompts of all {total} questions are equally long in their "
+                         "batches, so that none was padded; name more --samples, or other questions")  # fmt: skip
     if not changed:
         return f"answers alone and in batches of {BATCH} are the same ({total} questions)"
     shown = "; ".join(f"{each.prompt!r}: {each.alone!r} alone, {each.together!r} together" for each in changed[:SHOWN])
@@ -102,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         paths = [data.image_paths[sample.image_id] for sample in data.samples]
         pixels = torch.stack([load_evaluation_pixels(path, model.image_size_px) for path in paths])
         prompts = list(vqa.prompts(data, vqa.DEFAULT_PROMPTS[model.language_kind]).values())
-        print(verdict(compare(model, pixels, prompts), len(prompts), model.language_kind))
+        print(verdict(*compare(model, pixels, prompts), len(prompts), model.language_kind))
 
     return finish(work)
 

@@ -1,6 +1,7 @@
 """What eval.run is asked: its flags, the data they name, and the settings that its predictions depend on."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,8 @@ def check_usage(parser: Parser, options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             parser.error(f"argument --{name.replace('_', '-')}: {value}, expected at least 1")
+    if options.length_penalty is not None and not math.isfinite(options.length_penalty):
+        parser.error(f"argument --length-penalty: {options.length_penalty}, expected a finite number")
     if options.task == "retrieval":
         given = [name for name in ("prompt", *DECODING_FLAGS) if getattr(options, name) is not None]
         if given or options.images == "none":

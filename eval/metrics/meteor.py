@@ -3,6 +3,7 @@
 Shapes: N images, 23 statistics an image. The statistics of a corpus are the sums of its images'.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,17 +39,26 @@ def meteor_statistics(
         (folder / "stdin").write_text("".join(lines), encoding="utf-8", newline="\n")
         options = [HEAP, "-jar", str((jar or packaged_jar()).absolute()), "-", "-", "-stdio", "-l", "en", "-norm"]
         deadline = DEADLINE_S + DEADLINE_PER_IMAGE_S * len(lines) if deadline_s is None else deadline_s
-        answers = run_java("METEOR", options, folder, folder / "stdin", deadline).read_text().splitlines()
+        answers = (
+            run_java("METEOR", options, folder, folder / "stdin", deadline).read_text(errors="replace").splitlines()
+        )
     if len(answers) != len(lines):
         raise ValueError(f"METEOR: java answered {len(answers)} lines for {len(lines)} captions; run again")
     found = [answer.split() for answer in answers]
-    strange = next((row for row, numbers in enumerate(found) if len(numbers) != NUM_STATISTICS), None)
+    strange = next((row for row, parts in enumerate(found) if not _are_statistics(parts)), None)
     if strange is not None:
         raise ValueError(f"METEOR: java answered {answers[strange][:80]!r} for image row {strange}")
     statistics = np.array(found, dtype=np.float64)
     whole = (statistics[:, CHUNKS] == 1) & (statistics[:, WORDS] == statistics[:, LENGTHS]).all(axis=1)
     statistics[whole, CHUNKS] = 0  # a caption equal to its reference is not broken up, in the jar's sums neither
     return statistics
+
+
+def _are_statistics(parts: Sequence[str]) -> bool:
+    try:
+        return len(parts) == NUM_STATISTICS and all(math.isfinite(float(part)) for part in parts)
+    except ValueError:
+        return False
 
 
 def meteor(statistics: Floats) -> Floats:

@@ -37,7 +37,7 @@ def spice_scores(
         try:
             answers = json.loads((folder / "out.json").read_text())
             by_image = {int(each["image_id"]): each["scores"]["All"]["f"] for each in answers}
-            found = [by_image[place] for place in range(len(entries))]
+            found = [np.nan if (score := by_image[place]) is None else float(score) for place in range(len(entries))]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"SPICE: {jar} left no scores of every image ({type(error).__name__}: {error})") from error
-    return np.array([np.nan if score is None else float(score) for score in found])
+    return np.array(found)

@@ -49,6 +49,20 @@ def test_padding_on_the_right_is_named(
 
 def test_few_changes_are_last_digits_and_unpadded_ones_are_not_padding() -> None:
     padded, whole = Changed(0, "a", "x", "y", True), Changed(1, "b", "x", "y", False)
-    assert "few" in verdict([whole], 40, "causal")
+    assert "few" in verdict([whole], 9, 40, "causal")
     with pytest.raises(ValueError, match="batching: 3 of 40"):
-        verdict([padded, padded, whole], 40, "causal")
+        verdict([padded, padded, whole], 9, 40, "causal")
+
+
+def test_prompts_of_one_length_tell_nothing_of_padding(
+    checkpoints: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_vqa(tmp_path, 2)
+    path = folder / "v2_OpenEnded_mscoco_val2014_questions.json"
+    content = json.loads(path.read_text())
+    for entry in content["questions"]:
+        entry["question"] = "what colour"
+    path.write_text(json.dumps(content))
+    assert main(["--weights", str(checkpoints["opt"]), "--data", str(folder)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: padding: cannot tell") and error.count("\n") == 1

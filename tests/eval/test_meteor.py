@@ -64,6 +64,9 @@ def fake_java(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> Non
         ("echo no memory >&2; exit 3", "METEOR: java left with 3 (no memory)"),
         ("echo 1 2 3; echo 4", "METEOR: java answered '1 2 3' for image row 0"),
         ("exit 0", "METEOR: java answered 0 lines for 2 captions"),
+        (f"echo {'1 ' * 23}; echo {'1 ' * 22}nan", "METEOR: java answered '1 1 1"),
+        (f"echo {'1 ' * 22}one; echo {'1 ' * 23}", "one' for image row 0"),
+        ("printf '\\xff\\n\\xff\\n'", "METEOR: java answered '\ufffd' for image row 0"),
     ],
 )
 def test_java_that_fails_is_one_clear_line(
