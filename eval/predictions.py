@@ -119,7 +119,7 @@ def batches_of_rank(
     ids: Sequence[SampleId], done: Mapping[SampleId, Entry], batch_size: int, rank: int, world_size: int
 ) -> list[list[SampleId]]:
     """This rank's batches that have something left to predict, each whole. They are cut from the whole list, so that a
-    sample's neighbours, and with them the last digits of its scores, depend neither on the number of ranks nor on where
-    an earlier run was stopped."""
+    sample's neighbours, and with them the last digits of its scores, do not depend on the number of ranks, nor on where
+    an earlier run was stopped (but in the middle of writing a batch: the rest of it is then predicted alone)."""
     whole = [list(ids[start : start + batch_size]) for start in range(0, len(ids), batch_size)]
     return [batch for batch in whole if any(each not in done for each in batch)][rank::world_size]

@@ -62,7 +62,6 @@ def predict_missing(
     from pipeline.distributed import collectives, process_group
     from pipeline.models.inference import LanguageModel
     from pipeline.weights.any_format import load_any
-    from pipeline.weights.fingerprint import fingerprint
 
     with collectives.together():
         if process_group.rank() == 0:
@@ -87,7 +86,7 @@ def predict_missing(
         "language": model.recipe.language.name if model.recipe.language else None,
         "image_size_px": model.image_size_px,
         "recipe": model.recipe.model_dump(mode="json"),
-        "towers": {name: fingerprint(tower) for name, tower in model.frozen_towers().items()},
+        "towers": model.fingerprints(),
     }
     settings = folder.adopt(settings)  # other frozen weights at an old path are other settings, too
     if folder.is_complete():  # known only now: what frozen weights a path holds is seen by loading them

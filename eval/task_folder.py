@@ -35,7 +35,7 @@ class TaskFolder:
         """
         if not self.task_file.is_file():
             return settings
-        earlier = read_json(self.task_file)
+        earlier = self._earlier()
         for name, value in settings.items():
             if name not in NOT_COMPARED and value is not None and earlier.get(name) != value:
                 raise ValueError(
@@ -59,7 +59,7 @@ class TaskFolder:
         """Raise ValueError, naming id and file, when a picture is not the one that the first start found there."""
         if not self.task_file.is_file():
             return
-        found = {image_id: stamp for image_id, _, *stamp in read_json(self.task_file)["images"]}
+        found = {image_id: stamp for image_id, _, *stamp in self._earlier()["images"]}
         for image_id, path in image_paths.items():
             earlier = found.get(image_id)
             if earlier and earlier != _stamp(image_id, path):
@@ -68,8 +68,27 @@ class TaskFolder:
                     "changed in size or time; name another folder, or remove it"
                 )
 
+    def _earlier(self) -> dict[str, Any]:
+        """What task.json says. Raises ValueError, naming it, when that is no task's description."""
+        found = read_json(self.task_file)
+        images = found.get("images") if isinstance(found, dict) else None
+        if not isinstance(images, list) or not all(map(_is_stamped_image, images)):
+            raise ValueError(f"{self.task_file}: not what eval.run writes there; remove {self.path} to begin anew")
+        described: dict[str, Any] = found
+        return described
+
     def finish(self) -> None:
         write_durably(self.complete_file, "")
+
+
+def _is_stamped_image(entry: object) -> bool:
+    """[id, path], with size and time where pictures are shown."""
+    return (
+        isinstance(entry, list)
+        and len(entry) in (2, 4)
+        and isinstance(entry[0], int | str)
+        and all(isinstance(number, int) for number in entry[2:])
+    )
 
 
 def _stamp(image_id: SampleId, path: Path) -> list[int]:

@@ -46,7 +46,10 @@ def overlap_section(evaluations: Sequence[Evaluation], training: Sequence[Path])
 
 
 def known_overlaps(evaluation: Evaluation) -> list[tuple[str, str]]:
-    """(training source, what it shares) for the sources that the weights were trained on."""
+    """(training source, what it shares) for the sources that the weights were trained on; of published sets alone, as
+    only their pictures are known."""
+    if not evaluation.is_published:
+        return []
     known = yaml.safe_load(KNOWN_FILE.read_text(encoding="utf-8"))
     found = [(source, known.get(source, {}).get(evaluation.format_of)) for source in _sources(evaluation)]
     return [(source, why) for source, why in found if why]

@@ -133,6 +133,14 @@ def _retrieval(main: Evaluation, paper: PaperRow | None) -> str:
     return table(header, rows)
 
 
+def _learnt_from(main: Evaluation) -> str:
+    """The data and the weights that a recipe names: only their names are known here."""
+    recipe = main.task["recipe"] or {}
+    data, first = recipe.get("data", {}).get("manifest"), recipe.get("init_weights")
+    begun = f", begun with {escape(str(first))}" if first else ""
+    return f"on {escape(str(data))}{begun}, whose contents are not compared"
+
+
 def _paper_note(main: Evaluation, paper: PaperRow | None) -> str:
     if paper is None:
         return ""
@@ -141,10 +149,12 @@ def _paper_note(main: Evaluation, paper: PaperRow | None) -> str:
         return f'<p class="note">{note} &ndash; <b>not comparable</b>: {escape("; ".join(reasons))}.</p>'
     found = deviations(main)
     listed = "".join(f"<li>{escape(each)}</li>" for each in found or ())
-    trained = "trained by a recipe without deviations from the shipped one"
+    trained = f"trained by a recipe without deviations from the shipped one, {_learnt_from(main)}"
     if found is None:
         trained = "how these weights were trained is not known, or no shipped recipe has these towers"
     note += " &ndash; the same towers, set and decoding; "
+    if paper.setting.startswith("fine-tuned"):
+        note += "whether these weights were fine-tuned so is not known; "
     return (
         f'<p class="note">{note}{trained}.</p>'
         if not listed

@@ -48,7 +48,9 @@ def why_not_comparable(main: Evaluation, paper: PaperRow) -> list[str]:
     if not main.rows(paper.protocol):
         reasons.append(f"not scored by {paper.protocol}")
     for name, wanted in paper.evaluation.items():
-        if name in task and task[name] != wanted:
+        if name not in task:
+            reasons.append(f"{name} is not known, the paper has {wanted!r}")
+        elif task[name] != wanted:
             reasons.append(f"{name} {task[name]!r}, the paper has {wanted!r}")
     return reasons
 

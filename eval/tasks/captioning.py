@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from eval.official_files import SampleId
+from eval.official_files import SampleId, field_of
 from eval.predictions import Entry, write_durably
 from eval.samples import TaskData
 
@@ -20,6 +20,9 @@ def prompts(data: TaskData, prompt: str) -> dict[SampleId, str]:
 def write_official(folder: Path, entries: Iterable[Entry]) -> Path:
     """predictions.json, as COCO's and NoCaps' evaluation servers take it."""
     path = folder / "predictions.json"
-    official = [{"image_id": entry["id"], "caption": entry["text"]} for entry in entries]
+    official = [
+        {"image_id": entry["id"], "caption": field_of(folder / "predictions.jsonl", entry, "text", (str,))}
+        for entry in entries
+    ]
     write_durably(path, json.dumps(official, indent=0) + "\n")
     return path

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from eval.official_files import SampleId
+from eval.official_files import SampleId, field_of
 from eval.predictions import Entry, write_durably
 from eval.samples import TaskData
 
@@ -23,6 +23,9 @@ def prompts(data: TaskData, prompt: str) -> dict[SampleId, str]:
 def write_official(folder: Path, entries: Iterable[Entry]) -> Path:
     """predictions.json, as the VQA evaluation server takes it: raw answers."""
     path = folder / "predictions.json"
-    official = [{"question_id": entry["id"], "answer": entry["text"]} for entry in entries]
+    official = [
+        {"question_id": entry["id"], "answer": field_of(folder / "predictions.jsonl", entry, "text", (str,))}
+        for entry in entries
+    ]
     write_durably(path, json.dumps(official, indent=0) + "\n")
     return path

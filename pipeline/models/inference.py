@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.config import Recipe
 from pipeline.models.language import Decoding, LanguageTower
@@ -17,6 +17,7 @@ from pipeline.models.stage2 import Stage2Bridge
 from pipeline.models.vision import VisionTower
 from pipeline.objectives.matching import MATCH
 from pipeline.tokens import Tokens
+from pipeline.weights.fingerprint import fingerprint, fingerprint_of_settings
 
 MAX_RETRIEVAL_TOKENS = 35  # of a text in retrieval (the paper's evaluation)
 
@@ -31,9 +32,10 @@ class RetrievalModel:
         self.image_size_px = recipe.vision.image_size_px
         self.embedding_width = recipe.qformer.projection_width
 
-    def frozen_towers(self) -> dict[str, nn.Module]:
-        """What training left as it was, by its name in a recipe."""
-        return {"vision": self.vision}
+    def fingerprints(self) -> dict[str, str]:
+        """Of all that training left as it was, to know it again."""
+        settings = fingerprint_of_settings([self.vision], self.tokenizer)
+        return {"vision": fingerprint(self.vision), "settings": settings}
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.bridge.temperature.device.type, self.recipe.qformer.precision)
@@ -87,9 +89,11 @@ class LanguageModel:
         self.image_size_px = recipe.vision.image_size_px
         self.language_kind = language.kind
 
-    def frozen_towers(self) -> dict[str, nn.Module]:
-        """What training left as it was, by its name in a recipe."""
-        return {"vision": self.vision, "language": self.language.model}
+    def fingerprints(self) -> dict[str, str]:
+        """Of all that training left as it was, to know it again."""
+        towers = {"vision": self.vision, "language": self.language.model}
+        settings = fingerprint_of_settings(towers.values(), self.language.tokenizer)
+        return {name: fingerprint(tower) for name, tower in towers.items()} | {"settings": settings}
 
     @torch.no_grad()
     def generate(self, pixels_B3SS: Tensor | None, prompts: Sequence[str], decoding: Decoding) -> list[str]:

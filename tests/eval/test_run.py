@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from eval.run import main
+from eval.task_folder import TaskFolder
 from tests.support.gloo_ranks import run_on_ranks
 from tests.support.tiny_evaluation_sets import save_karpathy
 
@@ -338,3 +339,25 @@ def test_a_picture_name_that_leads_out_of_the_folder_is_refused(
     (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": [entry]}))
     assert run(checkpoints["t5"], "captioning", tmp_path, tmp_path / "out") == 1
     assert "leads out of the data folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{}", '{"images": 5}', '{"images": [null]}', '{"images": [[1]]}'])
+def test_a_task_that_eval_run_did_not_write_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "task.json").write_text(content)
+    with pytest.raises(ValueError, match=r"task\.json: not what eval\.run writes there; remove"):
+        TaskFolder(tmp_path).adopt({"task": "vqa"})
+
+
+def test_an_answer_that_is_no_text_is_named_before_it_is_official(
+    checkpoints: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(checkpoints["opt"], "vqa", sets["vqav2"], out) == 0
+    log = out / "predictions.rank0.jsonl"
+    first, *others = log.read_text().splitlines()
+    log.write_text("\n".join([json.dumps(json.loads(first) | {"text": 5}), *others]) + "\n")
+    for name in ("COMPLETE", "predictions.json"):
+        (out / name).unlink()
+    assert run(checkpoints["opt"], "vqa", sets["vqav2"], out) == 1
+    assert f"text 5 of id {json.loads(first)['id']} is a int, expected str" in capsys.readouterr().err
+    assert not (out / "predictions.json").exists()

@@ -72,6 +72,7 @@ def page_of(folder: Path, *more: object) -> str:
 def test_the_papers_own_setting_matches_and_nothing_deviates(tmp_path: Path) -> None:
     text = page_of(evaluation(tmp_path / "a"))
     assert "63.1 matches" in text and "without deviations" in text and "not comparable" not in text
+    assert "whose contents are not compared" in text and "fine-tuned so" not in text
 
 
 @pytest.mark.parametrize(
@@ -205,6 +206,8 @@ def test_sources_that_contain_the_evaluation_set_are_named(tmp_path: Path) -> No
     (folder / "task.json").write_text(json.dumps(task))
     said = "visual_genome: half of Visual Genome's pictures are COCO's, val2014 among them"
     assert said in page_of(folder)
+    (folder / "task.json").write_text(json.dumps(task | {"is_published_set": False}))
+    assert said not in page_of(folder), "of one's own pictures nothing is known"
 
     from pipeline.config import load_recipe
     from pipeline.weights.native import save_tensors

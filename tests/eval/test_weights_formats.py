@@ -2,10 +2,13 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from eval.run import main as predict
 from pipeline.config import parse_recipe
@@ -81,26 +84,61 @@ def test_another_file_or_recipe_at_the_old_path_never_meets_old_answers(
     assert "weights_sha256" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("finished", [False, True])
-def test_other_towers_at_the_old_path_never_go_on_with_old_answers(
-    exported: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], finished: bool
-) -> None:
-    from safetensors.torch import load_file, save_file
+def rewrite_json(name: str, **changes: object) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        content = json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
+        (folder / name).write_text(json.dumps(content | changes))
 
-    assert run(exported["opt"], "vqa", sets["vqav2"], tmp_path / "out") == 0
-    if not finished:
-        (tmp_path / "out" / "COMPLETE").unlink()
+    return edit
+
+
+def change_weights(change: Callable[[Tensor], Tensor]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        tensors = {
+            name: change(tensor) if "layers.0.fc1.weight" in name else tensor for name, tensor in tensors.items()
+        }
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return edit
+
+
+def rotate_ids(folder: Path) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    words = sorted(content["model"]["vocab"], key=content["model"]["vocab"].__getitem__)[-4:]
+    ids = [content["model"]["vocab"][word] for word in words]
+    content["model"]["vocab"] |= dict(zip(words, [*ids[1:], ids[0]], strict=True))
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+CHANGES: dict[str, Callable[[Path], None]] = {
+    "weights": change_weights(lambda tensor: tensor + 0.5),
+    "rows in another order": change_weights(lambda tensor: tensor.flip(0).contiguous()),
+    "activation": rewrite_json("config.json", activation_function="gelu"),
+    "decoding": rewrite_json("generation_config.json", no_repeat_ngram_size=1),
+    "tokenizer": rotate_ids,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_towers_at_the_old_path_never_go_on_with_old_answers(
+    exported: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
     folder = exported["opt"].parent / "towers" / "opt"
-    kept = (folder / "model.safetensors").read_bytes()
-    tensors = load_file(folder / "model.safetensors")
-    tensors = {name: tensor + 0.5 if "layers.0.fc1.weight" in name else tensor for name, tensor in tensors.items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    shutil.copytree(folder, tmp_path / "kept")
+    out, arguments = tmp_path / "out", (exported["opt"], "vqa", sets["vqav2"])
+    assert run(*arguments, out) == 0
     try:
-        assert run(exported["opt"], "vqa", sets["vqav2"], tmp_path / "out") == 1
+        CHANGES[change](folder)
+        assert run(*arguments, out) == 1
+        (out / "COMPLETE").unlink()
+        assert run(*arguments, out) == 1
     finally:
-        (folder / "model.safetensors").write_bytes(kept)
-    assert "it holds predictions with towers" in capsys.readouterr().err
-    assert run(exported["opt"], "vqa", sets["vqav2"], tmp_path / "out") == 0
+        shutil.rmtree(folder)
+        shutil.copytree(tmp_path / "kept", folder)
+    errors = capsys.readouterr().err.splitlines()
+    assert sum("it holds predictions with towers" in line for line in errors) == 2
+    assert run(*arguments, out) == 0
 
 
 def test_a_recipe_that_is_missing_or_in_the_way_is_named(

@@ -71,5 +71,13 @@ def test_a_fingerprint_knows_weights_names_and_types() -> None:
     again = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
     assert fingerprint(again) == first
     with torch.no_grad():
+        again[0].weight.copy_(again[0].weight.flip(0))
+    assert fingerprint(again) != first, "rows changed places"
+    with torch.no_grad():
+        again[0].weight.copy_(again[0].weight.flip(0))
         again[0].weight[2, 1] += 1e-6
     assert fingerprint(again) != first
+    counted = torch.nn.BatchNorm1d(3)
+    first = fingerprint(counted)
+    counted.running_mean += 1
+    assert fingerprint(counted) != first, "a saved buffer"
