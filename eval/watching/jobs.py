@@ -94,12 +94,19 @@ def submit(evaluation: Evaluation, scripts: Path, lock: int) -> list[str]:
     except UnansweredError:
         raise  # the note stays: the job may have been taken, and is looked for the next time
     except ValueError:
-        for job in jobs:
-            subprocess.run(["scancel", job], check=False, timeout=ANSWER_S)
+        _cancel(jobs)
         (folder / NOTE).unlink()
         raise
     write_durably(folder / NOTE, json.dumps(note | {"jobs": jobs}) + "\n")
     return jobs
+
+
+def _cancel(jobs: Sequence[str]) -> None:
+    for job in jobs:
+        try:
+            subprocess.run(["scancel", job], check=False, timeout=ANSWER_S)
+        except subprocess.TimeoutExpired as error:
+            raise UnansweredError(f"scancel: no answer in {ANSWER_S} s (job {job})") from error
 
 
 def queued_jobs() -> set[str]:

@@ -205,7 +205,7 @@ def test_spice_is_an_outside_step_by_a_given_jar(tmp_path: Path, monkeypatch: py
     with pytest.raises(ValueError, match=r"--spice gone.jar: no such file"):
         spice_scores(["a"], [["a"]], Path("gone.jar"))
     (tmp_path / "spice.py").write_text(SPICE.replace("0.5", "'high'"))
-    with pytest.raises(ValueError, match="SPICE: .*left no scores of every image"):
+    with pytest.raises(ValueError, match=r"SPICE: .*left no scores of every image"):
         spice_scores(["a"], [["a"]], tmp_path / "spice-1.0.jar")
     fake_java(tmp_path, "exit 0", monkeypatch)
     with pytest.raises(ValueError, match="left no scores of every image"):

@@ -102,10 +102,25 @@ def test_a_slurm_that_is_silent_ends_the_look(
 ) -> None:
     from eval.watching import jobs
 
-    monkeypatch.setattr(jobs, "ANSWER_S", 0.3)
-    (site.commands / "sbatch").write_text("#!/bin/bash\nexec sleep 5\n")
+    monkeypatch.setattr(jobs, "ANSWER_S", 2.0)
+    (site.commands / "sbatch").write_text("#!/bin/bash\nexec sleep 60\n")
     assert site.watch(first=[], second=[]) == 1
     error = capsys.readouterr().err
-    assert "sbatch: no answer in 0.3 s" in error and error.count("\n") == 1
+    assert "sbatch: no answer in 2.0 s" in error and error.count("\n") == 1
     notes: list[Any] = [json.loads(path.read_text()) for path in (site.folder / "eval").rglob("submitted.json")]
     assert [note["jobs"] for note in notes] == [[]]  # of the first alone
+
+
+def test_a_job_that_cannot_be_cancelled_keeps_its_note_and_is_looked_for(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from eval.watching import jobs
+
+    monkeypatch.setattr(jobs, "ANSWER_S", 2.0)
+    refuses_scores = SBATCH.replace("*partition=nowhere*", "*score.sbatch*")
+    (site.commands / "sbatch").write_text(refuses_scores)
+    (site.commands / "scancel").write_text("#!/bin/bash\nexec sleep 60\n")
+    assert site.watch(vqa=[]) == 1
+    error = capsys.readouterr().err
+    assert "scancel: no answer in 2.0 s (job 1)" in error and error.count("\n") == 1
+    assert json.loads((site.of("vqa") / "submitted.json").read_text())["jobs"] == []
