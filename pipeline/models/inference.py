@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Recipe
+from pipeline.models.fingerprint import fingerprint, fingerprint_of_settings
 from pipeline.models.language import Decoding, LanguageTower
 from pipeline.models.precision import autocast
 from pipeline.models.stage1 import Stage1Bridge
@@ -17,7 +18,6 @@ from pipeline.models.stage2 import Stage2Bridge
 from pipeline.models.vision import VisionTower
 from pipeline.objectives.matching import MATCH
 from pipeline.tokens import Tokens
-from pipeline.weights.fingerprint import fingerprint, fingerprint_of_settings
 
 MAX_RETRIEVAL_TOKENS = 35  # of a text in retrieval (the paper's evaluation)
 

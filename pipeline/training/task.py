@@ -6,8 +6,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from pipeline.data.batch import Batch
+from pipeline.models.fingerprint import fingerprint
 from pipeline.training.faults import LossScale
-from pipeline.weights.fingerprint import fingerprint
 
 
 @dataclass(frozen=True)

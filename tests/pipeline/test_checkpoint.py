@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.models.fingerprint import fingerprint
 from pipeline.training.checkpoint import State, read_state
-from pipeline.weights.fingerprint import fingerprint
 
 SETTINGS = {"optimizer": {"peak_learning_rate": 0.1, "warmup_steps": 3}, "stage": 1}
 SAVED = State(7, 56, 42, 2, "abc", SETTINGS, {"vision": "v1"}, {"a.safetensors": "0"}, skipped=1, loss_scale=(4.0, 2))
