@@ -31,7 +31,7 @@ def write_rows(path: Path, blocks: Iterable[Floats], width: int) -> None:
 
 def _write_header(file: object, rows: int, width: int) -> None:
     header = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
-    np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
+    np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]  # numpy asks for more of a file than it uses
 
 
 def interleave(parts: list[Path], target: Path, batch_size: int, total: int) -> None:
