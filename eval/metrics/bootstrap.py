@@ -26,19 +26,31 @@ def interval(
 ) -> tuple[Floats, Floats]:
     """95% percentile interval of `statistic`, drawing whole clusters with replacement (one image's samples are alike).
 
-    `sums` is [clusters, S]; `statistic` maps totals [R, S] to values [R, M]. Returns low [M] and high [M]; the same
-    seed gives the same interval.
+    `sums` is [clusters, S]; `statistic` maps totals [R, S] to values [R, M]. Returns low [M] and high [M], NaN for a
+    single cluster, which says nothing of its spread; the same seed gives the same interval.
     """
     rng = np.random.default_rng(seed)
     clusters = len(sums)
+    if clusters == 1:
+        unknown = np.full_like(statistic(sums)[0], np.nan)
+        return unknown, unknown
     totals = np.empty((resamples, sums.shape[1]))
     for resample in range(resamples):
         totals[resample] = np.bincount(rng.integers(clusters, size=clusters), minlength=clusters) @ sums
     with np.errstate(invalid="ignore", divide="ignore"):
         resampled = statistic(totals)
-    margin = (1 - LEVEL) / 2
-    low, high = np.nanquantile(resampled, [margin, 1 - margin], axis=0)
+    tail = tail_probability(clusters)
+    low, high = np.nanquantile(resampled, [tail, 1 - tail], axis=0)
     return low, high
+
+
+def tail_probability(clusters: int) -> float:
+    """What a percentile interval leaves out on either side: 2.5%, and less of few clusters, whose resamples vary less
+    than their source does. As wide as Student's interval for a mean (Hesterberg 2015, "expanded percentile")."""
+    from scipy.special import ndtr, stdtrit
+
+    margin = (1 - LEVEL) / 2
+    return float(ndtr(np.sqrt(clusters / (clusters - 1)) * stdtrit(clusters - 1, margin)))
 
 
 def ratio_of_sums(totals: Floats) -> Floats:
