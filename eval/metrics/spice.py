@@ -1,6 +1,10 @@
-"""SPICE of a jar that the user has (it and its CoreNLP models are not shipped): each image's F score."""
+"""SPICE of a jar that the user has (it and its CoreNLP models are not shipped): each image's F score.
+
+Its cache of parsed captions is left out: it would serve this run alone, and its library is known to break.
+"""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,27 +15,42 @@ from eval.metrics.java_program import private_folder, run_java
 
 HEAP = "-Xmx8G"
 DEADLINE_S, DEADLINE_PER_IMAGE_S = 600.0, 1.0
+MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")  # which the jar's manifest names
+LAST_JAVA = 14  # the JavaScript engine, by which the jar writes its scores, went with Java 15
+VERSION_S = 60
 
 
-def check_jar(jar: Path) -> None:
-    """Raise ValueError in one line when there is no such file."""
+def check_spice(jar: Path) -> None:
+    """Raise ValueError in one line for what SPICE lacks: its jar, CoreNLP beside it, a Java that is old enough."""
     if not jar.is_file():
         raise ValueError(f"--spice {jar}: no such file; name spice-1.0.jar with its lib/ beside it, or leave SPICE out")
+    for name in MODELS:
+        if not (jar.parent / "lib" / name).is_file():
+            raise ValueError(
+                f"--spice {jar}: no lib/{name} beside it; take it from Stanford CoreNLP 3.6.0, or leave SPICE out"
+            )
+    with private_folder("spice") as folder:
+        run_java("SPICE", ["-version"], folder, None, VERSION_S)
+        version = re.search(r'version "(?:1\.)?(\d+)', (folder / "stderr").read_text(errors="replace"))
+    if version and int(version[1]) > LAST_JAVA:
+        raise ValueError(
+            f"--spice {jar}: it cannot write its scores under Java {version[1]}, which comes first on PATH; put Java 8 "
+            f"to {LAST_JAVA} there, or leave SPICE out"
+        )
 
 
 def spice_scores(
     predictions: Sequence[str], references: Sequence[Sequence[str]], jar: Path, deadline_s: float | None = None
 ) -> NDArray[np.float64]:
     """F scores [N] as fractions, NaN where SPICE gives none. Raises ValueError in one line when the step fails."""
-    check_jar(jar)
+    check_spice(jar)
     entries = [
         {"image_id": place, "test": prediction, "refs": list(captions)}
         for place, (prediction, captions) in enumerate(zip(predictions, references, strict=True))
     ]
     with private_folder("spice") as folder:
         (folder / "in.json").write_text(json.dumps(entries))
-        (folder / "cache").mkdir()
-        options = [HEAP, "-jar", str(jar.absolute()), str(folder / "in.json"), "-cache", str(folder / "cache")]
+        options = [HEAP, "-jar", str(jar.absolute()), str(folder / "in.json")]
         options += ["-out", str(folder / "out.json"), "-subset", "-silent"]
         run_java("SPICE", options, folder, None, deadline_s or DEADLINE_S + DEADLINE_PER_IMAGE_S * len(entries))
         try:

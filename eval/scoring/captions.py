@@ -14,7 +14,7 @@ from eval.metrics.captions import MAX_NGRAM, caption_scores, corpus_bleu
 from eval.metrics.java_program import find_java
 from eval.metrics.meteor import meteor, meteor_statistics, packaged_jar
 from eval.metrics.ptb_tokens import tokenize
-from eval.metrics.spice import check_jar, spice_scores
+from eval.metrics.spice import check_spice, spice_scores
 from eval.official_files import SampleId, check_same_ids, read_predictions
 from eval.scoring.tables import Scored, Table
 
@@ -32,16 +32,18 @@ class OutsideSteps:
     def check(self) -> None:
         """Raise ValueError in one line for what is asked for and cannot be had: before anything is computed."""
         if self.spice:
-            check_jar(self.spice)
-            find_java("SPICE")
+            check_spice(self.spice)
         if self.meteor:
             find_java("METEOR")
             packaged_jar()
 
     def not_computed(self) -> dict[str, str]:
         """What was left out, and how to have it."""
-        hints = {} if self.meteor else {"meteor": "run eval.score with --meteor (needs java)"}
-        return hints if self.spice else hints | {"spice": "run eval.score with --spice spice-1.0.jar (needs java)"}
+        hints = {
+            "meteor": "run eval.score with --meteor (needs java)",
+            "spice": "run eval.score with --spice spice-1.0.jar (needs Java 8 to 14)",
+        }
+        return {name: hint for name, hint in hints.items() if not getattr(self, name)}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from eval.metrics import java_program
 from eval.metrics.java_program import private_folder
 from eval.metrics.meteor import meteor, meteor_statistics, packaged_jar
 from eval.metrics.ptb_tokens import tokenize
-from eval.metrics.spice import spice_scores
+from eval.metrics.spice import MODELS, check_spice, spice_scores
 from eval.score import main as score
 from tests.eval.test_captions import random_caption
 
@@ -187,6 +187,8 @@ def test_line_breaks_in_captions_shift_no_other_score(tmp_path: Path) -> None:
 
 SPICE = """
 import json, sys
+if "-version" in sys.argv:
+    sys.exit(print('openjdk version "VERSION" 2025-04-15', file=sys.stderr))
 source, target = sys.argv[sys.argv.index("-jar") + 2], sys.argv[sys.argv.index("-out") + 1]
 entries = json.load(open(source))
 scores = [{"image_id": e["image_id"], "scores": {"All": {"f": 0.5 if e["test"] in e["refs"] else None}}}
@@ -195,18 +197,46 @@ json.dump(scores, open(target, "w"))
 """
 
 
-def test_spice_is_an_outside_step_by_a_given_jar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The program that answers is ours: SPICE and its 384 MB of models are not here. What is tested is the exchange."""
-    (tmp_path / "spice.py").write_text(SPICE)
-    (tmp_path / "spice-1.0.jar").touch()
+@pytest.fixture
+def spice_jar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files of the jar's names, and a `java` that runs spice.py: SPICE and its 384 MB of models are not here."""
+    (tmp_path / "spice.py").write_text(SPICE.replace("VERSION", "1.8.0_302"))
+    (tmp_path / "lib").mkdir()
+    for name in MODELS:
+        (tmp_path / "lib" / name).touch()
     fake_java(tmp_path, f'exec python3 {tmp_path}/spice.py "$@"', monkeypatch)
-    found = spice_scores(["a", "b"], [["a", "c"], ["c"]], tmp_path / "spice-1.0.jar")
+    (tmp_path / "spice-1.0.jar").touch()
+    return tmp_path / "spice-1.0.jar"
+
+
+def test_spice_is_an_outside_step_by_a_given_jar(spice_jar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tested is the exchange of files."""
+    found = spice_scores(["a", "b"], [["a", "c"], ["c"]], spice_jar)
     assert found[0] == 0.5 and np.isnan(found[1])
+    program = spice_jar.with_name("spice.py")
+    program.write_text(program.read_text().replace("0.5", "'high'"))
+    with pytest.raises(ValueError, match=r"SPICE: .*left no scores of every image"):
+        spice_scores(["a"], [["a"]], spice_jar)
+    fake_java(spice_jar.parent, "exit 0", monkeypatch)
+    with pytest.raises(ValueError, match="left no scores of every image"):
+        spice_scores(["a"], [["a"]], spice_jar)
+
+
+@pytest.mark.parametrize(
+    ("version", "fits"), [("1.8.0_302", True), ("14.0.2", True), ("15", False), ("17.0.15", False)]
+)
+def test_spice_says_which_java_it_needs(version: str, fits: bool, spice_jar: Path) -> None:
+    spice_jar.with_name("spice.py").write_text(SPICE.replace("VERSION", version))
+    if fits:
+        check_spice(spice_jar)
+        return
+    with pytest.raises(ValueError, match=f"cannot write its scores under Java {version[:2]}, .*put Java 8"):
+        check_spice(spice_jar)
+
+
+def test_what_spice_lacks_is_named(spice_jar: Path) -> None:
+    (spice_jar.parent / "lib" / MODELS[1]).unlink()
+    with pytest.raises(ValueError, match=r"no lib/stanford-corenlp-3\.6\.0-models\.jar beside it"):
+        check_spice(spice_jar)
     with pytest.raises(ValueError, match=r"--spice gone.jar: no such file"):
         spice_scores(["a"], [["a"]], Path("gone.jar"))
-    (tmp_path / "spice.py").write_text(SPICE.replace("0.5", "'high'"))
-    with pytest.raises(ValueError, match=r"SPICE: .*left no scores of every image"):
-        spice_scores(["a"], [["a"]], tmp_path / "spice-1.0.jar")
-    fake_java(tmp_path, "exit 0", monkeypatch)
-    with pytest.raises(ValueError, match="left no scores of every image"):
-        spice_scores(["a"], [["a"]], tmp_path / "spice-1.0.jar")
