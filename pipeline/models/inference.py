@@ -96,11 +96,22 @@ class LanguageModel:
         return {name: fingerprint(tower) for name, tower in towers.items()} | {"settings": settings}
 
     @torch.no_grad()
-    def generate(self, pixels_B3SS: Tensor | None, prompts: Sequence[str], decoding: Decoding) -> list[str]:
-        """Continue each prompt after its picture; without pixels, the frozen language model answers blind."""
-        if pixels_B3SS is None:
+    def generate(
+        self,
+        pixels_N3SS: Tensor | None,
+        prompts: Sequence[str],
+        decoding: Decoding,
+        picture_of: Sequence[int] | None = None,
+    ) -> list[str]:
+        """Continue each prompt after its picture; without pixels, the frozen language model answers blind.
+
+        `picture_of` [prompts] says which of the N pictures a prompt goes with, where some share one.
+        """
+        if pixels_N3SS is None:
             return self.language.generate(None, prompts, decoding)
         device = self.bridge.ln_vision.weight.device
         with autocast(device.type, self.recipe.qformer.precision):
-            soft_prompts = self.bridge(self.vision(pixels_B3SS.to(device)))
+            soft_prompts = self.bridge(self.vision(pixels_N3SS.to(device)))
+        if picture_of is not None:
+            soft_prompts = soft_prompts[torch.tensor(picture_of, device=device)]
         return self.language.generate(soft_prompts, prompts, decoding)

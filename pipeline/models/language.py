@@ -112,7 +112,33 @@ class CausalTower(_Tower):
 
     def generate(self, prompts_BQH: Tensor | None, texts: Sequence[str], decoding: Decoding) -> list[str]:
         inputs = self._inputs(prompts_BQH, self._tokenise(texts, padding_side="left"))
-        return self._generate(inputs, decoding, eos_token_id=self.end_token_id)
+        cache = self._cache_for_beams(*inputs, decoding.num_beams)
+        already_read = {"past_key_values": cache} if cache else {}
+        return self._generate(inputs, decoding, eos_token_id=self.end_token_id, **already_read)
+
+    @torch.no_grad()
+    def _cache_for_beams(self, embeddings_BLH: Tensor, mask_BL: Tensor, num_beams: int) -> Any:
+        """Keys and values of all positions but the last, read once and copied for each beam: transformers' generate()
+        copies the prompt and reads it once a beam. None without beams, and for caches of other kinds than plain
+        attention's."""
+        from transformers.cache_utils import DynamicLayer
+
+        if num_beams == 1 or embeddings_BLH.shape[1] == 1:
+            return None
+        read = self.model.generate(
+            inputs_embeds=embeddings_BLH[:, :-1],
+            attention_mask=mask_BL[:, :-1],
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=1,
+            pad_token_id=self.tokenizer.pad_token_id,
+            return_dict_in_generate=True,
+        )
+        cache = read.past_key_values
+        if any(type(layer) is not DynamicLayer for layer in getattr(cache, "layers", [None])):
+            return None
+        cache.batch_repeat_interleave(num_beams)
+        return cache
 
 
 class Seq2SeqTower(_Tower):

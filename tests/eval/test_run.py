@@ -67,6 +67,36 @@ def test_answers_do_not_depend_on_the_batch(checkpoints: Folders, sets: Folders,
     assert (tmp_path / "1/predictions.json").read_bytes() == (tmp_path / "7/predictions.json").read_bytes()
 
 
+def test_a_batch_has_each_picture_once_in_whatever_order_the_file_asks(
+    checkpoints: Folders, sets: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.models.inference import LanguageModel
+
+    data = tmp_path / "vqav2"
+    shutil.copytree(sets["vqav2"], data)
+    file = data / "v2_OpenEnded_mscoco_val2014_questions.json"
+    content = json.loads(file.read_text())
+    content["questions"] = content["questions"][::2] + content["questions"][1::2]  # each picture's two are apart
+    file.write_text(json.dumps(content))
+    order = [each["question_id"] for each in content["questions"]]
+    encoded: list[int] = []
+    original = LanguageModel.generate
+
+    def counts(self: Any, pixels: Any, *others: Any) -> Any:
+        encoded.append(len(pixels))
+        return original(self, pixels, *others)
+
+    monkeypatch.setattr(LanguageModel, "generate", counts)
+    answers = {}
+    for size in (1, 4):
+        encoded.clear()
+        assert run(checkpoints["t5"], "vqa", data, tmp_path / f"{size}", "--batch-size", size) == 0
+        official = json.loads((tmp_path / f"{size}" / "predictions.json").read_text())
+        assert [each["question_id"] for each in official] == order
+        answers[size] = official
+    assert encoded == [2, 2, 1] and answers[1] == answers[4]
+
+
 def test_retrieval_scores_equal_those_of_every_pair_scored_alone(
     checkpoints: Folders, sets: Folders, tmp_path: Path
 ) -> None:
@@ -276,7 +306,7 @@ def test_ablations_show_no_picture_or_anothers(
 
     seen: list[Any] = []
 
-    def records(self: Any, pixels: Any, prompts: list[str], decoding: Any) -> list[str]:
+    def records(self: Any, pixels: Any, prompts: list[str], *_others: Any) -> list[str]:
         seen.append(pixels)
         return ["a"] * len(prompts)
 

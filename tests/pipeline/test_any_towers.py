@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.config import Language, Recipe, Vision, parse_recipe
 from pipeline.data.stream import Sample
 from pipeline.models.inference import LanguageModel
-from pipeline.models.language import Decoding, build_language
+from pipeline.models.language import CausalTower, Decoding, build_language
 from pipeline.models.trial import try_language, try_vision
 from pipeline.models.vision import build_vision, vision_width
 from pipeline.tokens import Tokens
@@ -90,6 +90,38 @@ def test_a_step_lowers_the_loss_and_text_is_generated(vision: str, language: str
     model = LanguageModel(recipe, towers.vision, bridge, towers.language)
     said = model.generate(batch.pixels_B3SS, ["a photo of"] * len(TEXTS), Decoding(2, 6, 2))
     assert len(said) == len(TEXTS) and all(said)
+
+
+CAUSAL = {name: family for name, family in LANGUAGES.items() if "Causal" in family[1]}
+READ_ONCE_A_BEAM = ("gemma2",)  # sliding windows: their caches are left alone
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_a_prompt_is_read_once_for_all_beams_and_what_is_written_is_what_generate_writes(
+    kind: str, tmp_path: Path
+) -> None:
+    """Of prompts of unequal length, so that the shorter ones are padded on the left."""
+    folder = save_language_family(tmp_path, *CAUSAL[kind][:2], **CAUSAL[kind][2])
+    tower = build_language(Language(name=folder, precision="fp32"), "cpu")
+    assert isinstance(tower, CausalTower)
+    prompts_BQH = torch.randn(len(TEXTS), 3, tower.width, generator=torch.Generator().manual_seed(0))
+    inputs = tower._inputs(prompts_BQH, tower._tokenise(TEXTS, padding_side="left"))
+    assert not inputs[1].all()
+    decoding = Decoding(num_beams=4, max_new_tokens=6)
+    plain = tower._generate(inputs, decoding, eos_token_id=tower.end_token_id)
+    read: list[int] = []
+
+    def count(_module: Any, _arguments: Any, given: dict[str, Any]) -> None:
+        rows = given["input_ids"] if given.get("inputs_embeds") is None else given["inputs_embeds"]
+        read.append(rows.shape[0] * rows.shape[1])
+
+    tower.model.register_forward_pre_hook(count, with_kwargs=True)
+    assert tower.generate(prompts_BQH, TEXTS, decoding) == plain and len(set(plain)) > 1
+    positions = inputs[1].numel()
+    if kind in READ_ONCE_A_BEAM:
+        assert max(read) == 4 * positions
+    else:
+        assert read[:2] == [positions - len(TEXTS), 4 * len(TEXTS)]
 
 
 @pytest.mark.parametrize("kind", VISIONS)
