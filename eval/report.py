@@ -40,9 +40,10 @@ def classify(paths: Sequence[Path]) -> Contents:
             if file.is_file() and _is_manifest(file):
                 found.manifests.append(file)
                 known = True
-        if evaluated := sorted(path.glob("step_*/*/task.json")):
+        if evaluated := [task.parent for task in sorted(path.glob("step_*/*/task.json"))]:
             found.over_steps.append(path)
-            last = {task.parent.name: task.parent for task in evaluated}  # of each evaluation, the last step's
+            last = {folder.name: folder for folder in evaluated}  # of each evaluation, the last step that is scored,
+            last |= {folder.name: folder for folder in evaluated if (folder / "metrics.json").is_file()}  # if any is
             found.evaluations += last.values()
             known = True
         if not known:

@@ -101,11 +101,13 @@ def settings_of(
         "seed": options.seed,
         "weights": str(source.files[0] if source.kind == "native" else source.path),
         "weights_format": source.kind,
+        "converted_from": source.converted_from(),
         "step": source.step(),
         "data": str(options.data.absolute()),
         "annotations": str(data.annotations),
         "data_set": data.data_set.name,
         "is_published_set": data.data_set.is_published and options.limit is None,
+        "is_of_published_set": data.data_set.is_published,
         "batch_size": options.batch_size,
     }
     if options.task == "retrieval":

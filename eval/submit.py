@@ -20,14 +20,16 @@ from eval.task_folder import sha256_of
 from eval.vqa_files import VQA_V2, check_set
 
 VQA_SUBSET = "test2015"
+PUBLISHED = {"vqa": (447_793,), "nocaps": (4_500, 10_600)}  # entries of test2015; of NoCaps val and test
 MOST_BYTES = 100_000_000  # a caption or answer of 200 characters for each of VQAv2's 447,793 questions is less
 LONGEST = {"vqa": 500, "nocaps": 1000}  # characters of one answer or caption: longer is a model that does not stop
+PREDICTED_WITH = {"vqa": {"task": "vqa", "split": "test", "limit": "all"}, "nocaps": {"task": "nocaps", "limit": "all"}}
 FIELDS = {"vqa": ("question_id", "answer"), "nocaps": ("image_id", "caption")}
 REFERENCE_FLAG = {"vqa": "questions", "nocaps": "images"}
 
 
-def expected_ids(task: str, path: Path) -> list[SampleId]:
-    """The ids that a submission must hold. Raises ValueError in one line for a file of another split or format."""
+def expected_ids(task: str, path: Path, of_any_size: bool = False) -> list[SampleId]:
+    """The ids that a submission must hold. Raises ValueError in one line for another split, format or size."""
     content = read_json(path)
     name, field = ("questions", "question_id") if task == "vqa" else ("images", "id")
     entries = listed(path, content, name)
@@ -50,14 +52,18 @@ def expected_ids(task: str, path: Path) -> list[SampleId]:
     twice = next((each for each, count in Counter(ids).items() if count > 1), None)
     if twice is not None:
         raise ValueError(f"{path}: {field} {twice} occurs twice")
+    if len(ids) not in PUBLISHED[task] and not of_any_size:
+        published = " or ".join(f"{count:,}" for count in PUBLISHED[task])
+        raise ValueError(f"{path}: {len(ids):,} {name}, the published file has {published}; a server of your own takes "
+                         "what it wants (--any-size)")  # fmt: skip
     return ids
 
 
-def validated(task: str, predictions: Path, reference: Path) -> list[dict[str, Any]]:
+def validated(task: str, predictions: Path, reference: Path, of_any_size: bool = False) -> list[dict[str, Any]]:
     """The submission's entries in the reference's order. Raises ValueError in one line, naming file and id."""
     id_field, text_field = FIELDS[task]
     found = read_predictions(predictions, id_field, text_field)
-    ids = expected_ids(task, reference)
+    ids = expected_ids(task, reference, of_any_size)
     for sample_id, text in found.items():
         if not isinstance(sample_id, int):
             raise ValueError(f"{predictions}: {id_field} {sample_id!r} is a string; the server compares whole numbers")
@@ -65,9 +71,13 @@ def validated(task: str, predictions: Path, reference: Path) -> list[dict[str, A
             raise ValueError(f"{predictions}: {id_field} {sample_id}: {text_field} of {len(text)} characters, at most "
                              f"{LONGEST[task]}; is the end of text missing?")  # fmt: skip
     check_same_ids(predictions, found, reference, ids)
-    shown = settings_beside(predictions).get("image_source", "own")
-    if shown != "own":
+    settings = settings_beside(predictions)
+    if (shown := settings.get("image_source", "own")) != "own":
         raise ValueError(f"{predictions}: predicted with --images {shown}, without each picture itself; predict anew")
+    for name, wanted in PREDICTED_WITH[task].items():
+        if settings.get(name, wanted) != wanted:
+            raise ValueError(f"{predictions}: task.json beside it has {name} {settings[name]!r}, a submission's "
+                             f"has {wanted!r}; predict anew")  # fmt: skip
     return [{id_field: each, text_field: found[each]} for each in ids]
 
 
@@ -108,6 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         of_task.add_argument("--predictions", type=Path, required=True, metavar="P", help=shape)
         of_task.add_argument(f"--{REFERENCE_FLAG[task]}", type=Path, required=True, metavar="Q", help="as published")
         of_task.add_argument("--output", type=Path, required=True, metavar="F")
+        of_task.add_argument("--any-size", action="store_true", help="of a set of your own in the published format")
     options = parser.parse_args(arguments)
     print_settings(options)
 
@@ -124,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 (f"--{REFERENCE_FLAG[options.task]}", reference),
             ],
         )
-        entries = validated(options.task, options.predictions, reference)
+        entries = validated(options.task, options.predictions, reference, options.any_size)
         content = json.dumps(entries, ensure_ascii=True, separators=(",", ":")).encode()
         if len(content) > MOST_BYTES:
             raise ValueError(f"{options.predictions}: {len(content)} bytes as a submission, at most {MOST_BYTES}")

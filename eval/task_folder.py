@@ -11,7 +11,7 @@ from eval.predictions import write_durably
 FORMAT = "blip2-eval/1"  # changes when the same settings would give other predictions
 NOT_COMPARED = (  # where things lie, what they are called, and how fast
     *("weights", "weights_format", "step", "data", "annotations", "images", "batch_size"),
-    *("data_set", "is_published_set", "recipe"),
+    *("data_set", "is_published_set", "is_of_published_set", "recipe", "converted_from"),
 )
 SHOWN_CHARACTERS = 12
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 SIDE_PX, LOW = 32, 8
 LEAST_CONTRAST = 4.0  # grey levels of standard deviation; a flatter picture has no hash
-BANDS, BAND_BITS = 4, 16  # two hashes at most 3 bits apart agree in one of four bands
-MOST_BITS_APART = BANDS - 1
+MOST_BITS_APART = 4  # as data preparation counts two pictures as copies
+BAND_STARTS = (0, 13, 26, 39, 52)  # of the hash's bits; hashes at most 4 bits apart agree in one of five bands
+BAND_BITS = 13  # of all but the last, which has the twelve that are left
 Hashes = NDArray[np.uint64]
 
 
@@ -43,11 +44,10 @@ def _transform() -> NDArray[np.float64]:
 
 
 def near_pairs(evaluation_E: Hashes, training_T: Hashes, bits: int = MOST_BITS_APART) -> Iterator[tuple[int, int]]:
-    """(e, t) of hashes at most `bits` (0 to 3) apart, in order of t, each pair once."""
+    """(e, t) of hashes at most `bits` (0 to 4) apart, in order of t, each pair once."""
     assert 0 <= bits <= MOST_BITS_APART
     found, mask = set[tuple[int, int]](), np.uint64((1 << BAND_BITS) - 1)
-    for band in range(BANDS):
-        shift = np.uint64(band * BAND_BITS)
+    for shift in map(np.uint64, BAND_STARTS):
         own = (evaluation_E >> shift) & mask
         order = np.argsort(own, kind="stable")
         wanted = (training_T >> shift) & mask

@@ -54,6 +54,17 @@ class Evaluation:
         return bool(self.task.get("is_published_set"))
 
     @property
+    def is_of_published(self) -> bool:
+        """Whether the data is that set, or a part of it (`--limit`)."""
+        return bool(self.task.get("is_of_published_set", self.is_published))
+
+    @property
+    def is_trained_here(self) -> bool:
+        """Whether the recipe is the one that the weights were trained by: those of others are given one for their
+        towers."""
+        return self.task.get("weights_format", "native") == "native" and not self.task.get("converted_from")
+
+    @property
     def title(self) -> str:
         name = self.format_of
         if not self.is_published:

@@ -5,7 +5,7 @@ Training hashes come from parquet files with a column `phash` (64 bits, null for
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -15,9 +15,11 @@ import numpy as np
 import yaml
 
 from eval.metrics.near_pictures import Hashes, near_pairs, perceptual_hash
+from eval.official_files import SampleId
 from eval.reporting.evaluations import Evaluation
 
 NOT_CHECKED = "Train/test overlap not checked: give --training-hashes"
+UNKNOWN = "not all that it was trained on is known here (weights of others, URLs, or a manifest that is gone)"
 SHOWN = 10
 MOST_STAGES = 4  # of weights that began with others
 WEIGHTS = "trainable.safetensors"
@@ -29,15 +31,19 @@ KNOWN_FILE = Path(__file__).with_name("shared_pictures.yaml")
 def overlap_section(evaluations: Sequence[Evaluation], training: Sequence[Path]) -> str:
     """What the guard found, one entry an evaluation set; without training hashes, what is known of the sources, and
     that nothing was compared."""
-    by_set = {(each.task["annotations_sha256"], each.task["split"]): each for each in evaluations}
+    by_set: dict[Any, list[Evaluation]] = {}
+    for each in evaluations:
+        by_set.setdefault((each.task["annotations_sha256"], each.task["split"]), []).append(each)
     items = []
-    for each in by_set.values():
-        found = [f"{escape(source)}: {escape(why)}" for source, why in known_overlaps(each)]
-        found += [_looked_for(each, training)] if training else []
+    for same in by_set.values():
+        found = [f"{escape(source)}: {escape(why)}" for source, why in known_overlaps(same)]
+        found += [f"{escape(each.folder.name)}: {UNKNOWN}" for each in _of_unknown(same)]
+        if training:
+            images = {image: path for each in same for image, path in each.images.items()}
+            found.append(_looked_for(images, training))
         if found:
-            items.append(
-                f"<li><b>{escape(each.title)}</b><ul>{''.join(f'<li>{line}</li>' for line in found)}</ul></li>"
-            )
+            title = max(same, key=lambda each: len(each.images)).title
+            items.append(f"<li><b>{escape(title)}</b><ul>{''.join(f'<li>{line}</li>' for line in found)}</ul></li>")
     if not by_set:
         return ""
     listed = f'<ul class="overlap">{"".join(items)}</ul>' if items else ""
@@ -45,56 +51,70 @@ def overlap_section(evaluations: Sequence[Evaluation], training: Sequence[Path])
     return f"<h2>Training pictures in evaluation sets</h2>{listed}{hint}"
 
 
-def known_overlaps(evaluation: Evaluation) -> list[tuple[str, str]]:
-    """(training source, what it shares) for the sources that the weights were trained on; of published sets alone, as
-    only their pictures are known."""
-    if not evaluation.is_published:
-        return []
+def known_overlaps(evaluations: Sequence[Evaluation]) -> list[tuple[str, str]]:
+    """(training source, what it shares) for the sources that weights evaluated on this set were trained on; of
+    published sets and parts of them alone, as only their pictures are known."""
     known = yaml.safe_load(KNOWN_FILE.read_text(encoding="utf-8"))
-    found = [(source, known.get(source, {}).get(evaluation.format_of)) for source in _sources(evaluation)]
-    return [(source, why) for source, why in found if why]
+    found = {
+        (source, known.get(source, {}).get(each.format_of))
+        for each in evaluations
+        if each.is_of_published
+        for source in _sources(each)[0]
+    }
+    return sorted((source, why) for source, why in found if why)
 
 
-def _sources(evaluation: Evaluation) -> list[str]:
-    """Of the manifests, where they still lie, that the weights and those they began with were trained on."""
+def _of_unknown(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Those on a published set with weights of whose training some part is not known."""
+    return [each for each in evaluations if each.is_of_published and not _sources(each)[1]]
+
+
+def _sources(evaluation: Evaluation) -> tuple[set[str], bool]:
+    """Of the manifests, where they still lie, that the weights and those they began with were trained on; and whether
+    that is all: weights of others, URLs, a manifest or weights that are gone hide what they held."""
     from pipeline.data.manifest import load_manifest
 
-    sources, recipe = set[str](), evaluation.task.get("recipe")
+    sources, recipe, all_known = set[str](), evaluation.task.get("recipe"), evaluation.is_trained_here
     for _ in range(MOST_STAGES):
         if not recipe:
-            break
+            return sources, False
         manifest = recipe.get("data", {}).get("manifest")
         if manifest and Path(manifest).is_file():
             sources |= {shard.source for shard in load_manifest(Path(manifest)).shards}
-        recipe = _recipe_of(Path(recipe["init_weights"])) if recipe.get("init_weights") else None
-    return sorted(sources)
+        else:
+            all_known = False
+        if not recipe.get("init_weights"):
+            break
+        recipe = _recipe_of(Path(recipe["init_weights"]))
+    return sources, all_known
 
 
 def _recipe_of(weights: Path) -> dict[str, Any] | None:
-    """The recipe in the metadata of native weights, read without torch; None where there are none any more."""
+    """The recipe by which native weights were trained, of their metadata, read without torch; None where there are none
+    any more, or those of others."""
     newest = sorted(weights.glob("checkpoints/step_*/COMPLETE"))[-1:]
     file = newest[0].parent / WEIGHTS if newest else weights / WEIGHTS if weights.is_dir() else weights
     try:
         with file.open("rb") as opened:
             size = int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(min(size, MOST_HEADER_BYTES)))
+        if "converted_from" in header["__metadata__"]:  # its recipe names towers, not what it was trained on
+            return None
         found = json.loads(header["__metadata__"]["recipe"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found if isinstance(found, dict) else None
 
 
-def _looked_for(evaluation: Evaluation, training: Sequence[Path]) -> str:
-    hashed = [
-        (image, value) for image, path in evaluation.images.items() if (value := perceptual_hash(path)) is not None
-    ]
+def _looked_for(images: Mapping[SampleId, Path], training: Sequence[Path]) -> str:
+    hashed = [(image, value) for image, path in images.items() if (value := perceptual_hash(path)) is not None]
     own = np.array([value for _, value in hashed], np.uint64)
     compared, hits = 0, dict[Any, list[str]]()
     for names, hashes in training_hashes(tuple(training)):
         compared += len(hashes)
         for e, t in near_pairs(own, hashes):
             hits.setdefault(hashed[e][0], []).append(str(names[t]))
-    total = len(evaluation.images)
+    total = len(images)
     if not hits:
         return f"none of {total} pictures is near one of {compared:,} training pictures"
     shown = "".join(
@@ -124,12 +144,15 @@ def training_hashes(paths: Iterable[Path]) -> Iterator[tuple[Sequence[Any], Hash
         for file in files:
             columns = [name for name in ("phash", "status", "url", "key") if name in _columns(file)]
             try:
-                for batch in pyarrow.parquet.ParquetFile(file).iter_batches(ROWS_AT_ONCE, columns=columns):
+                opened = pyarrow.parquet.ParquetFile(file)
+                if not pa.types.is_integer(kind := opened.schema_arrow.field("phash").type):
+                    raise ValueError(f"--training-hashes {file}: column phash holds {kind}, expected whole numbers")
+                for batch in opened.iter_batches(ROWS_AT_ONCE, columns=columns):
                     rows: Any = batch.filter(pc.is_valid(batch["phash"]))
                     if "status" in columns:
                         rows = rows.filter(pc.field("status") == "kept")
                     named = [rows[name].cast(pa.string()) for name in ("url", "key") if name in columns]
-                    names: Any = pc.coalesce(*named, pa.scalar(file.name))
+                    names: Any = pc.coalesce(*named, pa.array([file.name] * len(rows), pa.string()))
                     yield names, rows["phash"].to_numpy(zero_copy_only=False).astype(np.uint64)
             except pa.ArrowException as error:
                 raise ValueError(f"--training-hashes {file}: not a readable parquet ({error})") from error

@@ -25,6 +25,10 @@ class PaperRow:
     hidden: bool  # whether the answers are a server's
     decimals: int  # of the numbers, as printed
 
+    @property
+    def is_fine_tuned(self) -> bool:
+        return self.setting.startswith("fine-tuned")
+
     def value(self, name: str, subset: str) -> float | None:
         found = self.values.get(name)
         if isinstance(found, dict):
@@ -69,4 +73,4 @@ def _is_of(table: dict[str, Any], evaluation: Evaluation) -> bool:
 def _is_tower(name: str | None, key: str | None) -> bool:
     if key is None or name is None:
         return key is None and name is None
-    return any(str(name).removeprefix("hf-hub:timm/").startswith(start) for start in _content()["towers"][key]["names"])
+    return str(name).removeprefix("hf-hub:timm/") in _content()["towers"][key]["names"]

@@ -14,7 +14,8 @@ FOUND_SHOWN = 5
 
 
 def retrieval_gallery(main: Evaluation, each: int, seed: int) -> str:
-    """Random and worst queries of both directions, by the last stage that was scored."""
+    """Random, best and worst queries of both directions, by the last stage that was scored; the best by a draw among
+    those of the best rank, which are many."""
     task = main.task
     limit = None if task["limit"] == "all" else int(task["limit"])
     try:
@@ -28,10 +29,14 @@ def retrieval_gallery(main: Evaluation, each: int, seed: int) -> str:
     parts = []
     for direction, title in (("image", "Texts for an image"), ("text", "Images for a text")):
         queries = [sample for sample in ranked if direction in sample]
-        chosen = random.Random(f"gallery, seed {seed}").sample(queries, min(each, len(queries)))
+        rng = random.Random(f"gallery, seed {seed}")
+        chosen = rng.sample(queries, min(each, len(queries)))
         worst = sorted(queries, key=lambda sample: -int(sample[protocol]["rank"]))[:each]
+        top = min((sample[protocol]["rank"] for sample in queries), default=0)
+        best = [sample for sample in queries if sample[protocol]["rank"] == top]
+        best = rng.sample(best, min(each, len(best)))
         card = _image_card if direction == "image" else _text_card
-        for kind, picked in (("random", chosen), ("worst", worst)):
+        for kind, picked in (("random", chosen), ("best", best), ("worst", worst)):
             cards = "".join(card(sample, sample[protocol], data, paths) for sample in picked)
             parts.append(f'<h3>{title}, {kind}</h3><div class="cards">{cards}</div>')
     return "".join(parts)

@@ -89,10 +89,11 @@ def _generated(compared: Compared, paper: PaperRow | None) -> str:
     for row in main.rows():
         name, protocol, subset = row["name"], row["protocol"], row["subset"]
         baselines = [each.value(name, protocol, subset) for each in compared.baselines.values()]
-        cells = [_label(row), f"<b>{_number(row['value'])}</b>", _interval(row), *map(_number, baselines)]
-        if paper:
-            cells.append(_with_verdict(row if protocol == paper.protocol else None, paper, reasons))
-        (shown if is_important(row) else folded).append(cells)
+        beside = _with_verdict(row, paper, reasons) if paper and protocol == paper.protocol else ""
+        decimals = paper.decimals if paper and beside else 1
+        cells = [_label(row), f"<b>{_number(row['value'], decimals)}</b>", _interval(row, decimals)]
+        cells += [*map(_number, baselines), *([beside] if paper else [])]
+        (shown if beside or is_important(row) else folded).append(cells)
     more = f"<details><summary>{len(folded)} more</summary>{table(header, folded)}</details>" if folded else ""
     return table(header, shown) + more
 
@@ -136,7 +137,8 @@ def _retrieval(main: Evaluation, paper: PaperRow | None) -> str:
 def _learnt_from(main: Evaluation) -> str:
     """The data and the weights that a recipe names: only their names are known here."""
     recipe = main.task["recipe"] or {}
-    data, first = recipe.get("data", {}).get("manifest"), recipe.get("init_weights")
+    data, first = recipe.get("data", {}), recipe.get("init_weights")
+    data = data.get("manifest") or data.get("urls")
     begun = f", begun with {escape(str(first))}" if first else ""
     return f"on {escape(str(data))}{begun}, whose contents are not compared"
 
@@ -153,7 +155,7 @@ def _paper_note(main: Evaluation, paper: PaperRow | None) -> str:
     if found is None:
         trained = "how these weights were trained is not known, or no shipped recipe has these towers"
     note += " &ndash; the same towers, set and decoding; "
-    if paper.setting.startswith("fine-tuned"):
+    if paper.is_fine_tuned:
         note += "whether these weights were fine-tuned so is not known; "
     return (
         f'<p class="note">{note}{trained}.</p>'
@@ -191,11 +193,11 @@ def _outside_note(main: Evaluation) -> str:
     return "".join(parts)
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
+def _number(value: float | None, decimals: int = 1) -> str:
+    return "" if value is None else f"{value:.{decimals}f}"
 
 
-def _interval(row: dict[str, Any]) -> str:
+def _interval(row: dict[str, Any], decimals: int = 1) -> str:
     if row["low"] is None or row["high"] is None:
         return ""
-    return f'<span class="interval">{row["low"]:.1f} &ndash; {row["high"]:.1f}</span>'
+    return f'<span class="interval">{row["low"]:.{decimals}f} &ndash; {row["high"]:.{decimals}f}</span>'

@@ -43,6 +43,8 @@ def why_not_comparable(main: Evaluation, paper: PaperRow) -> list[str]:
         reasons.append(f"these weights stand on {named}")
     if not main.is_published:
         reasons.append(f"this is not {main.format_of}, or not all of it")
+    if paper.is_fine_tuned and main.is_trained_here:
+        reasons.append("these weights are of pre-training, the paper's were fine-tuned, the image encoder too")
     if task["image_source"] != "own":
         reasons.append("the pictures were not shown")
     if not main.rows(paper.protocol):
@@ -62,7 +64,7 @@ def deviations(main: Evaluation) -> list[str] | None:
     says towers and sizes only), or when no shipped recipe has these towers.
     """
     recipe = main.task.get("recipe")
-    if not recipe or main.task.get("weights_format", "native") != "native":
+    if not recipe or not main.is_trained_here:
         return None
     shipped = next(
         (each for each in _shipped() if all(_same(recipe, each, part) for part in ("stage", *_TOWERS))), None
@@ -73,7 +75,8 @@ def deviations(main: Evaluation) -> list[str] | None:
     tagged = str(wanted["vision.name"])
     if str(found["vision.name"]).removeprefix("hf-hub:timm/") in (tagged, tagged.partition(".")[0]):  # timm's default
         found["vision.name"] = tagged
-    return [
+    begun = [f"init_weights {found['init_weights']!r}, shipped {wanted['init_weights']!r}"]
+    return (begun if (found["init_weights"] is None) != (wanted["init_weights"] is None) else []) + [
         f"{name} {found.get(name)!r}, shipped {wanted.get(name)!r}"
         for name in sorted({*found, *wanted})
         if not name.startswith(NOT_A_DEVIATION) and found.get(name) != wanted.get(name)

@@ -32,6 +32,10 @@ class WeightsSource:
         decides = self.recipe.model_dump_json(include={"stage", "vision", "qformer", "language"})
         return hashlib.sha256("\n".join([*lines, decides]).encode()).hexdigest()
 
+    def converted_from(self) -> str:
+        """Of native weights that were converted from a format of others: that format and place; else nothing."""
+        return native.read_metadata(self.files[0]).get("converted_from", "") if self.kind == "native" else ""
+
     def step(self) -> int | None:
         """The training step that a checkpoint folder's name tells."""
         number = self.files[0].parent.name.removeprefix("step_")

@@ -45,12 +45,21 @@ def save_tensors(tensors: dict[str, "Tensor"], recipe: Recipe, step: int, folder
     return path
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a weights file says of itself. Raises ValueError in one line when it is missing or corrupt."""
+    from safetensors import SafetensorError, safe_open
+
+    file = weights_file(path)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return dict(opened.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"weights {file}: not a readable safetensors file ({error})") from error
+
+
 def read_provenance(path: Path) -> tuple[int, str]:
     """Of a file that `read_weights` reads: its training step (0: unknown), and what an earlier conversion noted."""
-    from safetensors import safe_open
-
-    with safe_open(weights_file(path), framework="pt") as opened:
-        metadata = opened.metadata()
+    metadata = read_metadata(path)
     step = metadata.get("step", "0")
     return int(step) if step.isdecimal() else 0, metadata.get("notes", "")
 

@@ -26,8 +26,12 @@ def vqa(tmp_path: Path) -> dict[str, Path]:
     return files
 
 
-def submit(task: str, files: dict[str, Path]) -> int:
-    return main([task, *(str(part) for name, path in files.items() for part in (f"--{name}", path))])
+def submit(task: str, files: dict[str, Path], *more: str) -> int:
+    return main([task, *(str(part) for name, path in files.items() for part in (f"--{name}", path)), *more])
+
+
+def submit_few(task: str, files: dict[str, Path]) -> int:
+    return submit(task, files, "--any-size")
 
 
 def change(path: Path, edit: Any) -> None:
@@ -37,7 +41,7 @@ def change(path: Path, edit: Any) -> None:
 def test_raw_answers_of_every_question_with_their_provenance(vqa: dict[str, Path], tmp_path: Path) -> None:
     task = {"task": "vqa", "weights_sha256": "ab", "prompt": "Q: {}", "images": [[1, "a.jpg"]]}
     (tmp_path / "task.json").write_text(json.dumps(task))
-    assert submit("vqa", vqa) == 0
+    assert submit_few("vqa", vqa) == 0
     content = vqa["output"].read_bytes()
     entries = json.loads(content)
     assert entries == [{"question_id": number, "answer": f"The  Café, {number}. "} for number in range(1, 8)]
@@ -49,7 +53,7 @@ def test_raw_answers_of_every_question_with_their_provenance(vqa: dict[str, Path
     }
     assert told["entries"] == 7 and told["run"]["prompt"] == "Q: {}" and "images" not in told["run"]
     before = content
-    assert submit("vqa", vqa) == 0 and vqa["output"].read_bytes() == before
+    assert submit_few("vqa", vqa) == 0 and vqa["output"].read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -70,7 +74,7 @@ def test_a_faulty_submission_is_one_line_and_nothing_is_written(
     edit: Any, message: str, vqa: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     change(vqa["predictions"], edit)
-    assert submit("vqa", vqa) == 1
+    assert submit_few("vqa", vqa) == 1
     error = capsys.readouterr().err
     assert message in error and "p.json" in error and error.count("\n") == 1
     assert not vqa["output"].exists() and not vqa["output"].parent.exists()
@@ -78,7 +82,7 @@ def test_a_faulty_submission_is_one_line_and_nothing_is_written(
 
 def test_questions_of_test_dev_alone_are_refused(vqa: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     change(vqa["questions"], lambda found: found | {"data_subtype": "test-dev2015"})
-    assert submit("vqa", vqa) == 1
+    assert submit_few("vqa", vqa) == 1
     assert "data_subtype 'test-dev2015'; the server takes answers to all of test2015" in capsys.readouterr().err
 
 
@@ -87,7 +91,7 @@ def test_nocaps_captions_of_every_image(tmp_path: Path) -> None:
     captions = [{"image_id": 2, "caption": "B\u2028 dog"}, {"image_id": 4, "caption": ""}]
     (tmp_path / "p.json").write_text(json.dumps(captions))
     files = {"predictions": tmp_path / "p.json", "images": tmp_path / "i.json", "output": tmp_path / "f.json"}
-    assert submit("nocaps", files) == 0
+    assert submit_few("nocaps", files) == 0
     assert json.loads(files["output"].read_text()) == captions[::-1]
     assert json.loads((tmp_path / "f.json.provenance.json").read_text())["empty"] == 1
 
@@ -96,7 +100,7 @@ def test_what_would_spoil_a_submission_is_refused(
     vqa: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refused(message: str) -> None:
-        assert submit("vqa", vqa) == 1 and not vqa["output"].exists()
+        assert submit_few("vqa", vqa) == 1 and not vqa["output"].exists()
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and message in error
 
@@ -106,12 +110,40 @@ def test_what_would_spoil_a_submission_is_refused(
     change(vqa["questions"], lambda content: {"questions": content["questions"][:7]})
     refused("data_subtype None")
     vqa["questions"].write_text(whole)
-    (tmp_path / "task.json").write_text(json.dumps({"image_source": "none"}))
-    refused("predicted with --images none")
+    for settings, message in (
+        ({"image_source": "none"}, "predicted with --images none"),
+        ({"task": "vqa", "split": "val"}, "split 'val', a submission's has 'test'"),
+        ({"task": "vqa", "split": "test", "limit": 3}, "limit 3, a submission's has 'all'"),
+        ({"task": "okvqa"}, "task 'okvqa', a submission's has 'vqa'"),
+    ):
+        (tmp_path / "task.json").write_text(json.dumps(settings))
+        refused(message)
     (tmp_path / "task.json").unlink()
     before = vqa["predictions"].read_bytes()
-    assert submit("vqa", vqa | {"output": vqa["predictions"]}) == 1
+    assert submit_few("vqa", vqa | {"output": vqa["predictions"]}) == 1
     assert vqa["predictions"].read_bytes() == before and "is an input" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("task", "published"), [("vqa", 447_793), ("nocaps", 4_500), ("nocaps", 10_600)])
+def test_a_reference_of_another_size_than_published_is_refused(
+    task: str, published: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for count in (published - 1, published):
+        ids = range(1, count + 1)
+        if task == "vqa":
+            questions = [{"question_id": each, "image_id": each} for each in ids]
+            content: Any = {"data_subtype": "test2015", "info": {"version": "2.0"}, "questions": questions}
+            found: Any = [{"question_id": each, "answer": "a"} for each in ids]
+        else:
+            content = {"images": [{"id": each, "file_name": "a"} for each in ids]}
+            found = [{"image_id": each, "caption": "a"} for each in ids]
+        (tmp_path / "r.json").write_text(json.dumps(content))
+        (tmp_path / "p.json").write_text(json.dumps(found))
+        files = {"predictions": tmp_path / "p.json", "output": tmp_path / "o.json"}
+        files |= {"questions" if task == "vqa" else "images": tmp_path / "r.json"}
+        assert submit(task, files) == (0 if count == published else 1)
+        error = capsys.readouterr().err
+        assert count == published or (f"r.json: {count:,} " in error and f"{published:,}" in error)
 
 
 def test_files_of_another_set_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
