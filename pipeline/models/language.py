@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config import Language
+from pipeline.models.beam_cache import copied_for_beams, has_plain_cache
 from pipeline.models.precision import DTYPES, at_least_fp32
 from pipeline.tokens import Tokens
 
@@ -58,6 +59,7 @@ class _Tower:
         self.model, self.tokenizer = model, tokenizer
         self.embed_tokens = model.get_input_embeddings()
         self.width: int = self.embed_tokens.embedding_dim
+        self.cache_can_be_copied = has_plain_cache(model)
 
     def _inputs(self, prompts_BQH: Tensor | None, context: Tokens) -> tuple[Tensor, Tensor]:
         """Soft prompts then text: embeddings [B, Q+L, H] and attention mask [B, Q+L]."""
@@ -112,19 +114,15 @@ class CausalTower(_Tower):
 
     def generate(self, prompts_BQH: Tensor | None, texts: Sequence[str], decoding: Decoding) -> list[str]:
         inputs = self._inputs(prompts_BQH, self._tokenise(texts, padding_side="left"))
-        cache = self._cache_for_beams(*inputs, decoding.num_beams)
-        already_read = {"past_key_values": cache} if cache else {}
+        already_read = self._read_for_beams(*inputs, decoding.num_beams)
         return self._generate(inputs, decoding, eos_token_id=self.end_token_id, **already_read)
 
     @torch.no_grad()
-    def _cache_for_beams(self, embeddings_BLH: Tensor, mask_BL: Tensor, num_beams: int) -> Any:
-        """Keys and values of all positions but the last, read once and copied for each beam: transformers' generate()
-        copies the prompt and reads it once a beam. None without beams, and for caches of other kinds than plain
-        attention's."""
-        from transformers.cache_utils import DynamicLayer
-
-        if num_beams == 1 or embeddings_BLH.shape[1] == 1:
-            return None
+    def _read_for_beams(self, embeddings_BLH: Tensor, mask_BL: Tensor, num_beams: int) -> dict[str, Any]:
+        """What generate() needs not compute: keys and values of all positions but the last, read once and copied for
+        each beam. It would copy the prompt and read it once a beam."""
+        if num_beams == 1 or not self.cache_can_be_copied or embeddings_BLH.shape[1] == 1:
+            return {}
         read = self.model.generate(
             inputs_embeds=embeddings_BLH[:, :-1],
             attention_mask=mask_BL[:, :-1],
@@ -134,11 +132,7 @@ class CausalTower(_Tower):
             pad_token_id=self.tokenizer.pad_token_id,
             return_dict_in_generate=True,
         )
-        cache = read.past_key_values
-        if any(type(layer) is not DynamicLayer for layer in getattr(cache, "layers", [None])):
-            return None
-        cache.batch_repeat_interleave(num_beams)
-        return cache
+        return copied_for_beams(read, num_beams)
 
 
 class Seq2SeqTower(_Tower):
@@ -165,7 +159,24 @@ class Seq2SeqTower(_Tower):
         return shifted_BL.masked_fill(shifted_BL == IGNORED, pad)
 
     def generate(self, prompts_BQH: Tensor | None, texts: Sequence[str], decoding: Decoding) -> list[str]:
-        return self._generate(self._inputs(prompts_BQH, self._tokenise(texts, padding_side="right")), decoding)
+        inputs = self._inputs(prompts_BQH, self._tokenise(texts, padding_side="right"))
+        return self._generate(inputs, decoding, **self._read_for_beams(*inputs, decoding.num_beams))
+
+    @torch.no_grad()
+    def _read_for_beams(self, embeddings_BLH: Tensor, mask_BL: Tensor, num_beams: int) -> dict[str, Any]:
+        """What generate() need not compute: the encoder's output, and its keys and values in each decoder layer,
+        projected once and copied for the beams. It would copy the output and project it once a beam."""
+        encoded = self.model.get_encoder()(inputs_embeds=embeddings_BLH, attention_mask=mask_BL)
+        if num_beams == 1 or not self.cache_can_be_copied:
+            return {"encoder_outputs": encoded}
+        any_token_B1 = torch.zeros_like(mask_BL[:, :1])
+        read = self.model(
+            encoder_outputs=encoded, attention_mask=mask_BL, decoder_input_ids=any_token_B1, use_cache=True
+        )
+        copied = copied_for_beams(read, num_beams)
+        if copied:
+            copied["past_key_values"].crop(-1)  # without that token
+        return {"encoder_outputs": encoded, **copied}
 
 
 def language_config(settings: Language) -> Any:

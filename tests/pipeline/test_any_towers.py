@@ -92,34 +92,38 @@ def test_a_step_lowers_the_loss_and_text_is_generated(vision: str, language: str
     assert len(said) == len(TEXTS) and all(said)
 
 
-CAUSAL = {name: family for name, family in LANGUAGES.items() if "Causal" in family[1]}
+LLAMAS_KEYS = "model.layers.1.self_attn.k_proj"
+KEYS = {
+    "t5 v1.1": "decoder.block.1.layer.1.EncDecAttention.k",
+    "gpt-neox": "gpt_neox.layers.1.attention.query_key_value",
+}
 READ_ONCE_A_BEAM = ("gemma2",)  # sliding windows: their caches are left alone
 
 
-@pytest.mark.parametrize("kind", CAUSAL)
+@pytest.mark.parametrize("kind", LANGUAGES)
 def test_a_prompt_is_read_once_for_all_beams_and_what_is_written_is_what_generate_writes(
     kind: str, tmp_path: Path
 ) -> None:
-    """Of prompts of unequal length, so that the shorter ones are padded on the left."""
-    folder = save_language_family(tmp_path, *CAUSAL[kind][:2], **CAUSAL[kind][2])
-    tower = build_language(Language(name=folder, precision="fp32"), "cpu")
-    assert isinstance(tower, CausalTower)
+    """Of prompts of unequal length, so that the shorter ones are padded. What was read: rows of keys projected."""
+    config_class, model_class, more = LANGUAGES[kind]
+    folder = save_language_family(tmp_path, config_class, model_class, **more)
+    tower: Any = build_language(Language(name=folder, precision="fp32"), "cpu")
     prompts_BQH = torch.randn(len(TEXTS), 3, tower.width, generator=torch.Generator().manual_seed(0))
-    inputs = tower._inputs(prompts_BQH, tower._tokenise(TEXTS, padding_side="left"))
+    is_causal = isinstance(tower, CausalTower)
+    inputs = tower._inputs(prompts_BQH, tower._tokenise(TEXTS, padding_side="left" if is_causal else "right"))
     assert not inputs[1].all()
     decoding = Decoding(num_beams=4, max_new_tokens=6)
-    plain = tower._generate(inputs, decoding, eos_token_id=tower.end_token_id)
+    plain = tower._generate(inputs, decoding, **({"eos_token_id": tower.end_token_id} if is_causal else {}))
     read: list[int] = []
-
-    def count(_module: Any, _arguments: Any, given: dict[str, Any]) -> None:
-        rows = given["input_ids"] if given.get("inputs_embeds") is None else given["inputs_embeds"]
-        read.append(rows.shape[0] * rows.shape[1])
-
-    tower.model.register_forward_pre_hook(count, with_kwargs=True)
+    tower.model.get_submodule(KEYS.get(kind, LLAMAS_KEYS)).register_forward_pre_hook(
+        lambda _module, given: read.append(given[0][..., 0].numel())
+    )
     assert tower.generate(prompts_BQH, TEXTS, decoding) == plain and len(set(plain)) > 1
     positions = inputs[1].numel()
-    if kind in READ_ONCE_A_BEAM:
-        assert max(read) == 4 * positions
+    if not is_causal:
+        assert read == [positions]
+    elif kind in READ_ONCE_A_BEAM:
+        assert read[0] == 4 * positions
     else:
         assert read[:2] == [positions - len(TEXTS), 4 * len(TEXTS)]
 
@@ -211,11 +215,9 @@ def test_a_seq2seq_model_without_its_own_shift_is_shifted_as_it_shifts_labels(tm
 
 
 def test_a_model_that_takes_no_soft_prompts_is_refused_in_one_line(tmp_path: Path) -> None:
-    size = {**T5_V1_1, "num_experts": 2}
-    name = "SwitchTransformersForConditionalGeneration"
-    settings = Language(
-        name=save_language_family(tmp_path / "words", "SwitchTransformersConfig", name, **size), precision="fp32"
-    )
+    size = {"n_embd": 32, "n_layer": 2, "n_head": 2}
+    folder = save_language_family(tmp_path / "words", "OpenAIGPTConfig", "OpenAIGPTLMHeadModel", **size)
+    settings = Language(name=folder, precision="fp32")
     with pytest.raises(ValueError, match="cannot be driven by soft prompts"):
         try_language(build_language(settings, "cpu"), settings)
 

@@ -169,7 +169,7 @@ def test_stage_2_generates_the_tokens_of_transformers(kind: str, natives: dict[s
     generate = ours.language.model.generate
     ours.language.model.generate = lambda **more: own_ids.append(generate(**more)) or own_ids[-1]
     assert ours.generate(images, prompts, Decoding(num_beams=5, max_new_tokens=8, min_new_tokens=2)) == expected
-    assert torch.equal(own_ids[0], found)
+    assert torch.equal(own_ids[-1], found)
     assert len(set(expected)) > 3  # the pictures decide what is said
 
 

@@ -1,0 +1,25 @@
+"""What a model has read of a prompt, copied for the beams of transformers' generate(), which would read it for each."""
+
+from typing import Any
+
+
+def has_plain_cache(model: Any) -> bool:
+    """Whether generate() would keep each layer's keys and values whole: no sliding window, no recurrent state."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    try:
+        layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
+    except (AttributeError, KeyError, TypeError, ValueError):  # a configuration that has no such cache
+        return False
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+def copied_for_beams(read: Any, num_beams: int) -> dict[str, Any]:
+    """generate()'s argument of what a model has read, a row a beam; nothing when that is no cache of transformers'."""
+    from transformers.cache_utils import Cache
+
+    cache = getattr(read, "past_key_values", None)
+    if not isinstance(cache, Cache):
+        return {}
+    cache.batch_repeat_interleave(num_beams)
+    return {"past_key_values": cache}
