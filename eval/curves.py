@@ -1,6 +1,7 @@
 """`python -m eval.curves FOLDER...`: scores over checkpoints to TensorBoard, of FOLDER/step_N/NAME/metrics.json.
 
-FOLDER/tensorboard is written anew from all that is scored, so that it does not matter which job comes first or twice.
+What FOLDER/tensorboard does not show yet goes into a new event file there, so that it does not matter which job comes
+first or twice, and an open TensorBoard follows. A metrics.json that is not readable is named, and the others are drawn.
 """
 
 import argparse
@@ -10,50 +11,41 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.command_line import Parser, finish, print_settings
-from eval.reporting.files import scores_over_steps
-
-EVENTS = "events.out.tfevents.0000000000.eval"
-Point = tuple[int, float, float]  # step, value, when it was scored
+from eval.reporting.files import score_files, scores_at_step
+from eval.watching.event_files import Curves, add_what_is_new
 
 
-def scalars(folder: Path) -> dict[str, list[Point]]:
-    """Each overall number by `NAME/metric protocol`, in the order of the steps."""
-    found: dict[str, list[Point]] = {}
-    for step, path, row in scores_over_steps(folder):
-        if row["subset"] == "overall":
-            tag = f"{path.parent.name}/{row['name']} {row['protocol'].replace('/', ' ')}"
-            found.setdefault(tag, []).append((step, float(row["value"]), path.stat().st_mtime))
-    return found
+def scalars(folder: Path) -> tuple[Curves, list[str]]:
+    """Each overall number by `NAME/metric protocol` and step, and a line for each file that is not readable."""
+    found: Curves = {}
+    faults = []
+    for path in score_files(folder):
+        try:
+            step, rows = scores_at_step(path)
+            scored = path.stat().st_mtime
+        except (ValueError, OSError) as error:
+            faults.append(" ".join(str(error).split()))
+            continue
+        for row in rows:
+            if row["subset"] == "overall":
+                tag = f"{path.parent.name}/{row['name']} {row['protocol'].replace('/', ' ')}"
+                found.setdefault(tag, {})[step] = (float(row["value"]), scored)
+    return found, faults
 
 
-def write_tensorboard(folder: Path) -> Path:
-    """The event file, whole or as it was. Raises ValueError when nothing is scored yet."""
-    found = scalars(folder)
-    if not found:
+def write_tensorboard(folder: Path) -> tuple[Path | None, list[str]]:
+    """The new event file, None when there is nothing new, and a line for each file that is not readable.
+
+    Raises ValueError when nothing is scored yet.
+    """
+    if not score_files(folder):
         raise ValueError(f"{folder}: no step_*/*/metrics.json in it; name a folder of eval.watch, below its output")
-    target = folder / "tensorboard" / EVENTS
-    target.parent.mkdir(exist_ok=True)
-    with (folder / "tensorboard" / ".lock").open("w") as lock:
+    target = folder / "tensorboard"
+    target.mkdir(exist_ok=True)
+    with (target / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        temporary = target.with_name(".events.tmp")
-        _write_events(temporary, found)
-        temporary.replace(target)
-    return target
-
-
-def _write_events(path: Path, found: dict[str, list[Point]]) -> None:
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
-    points = [(step, tag, value, at) for tag, line in found.items() for step, value, at in line]
-    with path.open("wb") as file:
-        writer = RecordWriter(file)
-        writer.write(Event(wall_time=min(at for *_, at in points), file_version="brain.Event:2").SerializeToString())
-        for step, tag, value, at in sorted(points):
-            summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
-            writer.write(Event(wall_time=at, step=step, summary=summary).SerializeToString())
-        writer.flush()
+        found, faults = scalars(folder)  # not before: who had the lock may have drawn what came since
+        return add_what_is_new(target, found), faults
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,11 +54,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     print_settings(options)
 
-    def work() -> None:
-        for folder in options.folders:
-            print(write_tensorboard(folder))
+    num_faults = 0
 
-    return finish(work)
+    def work() -> None:
+        nonlocal num_faults
+        for folder in options.folders:
+            written, faults = write_tensorboard(folder)
+            num_faults += len(faults)
+            for fault in faults:
+                print(f"error: {fault}", file=sys.stderr)
+            print(written or f"{folder / 'tensorboard'}: nothing new")
+
+    return finish(work) or min(num_faults, 1)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,14 @@ if TYPE_CHECKING:
     from eval.watching.wanted import Evaluation
 
 LOCK = ".watch.lock"
+AGAIN = "remove the folder to evaluate again"
 FAULTS = {
-    "failed": "its jobs ended without scores, see their output there",
-    "outdated": "it is of other weights than the checkpoint's now",
+    "failed": f"its jobs ended without scores, see their output there; {AGAIN}",
+    "outdated": f"it is of other weights than the checkpoint's now; {AGAIN}",
+    "asked otherwise": f"outdated: it was asked otherwise than the list asks now; {AGAIN}",
+    "predicted": "its jobs ended without scores and its checkpoint is gone; slurm/score.sbatch scores its predictions",
+    "lost": "its jobs ended without scores and its checkpoint is gone; remove the folder, and have the training keep "
+    "the checkpoints that every_steps evaluates (run.keep_every_steps)",
 }
 FAULTY = "not submitted"
 SCRIPTS = Path(__file__).resolve().parent.parent / "slurm"
@@ -46,8 +52,8 @@ def only_one(folder: Path) -> Iterator[int | None]:
 def look_once(path: Path, scripts: Path) -> int:
     """Submit what is missing now; prints a line for each submission and failure, and a count. Returns how many had a
     fault of their own. Raises ValueError at the end when a run's folder is not there, at once when SLURM is silent."""
-    from eval.watching.jobs import queued_jobs
-    from eval.watching.wanted import evaluations, read_watch_list
+    from eval.watching.jobs import NOTE, queued_jobs
+    from eval.watching.wanted import begun_without_checkpoint, evaluations, read_watch_list
 
     wanted, counts = read_watch_list(path), Counter[str]()
     with only_one(wanted.output) as lock:
@@ -55,8 +61,11 @@ def look_once(path: Path, scripts: Path) -> int:
             print(f"another one watches {wanted.output} at this moment", flush=True)
             return 0
         queued = queued_jobs()
-        for evaluation in evaluations(wanted):
-            counts[look_at(evaluation, queued, scripts, lock)] += 1
+        seen = set()
+        for evaluation in chain(evaluations(wanted), begun_without_checkpoint(wanted, NOTE)):
+            if evaluation.folder not in seen:  # its checkpoint may have gone in the course of this look
+                seen.add(evaluation.folder)
+                counts[look_at(evaluation, queued, scripts, lock)] += 1
         print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "no whole checkpoint yet")
         sys.stdout.flush()
     gone = [str(run) for run in wanted.runs if not run.is_dir()]
@@ -67,7 +76,7 @@ def look_once(path: Path, scripts: Path) -> int:
 
 def look_at(evaluation: "Evaluation", queued: set[str], scripts: Path, lock: int) -> str:
     """Submit an evaluation if it is missing; returns its state. A fault of its own is printed, and stops no other."""
-    from eval.watching.jobs import UnansweredError, state_of, submit
+    from eval.watching.jobs import UnansweredError, jobs_at_work, state_of, submit
 
     try:
         state = state_of(evaluation, queued)
@@ -77,14 +86,16 @@ def look_at(evaluation: "Evaluation", queued: set[str], scripts: Path, lock: int
     except UnansweredError:
         raise
     except (ValueError, OSError) as error:
-        if isinstance(error, FileNotFoundError) and not (evaluation.checkpoint / "COMPLETE").exists():
+        if isinstance(error, FileNotFoundError) and not evaluation.has_checkpoint:
             return "pruned meanwhile"
         print(f"error: {evaluation.folder}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return FAULTY
     if state == "submitted":
         print(f"{evaluation.folder}: submitted {' '.join(jobs)}", flush=True)
     if state in FAULTS:
-        print(f"{evaluation.folder}: {FAULTS[state]}; remove the folder to evaluate again", file=sys.stderr)
+        at_work = jobs_at_work(evaluation, queued)
+        cancel = f" (scancel {' '.join(at_work)} before)" if at_work else ""
+        print(f"{evaluation.folder}: {FAULTS[state]}{cancel}", file=sys.stderr)
     return state
 
 

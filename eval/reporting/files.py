@@ -137,14 +137,25 @@ def read_metrics(path: Path, task: str | None = None) -> dict[str, Any]:
     return content
 
 
+def score_files(folder: Path) -> list[Path]:
+    """All that is scored in FOLDER/step_N/NAME."""
+    return sorted(folder.glob("step_*/*/metrics.json"))
+
+
+def scores_at_step(path: Path) -> tuple[int, list[dict[str, Any]]]:
+    """N and rows of step_N/NAME/metrics.json. Raises ValueError when N is no number or the file is another."""
+    number = path.parent.parent.name.removeprefix("step_")
+    if not number.isdecimal():
+        raise ValueError(f"{path}: step {number!r} is no whole number; name the folder step_N")
+    return int(number), read_metrics(path)["metrics"]
+
+
 def scores_over_steps(folder: Path) -> Iterator[tuple[int, Path, dict[str, Any]]]:
-    """Step, file and row of all that is scored in FOLDER/step_N/NAME. Raises ValueError when an N is no number."""
-    for path in sorted(folder.glob("step_*/*/metrics.json")):
-        number = path.parent.parent.name.removeprefix("step_")
-        if not number.isdecimal():
-            raise ValueError(f"{path}: step {number!r} is no whole number; name the folder step_N")
-        for row in read_metrics(path)["metrics"]:
-            yield int(number), path, row
+    """Step, file and row of all that is scored in FOLDER/step_N/NAME. Raises ValueError at the first bad file."""
+    for path in score_files(folder):
+        step, rows = scores_at_step(path)
+        for row in rows:
+            yield step, path, row
 
 
 def read_samples(path: Path, task: dict[str, Any], score: str) -> list[dict[str, Any]]:

@@ -29,15 +29,35 @@ class UnansweredError(ValueError):
 
 def state_of(evaluation: Evaluation, queued: set[str]) -> str:
     """`scored`, `waiting` (its jobs are queued or run), `failed` (they ended without scores), or `missing`;
-    `outdated` when what is there is of weights that have been replaced since."""
+    `outdated` when what is there is of weights that have been replaced since, `asked otherwise` when it is of other
+    data or flags than the list has now."""
     note = _note(evaluation)
+    if note and not evaluation.has_checkpoint:
+        return _state_without_checkpoint(evaluation, note, queued)
     if note.get("stamp", stamp_of(evaluation)) != stamp_of(evaluation) and not _has_same_weights(evaluation):
         return "outdated"
-    if _has_scores(evaluation.folder / "metrics.json"):
-        return "scored"
-    if not note.get("jobs"):
+    is_scored = _has_scores(evaluation.folder / "metrics.json")
+    if not is_scored and not note.get("jobs"):
         return "missing"
+    if note.get("asked", evaluation.asked) != evaluation.asked:
+        return "asked otherwise"
+    if is_scored:
+        return "scored"
     return "waiting" if queued & set(note["jobs"]) else "failed"
+
+
+def _state_without_checkpoint(evaluation: Evaluation, note: dict[str, Any], queued: set[str]) -> str:
+    """`scored`, `scored as asked before`, `waiting`, `predicted` (its predictions are whole), or `lost`."""
+    if _has_scores(evaluation.folder / "metrics.json"):
+        return "scored" if note.get("asked", evaluation.asked) == evaluation.asked else "scored as asked before"
+    if queued & set(note["jobs"]):
+        return "waiting"
+    return "predicted" if (evaluation.folder / "COMPLETE").is_file() else "lost"
+
+
+def jobs_at_work(evaluation: Evaluation, queued: set[str]) -> list[str]:
+    """Those of its noted jobs that wait or run."""
+    return [job for job in _note(evaluation).get("jobs", []) if job in queued]
 
 
 def stamp_of(evaluation: Evaluation) -> list[int]:
@@ -74,7 +94,8 @@ def submit(evaluation: Evaluation, scripts: Path, lock: int) -> list[str]:
     outputs = earlier.get("outputs", [] if earlier else _outputs(folder))  # of jobs before this intent
     queued = _queued_by_name(names) if earlier else {}
     begun = _begun(folder, names, outputs) if earlier else {}
-    note = {"checkpoint": str(evaluation.checkpoint), "stamp": stamp, "jobs": [], "outputs": outputs}
+    asked = earlier.get("asked", evaluation.asked) if queued or begun else evaluation.asked
+    note = {"checkpoint": str(evaluation.checkpoint), "stamp": stamp, "asked": asked, "jobs": [], "outputs": outputs}
     write_durably(folder / NOTE, json.dumps(note) + "\n")
     is_complete = (folder / "COMPLETE").is_file()
     if not is_complete and names[0] in begun.keys() - queued.keys():
@@ -88,6 +109,7 @@ def submit(evaluation: Evaluation, scripts: Path, lock: int) -> list[str]:
             jobs.append(queued.get(names[0]) or _sbatch(names[0], folder, wanted.sbatch, script, what, lock))
         after = [f"--dependency=afterok:{jobs[0]}", "--kill-on-invalid-dep=yes"] if jobs else []
         what = [SCORE_TASKS.get(wanted.task, wanted.task), str(folder), *wanted.score]
+        what += ["--", *evaluation.report] if evaluation.report else []
         options, script = [*after, *wanted.score_sbatch], scripts / "score.sbatch"
         known = queued.get(names[1]) or begun.get(names[1])
         jobs.append(known or _sbatch(names[1], folder, options, script, what, lock))
@@ -115,8 +137,8 @@ def queued_jobs() -> set[str]:
 
 
 def _queued_by_name(names: Sequence[str]) -> dict[str, str]:
-    lines = _answer(["squeue", "--noheader", "--me", f"--name={','.join(names)}", "--format=%j %i"]).splitlines()
-    return dict(line.split(maxsplit=1) for line in lines)
+    lines = _answer(["squeue", "--noheader", "--me", f"--name={','.join(names)}", "--format=%i %j"]).splitlines()
+    return {name: job for job, name in (line.split(maxsplit=1) for line in lines)}
 
 
 def _outputs(folder: Path) -> list[str]:

@@ -1,5 +1,8 @@
 """The watch list: run folders, and what each of their checkpoints is evaluated on; and where each evaluation lies."""
 
+import hashlib
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 STEP = "step_"
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")  # a folder's and part of a job's, which SLURM separates by commas
 
 
 class Wanted(BaseModel):
@@ -28,13 +32,17 @@ class Wanted(BaseModel):
 
 
 class WatchList(BaseModel):
-    """`output`/RUN/step_N/NAME holds evaluation NAME of a checkpoint of RUN; `every_steps` leaves others out."""
+    """`output`/RUN/step_N/NAME holds evaluation NAME of a checkpoint of RUN; `every_steps` leaves others out.
+
+    `report` are flags of eval.report.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     output: Path
     runs: list[Path] = Field(min_length=1)
     evaluations: dict[str, Wanted] = Field(min_length=1)
     every_steps: int = Field(default=1, ge=1)
+    report: list[str] = []
 
     @model_validator(mode="after")
     def _names_are_one_folder_each(self) -> "WatchList":
@@ -42,9 +50,13 @@ class WatchList(BaseModel):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"runs: two are called {twice!r}; their evaluations would share a folder")
-        bad = next((name for name in self.evaluations if "/" in name or name.startswith(".")), None)
+        named = [*(("runs", name) for name in names), *(("evaluations", name) for name in self.evaluations)]
+        bad = next(((field, name) for field, name in named if not NAME.fullmatch(name)), None)
         if bad is not None:
-            raise ValueError(f"evaluations: {bad!r} is to be a folder's name")
+            field, name = bad
+            raise ValueError(
+                f"{field}: {name!r} is to be a name of letters, digits, '.', '_', '-', no '.' first; rename it"
+            )
         for name, each in self.evaluations.items():
             stranger = next((run for run in each.runs if run not in names), None)
             if stranger is not None:
@@ -54,16 +66,28 @@ class WatchList(BaseModel):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of one whole checkpoint."""
+    """One evaluation of one checkpoint."""
 
     name: str
     wanted: Wanted
     checkpoint: Path
     folder: Path
+    report: tuple[str, ...] = ()
 
     @property
     def job_name(self) -> str:
-        return f"eval-{self.folder.parent.parent.name}-{self.checkpoint.name}-{self.name}"
+        """No other evaluation's, whatever list it is of: the hash is of where it lies."""
+        place = hashlib.sha256(os.path.realpath(self.folder).encode(errors="surrogateescape")).hexdigest()[:8]
+        return f"eval-{self.folder.parent.parent.name}-{self.checkpoint.name}-{self.name}-{place}"
+
+    @property
+    def asked(self) -> dict[str, object]:
+        """What decides the result, beside the weights."""
+        return self.wanted.model_dump(include={"task", "data", "run", "score"})
+
+    @property
+    def has_checkpoint(self) -> bool:
+        return (self.checkpoint / "COMPLETE").exists()
 
 
 def read_watch_list(path: Path) -> WatchList:
@@ -82,11 +106,24 @@ def evaluations(wanted: WatchList) -> Iterator[Evaluation]:
     """Every evaluation of every checkpoint that is whole by now, in the order of the runs and steps."""
     for run in wanted.runs:
         for complete in sorted(run.glob(f"checkpoints/{STEP}*/COMPLETE")):
-            checkpoint = complete.parent
-            number = checkpoint.name.removeprefix(STEP)
-            if not number.isdecimal() or int(number) % wanted.every_steps:
-                continue
-            for name, each in wanted.evaluations.items():
-                if each.runs and run.name not in each.runs:
-                    continue
-                yield Evaluation(name, each, checkpoint, wanted.output / run.name / checkpoint.name / name)
+            yield from _of_checkpoint(wanted, run, complete.parent)
+
+
+def begun_without_checkpoint(wanted: WatchList, note: str) -> Iterator[Evaluation]:
+    """Every evaluation with a file `note` whose checkpoint is no longer there though its run is."""
+    for run in wanted.runs:
+        steps = {path.parent.parent.name for path in (wanted.output / run.name).glob(f"{STEP}*/*/{note}")}
+        for step in sorted(steps if run.is_dir() else ()):
+            for evaluation in _of_checkpoint(wanted, run, run / "checkpoints" / step):
+                if not evaluation.has_checkpoint and (evaluation.folder / note).is_file():
+                    yield evaluation
+
+
+def _of_checkpoint(wanted: WatchList, run: Path, checkpoint: Path) -> Iterator[Evaluation]:
+    number = checkpoint.name.removeprefix(STEP)
+    if not number.isdecimal() or int(number) % wanted.every_steps:
+        return
+    for name, each in wanted.evaluations.items():
+        if not each.runs or run.name in each.runs:
+            folder = wanted.output / run.name / checkpoint.name / name
+            yield Evaluation(name, each, checkpoint, folder, tuple(wanted.report))

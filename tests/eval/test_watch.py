@@ -37,7 +37,9 @@ class Site:
 
     def watch(self, **options: list[str]) -> int:
         """Look once at evaluations of these names, with these options of sbatch."""
-        wanted = {name: {"task": "vqa", "data": "d", "sbatch": each} for name, each in options.items()}
+        return self.look({name: {"task": "vqa", "data": "d", "sbatch": each} for name, each in options.items()})
+
+    def look(self, wanted: dict[str, dict[str, Any]]) -> int:
         content = {"output": str(self.folder / "eval"), "runs": [str(self.folder / "stage2")], "evaluations": wanted}
         (self.folder / "list.yaml").write_text(yaml.safe_dump(content))
         return main([str(self.folder / "list.yaml"), "--once"])
@@ -95,6 +97,56 @@ def test_only_scores_that_can_be_read_count(content: str, site: Site, capsys: py
     (site.of("vqa") / "metrics.json").write_text(content)
     assert site.watch(vqa=[]) == 0
     assert ("1 scored" if content == '{"metrics": []}' else "1 submitted") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change", [{"data": "e"}, {"run": ["--prompt", "x"]}, {"score": ["--questions", "q"]}, {"task": "okvqa"}]
+)
+@pytest.mark.parametrize("is_scored", [True, False])
+def test_an_evaluation_that_the_list_asks_otherwise_now_is_outdated(
+    change: dict[str, Any], is_scored: bool, site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = {"task": "vqa", "data": "d"}
+    site.look({"v": asked})
+    if is_scored:
+        (site.of("v") / "metrics.json").write_text("{}")
+    site.look({"v": asked | {"sbatch": ["--time=1"], "score_sbatch": ["--time=1"], "run": [], "runs": ["stage2"]}})
+    state = "1 scored" if is_scored else "1 failed"
+    assert state in capsys.readouterr().out  # how it is submitted does not matter
+    assert site.look({"v": asked | change}) == 0
+    said = capsys.readouterr()
+    assert "1 asked otherwise" in said.out and said.err.count("\n") == 1
+    assert f"{site.of('v')}: outdated: it was asked otherwise than the list asks now; remove the folder" in said.err
+    site.look({"v": asked})
+    assert state in capsys.readouterr().out  # and the list as it was is what was asked
+
+
+def test_a_note_of_before_that_does_not_say_what_was_asked_counts_as_unchanged(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.watch(v=[])
+    note = json.loads((site.of("v") / "submitted.json").read_text())
+    del note["asked"]
+    (site.of("v") / "submitted.json").write_text(json.dumps(note))
+    (site.of("v") / "metrics.json").write_text("{}")
+    assert site.look({"v": {"task": "vqa", "data": "other"}}) == 0
+    assert "1 scored" in capsys.readouterr().out
+
+
+def test_what_lost_its_checkpoint_before_it_was_scored_is_named(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    site.watch(lost=[], predicted=[], scored=[], other=[], queued=[])
+    queued = json.loads((site.of("queued") / "submitted.json").read_text())["jobs"][1]
+    (site.commands / "squeue").write_text(f"#!/bin/bash\necho {queued}\n")
+    (site.of("predicted") / "COMPLETE").touch()
+    (site.of("scored") / "metrics.json").write_text("{}")
+    (site.folder / "stage2" / "checkpoints" / "step_00000002" / "COMPLETE").unlink()
+    capsys.readouterr()
+    assert site.watch(lost=[], predicted=[], scored=[], queued=[]) == 0  # and `other` is no longer wanted
+    said = capsys.readouterr()
+    assert said.out.endswith("1 lost, 1 predicted, 1 scored, 1 waiting\n")
+    lost, predicted = said.err.splitlines()
+    assert str(site.of("lost")) in lost and "run.keep_every_steps" in lost
+    assert str(site.of("predicted")) in predicted and "score.sbatch" in predicted
 
 
 def test_a_slurm_that_is_silent_ends_the_look(

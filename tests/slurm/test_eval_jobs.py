@@ -2,117 +2,38 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from tests.support.slurm_cluster import Cluster
-from tests.support.tiny_evaluation_sets import save_karpathy, save_vqa
-from tests.support.tiny_towers import tiny_recipe
-
-ROOT = Path(__file__).parents[2]
-SMALL = ["--ntasks-per-node=1", "--cpus-per-task=1"]
-
-
-def save_checkpoint(run: Path, step: int, complete: bool = True) -> Path:
-    """A checkpoint of random weights of an OPT bridge."""
-    import torch
-
-    from pipeline.config import parse_recipe
-    from pipeline.models.build import build_bridge
-    from pipeline.weights.native import save_weights
-
-    recipe = parse_recipe(tiny_recipe(run.parent / "towers", run.parent / "m.json", run, 2, "opt"))
-    torch.manual_seed(step)
-    folder = run / "checkpoints" / f"step_{step:08d}"
-    folder.mkdir(parents=True)
-    save_weights(build_bridge(recipe), recipe, step, folder)
-    if complete:
-        (folder / "COMPLETE").touch()
-    return folder
-
-
-class Site:
-    """A home, a run folder, data, and a watch list over them."""
-
-    def __init__(self, cluster: Cluster, folder: Path) -> None:
-        self.cluster, self.folder, self.output = cluster, folder, folder / "eval"
-        self.run = folder / "stage2"
-        home = folder / "home"
-        home.mkdir()
-        for name in ("pipeline", "eval", "slurm"):
-            (home / name).symlink_to(ROOT / name)
-        (home / ".venv").symlink_to(sys.prefix)
-        self.variables = {"BLIP2_HOME": str(home), "MASTER_PORT": "29500"}
-        vqa, coco = save_vqa(folder / "vqav2", 2), save_karpathy(folder / "coco", 3)
-        annotations, questions = "v2_mscoco_val2014_annotations.json", "v2_OpenEnded_mscoco_val2014_questions.json"
-        self.vqa: dict[str, Any] = {
-            "task": "vqa",
-            "data": str(vqa),
-            "run": ["--batch-size", "2"],
-            "score": ["--annotations", str(vqa / annotations), "--questions", str(vqa / questions)],
-            "sbatch": SMALL,
-        }
-        self.captions: dict[str, Any] = {
-            "task": "captioning",
-            "data": str(coco),
-            "run": ["--max-new-tokens", "4", "--min-new-tokens", "1"],
-            "score": ["--annotations", str(coco / "dataset_coco.json"), "--split", "test"],
-            "sbatch": SMALL,
-        }
-
-    def watch(self, *more_runs: Path, **evaluations: Any) -> subprocess.CompletedProcess[str]:
-        path = self.folder / "list.yaml"
-        runs = [str(run) for run in (self.run, *more_runs)]
-        content = {"output": str(self.output), "runs": runs, "evaluations": evaluations}
-        path.write_text(yaml.safe_dump(content))
-        return self.cluster.run([f"{ROOT}/slurm/eval_watch", str(path), "--once"], self.variables, cwd=self.folder)
-
-    def before_sbatch(self, *commands: str) -> None:
-        """From now on these shell commands run before each sbatch."""
-        folder = self.folder / "bin"
-        folder.mkdir(exist_ok=True)
-        lines = ["#!/bin/bash", *commands, 'exec /usr/bin/sbatch "$@"']
-        (folder / "sbatch").write_text("\n".join(lines) + "\n")
-        (folder / "sbatch").chmod(0o755)
-        self.variables["PATH"] = f"{folder}:{os.environ['PATH']}"
-
-    def note(self, step: int, name: str) -> Path:
-        return self.output / "stage2" / f"step_{step:08d}" / name / "submitted.json"
-
-    def jobs(self, step: int, name: str) -> list[str]:
-        jobs: list[str] = json.loads(self.note(step, name).read_text())["jobs"]
-        return jobs
-
-    def wait(self, step: int, *names: str) -> None:
-        for name in names:
-            for job in self.jobs(step, name):
-                facts = self.cluster.wait_until_ended(job)
-                outputs = [path.read_text() for path in self.note(step, name).parent.glob("*.out")]
-                assert facts["JobState"] == "COMPLETED", (facts, outputs)
+from tests.support.watched_site import ROOT, SMALL, WatchedSite, save_checkpoint, submissions
 
 
 @pytest.fixture
-def site(cluster: Cluster, tmp_path: Path) -> Site:
-    return Site(cluster, tmp_path)
+def site(cluster: Cluster, tmp_path: Path) -> WatchedSite:
+    return WatchedSite(cluster, tmp_path)
 
 
-def submissions(outputs: list[str]) -> list[str]:
-    return [line for output in outputs for line in output.splitlines() if ": submitted " in line]
+def save_hashes(folder: Path) -> Path:
+    """A ledger's hashes of training pictures."""
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(
+        pyarrow.table({"phash": pyarrow.array([7, 2**60], pyarrow.uint64())}), folder / "ledger.parquet"
+    )
+    return folder / "ledger.parquet"
 
 
-def test_each_whole_checkpoint_is_evaluated_once_and_drawn_over_steps(site: Site) -> None:
+def test_each_whole_checkpoint_is_evaluated_once_and_drawn_over_steps(site: WatchedSite) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     save_checkpoint(site.run, 2)
     late = save_checkpoint(site.run, 4, complete=False)
-    wanted = {"vqa": site.vqa, "coco": site.captions}
+    wanted = {"vqa": site.vqa, "coco": site.captions, "report": ["--training-hashes", str(save_hashes(site.folder))]}
     with ThreadPoolExecutor(3) as pool:  # cron jobs that overlap
         done = list(pool.map(lambda _: site.watch(**wanted), range(3)))
     assert [each.returncode for each in done] == [0, 0, 0], done
@@ -137,6 +58,7 @@ def test_each_whole_checkpoint_is_evaluated_once_and_drawn_over_steps(site: Site
     assert [step for step, _ in points["vqa/accuracy vqa legacy-2017"]] == [2, 4]
     report = (folder / "report.html").read_text()
     assert "Scores over checkpoints" in report and "<polyline" in report and "data:image/jpeg" in report
+    assert "not checked" not in report and "of 3 pictures" in report
 
 
 def test_scores_of_replaced_weights_are_outdated_and_those_of_copied_ones_are_not(tmp_path: Path) -> None:
@@ -162,7 +84,7 @@ def test_scores_of_replaced_weights_are_outdated_and_those_of_copied_ones_are_no
     assert state_of(evaluation, set()) == "outdated"
 
 
-def test_a_failed_evaluation_is_named_and_not_submitted_again(site: Site) -> None:
+def test_a_failed_evaluation_is_named_and_not_submitted_again(site: WatchedSite) -> None:
     save_checkpoint(site.run, 2)
     broken = site.vqa | {"data": str(site.folder / "nowhere")}
     assert "1 submitted" in site.watch(vqa=broken).stdout
@@ -189,7 +111,7 @@ def test_a_failed_evaluation_is_named_and_not_submitted_again(site: Site) -> Non
     assert (folder / "metrics.json").exists()
 
 
-def test_a_watcher_killed_between_submitting_and_noting_leaves_no_second_job(site: Site) -> None:
+def test_a_watcher_killed_between_submitting_and_noting_leaves_no_second_job(site: WatchedSite) -> None:
     save_checkpoint(site.run, 2)
     held = site.vqa | {"sbatch": [*SMALL, "--hold"]}
     assert "1 submitted" in site.watch(vqa=held).stdout
@@ -203,12 +125,12 @@ def test_a_watcher_killed_between_submitting_and_noting_leaves_no_second_job(sit
         assert "1 submitted" in site.watch(vqa=held).stdout
         assert site.jobs(2, "vqa")[0] == jobs[0] and (site.jobs(2, "vqa")[1] == jobs[1]) == (gone is None)
     queued = site.cluster.answer("squeue", "--noheader", "--format=%j").split()
-    assert sorted(queued) == ["eval-stage2-step_00000002-vqa", "eval-stage2-step_00000002-vqa-score"]
+    assert sorted(queued) == site.job_names(2, "vqa")
     site.cluster.answer("scontrol", "release", jobs[0])
     site.wait(2, "vqa")
 
 
-def test_a_watcher_killed_while_sbatch_is_in_flight_leaves_no_second_job(site: Site) -> None:
+def test_a_watcher_killed_while_sbatch_is_in_flight_leaves_no_second_job(site: WatchedSite) -> None:
     save_checkpoint(site.run, 2)
     held = site.vqa | {"sbatch": [*SMALL, "--hold"]}
     watcher, go_on = site.folder / "watcher", site.folder / "go_on"
@@ -228,13 +150,50 @@ def test_a_watcher_killed_while_sbatch_is_in_flight_leaves_no_second_job(site: S
             break
         assert "another one watches" in done.stdout, done
     queued = site.cluster.answer("squeue", "--noheader", "--format=%j %i").split()
-    assert sorted(queued[::2]) == ["eval-stage2-step_00000002-vqa", "eval-stage2-step_00000002-vqa-score"]
+    assert sorted(queued[::2]) == site.job_names(2, "vqa")
     assert sorted(queued[1::2]) == sorted(site.jobs(2, "vqa"))
     site.cluster.answer("scancel", *site.jobs(2, "vqa"))
 
 
+def test_jobs_of_another_list_or_evaluation_are_not_taken_for_ones_own(site: WatchedSite) -> None:
+    save_checkpoint(site.run, 2)
+    held = site.vqa | {"sbatch": [*SMALL, "--hold"]}
+    wanted = {"vqa": held, "vqa-score": held}
+    assert "2 submitted" in site.watch(**wanted).stdout
+    first = {name: site.jobs(2, name) for name in wanted}
+    site.cluster.answer("scancel", first["vqa"][1])
+    site.cluster.wait_for(first["vqa"][1], lambda facts: facts["JobState"] == "CANCELLED")
+    site.forget_jobs(2, "vqa")
+    assert "1 submitted" in site.watch(**wanted).stdout
+    assert site.jobs(2, "vqa")[0] == first["vqa"][0] and site.jobs(2, "vqa")[1] not in first["vqa-score"]
+    own = [job for name in wanted for job in site.jobs(2, name)]
+
+    site.output = site.folder / "other"  # of a run of the same name; its watcher was killed before sbatch
+    for name in wanted:
+        site.note(2, name).parent.mkdir(parents=True)
+        site.note(2, name).write_text('{"jobs": [], "outputs": []}')
+    assert "2 submitted" in site.watch(**wanted).stdout
+    others = [job for name in wanted for job in site.jobs(2, name)]
+    names = site.cluster.answer("squeue", "--noheader", "--format=%j").split()
+    site.cluster.answer("scancel", *own, *others)
+    assert len({*own, *others}) == 8 and len(set(names)) == 8
+
+
+def test_a_list_changed_while_a_watcher_was_killed_does_not_take_its_jobs_for_new_ones(site: WatchedSite) -> None:
+    save_checkpoint(site.run, 2)
+    held = site.vqa | {"sbatch": [*SMALL, "--hold"]}
+    site.watch(vqa=held)
+    jobs = site.jobs(2, "vqa")
+    site.forget_jobs(2, "vqa")
+    changed = held | {"run": ["--batch-size", "1"]}
+    assert "1 submitted" in site.watch(vqa=changed).stdout and site.jobs(2, "vqa") == jobs
+    done = site.watch(vqa=changed)
+    site.cluster.answer("scancel", *jobs)
+    assert "1 asked otherwise" in done.stdout and f"scancel {' '.join(jobs)}" in done.stderr
+
+
 def test_a_job_that_sbatch_did_not_acknowledge_in_time_is_not_submitted_again(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    site: WatchedSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from eval.watching import jobs
     from eval.watching.wanted import WatchList, evaluations
@@ -252,11 +211,11 @@ def test_a_job_that_sbatch_did_not_acknowledge_in_time_is_not_submitted_again(
         jobs.submit(evaluation, ROOT / "slurm", 2)
     note = json.loads(site.note(2, "vqa").read_text())
     assert note["jobs"] == [] and note["outputs"] == []  # the intent stays, and names what it is to be told by
-    (site.note(2, "vqa").parent / "eval-stage2-step_00000002-vqa-77.out").touch()  # the job had been taken, and ended
+    (evaluation.folder / f"{evaluation.job_name}-77.out").touch()  # the job had been taken, and ended
     assert "1 failed" in site.watch(vqa=site.vqa).stdout and site.jobs(2, "vqa") == ["77"]
 
 
-def test_a_checkpoint_pruned_meanwhile_is_skipped_and_a_missing_run_is_named(site: Site) -> None:
+def test_a_checkpoint_pruned_meanwhile_is_skipped_and_a_missing_run_is_named(site: WatchedSite) -> None:
     site.run.mkdir()
     assert site.watch(vqa=site.vqa).stdout.endswith("no whole checkpoint yet\n")
     pruned = save_checkpoint(site.run, 2)
@@ -266,54 +225,20 @@ def test_a_checkpoint_pruned_meanwhile_is_skipped_and_a_missing_run_is_named(sit
     assert done.returncode == 1 and "1 pruned meanwhile, 1 submitted" in done.stdout, done
     assert f"runs: no folder {site.folder / 'stage3'}" in done.stderr and done.stderr.count("\n") == 1
     assert not site.note(2, "second").exists()
-    site.cluster.answer("scancel", *site.jobs(2, "first"))
+    assert site.watch(first=held).stdout.endswith("\n1 waiting\n")
+    jobs = site.jobs(2, "first")
+    site.cluster.answer("scancel", *jobs)
+    for job in jobs:
+        site.cluster.wait_for(job, lambda facts: facts["JobState"] == "CANCELLED")
+    for _ in range(2):
+        done = site.watch(first=held)
+        assert done.stdout.endswith("\n1 lost\n") and done.stderr.count("\n") == 1, done
+        assert str(site.note(2, "first").parent) in done.stderr and "run.keep_every_steps" in done.stderr
 
 
-def test_what_sbatch_refuses_is_one_line_and_leaves_no_job(site: Site) -> None:
+def test_what_sbatch_refuses_is_one_line_and_leaves_no_job(site: WatchedSite) -> None:
     save_checkpoint(site.run, 2)
     done = site.watch(vqa=site.vqa | {"score_sbatch": ["--partition=nowhere"]})
     assert done.returncode == 1 and "invalid partition" in done.stderr and done.stderr.count("\n") == 1
     assert not site.note(2, "vqa").exists()
     assert not site.cluster.answer("squeue", "--noheader", "--states=PENDING,RUNNING").strip()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"runs": ["a"], "evaluations": {}}, "output: Field required"),
-        ({"output": "o", "runs": ["a/x", "b/x"], "evaluations": {"v": {"task": "vqa", "data": "d"}}}, "called 'x'"),
-        ({"output": "o", "runs": ["a"], "evaluations": {"v": {"task": "vaq", "data": "d"}}}, "evaluations.v.task"),
-        (
-            {"output": "o", "runs": ["a"], "evaluations": {"v": {"task": "vqa", "data": "d", "runs": ["b"]}}},
-            "'b' is none",
-        ),
-        ({"output": "o", "runs": ["a"], "evaluations": {"a/b": {"task": "vqa", "data": "d"}}}, "'a/b'"),
-    ],
-)
-def test_a_wrong_list_is_one_line_that_names_the_field(
-    content: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from eval.watch import main
-
-    (tmp_path / "list.yaml").write_text(yaml.safe_dump(content))
-    assert main([str(tmp_path / "list.yaml"), "--once"]) == 1
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("script", "variables", "message"),
-    [
-        ("score.sbatch", {}, "runs under SLURM only"),
-        ("score.sbatch", {"SLURM_JOB_ID": "1"}, "BLIP2_HOME is not set"),
-        ("score.sbatch", {"SLURM_JOB_ID": "1", "BLIP2_HOME": "/nowhere"}, "BLIP2_HOME /nowhere"),
-        ("score.sbatch", {"SLURM_JOB_ID": "1", "BLIP2_HOME": str(ROOT)}, "names no task"),
-        ("eval_watch", {}, "BLIP2_HOME is not set"),
-        ("eval_watch", {"BLIP2_HOME": str(ROOT), "MASTER_PORT": "1"}, "names no list"),
-    ],
-)
-def test_a_script_says_in_one_line_what_it_lacks(script: str, variables: dict[str, str], message: str) -> None:
-    environment = {"PATH": "/usr/bin:/bin", **variables}
-    command = ["bash", f"slurm/{script}"]
-    done = subprocess.run(command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
