@@ -23,6 +23,7 @@ LAVIS_FILES = ("coco_karpathy_{}.json", "flickr30k_{}.json")
 NOCAPS_FILES = {"val": "nocaps_val_4500_captions.json", "test": "nocaps_test_image_info.json"}
 NOCAPS_IMAGES = {"val": 4_500, "test": 10_600}
 MAX_RETRIEVAL_WORDS = 50
+_NOCAPS_NAME = re.compile(r"nocaps_(val|test)_")
 _RETRIEVAL_PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
 
 
@@ -40,6 +41,11 @@ def load_nocaps(folder: Path, split: str, limit: int | None = None) -> TaskData:
     annotations, content = find_file(folder, [NOCAPS_FILES[split]], _is_nocaps, f"for split {split!r}")
     entries = listed(annotations, content, "images")
     check_not_coco(annotations, entries)
+    told = _NOCAPS_NAME.match(annotations.name)
+    for other in NOCAPS_FILES.keys() - {split}:
+        if (told and told[1] == other) or len(entries) == NOCAPS_IMAGES[other]:
+            raise ValueError(f"{annotations}: of NoCaps {other} ({len(entries):,} images), not {split}; name it with "
+                             "--split, or the other file")  # fmt: skip
     find = PictureFinder(folder, annotations)
     paths: dict[SampleId, Path] = {}
     for image in entries[:limit]:
@@ -71,6 +77,8 @@ def retrieval_text(caption: str) -> str:
 
 def _captioned(folder: Path, split: str, limit: int | None) -> tuple[Path, DataSet, list[tuple[CaptionedImage, Path]]]:
     names = [*KARPATHY_FILES, *(name.format(split) for name in LAVIS_FILES)]
+    if len(both := [folder / name for name in KARPATHY_FILES if (folder / name).is_file()]) > 1:
+        raise ValueError(f"--data {folder}: two sets could be meant ({both[0]}, {both[1]}); keep them apart")
     annotations, content = find_file(folder, names, is_captioned_images, f"for split {split!r}")
     check_not_nocaps(annotations, content, "use --task nocaps")
     images, data_set = captioned_images(annotations, content, split)

@@ -32,6 +32,9 @@ def gqa_questions(path: Path, content: Any) -> dict[SampleId, GqaQuestion]:
     found: dict[SampleId, GqaQuestion] = {}
     for question_id, entry in content.items():
         of = f"question_id {question_id!r}"
+        if isinstance(entry, dict) and entry.get("isBalanced") is False:
+            raise ValueError(f"{path}: {of} is not of the balanced questions, which GQA's accuracy is about "
+                             "(isBalanced is false); name a *_balanced_questions.json")  # fmt: skip
         types = field_of(path, entry, "types", (dict,), of) if "types" in entry else {}
         found[question_id] = GqaQuestion(
             field_of(path, entry, "imageId", (int, str), of),

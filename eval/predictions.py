@@ -8,10 +8,11 @@ them in the data set's order to predictions.jsonl: the same bytes, however the w
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from eval.official_files import SampleId, check_whole_characters, field_of
 
@@ -26,10 +27,10 @@ class PredictionLog:
         self.path = folder / f"predictions.rank{rank}.jsonl"
         self.file = self.path.open("a+b")
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            _lock(self.file, self.path)
+        except ValueError:
             self.file.close()
-            raise ValueError(f"{self.path}: another process is writing it; wait for it, or stop it first") from error
+            raise
         self._drop_torn_line()
 
     def _drop_torn_line(self) -> None:
@@ -51,6 +52,38 @@ class PredictionLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.file.close()
+
+
+@contextmanager
+def job_log(folder: Path) -> Iterator[tuple[PredictionLog, dict[SampleId, Entry]]]:
+    """This rank's log, and what all have predicted so far. To be entered by every rank; none goes on before all have
+    read. Raises ValueError on every rank while a process of another job still writes one of the folder's logs."""
+    from pipeline.distributed import collectives, process_group
+
+    rank, world_size = process_group.rank(), process_group.world_size()
+    with ExitStack() as stack:
+        with collectives.together():
+            log = stack.enter_context(PredictionLog(folder, rank))
+        with collectives.together():
+            own = {folder / f"predictions.rank{each}.jsonl" for each in range(world_size)}
+            if rank == 0:
+                for path in set(folder.glob(RANK_FILES)) - own:
+                    check_not_written(path)
+            done = finished(folder)
+        yield log, done
+
+
+def check_not_written(path: Path) -> None:
+    """Raise ValueError while a process has this log open: a rank that outlived its job, say."""
+    with path.open("rb") as file:
+        _lock(file, path)
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(f"{path}: another process is writing it; wait for it, or stop it first") from error
 
 
 def read_log(path: Path) -> list[Entry]:

@@ -3,6 +3,7 @@
 VQAv2 and OK-VQA name COCO's pictures by number (`val2014/COCO_val2014_000000000042.jpg`), GQA its own by id.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ PUBLISHED_QUESTIONS = {
     "GQA": {"train": 943_000, "val": 132_062, "test-dev": 12_578, "test": 95_336},
 }
 GQA_NAMES = {"test-dev": "testdev"}
+GQA_FILE = re.compile(r"(train|val|testdev|test|challenge|submission)_(?:balanced|all)_questions")
 
 
 def load_vqa(folder: Path, split: str, limit: int | None = None) -> TaskData:
@@ -45,6 +47,9 @@ def load_gqa(folder: Path, split: str, limit: int | None = None) -> TaskData:
         raise ValueError(f"--split {split!r}: GQA has {', '.join(PUBLISHED_QUESTIONS['GQA'])}")
     names = [f"{GQA_NAMES.get(split, split)}_balanced_questions.json"]
     annotations, content = find_file(folder, names, is_gqa, f"for split {split!r}")
+    told = GQA_FILE.match(annotations.name)
+    if told and told[1] != GQA_NAMES.get(split, split):
+        raise ValueError(f"{annotations}: by its name of split {told[1]!r}; name it with --split, or the other file")
     questions = gqa_questions(annotations, content)
     data_set = DataSet(f"GQA {split}", len(questions) == PUBLISHED_QUESTIONS["GQA"][split])
     found = {question_id: (each.image_id, each.question) for question_id, each in questions.items()}

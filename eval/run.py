@@ -6,7 +6,7 @@ goes on where it was, at any other number of ranks; finished, it does nothing. S
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from eval.run_options import (
 )
 
 if TYPE_CHECKING:
+    from eval.official_files import SampleId
     from eval.samples import RetrievalData, TaskData
     from eval.task_folder import TaskFolder
     from pipeline.models.inference import LanguageModel, RetrievalModel
@@ -65,7 +66,7 @@ def predict_missing(
 
     with collectives.together():
         if process_group.rank() == 0:
-            folder.check_pictures(data.image_paths)
+            folder.check_pictures(data.image_paths, pictures_used(folder.path, data, options.images))
     if not sys.stderr.isatty():
         from transformers.utils import logging
 
@@ -101,6 +102,19 @@ def predict_missing(
         _retrieve(options, model, settings, data, folder)
 
 
+def pictures_used(folder: Path, data: "TaskData | RetrievalData", images: str) -> "Collection[SampleId]":
+    """The pictures that predictions in the folder were made of: those of finished samples. All, once there are any,
+    where a sample is shown another's picture, and in retrieval once all were embedded."""
+    from eval.predictions import finished
+    from eval.samples import TaskData
+    from eval.tasks.retrieval import ITC
+
+    done = finished(folder)
+    if isinstance(data, TaskData) and images == "own":
+        return {sample.image_id for sample in data.samples if sample.id in done}
+    return data.image_paths if done or (folder / ITC).is_file() else ()
+
+
 def _generate(
     options: argparse.Namespace,
     model: "LanguageModel",
@@ -120,20 +134,19 @@ def _generate(
     with collectives.together():
         if process_group.rank() == 0:
             folder.describe(settings, data.image_paths)
-    with collectives.together():  # a picture that one rank cannot decode ends them all
-        generation.generate_all(
-            model,
-            data,
-            prompts,
-            Decoding(**{name: settings[name] for name in DECODING_FLAGS}),
-            folder.path,
-            images=options.images,
-            seed=options.seed,
-            batch_size=options.batch_size,
-        )
+    generation.generate_all(
+        model,
+        data,
+        prompts,
+        Decoding(**{name: settings[name] for name in DECODING_FLAGS}),
+        folder.path,
+        images=options.images,
+        seed=options.seed,
+        batch_size=options.batch_size,
+    )
     with collectives.together():
         if process_group.rank() == 0:
-            folder.check_pictures(data.image_paths)  # none was replaced meanwhile
+            folder.check_pictures(data.image_paths, data.image_paths)  # none was replaced meanwhile
             task.write_official(folder.path, merge(folder.path, list(prompts)))
             folder.finish()
 
@@ -161,10 +174,9 @@ def _retrieve(
         batch_size=options.batch_size,
         k=options.k_test,
     )
-    collectives.barrier()
     with collectives.together():
         if process_group.rank() == 0:
-            folder.check_pictures(data.image_paths)
+            folder.check_pictures(data.image_paths, data.image_paths)
             entries = merge(folder.path, list(data.image_paths))
             retrieval.write_official(folder.path, data, entries, options.k_test)
             folder.finish()

@@ -11,6 +11,8 @@ from typing import Any
 from eval.captioned_images import DataSet
 from eval.official_files import SampleId, read_json
 
+PICTURE_FOLDERS = ("images", ".", "flickr30k-images")
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -64,7 +66,8 @@ def find_file(folder: Path, names: Sequence[str], is_wanted: Callable[[Any], boo
 
 
 class PictureFinder:
-    """Where a set's pictures lie: below `images/` or the folder itself, with or without the subset's own folder."""
+    """Where a set's pictures lie: below `images/`, Flickr30K's own folder or the data folder itself, with or without
+    the subset's own folder."""
 
     def __init__(self, folder: Path, annotations: Path) -> None:
         self.folder, self.annotations = folder, annotations
@@ -76,7 +79,7 @@ class PictureFinder:
         if parts.is_absolute() or ".." in parts.parts or "\\" in relative:
             raise ValueError(f"{self.annotations}: picture {relative!r} leads out of the data folder")
         if self.layout is None:
-            layouts = [(below, whole) for below in ("images", ".") for whole in (True, False)]
+            layouts = [(below, whole) for below in PICTURE_FOLDERS for whole in (True, False)]
             self.layout = next((each for each in layouts if self._at(each, parts).is_file()), None)
             if self.layout is None:
                 raise ValueError(f"--data {self.folder}: picture {relative} is not there, nor below images/")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class TaskFolder:
     def is_complete(self) -> bool:
         return self.complete_file.is_file()
 
-    def describe(self, settings: dict[str, Any], image_paths: dict[SampleId, Path]) -> None:
+    def describe(self, settings: dict[str, Any], image_paths: Mapping[SampleId, Path]) -> None:
         """Write task.json, unless it is there, with each picture's size and time where pictures are shown."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not self.task_file.is_file():
@@ -55,18 +56,29 @@ class TaskFolder:
             images = [[each, str(path.absolute()), *stamp(each, path)] for each, path in image_paths.items()]
             write_durably(self.task_file, json.dumps(settings | {"images": images}, indent=1) + "\n")
 
-    def check_pictures(self, image_paths: dict[SampleId, Path]) -> None:
-        """Raise ValueError, naming id and file, when a picture is not the one that the first start found there."""
+    def check_pictures(self, image_paths: Mapping[SampleId, Path], used: Collection[SampleId]) -> None:
+        """Raise ValueError, naming id and file, when a picture is not the one that predictions were made of.
+
+        `used` are those that there are predictions of; another that has changed since (a damaged one, repaired) is
+        noted as it is now.
+        """
         if not self.task_file.is_file():
             return
-        found = {image_id: stamp for image_id, _, *stamp in self._earlier()["images"]}
-        for image_id, path in image_paths.items():
-            earlier = found.get(image_id)
-            if earlier and earlier != _stamp(image_id, path):
+        earlier = self._earlier()
+        changed = False
+        for entry in earlier["images"]:
+            image_id, _, *stamp = entry
+            path = image_paths.get(image_id)
+            if path is None or not stamp or stamp == (now := _stamp(image_id, path)):
+                continue
+            if image_id in used:
                 raise ValueError(
                     f"--output {self.path}: it holds predictions of another picture of image {image_id!r}: {path} has "
                     "changed in size or time; name another folder, or remove it"
                 )
+            entry[2:], changed = now, True
+        if changed:
+            write_durably(self.task_file, json.dumps(earlier, indent=1) + "\n")
 
     def _earlier(self) -> dict[str, Any]:
         """What task.json says. Raises ValueError, naming it, when that is no task's description."""

@@ -13,6 +13,7 @@ from eval.official_files import SampleId, field_of, listed
 
 VQA_V2, VQA_V1, OK_VQA = "VQAv2", "VQA v1", "OK-VQA"
 SAYS = {"data_type": "mscoco", "task_type": "Open-Ended"}  # not drawn scenes, not one of several choices
+NUM_ANSWERS = 10  # of a question, by which both rules count
 Question = tuple[SampleId, str]  # image id, question
 
 
@@ -33,8 +34,8 @@ def answers_of(path: Path, content: Any) -> dict[SampleId, QuestionAnswers]:
         question_id = _new_id(path, entry, found)
         of, given = f"question_id {question_id!r}", field_of(path, entry, "answers", (list,))
         answers = tuple(field_of(path, answer, "answer", (str,), of) for answer in given)
-        if not answers:
-            raise ValueError(f"{path}: question_id {question_id!r} has no answers")
+        if len(answers) != NUM_ANSWERS:
+            raise ValueError(f"{path}: question_id {question_id!r} has {len(answers)} answers, not {NUM_ANSWERS}")
         found[question_id] = QuestionAnswers(
             field_of(path, entry, "image_id", (int, str)),
             _kind_of(path, entry, "question_type"),
@@ -97,8 +98,9 @@ def _set_of(path: Path, content: Mapping[str, Any]) -> tuple[str, str]:
 
 def check_same_set(annotations: Path, answers: Any, questions: Path, asked: Any) -> None:
     """Raise ValueError when two VQA files' contents say that they are of different years, versions or pictures."""
-    for name in ("data_subtype", "data_type", "version"):
-        told = [_object(each.get("info") if name == "version" else each).get(name) for each in (answers, asked)]
+    for name in ("data_subtype", "data_type", "version", "year"):
+        in_info = name in ("version", "year")
+        told = [_object(each.get("info") if in_info else each).get(name) for each in (answers, asked)]
         if None not in told and str(told[0]) != str(told[1]):
             raise ValueError(
                 f"{annotations}: {name} {told[0]!r}, but {questions} has {told[1]!r}; name files of one set and year"

@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 
 RESAMPLES = 1000
 LEVEL = 0.95
+LEAST = 10  # clusters: resamples of fewer do not reach far enough (five images: 91% of the intervals hold the truth)
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 
 def sums_by_cluster(values: Floats, clusters: Sequence[Any] | NDArray[Any]) -> Floats:
@@ -22,25 +24,31 @@ def sums_by_cluster(values: Floats, clusters: Sequence[Any] | NDArray[Any]) -> F
 
 
 def interval(
-    sums: Floats, statistic: Callable[[Floats], Floats], *, seed: int = 0, resamples: int = RESAMPLES
+    sums: Floats,
+    statistic: Callable[[Floats], Floats],
+    *,
+    support: Integers | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> tuple[Floats, Floats]:
     """95% percentile interval of `statistic`, drawing whole clusters with replacement (one image's samples are alike).
 
-    `sums` is [clusters, S]; `statistic` maps totals [R, S] to values [R, M]. Returns low [M] and high [M], NaN for a
-    single cluster, which says nothing of its spread; the same seed gives the same interval.
+    `sums` is [clusters, S]; `statistic` maps totals [R, S] to values [R, M]. `support` [M] says how many clusters hold
+    samples of each value, where that is not all. Returns low [M] and high [M], NaN for values of less than LEAST
+    clusters; the same seed gives the same interval.
     """
     rng = np.random.default_rng(seed)
     clusters = len(sums)
-    if clusters == 1:
-        unknown = np.full_like(statistic(sums)[0], np.nan)
-        return unknown, unknown
     totals = np.empty((resamples, sums.shape[1]))
     for resample in range(resamples):
         totals[resample] = np.bincount(rng.integers(clusters, size=clusters), minlength=clusters) @ sums
     with np.errstate(invalid="ignore", divide="ignore"):
         resampled = statistic(totals)
-    tail = tail_probability(clusters)
-    low, high = np.nanquantile(resampled, [tail, 1 - tail], axis=0)
+    counts = np.full(resampled.shape[1], clusters) if support is None else support
+    low, high = np.full((2, len(counts)), np.nan)
+    for count in np.unique(counts[counts >= LEAST]):
+        tail, chosen = tail_probability(int(count)), counts == count
+        low[chosen], high[chosen] = np.nanquantile(resampled[:, chosen], [tail, 1 - tail], axis=0)
     return low, high
 
 

@@ -120,6 +120,8 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
         raise ValueError(f"{path}: k_test {k.tolist()}, expected one whole number, at least 1")
     if "itm" in arrays and arrays["itm"].shape != itc.shape:
         raise ValueError(f"{path}: itm {arrays['itm'].shape}, expected {itc.shape} as itc")
+    if "itm" in arrays and np.isnan(arrays["itm"]).all():
+        raise ValueError(f"{path}: itm has no score at all (NaN everywhere); leave it out to score itc alone")
     outside = np.flatnonzero((text_image < 0) | (text_image >= len(itc)))
     if len(outside):
         raise ValueError(f"{path}: text_image[{outside[0]}] is {text_image[outside[0]]}, outside 0..{len(itc) - 1}")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.metrics.bootstrap import Floats, interval, ratio_of_sums, sums_by_cluster
+from eval.metrics.bootstrap import Floats, Integers, interval, ratio_of_sums, sums_by_cluster
 from eval.scoring.rows import metric_row
 
 Key = tuple[str, str, str]  # name, protocol, subset
@@ -18,16 +18,20 @@ Key = tuple[str, str, str]  # name, protocol, subset
 
 @dataclass(frozen=True)
 class Table:
-    """M metrics: `statistic` maps totals [..., S] of `sums` [clusters, S] to values [..., M] as metrics.json has."""
+    """M metrics: `statistic` maps totals [..., S] of `sums` [clusters, S] to values [..., M] as metrics.json has.
+
+    `support` [M]: how many clusters hold samples of a metric's subset, where that is not all.
+    """
 
     keys: Sequence[Key]
     sums: Floats
     statistic: Callable[[Floats], Floats]
     decimals: int = 4
+    support: Integers | None = None
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a metric, with its 95% interval."""
-        low, high = interval(self.sums, self.statistic)
+        low, high = interval(self.sums, self.statistic, support=self.support)
         return self._rows(self.statistic(self.sums.sum(axis=0)), low, high)
 
     def difference_rows(self, other: "Table") -> list[dict[str, Any]]:
@@ -40,7 +44,7 @@ class Table:
             return gap
 
         sums = np.hstack([self.sums, other.sums])
-        low, high = interval(sums, difference)
+        low, high = interval(sums, difference, support=self.support)
         return self._rows(difference(sums.sum(axis=0)), low, high)
 
     def _rows(self, values: Floats, low: Floats, high: Floats) -> list[dict[str, Any]]:
@@ -77,4 +81,4 @@ def means_table(
 ) -> Table:
     """Means of `values` [samples, M] over the samples that `member` [samples, M] (0 or 1) counts."""
     sums = sums_by_cluster(np.hstack([values * member, member]), clusters)
-    return Table(keys, sums, ratio_of_sums, decimals)
+    return Table(keys, sums, ratio_of_sums, decimals, (sums[:, values.shape[1] :] > 0).sum(axis=0))

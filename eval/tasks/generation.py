@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.official_files import SampleId
-from eval.predictions import PredictionLog, batches_of_rank, finished
+from eval.predictions import batches_of_rank, job_log
 from eval.samples import TaskData
 from eval.tasks.pictures import Ablation, load_batches, shown_images
 
@@ -30,7 +30,7 @@ def generate_all(
     seed: int,
     batch_size: int,
 ) -> None:
-    """Predict what no rank has predicted yet: this rank's part of it."""
+    """Predict what no rank has predicted yet: this rank's part of it. A fault of one rank ends them all."""
     from tqdm import tqdm
 
     from pipeline.distributed import collectives, process_group
@@ -40,18 +40,17 @@ def generate_all(
     image_of = {sample.id: sample.image_id for sample in data.samples}
     place = {image_id: number for number, image_id in enumerate(data.image_paths)}
     by_picture = sorted(image_of, key=lambda sample_id: place[image_of[sample_id]])
-    done = finished(folder)
-    collectives.barrier()  # every rank has read what is done before any adds to it
-    batches = [
-        [each for each in batch if each not in done]
-        for batch in batches_of_rank(by_picture, done, batch_size, rank, world_size)
-    ]
-    pictures = [list(dict.fromkeys(image_of[each] for each in batch)) for batch in batches]
-    pixels = iter([None] * len(batches)) if images == "none" else load_batches(pictures, shown, model.image_size_px)
     quiet = rank != 0 or not sys.stderr.isatty()
-    with PredictionLog(folder, rank) as log, tqdm(total=sum(map(len, batches)), disable=quiet, unit="sample") as bar:
-        for batch, shown_here, pixels_N3SS in zip(batches, pictures, pixels, strict=True):
-            picture_of = [shown_here.index(image_of[each]) for each in batch]
-            texts = model.generate(pixels_N3SS, [prompts[each] for each in batch], decoding, picture_of)
-            log.append({"id": each, "text": text.strip()} for each, text in zip(batch, texts, strict=True))
-            bar.update(len(batch))
+    with job_log(folder) as (log, done), collectives.together():
+        batches = [
+            [each for each in batch if each not in done]
+            for batch in batches_of_rank(by_picture, done, batch_size, rank, world_size)
+        ]
+        pictures = [list(dict.fromkeys(image_of[each] for each in batch)) for batch in batches]
+        pixels = iter([None] * len(batches)) if images == "none" else load_batches(pictures, shown, model.image_size_px)
+        with tqdm(total=sum(map(len, batches)), disable=quiet, unit="sample") as bar:
+            for batch, shown_here, pixels_N3SS in zip(batches, pictures, pixels, strict=True):
+                picture_of = [shown_here.index(image_of[each]) for each in batch]
+                texts = model.generate(pixels_N3SS, [prompts[each] for each in batch], decoding, picture_of)
+                log.append({"id": each, "text": text.strip()} for each, text in zip(batch, texts, strict=True))
+                bar.update(len(batch))

@@ -19,53 +19,61 @@ from numpy.typing import NDArray
 
 from eval.metrics.recall import Integers, top_k
 from eval.official_files import SampleId
-from eval.predictions import Entry, PredictionLog, batches_of_rank, finished
+from eval.predictions import Entry, batches_of_rank, job_log
 from eval.samples import RetrievalData
 from eval.tasks.matrix_files import Floats, interleave, write_rows
 from eval.tasks.pictures import Ablation, load_batches, shown_images
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pipeline.models.inference import RetrievalModel
 
+ITC = Path("work/itc.npy")  # below the folder, until scores.npz is there
 TEXTS_AT_ONCE = 128  # texts embedded, or matched with one image, in one call
 
 
 def rank_all(
     model: "RetrievalModel", data: RetrievalData, folder: Path, *, images: Ablation, seed: int, batch_size: int, k: int
 ) -> None:
-    """Score what no rank has scored yet: this rank's part of it."""
+    """Score what no rank has scored yet: this rank's part of it. A fault of one rank ends them all."""
     from tqdm import tqdm
 
     from pipeline.distributed import collectives, process_group
 
     rank, world_size = process_group.rank(), process_group.world_size()
-    shown = shown_images(data.image_paths, images, seed)
     ids = list(data.image_paths)
     work = folder / "work"
-    work.mkdir(exist_ok=True)
-    if not (work / "itc.npy").is_file():
-        write_itc(model, data, shown, work, batch_size)
-    done = finished(folder)
-    collectives.barrier()
-    row = {image_id: place for place, image_id in enumerate(ids)}
-    batches = batches_of_rank(ids, done, batch_size, rank, world_size)
-    wanted = np.zeros(len(ids), dtype=bool)
-    wanted[[row[each] for batch in batches for each in batch]] = True
-    candidates = candidates_by_image(work, k, rank, world_size, wanted)
-    quiet = rank != 0 or not sys.stderr.isatty()
-    with PredictionLog(folder, rank) as log, tqdm(total=sum(map(len, batches)), disable=quiet, unit="image") as bar:
-        for batch, pixels_B3SS in zip(batches, load_batches(batches, shown, model.image_size_px), strict=True):
-            for image_id, frozen_PI in zip(batch, model.encode_images(pixels_B3SS), strict=True):
-                bar.update()
-                if image_id in done:
-                    continue
-                # Texts of like length together, so that little of a call is padding.
-                texts = sorted(candidates[row[image_id]].tolist(), key=lambda text: len(data.texts[text].split()))
-                scores: list[float] = []
-                for start in range(0, len(texts), TEXTS_AT_ONCE):
-                    part = [data.texts[text] for text in texts[start : start + TEXTS_AT_ONCE]]
-                    scores += model.match_logits(frozen_PI, part).float().cpu().tolist()
-                log.append([{"id": image_id, "texts": texts, "itm": scores}])
+    with job_log(folder) as (log, done):
+        with collectives.together():
+            shown = shown_images(data.image_paths, images, seed)
+            work.mkdir(exist_ok=True)
+        if collectives.any_rank(not (folder / ITC).is_file()):
+            write_itc(model, data, shown, work, batch_size)
+        row = {image_id: place for place, image_id in enumerate(ids)}
+        batches = batches_of_rank(ids, done, batch_size, rank, world_size)
+        wanted = np.zeros(len(ids), dtype=bool)
+        wanted[[row[each] for batch in batches for each in batch]] = True
+        candidates = candidates_by_image(work, k, rank, world_size, wanted)
+        quiet = rank != 0 or not sys.stderr.isatty()
+        with collectives.together(), tqdm(total=sum(map(len, batches)), disable=quiet, unit="image") as bar:
+            for batch, pixels_B3SS in zip(batches, load_batches(batches, shown, model.image_size_px), strict=True):
+                for image_id, frozen_PI in zip(batch, model.encode_images(pixels_B3SS), strict=True):
+                    bar.update()
+                    if image_id not in done:
+                        log.append([_matched(model, frozen_PI, image_id, data, candidates[row[image_id]])])
+
+
+def _matched(
+    model: "RetrievalModel", frozen_PI: "Tensor", image_id: SampleId, data: RetrievalData, candidates: Integers
+) -> Entry:
+    """An image's line of the log: its candidates, texts of like length together so that little of a call is padding."""
+    texts = sorted(candidates.tolist(), key=lambda text: len(data.texts[text].split()))
+    scores: list[float] = []
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        part = [data.texts[text] for text in texts[start : start + TEXTS_AT_ONCE]]
+        scores += model.match_logits(frozen_PI, part).float().cpu().tolist()
+    return {"id": image_id, "texts": texts, "itm": scores}
 
 
 def write_itc(
@@ -80,32 +88,31 @@ def write_itc(
     from pipeline.distributed import collectives, process_group
 
     rank, world_size = process_group.rank(), process_group.world_size()
-    text_batches = [data.texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(data.texts), TEXTS_AT_ONCE)]
-    own_texts = (model.embed_texts(batch).float().cpu().numpy() for batch in text_batches[rank::world_size])
-    write_rows(_part(work, "texts", rank, world_size), own_texts, model.embedding_width)
-    collectives.barrier()
-    if rank == 0:
-        parts = [_part(work, "texts", each, world_size) for each in range(world_size)]
-        interleave(parts, work / "texts.npy", TEXTS_AT_ONCE, len(data.texts))
-    collectives.barrier()
-    text_TE = torch.from_numpy(np.load(work / "texts.npy"))
+    with collectives.together():
+        text_batches = [data.texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(data.texts), TEXTS_AT_ONCE)]
+        own_texts = (model.embed_texts(batch).float().cpu().numpy() for batch in text_batches[rank::world_size])
+        write_rows(_part(work, "texts", rank, world_size), own_texts, model.embedding_width)
+    with collectives.together():
+        if rank == 0:
+            parts = [_part(work, "texts", each, world_size) for each in range(world_size)]
+            interleave(parts, work / "texts.npy", TEXTS_AT_ONCE, len(data.texts))
 
     def rows() -> Iterator[Floats]:
-        nonlocal text_TE
+        text_TE = torch.from_numpy(np.load(work / "texts.npy"))
         image_batches = batches_of_rank(list(data.image_paths), {}, batch_size, rank, world_size)
         for pixels_B3SS in load_batches(image_batches, shown, model.image_size_px):
             image_BQE = model.embed_images(model.encode_images(pixels_B3SS)).float()
             text_TE = text_TE.to(image_BQE.device)
             yield torch.stack([(image_QE @ text_TE.T).amax(dim=0) for image_QE in image_BQE]).cpu().numpy()
 
-    write_rows(_part(work, "itc", rank, world_size), rows(), len(data.texts))
-    collectives.barrier()
-    if rank == 0:
-        parts = [_part(work, "itc", each, world_size) for each in range(world_size)]
-        interleave(parts, work / "itc.npy", batch_size, len(data.image_paths))
-        for part in parts:
-            part.unlink()
-    collectives.barrier()
+    with collectives.together():
+        write_rows(_part(work, "itc", rank, world_size), rows(), len(data.texts))
+    with collectives.together():
+        if rank == 0:
+            parts = [_part(work, "itc", each, world_size) for each in range(world_size)]
+            interleave(parts, work / "itc.npy", batch_size, len(data.image_paths))
+            for part in parts:
+                part.unlink()
 
 
 def _part(work: Path, name: str, rank: int, world_size: int) -> Path:
@@ -121,23 +128,23 @@ def candidates_by_image(
     """
     from pipeline.distributed import collectives
 
-    itc_NT = np.load(work / "itc.npy", mmap_mode="r")
-    images, texts = itc_NT.shape
-    pairs = [np.empty((0, 2), dtype=np.int32)]
-    for image in range(rank, images, world_size):
-        pairs.append(_pairs(image, top_k(itc_NT[image], k)))
-    for start in range(rank * TEXTS_AT_ONCE, texts, world_size * TEXTS_AT_ONCE):
-        columns = np.ascontiguousarray(itc_NT[:, start : start + TEXTS_AT_ONCE].T)
-        pairs += [_pairs(top_k(column, k), text) for text, column in enumerate(columns, start=start)]
-    path = _part(work, "candidates", rank, world_size)
-    np.save(path, np.concatenate(pairs))
-    collectives.barrier()
-    keys = [np.empty(0, dtype=np.int64)]  # image * T + text, of wanted images
-    for each in range(world_size):
-        found = np.load(_part(work, "candidates", each, world_size), mmap_mode="r")
-        found = found[wanted_N[found[:, 0]]]
-        keys.append(found[:, 0] * np.int64(texts) + found[:, 1])
-    ordered = np.unique(np.concatenate(keys))
+    with collectives.together():
+        itc_NT = np.load(work / "itc.npy", mmap_mode="r")
+        images, texts = itc_NT.shape
+        pairs = [np.empty((0, 2), dtype=np.int32)]
+        for image in range(rank, images, world_size):
+            pairs.append(_pairs(image, top_k(itc_NT[image], k)))
+        for start in range(rank * TEXTS_AT_ONCE, texts, world_size * TEXTS_AT_ONCE):
+            columns = np.ascontiguousarray(itc_NT[:, start : start + TEXTS_AT_ONCE].T)
+            pairs += [_pairs(top_k(column, k), text) for text, column in enumerate(columns, start=start)]
+        np.save(_part(work, "candidates", rank, world_size), np.concatenate(pairs))
+    with collectives.together():
+        keys = [np.empty(0, dtype=np.int64)]  # image * T + text, of wanted images
+        for each in range(world_size):
+            found = np.load(_part(work, "candidates", each, world_size), mmap_mode="r")
+            found = found[wanted_N[found[:, 0]]]
+            keys.append(found[:, 0] * np.int64(texts) + found[:, 1])
+        ordered = np.unique(np.concatenate(keys))
     return np.split(ordered % texts, np.searchsorted(ordered, texts * np.arange(1, images)))
 
 

@@ -76,7 +76,25 @@ def test_paired_intervals_cover_no_difference_as_often_as_they_say(images: int) 
     assert (same["value"], same["low"], same["high"]) == (0, 0, 0)
 
 
-def test_a_single_image_has_no_interval() -> None:
-    mine, other = paired(np.random.default_rng(4), 1.0, images=1)
+def test_intervals_of_a_subset_in_few_of_many_images_cover_as_often_as_they_say() -> None:
+    """A question type that ten of 300 images have; what nine have has no interval."""
+    rng = np.random.default_rng(5)
+    member = np.zeros((300, 2))
+    member[:10, 0] = member[:9, 1] = 1
+    covered = 0
+    for _ in range(1000):
+        values = np.repeat(rng.normal(50, 10, 300)[:, None], 2, axis=1)
+        table = means_table([KEY, KEY], values, member, np.arange(300), 4)
+        ten, nine = table.rows()
+        covered += ten["low"] <= 50 <= ten["high"]
+        assert nine["low"] is None and nine["high"] is None
+    assert 930 <= covered <= 970
+    [_, nine] = table.difference_rows(table)
+    assert nine["value"] == 0 and nine["low"] is None
+
+
+@pytest.mark.parametrize("images", [1, 9])
+def test_few_images_have_no_interval(images: int) -> None:
+    mine, other = paired(np.random.default_rng(4), 1.0, images)
     for row in (*mine.rows(), *mine.difference_rows(other)):
         assert row["value"] is not None and row["low"] is None and row["high"] is None

@@ -1,11 +1,12 @@
 """Official files to samples: layouts of pictures, splits, limits, texts as retrieval ranks them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from eval.datasets import load_captioning, load_nocaps, load_retrieval, retrieval_text
+from eval.datasets import NOCAPS_IMAGES, load_captioning, load_nocaps, load_retrieval, retrieval_text
 from eval.question_sets import load_vqa
 
 Folders = dict[str, Path]
@@ -38,6 +39,36 @@ def test_nocaps_has_no_split_called_train(sets: Folders) -> None:
     assert [sample.id for sample in load_nocaps(sets["nocaps"], "val").samples] == list(range(6))
     with pytest.raises(ValueError, match="nothing for split 'train'"):
         load_nocaps(sets["nocaps"], "train")
+
+
+def test_another_split_of_nocaps_is_known_by_its_name_or_size(sets: Folders, tmp_path: Path) -> None:
+    folder = tmp_path / "nocaps"
+    shutil.copytree(sets["nocaps"], folder)
+    file = folder / "nocaps_val_4500_captions.json"
+    test = file.rename(folder / "nocaps_test_image_info.json")
+    with pytest.raises(ValueError, match=r"of NoCaps test \(6 images\), not val"):
+        load_nocaps(folder, "val")
+    assert load_nocaps(folder, "test").annotations == test
+    content = json.loads(test.read_text())
+    content["images"] = content["images"][:1] * NOCAPS_IMAGES["test"]
+    test.unlink()
+    (folder / "mine.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"of NoCaps test \(10,600 images\), not val"):
+        load_nocaps(folder, "val")
+
+
+def test_two_sets_in_one_folder_are_not_chosen_between(sets: Folders, tmp_path: Path) -> None:
+    for name in ("coco", "flickr30k"):
+        shutil.copy(sets[name] / f"dataset_{name}.json", tmp_path)
+    with pytest.raises(ValueError, match="two sets could be meant"):
+        load_captioning(tmp_path, "test")
+
+
+def test_flickrs_pictures_are_found_in_their_own_folder(sets: Folders, tmp_path: Path) -> None:
+    folder = tmp_path / "flickr30k"
+    shutil.copytree(sets["flickr30k"], folder)
+    (folder / "images").rename(folder / "flickr30k-images")
+    assert {path.parent.name for path in load_captioning(folder, "test").image_paths.values()} == {"flickr30k-images"}
 
 
 @pytest.mark.parametrize("place", ["images/val2014/a.jpg", "val2014/a.jpg", "images/a.jpg", "a.jpg"])

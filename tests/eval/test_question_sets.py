@@ -107,6 +107,28 @@ def test_a_question_twice_in_gqa_is_named(sets: Folders, tmp_path: Path) -> None
         load_gqa(tmp_path / "gqa", "test-dev")
 
 
+@pytest.mark.parametrize("name", ["val_balanced_questions.json", "test_all_questions.json"])
+def test_another_split_of_gqa_is_known_by_its_name(name: str, sets: Folders, tmp_path: Path) -> None:
+    shutil.copytree(sets["gqa"], tmp_path / "gqa")
+    (tmp_path / "gqa" / "testdev_balanced_questions.json").rename(tmp_path / "gqa" / name)
+    with pytest.raises(ValueError, match=f"{name}: by its name of split"):
+        load_gqa(tmp_path / "gqa", "test-dev")
+
+
+def test_gqas_accuracy_is_about_balanced_questions_alone(
+    sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "testdev_balanced_questions.json"
+    content = json.loads((sets["gqa"] / path.name).read_text())
+    content["20001"]["isBalanced"] = False
+    path.write_text(json.dumps(content))
+    (tmp_path / "p.json").write_text(json.dumps([{"question_id": each, "answer": "a"} for each in content]))
+    flags = ("--predictions", tmp_path / "p.json", "--annotations", path, "--output", tmp_path / "m.json")
+    assert score(["gqa", *map(str, flags)]) == 1
+    error = capsys.readouterr().err
+    assert "question_id '20001' is not of the balanced questions" in error and error.count("\n") == 1
+
+
 def test_lavis_files_are_the_same_set_as_karpathys(sets: Folders) -> None:
     for load in (load_captioning, load_retrieval):
         ours, theirs = load(sets["coco"], "test"), load(sets["lavis"], "test")
@@ -169,3 +191,9 @@ def test_files_of_another_year_are_refused(sets: Folders, tmp_path: Path, capsys
     flags = ("--predictions", tmp_path / "p.json", "--annotations", annotations, "--questions", questions)
     assert score(["okvqa", *map(str, flags), "--output", str(tmp_path / "m.json")]) == 1
     assert "data_subtype 'val2014', but" in capsys.readouterr().err
+    content = json.loads(annotations.read_text()) | {"info": {"year": 2015}}
+    annotations.write_text(json.dumps(content))
+    content = json.loads(questions.read_text().replace('"val2015"', '"val2014"')) | {"info": {"year": 2017}}
+    questions.write_text(json.dumps(content))
+    assert score(["okvqa", *map(str, flags), "--output", str(tmp_path / "m.json")]) == 1
+    assert "year 2015, but" in capsys.readouterr().err

@@ -153,13 +153,21 @@ def test_captions_retrieval_curves_and_summary(sets: Folders, tmp_path: Path) ->
     assert gallery.texts[0] in page.text
 
 
+@pytest.fixture
+def wide_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals of these few images too."""
+    monkeypatch.setattr("eval.metrics.bootstrap.LEAST", 2)
+
+
 SAYS_WIDTHS = """<script>addEventListener("load", () => { parent.document.title = JSON.stringify(
   [...document.querySelectorAll(".scores .panel")].map(panel => [panel.scrollWidth, panel.clientWidth])) })</script>"""
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed: nothing lays the page out")
 @pytest.mark.parametrize("width", [390, 800, 1200, 1240, 1300])
-def test_no_card_of_scores_is_cut(width: int, vqa_folders: list[Path], sets: Folders, tmp_path: Path) -> None:
+def test_no_card_of_scores_is_cut(
+    width: int, wide_intervals: None, vqa_folders: list[Path], sets: Folders, tmp_path: Path
+) -> None:
     """As Chromium lays it out: the widest cards, with baselines and the paper beside three-digit intervals."""
     retrieval = scored_retrieval(tmp_path / "retrieval", sets["flickr30k"])
     report([retrieval, *vqa_folders], tmp_path / "report.html")

@@ -15,6 +15,7 @@ from tests.eval.test_score import run
     [
         ({"itm": np.full((4, 4), "a")}, "itm holds <U1, no real numbers"),
         ({"itm": np.eye(4) * 1j}, "itm holds complex128"),
+        ({"itm": np.full((4, 4), np.nan)}, "itm has no score at all"),
         ({"itc": np.eye(4) * 1j}, "itc holds complex128"),
         ({"text_image": np.arange(4) * 1j}, "text_image holds complex128"),
         ({"text_image": np.array([0, 1, np.nan, 3])}, "text_image[2] is nan, no whole number"),

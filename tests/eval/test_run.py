@@ -1,7 +1,6 @@
 """The prediction command on tiny random checkpoints: official files, resumption, ablations, ranks, clear refusals."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,6 @@ import pytest
 import torch
 
 from eval.run import main
-from eval.task_folder import TaskFolder
 from tests.support.gloo_ranks import run_on_ranks
 from tests.support.tiny_evaluation_sets import save_karpathy
 
@@ -254,51 +252,6 @@ def test_new_weights_at_an_old_path_never_give_old_answers(
     assert "weights_sha256" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("task", ["captioning", "retrieval"])
-def test_a_picture_replaced_at_its_path_never_gives_old_predictions(
-    task: str, checkpoints: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    weights, more = (checkpoints["stage1"], ()) if task == "retrieval" else (checkpoints["t5"], SHORT)
-    shutil.copytree(sets["coco"], tmp_path / "coco")
-    data, out = tmp_path / "coco", tmp_path / "out"
-    assert run(weights, task, data, out, *more) == 0 and run(weights, task, data, out, *more) == 0
-    picture, other = data / "images/val2014/0005.jpg", data / "images/val2014/0006.jpg"
-    kept, times = picture.read_bytes(), picture.stat()
-    data = data.rename(tmp_path / "moved")  # where pictures lie does not matter
-    assert run(weights, task, data, out, *more) == 0
-    picture = data / "images/val2014/0005.jpg"
-    picture.write_bytes(kept)  # a new file, as far as its time tells
-    for finished in (True, False):
-        if not finished:
-            (out / "COMPLETE").unlink()
-        capsys.readouterr()
-        assert run(weights, task, data, out, *more) == 1
-        error = capsys.readouterr().err
-        assert f"another picture of image 1005: {picture} has changed" in error and error.count("\n") == 1
-    os.utime(picture, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert run(weights, task, data, out, *more) == 0
-    picture.write_bytes((data / "images/val2014" / other.name).read_bytes())  # another size in the old one's time
-    os.utime(picture, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert run(weights, task, data, out, *more) == 1
-
-
-def test_a_picture_replaced_while_it_is_predicted_is_named(
-    checkpoints: Folders, sets: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from pipeline.models.inference import LanguageModel
-
-    shutil.copytree(sets["coco"], tmp_path / "coco")
-    original = LanguageModel.generate
-
-    def replaces(self: Any, *arguments: Any) -> Any:
-        (tmp_path / "coco/images/val2014/0005.jpg").touch()
-        return original(self, *arguments)
-
-    monkeypatch.setattr(LanguageModel, "generate", replaces)
-    assert run(checkpoints["t5"], "captioning", tmp_path / "coco", tmp_path / "out", *SHORT) == 1
-    assert not (tmp_path / "out" / "COMPLETE").exists() and not (tmp_path / "out" / "predictions.json").exists()
-
-
 def test_ablations_show_no_picture_or_anothers(
     checkpoints: Folders, sets: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,73 +274,3 @@ def test_ablations_show_no_picture_or_anothers(
     same = (own[:, None] == shuffled[None]).all(dim=2)
     assert same.sum(dim=0).tolist() == same.sum(dim=1).tolist() == [1] * 9  # the same pictures,
     assert not same.diagonal().any()  # none in its own place
-
-
-@pytest.mark.parametrize(
-    ("weights", "task", "data", "more", "message"),
-    [
-        ("stage1", "vqa", "vqav2", (), "of stage 1; task vqa needs those of stage 2"),
-        ("t5", "retrieval", "coco", (), "of stage 2; task retrieval needs those of stage 1"),
-        ("nowhere", "vqa", "vqav2", (), "no trainable.safetensors there"),
-        ("t5", "vqa", "coco", (), "no v2_OpenEnded_mscoco_val2014_questions.json"),
-        ("t5", "captioning", "coco", ("--split", "val"), "no image of split 'val'; it has test, train"),
-        ("t5", "vqa", "vqav2", ("--prompt", "what?"), "needs one {} where the question goes"),
-    ],
-)
-def test_what_does_not_fit_is_refused_in_one_line(
-    weights: str, task: str, data: str, more: tuple[str, ...], message: str,
-    checkpoints: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    path = checkpoints.get(weights, tmp_path / weights)
-    assert run(path, task, sets[data], tmp_path / "out", *more) == 1
-    error = capsys.readouterr().err
-    assert message in error and error.startswith("error: ") and error.count("\n") == 1
-
-
-def test_a_damaged_picture_or_weights_file_is_named(
-    checkpoints: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = tmp_path / "coco"
-    shutil.copytree(sets["coco"], data)
-    (data / "images/val2014/0005.jpg").write_bytes(b"not a picture")
-    assert run(checkpoints["t5"], "captioning", data, tmp_path / "a", *SHORT) == 1
-    error = capsys.readouterr().err
-    assert "image 1005" in error and "0005.jpg" in error and error.count("\n") == 1
-    weights = tmp_path / "run"
-    shutil.copytree(checkpoints["t5"], weights)
-    file = weights / "checkpoints/step_00000004/trainable.safetensors"
-    file.write_bytes(file.read_bytes()[:1000])
-    assert run(weights, "captioning", sets["coco"], tmp_path / "b", *SHORT) == 1
-    error = capsys.readouterr().err
-    assert "trainable.safetensors" in error and error.count("\n") == 1
-
-
-def test_a_picture_name_that_leads_out_of_the_folder_is_refused(
-    checkpoints: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    entry = {"cocoid": 1, "filepath": "../..", "filename": "secret.jpg", "split": "test", "sentences": [{"raw": "a"}]}
-    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": [entry]}))
-    assert run(checkpoints["t5"], "captioning", tmp_path, tmp_path / "out") == 1
-    assert "leads out of the data folder" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("content", ["[]", "null", "{}", '{"images": 5}', '{"images": [null]}', '{"images": [[1]]}'])
-def test_a_task_that_eval_run_did_not_write_is_named(tmp_path: Path, content: str) -> None:
-    (tmp_path / "task.json").write_text(content)
-    with pytest.raises(ValueError, match=r"task\.json: not what eval\.run writes there; remove"):
-        TaskFolder(tmp_path).adopt({"task": "vqa"})
-
-
-def test_an_answer_that_is_no_text_is_named_before_it_is_official(
-    checkpoints: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    assert run(checkpoints["opt"], "vqa", sets["vqav2"], out) == 0
-    log = out / "predictions.rank0.jsonl"
-    first, *others = log.read_text().splitlines()
-    log.write_text("\n".join([json.dumps(json.loads(first) | {"text": 5}), *others]) + "\n")
-    for name in ("COMPLETE", "predictions.json"):
-        (out / name).unlink()
-    assert run(checkpoints["opt"], "vqa", sets["vqav2"], out) == 1
-    assert f"text 5 of id {json.loads(first)['id']} is a int, expected str" in capsys.readouterr().err
-    assert not (out / "predictions.json").exists()

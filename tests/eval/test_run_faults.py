@@ -1,0 +1,207 @@
+"""What stops the prediction command in one line: pictures, weights and folders that are not what they should be."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.run import main
+from eval.task_folder import TaskFolder
+from tests.eval.test_run import SHORT, Folders, lines, run
+from tests.support.gloo_ranks import run_on_ranks
+
+
+@pytest.mark.parametrize("task", ["captioning", "retrieval"])
+def test_a_picture_replaced_at_its_path_never_gives_old_predictions(
+    task: str, checkpoints: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, more = (checkpoints["stage1"], ()) if task == "retrieval" else (checkpoints["t5"], SHORT)
+    shutil.copytree(sets["coco"], tmp_path / "coco")
+    data, out = tmp_path / "coco", tmp_path / "out"
+    assert run(weights, task, data, out, *more) == 0 and run(weights, task, data, out, *more) == 0
+    picture, other = data / "images/val2014/0005.jpg", data / "images/val2014/0006.jpg"
+    kept, times = picture.read_bytes(), picture.stat()
+    data = data.rename(tmp_path / "moved")  # where pictures lie does not matter
+    assert run(weights, task, data, out, *more) == 0
+    picture = data / "images/val2014/0005.jpg"
+    picture.write_bytes(kept)  # a new file, as far as its time tells
+    for finished in (True, False):
+        if not finished:
+            (out / "COMPLETE").unlink()
+        capsys.readouterr()
+        assert run(weights, task, data, out, *more) == 1
+        error = capsys.readouterr().err
+        assert f"another picture of image 1005: {picture} has changed" in error and error.count("\n") == 1
+    os.utime(picture, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert run(weights, task, data, out, *more) == 0
+    picture.write_bytes((data / "images/val2014" / other.name).read_bytes())  # another size in the old one's time
+    os.utime(picture, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert run(weights, task, data, out, *more) == 1
+
+
+def test_a_picture_replaced_while_it_is_predicted_is_named(
+    checkpoints: Folders, sets: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.models.inference import LanguageModel
+
+    shutil.copytree(sets["coco"], tmp_path / "coco")
+    original = LanguageModel.generate
+
+    def replaces(self: Any, *arguments: Any) -> Any:
+        (tmp_path / "coco/images/val2014/0005.jpg").touch()
+        return original(self, *arguments)
+
+    monkeypatch.setattr(LanguageModel, "generate", replaces)
+    assert run(checkpoints["t5"], "captioning", tmp_path / "coco", tmp_path / "out", *SHORT) == 1
+    assert not (tmp_path / "out" / "COMPLETE").exists() and not (tmp_path / "out" / "predictions.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("weights", "task", "data", "more", "message"),
+    [
+        ("stage1", "vqa", "vqav2", (), "of stage 1; task vqa needs those of stage 2"),
+        ("t5", "retrieval", "coco", (), "of stage 2; task retrieval needs those of stage 1"),
+        ("nowhere", "vqa", "vqav2", (), "no trainable.safetensors there"),
+        ("t5", "vqa", "coco", (), "no v2_OpenEnded_mscoco_val2014_questions.json"),
+        ("t5", "captioning", "coco", ("--split", "val"), "no image of split 'val'; it has test, train"),
+        ("t5", "vqa", "vqav2", ("--prompt", "what?"), "needs one {} where the question goes"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(
+    weights: str, task: str, data: str, more: tuple[str, ...], message: str,
+    checkpoints: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    path = checkpoints.get(weights, tmp_path / weights)
+    assert run(path, task, sets[data], tmp_path / "out", *more) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_a_damaged_picture_or_weights_file_is_named(
+    checkpoints: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "coco"
+    shutil.copytree(sets["coco"], data)
+    (data / "images/val2014/0005.jpg").write_bytes(b"not a picture")
+    assert run(checkpoints["t5"], "captioning", data, tmp_path / "a", *SHORT) == 1
+    error = capsys.readouterr().err
+    assert "image 1005" in error and "0005.jpg" in error and error.count("\n") == 1
+    weights = tmp_path / "run"
+    shutil.copytree(checkpoints["t5"], weights)
+    file = weights / "checkpoints/step_00000004/trainable.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    assert run(weights, "captioning", sets["coco"], tmp_path / "b", *SHORT) == 1
+    error = capsys.readouterr().err
+    assert "trainable.safetensors" in error and error.count("\n") == 1
+
+
+def test_a_picture_name_that_leads_out_of_the_folder_is_refused(
+    checkpoints: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = {"cocoid": 1, "filepath": "../..", "filename": "secret.jpg", "split": "test", "sentences": [{"raw": "a"}]}
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": [entry]}))
+    assert run(checkpoints["t5"], "captioning", tmp_path, tmp_path / "out") == 1
+    assert "leads out of the data folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{}", '{"images": 5}', '{"images": [null]}', '{"images": [[1]]}'])
+def test_a_task_that_eval_run_did_not_write_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "task.json").write_text(content)
+    with pytest.raises(ValueError, match=r"task\.json: not what eval\.run writes there; remove"):
+        TaskFolder(tmp_path).adopt({"task": "vqa"})
+
+
+def test_an_answer_that_is_no_text_is_named_before_it_is_official(
+    checkpoints: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(checkpoints["opt"], "vqa", sets["vqav2"], out) == 0
+    log = out / "predictions.rank0.jsonl"
+    first, *others = log.read_text().splitlines()
+    log.write_text("\n".join([json.dumps(json.loads(first) | {"text": 5}), *others]) + "\n")
+    for name in ("COMPLETE", "predictions.json"):
+        (out / name).unlink()
+    assert run(checkpoints["opt"], "vqa", sets["vqav2"], out) == 1
+    assert f"text 5 of id {json.loads(first)['id']} is a int, expected str" in capsys.readouterr().err
+    assert not (out / "predictions.json").exists()
+
+
+def said_on_rank(command: list[str]) -> tuple[int, str]:
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        code = main(command)
+    return code, errors.getvalue()
+
+
+@pytest.mark.parametrize("task", ["captioning", "retrieval"])
+def test_a_damaged_picture_ends_every_rank_in_one_line(
+    task: str, checkpoints: Folders, sets: Folders, tmp_path: Path
+) -> None:
+    data = tmp_path / "coco"
+    shutil.copytree(sets["coco"], data)
+    (data / "images/val2014/0005.jpg").write_bytes(b"not a picture")
+    weights = checkpoints["stage1" if task == "retrieval" else "t5"]
+    command = ["--weights", weights, "--task", task, "--data", data, "--output", tmp_path / "out", "--batch-size", 2]
+    said = run_on_ranks(2, said_on_rank, [str(part) for part in command])
+    assert [code for code, _ in said] == [1, 1]
+    assert all(text.count("\n") == 1 for _, text in said), said
+    assert sum("image 1005" in text and "0005.jpg" in text for _, text in said) == 1
+    assert sum("has failed" in text for _, text in said) == 1
+
+
+@pytest.mark.parametrize("task", ["captioning", "retrieval"])
+def test_a_repaired_picture_costs_no_finished_prediction(
+    task: str, checkpoints: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path / "coco", tmp_path / "out"
+    weights, more = (checkpoints["stage1"], ()) if task == "retrieval" else (checkpoints["t5"], SHORT)
+    shutil.copytree(sets["coco"], data)
+    assert run(weights, task, data, tmp_path / "whole", *more, "--batch-size", 2) == 0
+    last = data / "images/val2014/0010.jpg"
+    whole = last.read_bytes()
+    last.write_bytes(whole[:100])
+    assert run(weights, task, data, out, *more, "--batch-size", 2) == 1
+    before = [each for path in out.glob("predictions.rank*.jsonl") for each in lines(path)]
+    assert bool(before) == (task == "captioning")  # retrieval embeds all pictures first
+    last.write_bytes(whole)
+    assert run(weights, task, data, out, *more, "--batch-size", 2) == 0
+    after = [each for path in out.glob("predictions.rank*.jsonl") for each in lines(path)]
+    assert after[: len(before)] == before and len(after) == 9
+    assert (out / "predictions.jsonl").read_bytes() == (tmp_path / "whole" / "predictions.jsonl").read_bytes()
+    capsys.readouterr()
+    last.write_bytes(whole)  # now there is a prediction of it
+    assert run(weights, task, data, out, *more, "--batch-size", 2) == 1
+    assert "another picture of image 1010" in capsys.readouterr().err
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from eval.predictions import PredictionLog
+with PredictionLog(Path(sys.argv[1]), 1):
+    print("holds", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_nothing_begins_while_a_rank_of_an_earlier_job_lives(
+    checkpoints: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rank 1 outlived rank 0, say: it would go on predicting what the next job, of one rank, predicts too."""
+    out = tmp_path / "out"
+    out.mkdir()
+    with subprocess.Popen([sys.executable, "-c", HOLDS, str(out)], stdout=subprocess.PIPE, text=True) as orphan:
+        try:
+            assert orphan.stdout is not None and orphan.stdout.readline() == "holds\n"
+            assert run(checkpoints["t5"], "captioning", sets["coco"], out, *SHORT) == 1
+            error = capsys.readouterr().err
+            assert "predictions.rank1.jsonl: another process is writing it" in error and error.count("\n") == 1
+        finally:
+            orphan.kill()
+    assert run(checkpoints["t5"], "captioning", sets["coco"], out, *SHORT) == 0
