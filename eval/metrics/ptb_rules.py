@@ -48,7 +48,7 @@ KNOWN_SYMBOL = (
     "\u20a0\u20a4\u20ac\u2100\u2101\u2103-\u2106\u2108\u2109\u2114\u2116-\u2118\u211e-\u2123\u2125\u2127\u212e\u2153-\u215e\u2190-\u2bff\u3001\u3002"
     "\u3012\u30fb\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65\uffe0\uffe1\uffe5\uffe6\x80\x91-\x94\x96\x97]"
 )
-BREAK = rf"(?:{SPACE}|\n)"
+BREAK = "[ \t\xa0\u2000-\u200a\u3000\n]"  # in lookaheads; other spaces are left out, but end nothing
 
 # Rules: group 1 is the token; the rest of the match is lookahead, which counts for the longest match.
 WORD = rf"{MARKED_LETTER}{MARKED_ALNUM}*(?:[.!?]{MARKED_LETTER}{MARKED_ALNUM}*)*"
@@ -59,6 +59,7 @@ SOFT_ALNUM = rf"(?:{ALNUM}|\xad)"
 COMPOUND = (
     rf"(?:[dol]{APOS_OR_QUOTE}{ALNUM})?{ALNUM}{SOFT_ALNUM}*(?:{HYPHEN}(?:[dol]{APOS_OR_QUOTE}{ALNUM})?{SOFT_ALNUM}+)*"
 )
+AMPERSANDS = r"(?-i:[A-Z]+(?:(?:(?i:&amp;)|[+&])[A-Z]+)+)"
 SLASHED_PART = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
 EMOTICON_FACE = r"[-\^x=~<>']"
 RULES = [
@@ -72,10 +73,10 @@ RULES = [
     rf"({WORD}\.|[A-Za-z0-9]+(?:-[A-Za-z0-9]+)+\.)[,;:]",
     rf"({WORD})",
     # Addresses, handles, hashtags.
-    r"(https?://[^ \t\n\xa0\"<>|(){}]+[^ \t\n\xa0\"<>|.!?(){},-])",
-    r"((?:www\.(?:[^ \t\n\xa0\"<>|.!?(){},]+\.)+[a-zA-Z]{2,4}"
-    r"|(?:[^ \t\n\xa0\"`'|!(){}$,-/0-:;-@\[-_]+\.)+(?:com|net|org|edu))"
-    r"(?:/[^ \t\n\xa0\"<>|()]+[^ \t\n\xa0\"<>|.!?(){},-])?)",
+    r"(https?://[^ \t\n\"<>|(){}]+[^ \t\n\"<>|.!?(){},-])",
+    r"((?:www\.(?:[^ \t\n\"<>|.!?(){},]+\.)+[a-zA-Z]{2,4}"
+    r"|(?:[^ \t\n\"`'|!(){}$,-/0-:;-@\[-_]+\.)+(?:com|net|org|edu))"
+    r"(?:/[^ \t\n\"<>|()]+[^ \t\n\"<>|.!?(){},-])?)",
     r"([a-zA-Z0-9][^ \t\n\xa0\"<>|(){}]*@(?:[^ \t\n\xa0\"<>|(){}.]+\.)*[^ \t\n\xa0\"<>|(){}.]+)",
     r"(<[a-zA-Z0-9][^ \t\n\xa0\"<>|(){}]*@(?:[^ \t\n\xa0\"<>|(){}.]+\.)*[^ \t\n\xa0\"<>|(){}.]+>)",
     r"(@[A-Za-z_][A-Za-z_0-9]*)",
@@ -93,7 +94,7 @@ RULES = [
     rf"(y{APOS})(?={LETTER})",
     # Compounds with hyphens, ampersands, slashes; numbers, file names, fractions, telephone numbers.
     rf"({COMPOUND})",
-    r"((?-i:[A-Z]+(?:(?:[+&]|&amp;)[A-Z]+)+))",
+    rf"({AMPERSANDS})",
     rf"({SLASHED_PART}(?:\\?/{SLASHED_PART}){{1,2}})",
     r"([A-Za-z0-9][A-Za-z0-9.,]*(?:-(?:[A-Za-z](?:\.[A-Za-z])+\.|[A-Za-z0-9]+))+)",
     rf"([-+]?{NUMBER})",
@@ -113,6 +114,6 @@ RULES = [
     r"([<>]?[:;=][-o*']?(?-i:[()DPdpO\\{@|\[\]]))(?![A-Za-z0-9])",
     rf"({EMOTICON_FACE}_{EMOTICON_FACE}|\({EMOTICON_FACE}[_.]?{EMOTICON_FACE}\)|[oxt0]_[oxt0])",
     r"([?!]+|\*\*+|##+|__+|@@+|<<|>>|---+|--|\.\.\.|\. \. \.|''|``|c\+\+|[cf]#)",
-    r"(&(?:amp|lt|gt|quot|#[0-9]+);|\\\*)",
+    r"(&(?:amp|lt|gt|quot|apos|#[0-9]+);|\\\*)",
     rf"({KNOWN_SYMBOL})",
 ]

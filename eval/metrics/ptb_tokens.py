@@ -6,8 +6,8 @@ because the Java program looks past a line's end: "plan b." ends in the token `b
 with "A " or "The ".
 
 Known to differ: 1,013 of the first 65,536 characters (signs of Indic, Semitic and African scripts, letters newer than
-the Java program; none below U+01BF), and about 1 in 200 lines that mix control characters, soft hyphens and addresses
-without spaces.
+the Java program; none below U+01BF), about 1 in 200 lines that mix control characters, soft hyphens and addresses
+without spaces, and `&apos;` inside addresses and contractions.
 """
 
 import re
@@ -16,6 +16,7 @@ from functools import lru_cache
 
 from eval.metrics.ptb_rules import (
     ABBREVIATIONS,
+    AMPERSANDS,
     APOS,
     COMPOUND,
     NUMBER,
@@ -48,12 +49,13 @@ _COMPILED = [re.compile(rule, re.IGNORECASE) for rule in RULES]
 # The great majority: a plain word before a space, a comma or the end of a line or sentence, in no special list.
 _PLAIN = re.compile(rf"{SPACE}*(?:([A-Za-z]{{2,}}(?:-[A-Za-z]+)*|[A-Za-z])|([A-Za-z]{{2,}})[,.]|([,.]))(?=[ \n]|\Z)")
 _WITH_PERIOD = frozenset(f"{ABBREVIATIONS}|{TERMINAL_ABBREVIATIONS}|{NUMBER_ABBREVIATIONS}".split("|"))
-_SKIPPED = re.compile(rf"{SPACE}+")
+_ENTITY = re.compile("&(?:amp|lt|gt);", re.IGNORECASE)  # of &quot; and &apos; the lower-case ones alone
+_SKIPPED = re.compile(rf"(?:{SPACE}|&nbsp;)+", re.IGNORECASE)
 
 
 def tokenize(captions: Sequence[str]) -> list[str]:
     """Each caption's tokens, joined by single spaces, as `PTBTokenizer().tokenize` gives them for the same sequence."""
-    lines = [LINE_SEPARATORS.sub(" ", caption).replace("&nbsp;", " ").replace("&apos;", "'") for caption in captions]
+    lines = [LINE_SEPARATORS.sub(" ", caption).replace("&apos;", "'") for caption in captions]
     text, position, end_of_text = "\n".join(lines), 0, False
     tokenized: list[list[str]] = [[]]
     while not end_of_text:
@@ -72,8 +74,13 @@ def tokenize(captions: Sequence[str]) -> list[str]:
             raw, position = _longest(text, position)
             tokenized[-1].append(_normal(raw))
     return [
-        " ".join(token for token in line if token and token not in PUNCTUATION) for line in tokenized[: len(captions)]
+        " ".join(token for token in _as_read(line) if token not in PUNCTUATION) for line in tokenized[: len(captions)]
     ]
+
+
+def _as_read(line: Sequence[str]) -> Sequence[str]:
+    """A line's tokens as pycocoevalcap reads them back: without the spaces of any kind that end the line."""
+    return " ".join(filter(None, line)).rstrip().split(" ")
 
 
 def _longest(text: str, position: int) -> tuple[str, int]:
@@ -91,8 +98,10 @@ def _normal(raw: str) -> str:
     """A token as the Java program writes it: lower case, brackets and quotes spelt out, no plain space inside."""
     if "\xad" in raw and _SOFT.fullmatch(raw):
         raw = raw.replace("\xad", "")
-    if raw in SYMBOLS:
-        return SYMBOLS[raw]
+    if (symbol := raw.lower() if _ENTITY.fullmatch(raw) else raw) in SYMBOLS:
+        return SYMBOLS[symbol]
+    if re.fullmatch(AMPERSANDS, raw):
+        raw = re.sub("&amp;", "&", raw, flags=re.IGNORECASE)
     if raw in ("--", "---", "----"):
         return "--"
     if re.fullmatch(rf"{APOS}(?:[msd]|re|ve|ll)|n{APOS}t", raw, re.IGNORECASE):

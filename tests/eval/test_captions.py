@@ -1,6 +1,7 @@
 """Caption metrics against pycocoevalcap itself (Java tokenizer, BLEU, ROUGE-L, CIDEr)."""
 
 import random
+import re
 import shutil
 from collections.abc import Callable
 
@@ -68,6 +69,22 @@ def test_tokens_of_marks_soft_hyphens_control_characters_and_half_addresses_are_
     rng = random.Random(0)
     words = AWKWARD.split(" ")
     captions = [" ".join(rng.choices(words, k=rng.randint(1, 6))) for _ in range(3000)] + words
+    assert [pair for pair in zip(captions, java_tokenize(captions), tokenize(captions), strict=True)
+            if pair[1] != pair[2]] == []  # fmt: skip
+
+
+ENTITIES = ("&amp;", "&AMP;", "&Amp;", "&lt;", "&GT;", "&quot;", "&QUOT;", "&nbsp;", "&NBSP;")
+SPACES = ("\xa0", "\u1680", "\u2003", "\u202f", "\u205f", "\u3000")
+AROUND = """
+a {} b|a{}b|{}|it{}s|dog{} cat|dog {}cat|A{}B|R{}D x|A{}B{}C|http://x.com/?a=1{}b=2|see http://x.com{}dog runs
+x.com{}|http://x.com.{}dog|x.com/a{}b|www.x.com{}http://y.com|a{}b@c.com|a@b.com{}|#a{}b|1{}2|no.{}5|mr.{}smith
+a.{}The dog|plan b.{}A dog|555{}1234|1{}1/2|5{} 6|{}{}
+"""
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="java is not installed: nothing to compare the tokenizer with")
+def test_tokens_of_entities_and_spaces_of_all_kinds_are_javas_too() -> None:
+    captions = [around.replace("{}", each) for each in (*ENTITIES, *SPACES) for around in re.split(r"[|\n]", AROUND)]
     assert [pair for pair in zip(captions, java_tokenize(captions), tokenize(captions), strict=True)
             if pair[1] != pair[2]] == []  # fmt: skip
 

@@ -162,13 +162,13 @@ def test_without_java_the_command_says_so_and_leaves_nothing(
 
 @needs_java
 def test_line_breaks_in_captions_shift_no_other_score(tmp_path: Path) -> None:
-    images = ["a dog runs", "two cats sit", "a red bus", "a man on a horse"]
+    images = ["a dog runs", "two cats sit", "a red bus", "a man on a horse"] * 3
     content = {
-        "images": [{"id": place} for place in range(4)],
+        "images": [{"id": place} for place in range(12)],
         "annotations": [{"image_id": place, "caption": text} for place, text in enumerate(images)],
     }
     (tmp_path / "a.json").write_text(json.dumps(content))
-    breaks = ["a dog\rruns", "two\u2028cats\nsit", "a red\x0bbus\x85", "a man on a\u2029horse"]
+    breaks = ["a dog\rruns", "two\u2028cats\nsit", "a red\x0bbus\x85", "a man on a\u2029horse"] * 3
     (tmp_path / "p.json").write_text(json.dumps([{"image_id": i, "caption": text} for i, text in enumerate(breaks)]))
     flags = [
         "--predictions",
@@ -180,7 +180,7 @@ def test_line_breaks_in_captions_shift_no_other_score(tmp_path: Path) -> None:
     ]
     assert score(["captions", *map(str, flags), "--meteor", "--per-sample", str(tmp_path / "s.jsonl")]) == 0
     samples = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
-    assert [sample["meteor"] for sample in samples] == [100.0] * 4
+    assert [sample["meteor"] for sample in samples] == [100.0] * 12
     [row] = [row for row in json.loads((tmp_path / "m.json").read_text())["metrics"] if row["name"] == "meteor"]
     assert row["value"] == row["low"] == row["high"] == 100.0
 
