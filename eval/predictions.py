@@ -8,8 +8,7 @@ them in the data set's order to predictions.jsonl: the same bytes, however the w
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -52,25 +51,6 @@ class PredictionLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.file.close()
-
-
-@contextmanager
-def job_log(folder: Path) -> Iterator[tuple[PredictionLog, dict[SampleId, Entry]]]:
-    """This rank's log, and what all have predicted so far. To be entered by every rank; none goes on before all have
-    read. Raises ValueError on every rank while a process of another job still writes one of the folder's logs."""
-    from pipeline.distributed import collectives, process_group
-
-    rank, world_size = process_group.rank(), process_group.world_size()
-    with ExitStack() as stack:
-        with collectives.together():
-            log = stack.enter_context(PredictionLog(folder, rank))
-        with collectives.together():
-            own = {folder / f"predictions.rank{each}.jsonl" for each in range(world_size)}
-            if rank == 0:
-                for path in set(folder.glob(RANK_FILES)) - own:
-                    check_not_written(path)
-            done = finished(folder)
-        yield log, done
 
 
 def check_not_written(path: Path) -> None:

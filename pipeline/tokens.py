@@ -1,5 +1,6 @@
 """Padded token ids and which of them are real: what data hands to models."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,11 @@ class Tokens:
     def then(self, later: "Tokens") -> "Tokens":
         """Row by row, these and then the later ones (padding between them stays where it is)."""
         return Tokens(torch.cat([self.ids, later.ids], dim=1), torch.cat([self.is_token, later.is_token], dim=1))
+
+    def rows(self, chosen: Sequence[int], length: int) -> "Tokens":
+        """Some rows, cut to `length` tokens, the longest of them."""
+        places = torch.as_tensor(chosen, device=self.ids.device)
+        return Tokens(self.ids[places, :length], self.is_token[places, :length])
 
     def padded_to(self, length: int) -> "Tokens":
         """The same rows with padding up to `length`, which must not be shorter."""

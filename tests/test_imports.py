@@ -36,6 +36,7 @@ ALLOWED = {
         "pipeline.config",
         "pipeline.command_line",
         "pipeline.models",
+        "pipeline.tokens",
         "pipeline.data.transforms",
         "pipeline.data.manifest",
         "pipeline.weights",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.official_files import SampleId
-from eval.predictions import batches_of_rank, job_log
+from eval.predictions import batches_of_rank
 from eval.samples import TaskData
 from eval.tasks.pictures import Ablation, load_batches, shown_images
 
@@ -33,6 +33,7 @@ def generate_all(
     """Predict what no rank has predicted yet: this rank's part of it. A fault of one rank ends them all."""
     from tqdm import tqdm
 
+    from eval.tasks.job_log import job_log
     from pipeline.distributed import collectives, process_group
 
     rank, world_size = process_group.rank(), process_group.world_size()

@@ -10,7 +10,7 @@ Shapes: N images, T texts, Q queries, E projection width, P image tokens.
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,15 +19,14 @@ from numpy.typing import NDArray
 
 from eval.metrics.recall import Integers, top_k
 from eval.official_files import SampleId
-from eval.predictions import Entry, batches_of_rank, job_log
+from eval.predictions import Entry, batches_of_rank
 from eval.samples import RetrievalData
 from eval.tasks.matrix_files import Floats, interleave, write_rows
 from eval.tasks.pictures import Ablation, load_batches, shown_images
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from pipeline.models.inference import RetrievalModel
+    from pipeline.tokens import Tokens
 
 ITC = Path("work/itc.npy")  # below the folder, until scores.npz is there
 TEXTS_AT_ONCE = 128  # texts embedded, or matched with one image, in one call
@@ -39,6 +38,7 @@ def rank_all(
     """Score what no rank has scored yet: this rank's part of it. A fault of one rank ends them all."""
     from tqdm import tqdm
 
+    from eval.tasks.job_log import job_log
     from pipeline.distributed import collectives, process_group
 
     rank, world_size = process_group.rank(), process_group.world_size()
@@ -48,8 +48,9 @@ def rank_all(
         with collectives.together():
             shown = shown_images(data.image_paths, images, seed)
             work.mkdir(exist_ok=True)
+            texts = Texts(model, data.texts)
         if collectives.any_rank(not (folder / ITC).is_file()):
-            write_itc(model, data, shown, work, batch_size)
+            write_itc(model, data, texts, shown, work, batch_size)
         row = {image_id: place for place, image_id in enumerate(ids)}
         batches = batches_of_rank(ids, done, batch_size, rank, world_size)
         wanted = np.zeros(len(ids), dtype=bool)
@@ -61,23 +62,34 @@ def rank_all(
                 for image_id, frozen_PI in zip(batch, model.encode_images(pixels_B3SS), strict=True):
                     bar.update()
                     if image_id not in done:
-                        log.append([_matched(model, frozen_PI, image_id, data, candidates[row[image_id]])])
+                        chosen = texts.by_length(candidates[row[image_id]])
+                        scores = model.match_logits(frozen_PI, texts.batches(chosen)).float().cpu().tolist()
+                        log.append([{"id": image_id, "texts": chosen.tolist(), "itm": scores}])
 
 
-def _matched(
-    model: "RetrievalModel", frozen_PI: "Tensor", image_id: SampleId, data: RetrievalData, candidates: Integers
-) -> Entry:
-    """An image's line of the log: its candidates, texts of like length together so that little of a call is padding."""
-    texts = sorted(candidates.tolist(), key=lambda text: len(data.texts[text].split()))
-    scores: list[float] = []
-    for start in range(0, len(texts), TEXTS_AT_ONCE):
-        part = [data.texts[text] for text in texts[start : start + TEXTS_AT_ONCE]]
-        scores += model.match_logits(frozen_PI, part).float().cpu().tolist()
-    return {"id": image_id, "texts": texts, "itm": scores}
+class Texts:
+    """The gallery's texts, tokenised once, and batches of them cut to their longest."""
+
+    def __init__(self, model: "RetrievalModel", texts: Sequence[str]) -> None:
+        self.tokens = model.tokenise(texts)
+        self.lengths: Integers = self.tokens.is_token.sum(dim=1).cpu().numpy()
+
+    def by_length(self, rows: Integers) -> Integers:
+        """Texts of like length together, so that little of a batch is padding."""
+        return rows[np.argsort(self.lengths[rows], kind="stable")]
+
+    def batches(self, rows: Integers) -> list["Tokens"]:
+        parts = (rows[start : start + TEXTS_AT_ONCE] for start in range(0, len(rows), TEXTS_AT_ONCE))
+        return [self.tokens.rows(part.tolist(), int(self.lengths[part].max())) for part in parts]
 
 
 def write_itc(
-    model: "RetrievalModel", data: RetrievalData, shown: dict[SampleId, Path], work: Path, batch_size: int
+    model: "RetrievalModel",
+    data: RetrievalData,
+    texts: Texts,
+    shown: dict[SampleId, Path],
+    work: Path,
+    batch_size: int,
 ) -> None:
     """Embed the gallery, each rank its part, and leave the cosines of all pairs in itc.npy: [N, T] fp32.
 
@@ -89,8 +101,8 @@ def write_itc(
 
     rank, world_size = process_group.rank(), process_group.world_size()
     with collectives.together():
-        text_batches = [data.texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(data.texts), TEXTS_AT_ONCE)]
-        own_texts = (model.embed_texts(batch).float().cpu().numpy() for batch in text_batches[rank::world_size])
+        own_batches = texts.batches(np.arange(len(data.texts)))[rank::world_size]
+        own_texts = (model.embed_texts(batch).float().cpu().numpy() for batch in own_batches)
         write_rows(_part(work, "texts", rank, world_size), own_texts, model.embedding_width)
     with collectives.together():
         if rank == 0:

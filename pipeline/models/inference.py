@@ -40,7 +40,8 @@ class RetrievalModel:
     def _autocast(self) -> torch.autocast:
         return autocast(self.bridge.temperature.device.type, self.recipe.qformer.precision)
 
-    def _tokenise(self, texts: Sequence[str]) -> Tokens:
+    def tokenise(self, texts: Sequence[str]) -> Tokens:
+        """Texts as retrieval takes them: lower case, at most MAX_RETRIEVAL_TOKENS, padded on the right. [K, L] each."""
         encoded = self.tokenizer(
             [text.lower() for text in texts],
             padding=True,
@@ -65,18 +66,18 @@ class RetrievalModel:
             return self.bridge.embed_queries(query_BQD)
 
     @torch.no_grad()
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+    def embed_texts(self, texts: Tokens) -> Tensor:
         """Texts -> unit-length features [B, E]."""
-        tokens = self._tokenise(texts)
         with self._autocast():
-            return self.bridge.embed_text(tokens.ids, tokens.is_token)
+            return self.bridge.embed_text(texts.ids, texts.is_token)
 
     @torch.no_grad()
-    def match_logits(self, frozen_PI: Tensor, texts: Sequence[str]) -> Tensor:
-        """The match logit of one picture with each of K texts: [K]. The picture's keys and values are made once."""
-        tokens = self._tokenise(texts)
+    def match_logits(self, frozen_PI: Tensor, batches: Sequence[Tokens]) -> Tensor:
+        """The match logit of one picture with each of K texts, a batch of them at a time: [K]. The picture's keys and
+        values are made once."""
         with self._autocast():
-            return self.bridge.match(self.bridge.project_image(frozen_PI[None]), tokens.ids, tokens.is_token)[:, MATCH]
+            image = self.bridge.project_image(frozen_PI[None])
+            return torch.cat([self.bridge.match(image, texts.ids, texts.is_token)[:, MATCH] for texts in batches])
 
 
 class LanguageModel:

@@ -119,11 +119,11 @@ def test_retrieval_scores_equal_those_of_every_pair_scored_alone(
         path = sets["flickr30k"] / "images" / entry["filename"]
         frozen = model.encode_images(load_evaluation_pixels(path, model.image_size_px)[None])
         for column, text in enumerate(texts):
-            cosine = (model.embed_images(frozen)[0] @ model.embed_texts([text])[0]).max()
+            cosine = (model.embed_images(frozen)[0] @ model.embed_texts(model.tokenise([text]))[0]).max()
             assert scores["itc"][row, column] == pytest.approx(float(cosine), abs=1e-5)
             if not np.isnan(scores["itm"][row, column]):
                 matched[row, column] = True
-                logit = float(model.match_logits(frozen[0], [text])[0])
+                logit = float(model.match_logits(frozen[0], [model.tokenise([text])])[0])
                 assert scores["itm"][row, column] == pytest.approx(logit, abs=1e-4)
     for row in range(9):
         assert matched[row, np.argsort(-scores["itc"][row], kind="stable")[:3]].all()

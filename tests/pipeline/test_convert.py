@@ -121,9 +121,11 @@ def test_stage_1_scores_equal_those_of_transformers(natives: dict[str, Path], tm
         cosines = theirs(normalised(ours, images), **tokens).logits_per_image
         matches = theirs(normalised(ours, images), **tokens, use_image_text_matching_head=True).logits_per_image
     frozen = ours.encode_images(images)
-    own_cosines = (ours.embed_images(frozen) @ ours.embed_texts(texts).T).amax(dim=1)
+    own_cosines = (ours.embed_images(frozen) @ ours.embed_texts(ours.tokenise(texts)).T).amax(dim=1)
     torch.testing.assert_close(own_cosines, cosines, rtol=1e-5, atol=1e-5)
-    own = torch.stack([ours.match_logits(one, [text])[0] for one, text in zip(frozen, texts, strict=True)])
+    own = torch.stack(
+        [ours.match_logits(one, [ours.tokenise([text])])[0] for one, text in zip(frozen, texts, strict=True)]
+    )
     torch.testing.assert_close(own, matches[:, 1], rtol=1e-5, atol=1e-5)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from eval.captioned_images import DataSet
 from eval.samples import RetrievalData
+from pipeline.tokens import Tokens
 
 WIDTH = 8
 
@@ -37,11 +38,15 @@ class TableModel:
     def embed_images(self, number_B1: Tensor) -> Tensor:
         return self.image_NE[number_B1.long()]
 
-    def embed_texts(self, texts: list[str] | tuple[str, ...]) -> Tensor:
-        return self.text_TE[[int(text) for text in texts]]
+    def tokenise(self, texts: tuple[str, ...]) -> Tokens:
+        ids_T1 = torch.tensor([[int(text)] for text in texts])
+        return Tokens(ids_T1, torch.ones_like(ids_T1, dtype=torch.bool))
 
-    def match_logits(self, number_1: Tensor, texts: list[str]) -> Tensor:
-        return ((int(number_1) * 31 + torch.tensor([int(text) for text in texts])) % 17).float() / 4 - 2
+    def embed_texts(self, texts: Tokens) -> Tensor:
+        return self.text_TE[texts.ids[:, 0]]
+
+    def match_logits(self, number_1: Tensor, batches: list[Tokens]) -> Tensor:
+        return ((int(number_1) * 31 + torch.cat([texts.ids[:, 0] for texts in batches])) % 17).float() / 4 - 2
 
 
 def save_gallery(folder: Path, images: int, texts: int) -> RetrievalData:

@@ -1,0 +1,26 @@
+"""The log that a rank of a job writes, opened by all ranks together, and by no other job meanwhile."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from eval.official_files import SampleId
+from eval.predictions import RANK_FILES, Entry, PredictionLog, check_not_written, finished
+from pipeline.distributed import collectives, process_group
+
+
+@contextmanager
+def job_log(folder: Path) -> Iterator[tuple[PredictionLog, dict[SampleId, Entry]]]:
+    """This rank's log, and what all have predicted so far. To be entered by every rank; none goes on before all have
+    read. Raises ValueError on every rank while a process of another job still writes one of the folder's logs."""
+    rank, world_size = process_group.rank(), process_group.world_size()
+    with ExitStack() as stack:
+        with collectives.together():
+            log = stack.enter_context(PredictionLog(folder, rank))
+        with collectives.together():
+            own = {folder / f"predictions.rank{each}.jsonl" for each in range(world_size)}
+            if rank == 0:
+                for path in set(folder.glob(RANK_FILES)) - own:
+                    check_not_written(path)
+            done = finished(folder)
+        yield log, done
