@@ -92,10 +92,12 @@ def run_score(
     """score.sbatch with a python that writes what each module is asked, then runs a line of shell."""
     python = folder / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
+    evaluated = folder / "run" / "step_2" / "coco"
+    evaluated.mkdir(parents=True)
     python.write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" >"{folder}/$2"\n{then}\n')
     python.chmod(0o755)
     environment = {"PATH": "/usr/bin:/bin", "SLURM_JOB_ID": "1", "BLIP2_HOME": str(folder)}
-    command = ["bash", "slurm/score.sbatch", "captions", str(folder / "run" / "step_2" / "coco"), *flags]
+    command = ["bash", "slurm/score.sbatch", "captions", str(evaluated), *flags]
     done = subprocess.run(command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True)
     return done, {path.name: path.read_text().splitlines()[2:] for path in folder.glob("eval.*")}
 
