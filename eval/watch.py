@@ -27,6 +27,8 @@ FAULTS = {
     "failed": f"its jobs ended without scores, see their output there; {AGAIN}",
     "outdated": f"it is of other weights than the checkpoint's now; {AGAIN}",
     "asked otherwise": f"outdated: it was asked otherwise than the list asks now; {AGAIN}",
+    "scored otherwise": "outdated: it was scored with other flags than the list has now; remove its metrics.json and "
+    "submitted.json to score its predictions again",
     "predicted": "its jobs ended without scores and its checkpoint is gone; slurm/score.sbatch scores its predictions",
     "lost": "its jobs ended without scores and its checkpoint is gone; remove the folder, and have the training keep "
     "the checkpoints that every_steps evaluates (run.keep_every_steps)",

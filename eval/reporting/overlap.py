@@ -19,7 +19,7 @@ from eval.official_files import SampleId
 from eval.reporting.evaluations import Evaluation
 
 NOT_CHECKED = "Train/test overlap not checked: give --training-hashes"
-UNKNOWN = "not all that it was trained on is known here (weights of others, URLs, or a manifest that is gone)"
+UNKNOWN = "not all that it was trained on is known here (weights of others, URLs, a manifest that is gone or spoilt)"
 SHOWN = 10
 MOST_STAGES = 4  # of weights that began with others
 WEIGHTS = "trainable.safetensors"
@@ -79,9 +79,9 @@ def _sources(evaluation: Evaluation) -> tuple[set[str], bool]:
         if not recipe:
             return sources, False
         manifest = recipe.get("data", {}).get("manifest")
-        if manifest and Path(manifest).is_file():
-            sources |= {shard.source for shard in load_manifest(Path(manifest)).shards}
-        else:
+        try:
+            sources |= {shard.source for shard in load_manifest(Path(manifest or "")).shards}
+        except (ValueError, OSError):  # it is gone, or something else lies there now
             all_known = False
         if not recipe.get("init_weights"):
             break
@@ -145,7 +145,10 @@ def training_hashes(paths: Iterable[Path]) -> Iterator[tuple[Sequence[Any], Hash
             columns = [name for name in ("phash", "status", "url", "key") if name in _columns(file)]
             try:
                 opened = pyarrow.parquet.ParquetFile(file)
-                if not pa.types.is_integer(kind := opened.schema_arrow.field("phash").type):
+                kind = opened.schema_arrow.field("phash").type
+                if pa.types.is_null(kind):  # no picture of it has a hash
+                    continue
+                if not pa.types.is_integer(kind):
                     raise ValueError(f"--training-hashes {file}: column phash holds {kind}, expected whole numbers")
                 for batch in opened.iter_batches(ROWS_AT_ONCE, columns=columns):
                     rows: Any = batch.filter(pc.is_valid(batch["phash"]))
@@ -154,7 +157,7 @@ def training_hashes(paths: Iterable[Path]) -> Iterator[tuple[Sequence[Any], Hash
                     named = [rows[name].cast(pa.string()) for name in ("url", "key") if name in columns]
                     names: Any = pc.coalesce(*named, pa.array([file.name] * len(rows), pa.string()))
                     yield names, rows["phash"].to_numpy(zero_copy_only=False).astype(np.uint64)
-            except pa.ArrowException as error:
+            except (pa.ArrowException, KeyError) as error:  # KeyError: two columns of one name
                 raise ValueError(f"--training-hashes {file}: not a readable parquet ({error})") from error
 
 

@@ -30,7 +30,7 @@ class UnansweredError(ValueError):
 def state_of(evaluation: Evaluation, queued: set[str]) -> str:
     """`scored`, `waiting` (its jobs are queued or run), `failed` (they ended without scores), or `missing`;
     `outdated` when what is there is of weights that have been replaced since, `asked otherwise` when it is of other
-    data or flags than the list has now."""
+    data or flags than the list has now, `scored otherwise` when only those of its scores differ."""
     note = _note(evaluation)
     if note and not evaluation.has_checkpoint:
         return _state_without_checkpoint(evaluation, note, queued)
@@ -39,8 +39,9 @@ def state_of(evaluation: Evaluation, queued: set[str]) -> str:
     is_scored = _has_scores(evaluation.folder / "metrics.json")
     if not is_scored and not note.get("jobs"):
         return "missing"
-    if note.get("asked", evaluation.asked) != evaluation.asked:
-        return "asked otherwise"
+    if (asked := note.get("asked", evaluation.asked)) != evaluation.asked:
+        only_scores = isinstance(asked, dict) and asked | {"score": evaluation.asked["score"]} == evaluation.asked
+        return "scored otherwise" if is_scored and only_scores else "asked otherwise"
     if is_scored:
         return "scored"
     return "waiting" if queued & set(note["jobs"]) else "failed"

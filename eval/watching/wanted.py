@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 STEP = "step_"
+BATCH_SIZE = "--batch-size"
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")  # a folder's and part of a job's, which SLURM separates by commas
 
 
@@ -82,12 +83,19 @@ class Evaluation:
 
     @property
     def asked(self) -> dict[str, object]:
-        """What decides the result, beside the weights."""
-        return self.wanted.model_dump(include={"task", "data", "run", "score"})
+        """What decides the result, beside the weights: not how many samples a batch has."""
+        asked = self.wanted.model_dump(include={"task", "data", "run", "score"})
+        return asked | {"run": _without(asked["run"], BATCH_SIZE)}
 
     @property
     def has_checkpoint(self) -> bool:
         return (self.checkpoint / "COMPLETE").exists()
+
+
+def _without(flags: Sequence[str], flag: str) -> list[str]:
+    """The flags but for this one and its value."""
+    kept = [each for at, each in enumerate(flags) if each != flag and flags[at - 1 : at] != [flag]]
+    return [each for each in kept if not each.startswith(f"{flag}=")]
 
 
 def read_watch_list(path: Path) -> WatchList:

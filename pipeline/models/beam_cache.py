@@ -4,9 +4,13 @@ from typing import Any
 
 
 def has_plain_cache(model: Any) -> bool:
-    """Whether generate() would keep each layer's keys and values whole: no sliding window, no recurrent state."""
+    """Whether generate() keeps each layer's keys and values whole: no sliding window, no recurrent state, and nothing
+    else that the model's own generation settings ask for."""
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
+    settings = model.generation_config
+    if settings.use_cache is False or settings.cache_implementation or settings.prompt_lookup_num_tokens:
+        return False
     try:
         layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
     except (AttributeError, KeyError, TypeError, ValueError):  # a configuration that has no such cache

@@ -83,6 +83,9 @@ def test_hashes_alone_are_enough_and_those_of_no_number_are_one_line(
     folder = evaluation(tmp_path / "a", images=images)
     text = page_of(folder, "--training-hashes", tmp_path / "h.parquet")
     assert "2 of 5 pictures are near one of 2 training pictures: image 1: h.parquet" in text
+    pyarrow.parquet.write_table(pyarrow.table({"phash": pyarrow.nulls(3)}), tmp_path / "n.parquet")
+    text = page_of(folder, "--training-hashes", tmp_path / "h.parquet", tmp_path / "n.parquet")
+    assert "2 of 5 pictures are near one of 2 training pictures" in text
     for wrong in (["ab"], [[1]]):
         pyarrow.parquet.write_table(pyarrow.table({"phash": wrong}), tmp_path / "h.parquet")
         flags = ["--output", str(tmp_path / "r.html"), "--training-hashes", str(tmp_path / "h.parquet")]
@@ -140,6 +143,12 @@ def test_sources_that_contain_the_evaluation_set_are_named(tmp_path: Path) -> No
     stage1 = load_recipe(Path("pipeline/recipes/stage1_vitg.yaml"), [f"data.manifest={manifest}"])
     save_tensors({}, stage1, 5, tmp_path)  # what the weights began with saw those pictures
     task["recipe"]["data"]["manifest"] = None
+    manifest_now = manifest.read_text()
+    manifest.write_text("[1]")
+    task["recipe"]["init_weights"] = str(tmp_path)
+    (folder / "task.json").write_text(json.dumps(task))
+    assert "a: not all that it was trained on is known here" in page_of(folder)
+    manifest.write_text(manifest_now)
     for place, seen in ((tmp_path, True), (tmp_path / "gone", False)):
         task["recipe"]["init_weights"] = str(place)
         (folder / "task.json").write_text(json.dumps(task))

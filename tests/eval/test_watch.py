@@ -100,7 +100,7 @@ def test_only_scores_that_can_be_read_count(content: str, site: Site, capsys: py
 
 
 @pytest.mark.parametrize(
-    "change", [{"data": "e"}, {"run": ["--prompt", "x"]}, {"score": ["--questions", "q"]}, {"task": "okvqa"}]
+    "change", [{"data": "e"}, {"run": ["--prompt", "x"]}, {"score": ["s"], "run": ["--prompt", "x"]}, {"task": "okvqa"}]
 )
 @pytest.mark.parametrize("is_scored", [True, False])
 def test_an_evaluation_that_the_list_asks_otherwise_now_is_outdated(
@@ -110,7 +110,8 @@ def test_an_evaluation_that_the_list_asks_otherwise_now_is_outdated(
     site.look({"v": asked})
     if is_scored:
         (site.of("v") / "metrics.json").write_text("{}")
-    site.look({"v": asked | {"sbatch": ["--time=1"], "score_sbatch": ["--time=1"], "run": [], "runs": ["stage2"]}})
+    how = {"sbatch": ["--time=1"], "score_sbatch": ["--time=1"], "run": ["--batch-size", "64"], "runs": ["stage2"]}
+    site.look({"v": asked | how})
     state = "1 scored" if is_scored else "1 failed"
     assert state in capsys.readouterr().out  # how it is submitted does not matter
     assert site.look({"v": asked | change}) == 0
@@ -119,6 +120,25 @@ def test_an_evaluation_that_the_list_asks_otherwise_now_is_outdated(
     assert f"{site.of('v')}: outdated: it was asked otherwise than the list asks now; remove the folder" in said.err
     site.look({"v": asked})
     assert state in capsys.readouterr().out  # and the list as it was is what was asked
+
+
+def test_what_is_to_be_scored_otherwise_keeps_its_predictions(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = {"task": "vqa", "data": "d", "run": ["--batch-size=8", "--num-beams", "1"]}
+    site.look({"v": asked})
+    for name in ("metrics.json", "COMPLETE"):
+        (site.of("v") / name).write_text("{}")
+    capsys.readouterr()
+    site.look({"v": asked | {"score": ["--questions", "q"]}})
+    said = capsys.readouterr()
+    assert "1 scored otherwise" in said.out and "remove its metrics.json and submitted.json" in said.err
+    for name in ("metrics.json", "submitted.json"):
+        (site.of("v") / name).unlink()
+    asked_of_sbatch = site.commands / "asked"
+    asked_of_sbatch.unlink()
+    site.look({"v": asked | {"score": ["--questions", "q"]}})
+    assert "1 submitted" in capsys.readouterr().out
+    [only] = asked_of_sbatch.read_text().splitlines()
+    assert "score.sbatch" in only and "--questions q" in only
 
 
 def test_a_note_of_before_that_does_not_say_what_was_asked_counts_as_unchanged(

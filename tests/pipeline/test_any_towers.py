@@ -1,5 +1,6 @@
 """Any encoder with any language model: a training step and a generation, of families that no code names."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,21 @@ def test_a_prompt_is_read_once_for_all_beams_and_what_is_written_is_what_generat
         assert read[0] == 4 * positions
     else:
         assert read[:2] == [positions - len(TEXTS), 4 * len(TEXTS)]
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5 v1.1"])
+@pytest.mark.parametrize("setting", [{"use_cache": False}, {"cache_implementation": "static"}])
+def test_a_models_own_wish_for_its_cache_is_left_to_generate(
+    kind: str, setting: dict[str, Any], tmp_path: Path
+) -> None:
+    config_class, model_class, more = LANGUAGES[kind]
+    settings = Language(name=save_language_family(tmp_path, config_class, model_class, **more), precision="fp32")
+    prompts_BQH = torch.randn(len(TEXTS), 3, 32, generator=torch.Generator().manual_seed(0))
+    decoding = Decoding(num_beams=4, max_new_tokens=6)
+    expected = build_language(settings, "cpu").generate(prompts_BQH, TEXTS, decoding)
+    file = tmp_path / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | setting))
+    assert build_language(settings, "cpu").generate(prompts_BQH, TEXTS, decoding) == expected
 
 
 @pytest.mark.parametrize("kind", VISIONS)
