@@ -185,7 +185,7 @@ def test_a_list_changed_while_a_watcher_was_killed_does_not_take_its_jobs_for_ne
     site.watch(vqa=held)
     jobs = site.jobs(2, "vqa")
     site.forget_jobs(2, "vqa")
-    changed = held | {"run": ["--batch-size", "1"]}
+    changed = held | {"run": ["--num-beams", "1"]}
     assert "1 submitted" in site.watch(vqa=changed).stdout and site.jobs(2, "vqa") == jobs
     done = site.watch(vqa=changed)
     site.cluster.answer("scancel", *jobs)

@@ -60,7 +60,7 @@ class Cluster:
         return facts
 
     def wait_until_ended(self, job: str, deadline_s: float = 240) -> dict[str, str]:
-        waiting = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED")
+        waiting = ("PENDING", "RUNNING", "SIGNALING", "COMPLETING", "CONFIGURING", "REQUEUED")
         return self.wait_for(job, lambda facts: facts["JobState"] not in waiting, deadline_s)
 
 
