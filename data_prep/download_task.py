@@ -216,15 +216,19 @@ def _claimed(settings: DownloadSettings) -> Iterator[None]:
 
 
 def _check_identity(settings: DownloadSettings) -> None:
+    """One task at a time, so that what is half written there is a killed one's."""
     path = settings.output / f"{settings.source.name}.download.json"
     wanted = settings.identity()
-    if path.exists():
+    with path.with_name(f".{path.stem}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        remove_partials(path)
+        if not path.exists():
+            replace_file(path, (json.dumps(wanted, indent=1) + "\n").encode())
+            return
         found = json.loads(path.read_text())
-        for name in {**wanted, **found}:
-            was, now = found.get(name), wanted.get(name)
-            if was != now:
-                raise ValueError(
-                    f"output {settings.output}: holds a download with {name} {was}, not {now}; name another folder"
-                )
-        return
-    replace_file(path, (json.dumps(wanted, indent=1) + "\n").encode())
+    for name in {**wanted, **found}:
+        was, now = found.get(name), wanted.get(name)
+        if was != now:
+            raise ValueError(
+                f"output {settings.output}: holds a download with {name} {was}, not {now}; name another folder"
+            )

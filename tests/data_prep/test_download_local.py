@@ -51,7 +51,9 @@ def test_a_second_run_rewrites_nothing_and_other_settings_are_turned_away(coco, 
     flags = ("--input", coco / "dataset.json", "--images", coco / "images", "--output", coco / "raw")
     assert run("coco", *flags) == 0
     times = {path: path.stat().st_mtime_ns for path in (coco / "raw").glob("*.tar")}
+    (coco / "raw" / ".coco.download.json.0123.partial").write_text("{")  # of a run killed as it began
     assert run("coco", *flags) == 0
+    assert not list((coco / "raw").glob(".*.partial"))
     assert times == {path: path.stat().st_mtime_ns for path in (coco / "raw").glob("*.tar")}
     assert json.loads((coco / "raw" / "coco-000.summary.json").read_text())["rows_of_this_run"] == 0
     capsys.readouterr()
