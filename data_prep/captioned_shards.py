@@ -204,6 +204,7 @@ def _help(tars: Sequence[Path], plan: Plan, make: MakeCandidates, leases: Leases
 def _caption_if_free(tar: Path, plan: Plan, make: MakeCandidates, leases: Leases) -> Receipt | None:
     """The receipt when this worker has made the shard; None when it is finished already, or another is at it."""
     if plan.finished(tar):
+        leases.clear(tar.stem)
         return None
     lease = leases.take(tar.stem)
     if lease is None:

@@ -88,6 +88,12 @@ class Leases:
             temporary.unlink(missing_ok=True)
         return Lease(path, token, self.ttl_s)
 
+    def clear(self, name: str) -> None:
+        """Remove the lease of finished work when its owner has died before it could give it back."""
+        path = self.folder / f"{name}.lease"
+        if os.path.lexists(path) and not path.is_dir() and not self._beats(path):
+            self._remove_stale(path)
+
     def _beats(self, path: Path) -> bool:
         """Whether the owner of the lease must be taken to be alive."""
         owner = _read_owner(path)

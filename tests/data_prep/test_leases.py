@@ -164,3 +164,15 @@ def test_a_claim_that_the_holder_clears_away_is_a_race_lost(tmp_path: Path, monk
     monkeypatch.setattr(os, "link", clear_first)
     assert Leases(tmp_path, 60.0).take("shard") is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lease_of_finished_work_goes_when_its_owner_is_dead_and_stays_when_it_lives(tmp_path: Path) -> None:
+    holder = hold_in_another_process(tmp_path)
+    [lease] = tmp_path.glob("*.lease")
+    watcher = Leases(tmp_path, 60.0)
+    watcher.clear(lease.stem)
+    assert lease.exists()
+    holder.kill()
+    holder.wait()
+    watcher.clear(lease.stem)
+    assert list(tmp_path.iterdir()) == []
