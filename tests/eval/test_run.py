@@ -78,21 +78,26 @@ def test_a_batch_has_each_picture_once_in_whatever_order_the_file_asks(
     file.write_text(json.dumps(content))
     order = [each["question_id"] for each in content["questions"]]
     encoded: list[int] = []
+    shown: list[torch.Tensor] = []
     original = LanguageModel.generate
 
-    def counts(self: Any, pixels: Any, *others: Any) -> Any:
+    def counts(self: Any, pixels: Any, prompts: Any, decoding: Any, picture_of: Any) -> Any:
         encoded.append(len(pixels))
-        return original(self, pixels, *others)
+        shown.extend(pixels[picture_of])
+        return original(self, pixels, prompts, decoding, picture_of)
 
     monkeypatch.setattr(LanguageModel, "generate", counts)
-    answers = {}
+    answers, pictures = {}, {}
     for size in (1, 4):
         encoded.clear()
+        shown.clear()
         assert run(checkpoints["t5"], "vqa", data, tmp_path / f"{size}", "--batch-size", size) == 0
         official = json.loads((tmp_path / f"{size}" / "predictions.json").read_text())
         assert [each["question_id"] for each in official] == order
-        answers[size] = official
+        answers[size], pictures[size] = official, torch.stack(shown)
     assert encoded == [2, 2, 1] and answers[1] == answers[4]
+    assert torch.equal(pictures[1], pictures[4])  # each question with its own
+    assert len(pictures[1].unique(dim=0)) == 5
 
 
 def test_retrieval_scores_equal_those_of_every_pair_scored_alone(

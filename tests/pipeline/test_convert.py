@@ -173,6 +173,9 @@ def test_stage_2_generates_the_tokens_of_transformers(kind: str, natives: dict[s
     assert ours.generate(images, prompts, Decoding(num_beams=5, max_new_tokens=8, min_new_tokens=2)) == expected
     assert torch.equal(own_ids[-1], found)
     assert len(set(expected)) > 3  # the pictures decide what is said
+    others = [row ^ 2 for row in range(64)]  # other pictures, the same prompts
+    said = ours.generate(images, prompts, Decoding(num_beams=5, max_new_tokens=8, min_new_tokens=2), others)
+    assert said == [expected[row] for row in others] != expected
 
 
 @pytest.mark.parametrize("kind", ["t5", "opt"])
