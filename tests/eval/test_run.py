@@ -184,13 +184,13 @@ def test_killed_at_twenty_random_points_it_ends_with_the_same_bytes_and_repeats_
     checkpoints: Folders, tmp_path: Path
 ) -> None:
     """Real SIGKILLs, half-written lines, and at each start another number of ranks."""
-    data, images = save_karpathy(tmp_path / "coco", 150), 150
+    data, images = save_karpathy(tmp_path / "coco", 300), 300
     flags = ("--batch-size", 1, "--min-new-tokens", 3, "--max-new-tokens", 4)
     assert run(checkpoints["opt"], "captioning", data, tmp_path / "whole", *flags) == 0
     out = tmp_path / "killed"
     asked = ("--weights", checkpoints["opt"], "--task", "captioning", "--data", data, "--output", out, *flags)
     command = [sys.executable, "-m", "tests.support.eval_kill_loop", "20", "5", out, *asked]
-    done = subprocess.run([str(each) for each in command], check=False, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([str(each) for each in command], check=False, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     deaths = json.loads(done.stdout.splitlines()[-1])
     assert len(deaths) == 20 and deaths == sorted(deaths) and 20 < deaths[-1] < images, deaths

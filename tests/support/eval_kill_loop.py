@@ -16,6 +16,7 @@ from pathlib import Path
 from tests.support.gloo_ranks import free_port
 
 DEADLINE_S = 120
+MOST_LINES_A_START = 10  # however fast the machine, some of the set is left for the last start
 PRELOADED = [  # what a start would spend its time on
     "torch.distributed",
     "torchvision.transforms.v2",
@@ -56,6 +57,20 @@ def kill_all(children: list[int]) -> None:
         os.waitpid(child, 0)
 
 
+def wait_for_lines(logs: Path, lines: int, timeout_s: float, children: list[int]) -> None:
+    """Until there are `lines` or the time is over. Raises SystemExit when a rank has left by itself."""
+    deadline = time.monotonic() + timeout_s
+    while lines_in(logs) < lines and time.monotonic() < deadline:
+        for child in children:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                kill_all([each for each in children if each != child])
+                sys.exit(
+                    f"a rank left by itself, exit code {os.waitstatus_to_exitcode(status)}, {lines_in(logs)} lines"
+                )
+        time.sleep(0.001)
+
+
 def main() -> int:
     for name in PRELOADED:
         importlib.import_module(name)
@@ -67,14 +82,9 @@ def main() -> int:
     while len(deaths) < kills:
         before, more = lines_in(logs), draw.randrange(0, 6)
         children = start(draw.choice((1, 2, 3)), flags)
-        deadline = time.monotonic() + DEADLINE_S
-        while lines_in(logs) < before + more and time.monotonic() < deadline:
-            if ended := [child for child in children if os.waitpid(child, os.WNOHANG)[0]]:
-                kill_all([child for child in children if child not in ended])
-                print(f"a rank ended by itself after {len(deaths)} kills", file=sys.stderr)
-                return 1
-            time.sleep(0.001)
-        time.sleep(draw.random() * (0.05 if more else 0.5))  # anywhere in the next sample, or before the first
+        wait_for_lines(logs, before + more, DEADLINE_S, children)
+        # Then anywhere in the next sample, or before the first.
+        wait_for_lines(logs, before + MOST_LINES_A_START, draw.random() * (0.05 if more else 0.5), children)
         kill_all(children)
         deaths.append(lines_in(logs))
         if draw.random() < 0.5 and (files := sorted(logs.glob("predictions.rank*.jsonl"))):
