@@ -34,14 +34,23 @@ class Changed:
     padded: bool
 
 
-def compare(model: "LanguageModel", pixels_B3SS: "Tensor", prompts: Sequence[str]) -> tuple[list[Changed], int]:
-    """The prompts that are answered differently alone and in batches of up to 32, `padded` where theirs was shorter;
-    and how many of all were padded."""
+@dataclass(frozen=True)
+class Comparison:
+    """What became of `total` prompts: how many were padded, and how many different answers there were alone."""
+
+    changed: list[Changed]
+    num_padded: int
+    num_answers: int
+    total: int
+
+
+def compare(model: "LanguageModel", pixels_B3SS: "Tensor", prompts: Sequence[str]) -> Comparison:
+    """Each prompt alone and in batches of up to 32; `padded` are those whose prompt was shorter than the longest."""
     from pipeline.models.language import Decoding
 
     decoding = Decoding(num_beams=5, max_new_tokens=10, min_new_tokens=1, length_penalty=-1.0)
     lengths = [len(ids) for ids in model.language.tokenizer(list(prompts)).input_ids]
-    changed, num_padded = [], 0
+    changed, num_padded, answers = [], 0, set[str]()
     for start in range(0, len(prompts), BATCH):
         places = range(start, min(start + BATCH, len(prompts)))
         together = model.generate(pixels_B3SS[start : start + BATCH], [prompts[place] for place in places], decoding)
@@ -49,16 +58,22 @@ def compare(model: "LanguageModel", pixels_B3SS: "Tensor", prompts: Sequence[str
         num_padded += sum(lengths[place] < longest for place in places)
         for place, text in zip(places, together, strict=True):
             [alone] = model.generate(pixels_B3SS[place : place + 1], [prompts[place]], decoding)
+            answers.add(alone)
             if alone != text:
                 changed.append(Changed(place, prompts[place], alone, text, lengths[place] < longest))
-    return changed, num_padded
+    return Comparison(changed, num_padded, len(answers), len(prompts))
 
 
-def verdict(changed: Sequence[Changed], num_padded: int, total: int, kind: str) -> str:
-    """One line. Raises ValueError with it when the answers depend on the batch, or no prompt was padded to show it."""
-    if not num_padded and len(changed) <= FEW * total:
+def verdict(found: Comparison, kind: str) -> str:
+    """One line. Raises ValueError with it when the answers depend on the batch, and when nothing could have shown it:
+    no prompt was padded, or all are answered alike."""
+    changed, total = found.changed, found.total
+    if not found.num_padded and len(changed) <= FEW * total:
         raise ValueError(f"padding: cannot tell, the prompts of all {total} questions are equally long in their "
                          "batches, so that none was padded; name more --samples, or other questions")  # fmt: skip
+    if found.num_answers == 1 and not changed:
+        raise ValueError(f"padding: cannot tell, all {total} questions are answered alike, whatever is beside them; "
+                         "name more --samples, or weights that are trained further")  # fmt: skip
     if not changed:
         return f"answers alone and in batches of {BATCH} are the same ({total} questions)"
     shown = "; ".join(f"{each.prompt!r}: {each.alone!r} alone, {each.together!r} together" for each in changed[:SHOWN])
@@ -107,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         paths = [data.image_paths[sample.image_id] for sample in data.samples]
         pixels = torch.stack([load_evaluation_pixels(path, model.image_size_px) for path in paths])
         prompts = list(vqa.prompts(data, vqa.DEFAULT_PROMPTS[model.language_kind]).values())
-        print(verdict(*compare(model, pixels, prompts), len(prompts), model.language_kind))
+        print(verdict(compare(model, pixels, prompts), model.language_kind))
 
     return finish(work)
 

@@ -24,6 +24,8 @@ def read_caption_references(path: Path, split: str | None = None, *, of_nocaps: 
     if is_captioned_images(content):
         found = {image.id: list(image.captions) for image in captioned_images(path, content, split)[0]}
         references = CaptionReferences(found, {})
+    elif split is not None:
+        raise ValueError(f"--split {split}: {path} does not tell splits apart; leave it out")
     else:
         references = _of_coco(path, content)
     bare = [image_id for image_id, captions in references.captions.items() if not captions]

@@ -15,7 +15,6 @@ from eval.run_options import (
     DECODING_FLAGS,
     DEFAULT_SPLIT,
     QUESTION_TASKS,
-    check_prompt,
     check_usage,
     load_data,
     run_parser,
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 def predict(options: argparse.Namespace) -> Path:
     """Run the task; returns the official file. Raises ValueError in one line for whatever does not fit."""
-    from eval.task_folder import TaskFolder
+    from eval.task_folder import TaskFolder, official_name
     from pipeline.config import load_recipe
     from pipeline.distributed import process_group
     from pipeline.weights.any_format import find_weights
@@ -41,8 +40,7 @@ def predict(options: argparse.Namespace) -> Path:
     folder = TaskFolder(options.output)
     source = find_weights(options.weights, load_recipe(options.recipe, options.set) if options.recipe else None)
     settings = folder.adopt(settings_of(options, data, source))
-    check_prompt(options, settings)
-    official = folder.path / ("scores.npz" if options.task == "retrieval" else "predictions.json")
+    official = folder.path / official_name(options.task)
     process_group.initialise()
     try:
         predict_missing(options, settings, data, folder, source)
@@ -60,6 +58,7 @@ def predict_missing(
 ) -> None:
     """Load the model, predict this rank's part, and on rank 0 put all parts together."""
     from eval.samples import TaskData
+    from eval.tasks import vqa
     from pipeline.distributed import collectives, process_group
     from pipeline.models.inference import LanguageModel
     from pipeline.weights.any_format import load_any
@@ -89,6 +88,8 @@ def predict_missing(
         "recipe": model.recipe.model_dump(mode="json"),
         "towers": model.fingerprints(),
     }
+    if isinstance(model, LanguageModel) and options.task in QUESTION_TASKS and options.prompt is None:
+        settings["prompt"] = vqa.DEFAULT_PROMPTS[model.language_kind]
     settings = folder.adopt(settings)  # other frozen weights at an old path are other settings, too
     if folder.is_complete():  # known only now: what frozen weights a path holds is seen by loading them
         if process_group.rank() == 0:
@@ -127,8 +128,6 @@ def _generate(
     from pipeline.distributed import collectives, process_group
     from pipeline.models.language import Decoding
 
-    if settings["prompt"] is None:
-        settings["prompt"] = vqa.DEFAULT_PROMPTS[model.language_kind]
     task = vqa if options.task in QUESTION_TASKS else captioning
     prompts = task.prompts(data, settings["prompt"])
     with collectives.together():

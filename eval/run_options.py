@@ -119,15 +119,3 @@ def settings_of(
         raise ValueError(f"--max-new-tokens {decoding['max_new_tokens']}: less than --min-new-tokens")
     default = None if asks else captioning.DEFAULT_PROMPT
     return settings | decoding | {"prompt": default if options.prompt is None else options.prompt}
-
-
-def check_prompt(options: argparse.Namespace, settings: dict[str, Any]) -> None:
-    """Raises ValueError when answers to another prompt than the default lie there, and no --prompt asks for them."""
-    from eval.tasks import vqa
-
-    asks = options.task in QUESTION_TASKS and options.prompt is None
-    if asks and settings["prompt"] not in (None, *vqa.DEFAULT_PROMPTS.values()):
-        raise ValueError(
-            f"--output {options.output}: it holds answers to the prompt {settings['prompt']!r}; give it as --prompt, "
-            "name another folder, or remove it"
-        )

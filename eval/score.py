@@ -1,8 +1,9 @@
 """`python -m eval.score vqa|okvqa|gqa|captions|nocaps|retrieval`: anyone's predictions against official files.
 
 Needs no model and no torch. Writes metrics.json: {"task", "n", "metrics": [{"name", "protocol", "subset", "value",
-"low", "high"}]}: accuracies and recalls in percent, caption scores as papers print them, 95% intervals by bootstrap
-over images. --against OTHER adds "against": the paired differences to another prediction file, in rows like those.
+"low", "high"}], "predictions_sha256"}: accuracies and recalls in percent, caption scores as papers print them, 95%
+intervals by bootstrap over images. --against OTHER adds "against": the paired differences to another prediction file,
+in rows like those.
 """
 
 import argparse
@@ -106,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for target in filter(None, (options.output, options.per_sample)):
             check_target(target)
         scored = score(options, options.predictions)
-        metrics = scored.metrics()
+        metrics = scored.metrics() | {"predictions_sha256": sha256_of(options.predictions)}
         if options.against:
             metrics["against"] = compare(options, scored)
         if options.per_sample:

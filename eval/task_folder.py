@@ -15,6 +15,19 @@ NOT_COMPARED = (  # where things lie, what they are called, and how fast
     *("data_set", "is_published_set", "is_of_published_set", "recipe", "converted_from"),
 )
 SHOWN_CHARACTERS = 12
+WRITTEN = (
+    "predictions*",
+    "scores.npz",
+    "work",
+    "COMPLETE",
+    "metrics.json",
+    "per_sample.jsonl",
+)  # by eval.run, eval.score
+
+
+def official_name(task: str) -> str:
+    """The file of eval.run that eval.score takes."""
+    return "scores.npz" if task == "retrieval" else "predictions.json"
 
 
 def sha256_of(path: Path) -> str:
@@ -32,9 +45,15 @@ class TaskFolder:
     def adopt(self, settings: dict[str, Any]) -> dict[str, Any]:
         """The settings, with what is None taken from an earlier task.json of the same task.
 
-        Raises ValueError naming the first difference when the folder holds the predictions of other settings.
+        Raises ValueError naming the first difference when the folder holds the predictions of other settings, or the
+        first file when it holds what cannot be told.
         """
         if not self.task_file.is_file():
+            if left := sorted(path.name for name in WRITTEN for path in self.path.glob(name)):
+                raise ValueError(
+                    f"--output {self.path}: it holds {left[0]}, and no task.json that says what of; name another "
+                    "folder, or remove it"
+                )
             return settings
         earlier = self._earlier()
         for name, value in settings.items():
@@ -60,16 +79,20 @@ class TaskFolder:
         """Raise ValueError, naming id and file, when a picture is not the one that predictions were made of.
 
         `used` are those that there are predictions of; another that has changed since (a damaged one, repaired) is
-        noted as it is now.
+        noted as it is now, and so is where each lies.
         """
         if not self.task_file.is_file():
             return
         earlier = self._earlier()
         changed = False
         for entry in earlier["images"]:
-            image_id, _, *stamp = entry
+            image_id, place, *stamp = entry
             path = image_paths.get(image_id)
-            if path is None or not stamp or stamp == (now := _stamp(image_id, path)):
+            if path is None:
+                continue
+            if place != str(path.absolute()):  # the data folder was moved
+                entry[1], changed = str(path.absolute()), True
+            if not stamp or stamp == (now := _stamp(image_id, path)):
                 continue
             if image_id in used:
                 raise ValueError(

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 LOCK = ".watch.lock"
 AGAIN = "remove the folder to evaluate again"
 FAULTS = {
-    "failed": f"its jobs ended without scores, see their output there; {AGAIN}",
+    "failed": f"its jobs ended without predictions, see their output there; {AGAIN}",
+    "not scored": "its jobs ended without scores, see their output there; remove submitted.json to score its "
+    "predictions again",
     "outdated": f"it is of other weights than the checkpoint's now; {AGAIN}",
     "asked otherwise": f"outdated: it was asked otherwise than the list asks now; {AGAIN}",
-    "scored otherwise": "outdated: it was scored with other flags than the list has now; remove its metrics.json and "
-    "submitted.json to score its predictions again",
+    "scored otherwise": "outdated: it was scored with other flags than the list has now; remove submitted.json (and "
+    "metrics.json, if there) to score its predictions again",
     "predicted": "its jobs ended without scores and its checkpoint is gone; slurm/score.sbatch scores its predictions",
     "lost": "its jobs ended without scores and its checkpoint is gone; remove the folder, and have the training keep "
     "the checkpoints that every_steps evaluates (run.keep_every_steps)",

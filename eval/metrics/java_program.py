@@ -25,9 +25,12 @@ def private_folder(name: str) -> Iterator[Path]:
     """A temporary folder, `name`-*, locked while in use; those of users that were killed are removed first."""
     for lock in Path(tempfile.gettempdir()).glob(f"{name}-*/{LOCK}"):
         _remove_unused(lock)
-    with tempfile.TemporaryDirectory(prefix=f"{name}-") as made, (Path(made) / LOCK).open("w") as lock_file:
-        fcntl.flock(lock_file, fcntl.LOCK_EX)
-        yield Path(made)
+    with tempfile.TemporaryDirectory(prefix=f"{name}-") as made:
+        unseen = Path(made) / f"{LOCK}.new"
+        with unseen.open("w") as lock_file:
+            fcntl.flock(lock_file, fcntl.LOCK_EX)
+            unseen.rename(unseen.with_name(LOCK))  # locked before another can find it
+            yield Path(made)
 
 
 def _remove_unused(lock: Path) -> None:

@@ -61,6 +61,8 @@ COMPOUND = (
 )
 AMPERSANDS = r"(?-i:[A-Z]+(?:(?:(?i:&amp;)|[+&])[A-Z]+)+)"
 SLASHED_PART = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
+DOTTED_COMPOUND = r"[A-Za-z0-9][A-Za-z0-9.,]*(?:-(?:[A-Za-z](?:\.[A-Za-z])+\.|[A-Za-z0-9]+))+"
+ELLIPSIS = r"\.{3,5}|(?:\.[ \xa0]){2,4}\."
 EMOTICON_FACE = r"[-\^x=~<>']"
 RULES = [
     # Tags, split words ("can not"), words with their clitics, words.
@@ -70,7 +72,7 @@ RULES = [
     r"(?:(?<=can)not|(?<=[gw][oa]n)na|(?<=got)ta|(?<=[lg][ei]m)me|(?<='t)(?:is|was)|(?<=d')ye)",
     rf"({WORD})(?:{APOS}(?:[msd]|re|ve|ll))",
     rf"([a-z\xad]*[a-mo-z\xad])n{APOS_OR_QUOTE}t",
-    rf"({WORD}\.|[A-Za-z0-9]+(?:-[A-Za-z0-9]+)+\.)[,;:]",
+    rf"((?:{WORD}|{COMPOUND}|{AMPERSANDS}|{DOTTED_COMPOUND})\.)[,;:]",
     rf"({WORD})",
     # Addresses, handles, hashtags.
     r"(https?://[^ \t\n\"<>|(){}]+[^ \t\n\"<>|.!?(){},-])",
@@ -96,7 +98,7 @@ RULES = [
     rf"({COMPOUND})",
     rf"({AMPERSANDS})",
     rf"({SLASHED_PART}(?:\\?/{SLASHED_PART}){{1,2}})",
-    r"([A-Za-z0-9][A-Za-z0-9.,]*(?:-(?:[A-Za-z](?:\.[A-Za-z])+\.|[A-Za-z0-9]+))+)",
+    rf"({DOTTED_COMPOUND})",
     rf"([-+]?{NUMBER})",
     rf"({ALNUM}+(?:\.{ALNUM}+)*\.(?:{FILE_ENDINGS}))(?!{ALNUM})",
     rf"((?:{DIGIT}{{1,4}}[- \xa0])?{DIGIT}{{1,4}}(?:\\?/|\u2044){DIGIT}{{1,4}})",
@@ -113,7 +115,7 @@ RULES = [
     r"((?-i:[A-Z]+)\$)",
     r"([<>]?[:;=][-o*']?(?-i:[()DPdpO\\{@|\[\]]))(?![A-Za-z0-9])",
     rf"({EMOTICON_FACE}_{EMOTICON_FACE}|\({EMOTICON_FACE}[_.]?{EMOTICON_FACE}\)|[oxt0]_[oxt0])",
-    r"([?!]+|\*\*+|##+|__+|@@+|<<|>>|---+|--|\.\.\.|\. \. \.|''|``|c\+\+|[cf]#)",
+    rf"([?!]+|\*\*+|##+|__+|@@+|<<|>>|---+|--|{ELLIPSIS}|''|``|c\+\+|[cf]#)",
     r"(&(?:amp|lt|gt|quot|apos|#[0-9]+);|\\\*)",
     rf"({KNOWN_SYMBOL})",
 ]

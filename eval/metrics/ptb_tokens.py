@@ -19,6 +19,7 @@ from eval.metrics.ptb_rules import (
     AMPERSANDS,
     APOS,
     COMPOUND,
+    ELLIPSIS,
     NUMBER,
     NUMBER_ABBREVIATIONS,
     RULES,
@@ -44,7 +45,7 @@ SYMBOLS = {
     "&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "''", "&apos;": "'",
 }  # fmt: skip
 SPLIT_WORDS = frozenset(["cannot", "gonna", "gotta", "lemme", "gimme", "wanna"])
-_SOFT = re.compile(rf"{COMPOUND}|{NUMBER}|{WORD}", re.IGNORECASE)  # tokens that lose their soft hyphens
+_SOFT = re.compile(rf"(?:{COMPOUND}|{NUMBER}|{WORD})\.?", re.IGNORECASE)  # tokens that lose their soft hyphens
 _COMPILED = [re.compile(rule, re.IGNORECASE) for rule in RULES]
 # The great majority: a plain word before a space, a comma or the end of a line or sentence, in no special list.
 _PLAIN = re.compile(rf"{SPACE}*(?:([A-Za-z]{{2,}}(?:-[A-Za-z]+)*|[A-Za-z])|([A-Za-z]{{2,}})[,.]|([,.]))(?=[ \n]|\Z)")
@@ -110,4 +111,4 @@ def _normal(raw: str) -> str:
         return "n`t"
     brackets = BRACKETS if len(raw) == 1 else {"(": "-lrb-", ")": "-rrb-"}
     token = "".join(brackets.get(character, character) for character in raw.lower())
-    return "..." if token == ". . ." else token.replace(" ", "\xa0")
+    return "..." if re.fullmatch(ELLIPSIS, token) else token.replace(" ", "\xa0")

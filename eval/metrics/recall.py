@@ -75,7 +75,7 @@ def _rerank(itc: Floats, itm: Floats, k: int | None, query: int) -> Floats:
         candidate[:] = False
         candidate[chosen] = True
     if not candidate.any():
-        return itc
+        raise ValueError(f"itm: row {query} has no score at all")
     reranked = itm + itc
     others = ~candidate
     if others.any():

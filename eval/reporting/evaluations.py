@@ -8,7 +8,8 @@ from typing import Any
 
 from eval.metrics.vqa_accuracy import OFFICIAL
 from eval.official_files import SampleId
-from eval.reporting.files import read_metrics, read_predictions, read_samples, read_task
+from eval.reporting.files import check_scores_are_of, read_metrics, read_predictions, read_samples, read_task
+from eval.task_folder import official_name
 
 PER_SAMPLE = "per_sample.jsonl"
 TASK_NAMES = {
@@ -101,6 +102,8 @@ def read_evaluation(folder: Path) -> Evaluation:
     task = read_task(folder / "task.json")
     scored, per_sample, said = folder / "metrics.json", folder / PER_SAMPLE, folder / "predictions.jsonl"
     metrics = read_metrics(scored, task["task"]) if scored.is_file() else None
+    if metrics:
+        check_scores_are_of(scored, metrics, folder / official_name(task["task"]))
     score = QUESTION_SCORES.get(task["task"], "")
     samples = read_samples(per_sample, task, score) if per_sample.is_file() else []
     unscored = metrics is None and TASK_NAMES[task["task"]] == "Captions" and said.is_file()

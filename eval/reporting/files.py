@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from eval.official_files import SampleId, field_of, read_json
 from eval.predictions import read_log
+from eval.task_folder import sha256_of
 
 SCORED_AS = {"captioning": "captions"}  # eval.score's name of a task of eval.run, where it is another
 Score = Annotated[float, Field(allow_inf_nan=False)]
@@ -84,6 +85,7 @@ class _Metrics(_Part):
     task: str
     n: int
     metrics: list[_Row]
+    predictions_sha256: str | None = None
     texts: int | None = None
     not_computed: dict[str, str] = {}
     against: _Against | None = None
@@ -135,6 +137,13 @@ def read_metrics(path: Path, task: str | None = None) -> dict[str, Any]:
             f"{path}: task {content['task']!r}, but task.json beside it has {task!r}: run eval.score {_scored_as(task)}"
         )
     return content
+
+
+def check_scores_are_of(scored: Path, metrics: dict[str, Any], predictions: Path) -> None:
+    """Raise ValueError when the predictions beside the scores are others than those that were scored."""
+    expected = metrics.get("predictions_sha256")
+    if expected is not None and predictions.is_file() and sha256_of(predictions) != expected:
+        raise ValueError(f"{scored}: scores of another {predictions.name} than lies beside it: run eval.score again")
 
 
 def score_files(folder: Path) -> list[Path]:

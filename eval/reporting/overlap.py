@@ -107,23 +107,38 @@ def _recipe_of(weights: Path) -> dict[str, Any] | None:
 
 
 def _looked_for(images: Mapping[SampleId, Path], training: Sequence[Path]) -> str:
-    hashed = [(image, value) for image, path in images.items() if (value := perceptual_hash(path)) is not None]
+    hashed, flat, unreadable = list[tuple[SampleId, int]](), 0, list[str]()
+    for image, path in images.items():
+        try:
+            value = perceptual_hash(path)
+        except ValueError as error:
+            unreadable.append(str(error))
+            continue
+        if value is None:
+            flat += 1
+        else:
+            hashed.append((image, value))
     own = np.array([value for _, value in hashed], np.uint64)
     compared, hits = 0, dict[Any, list[str]]()
     for names, hashes in training_hashes(tuple(training)):
         compared += len(hashes)
         for e, t in near_pairs(own, hashes):
             hits.setdefault(hashed[e][0], []).append(str(names[t]))
-    total = len(images)
+    left = [f"{flat} too flat for a hash"] if flat else []
+    left += [f"{len(unreadable)} not readable ({escape(unreadable[0])})"] if unreadable else []
+    not_compared = f"; not compared: {', '.join(left)}" if left else ""
+    if not compared:
+        return "not checked: none of the training pictures has a hash"
     if not hits:
-        return f"none of {total} pictures is near one of {compared:,} training pictures"
+        return f"none of {len(hashed)} pictures is near one of {compared:,} training pictures{not_compared}"
     shown = "".join(
         f"<li>image {escape(str(image))}: {escape(', '.join(names[:3]))}{', ...' if len(names) > 3 else ''}</li>"
         for image, names in list(hits.items())[:SHOWN]
     )
     more = f"<li>and {len(hits) - SHOWN} more</li>" if len(hits) > SHOWN else ""
     return (
-        f"<b>{len(hits)} of {total} pictures</b> are near one of {compared:,} training pictures: <ul>{shown}{more}</ul>"
+        f"<b>{len(hits)} of {len(hashed)} pictures</b> are near one of {compared:,} training pictures{not_compared}: "
+        f"<ul>{shown}{more}</ul>"
     )
 
 

@@ -27,7 +27,8 @@ RULE_NAMES = {
     "okvqa/official-2021+lemmas": ", official rule, lemmas",
     "okvqa/legacy-2017+lemmas": ", legacy rule, lemmas",
     "gqa/exact": ", exact",
-    "gqa/lavis": ", both sides normalised",
+    "gqa/normalised": ", both sides normalised",
+    "gqa/lavis": ", prediction normalised",
 }
 
 
@@ -106,10 +107,13 @@ def is_important(row: dict[str, Any]) -> bool:
 
 
 def _label(row: dict[str, Any]) -> str:
-    label = METRIC_NAMES.get(row["name"], row["name"])
-    rule = RULE_NAMES.get(row["protocol"], "") if row["subset"] == "overall" else ""
-    subset = "" if row["subset"] == "overall" else f'<span class="subset">{escape(row["subset"].split("=")[-1])}</span>'
-    return f"{label}{rule}{subset}"
+    """The metric, its rule where there are several, and the subset; an accuracy's is named without the metric."""
+    label, rule = METRIC_NAMES.get(row["name"], row["name"]), RULE_NAMES.get(row["protocol"], "")
+    if row["subset"] == "overall":
+        return f"{label}{rule}"
+    subset = escape(row["subset"].split("=")[-1])
+    soft = rule.removeprefix(", ") if rule else subset
+    return f'{subset if rule else label}<span class="subset">{soft}</span>'
 
 
 def _retrieval(main: Evaluation, paper: PaperRow | None) -> str:

@@ -1,4 +1,5 @@
-"""GQA: exact string equality as the official script has it, and with both sides normalised as LAVIS has it."""
+"""GQA: exact string equality as the official script has it; with both sides normalised as in VQA; and with the
+prediction alone normalised, as LAVIS does it (GQATask in lavis/tasks/vqa.py): there "t-shirt" is never right."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from eval.official_files import check_same_ids, read_json
 from eval.scoring.tables import Scored
 from eval.scoring.vqa import accuracy_table
 
-EXACT, LAVIS = "gqa/exact", "gqa/lavis"
+EXACT, NORMALISED, LAVIS = "gqa/exact", "gqa/normalised", "gqa/lavis"
 
 
 def score_gqa(predictions_path: Path, questions_path: Path) -> Scored:
@@ -33,8 +34,9 @@ def score_gqa(predictions_path: Path, questions_path: Path) -> Scored:
                 "answers": [entry.answer],
                 **{name: entry.types.get(name, "") for name in TYPES},
                 EXACT: 100.0 * (answer == entry.answer),
-                LAVIS: 100.0 * (normalise(answer) == normalise(entry.answer)),
+                NORMALISED: 100.0 * (normalise(answer) == normalise(entry.answer)),
+                LAVIS: 100.0 * (normalise(answer) == entry.answer),
             }
         )
-    tables = [accuracy_table(samples, protocol, TYPES) for protocol in (EXACT, LAVIS)]
+    tables = [accuracy_table(samples, protocol, TYPES) for protocol in (EXACT, NORMALISED, LAVIS)]
     return Scored("gqa", len(samples), tables, samples)

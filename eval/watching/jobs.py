@@ -28,23 +28,26 @@ class UnansweredError(ValueError):
 
 
 def state_of(evaluation: Evaluation, queued: set[str]) -> str:
-    """`scored`, `waiting` (its jobs are queued or run), `failed` (they ended without scores), or `missing`;
-    `outdated` when what is there is of weights that have been replaced since, `asked otherwise` when it is of other
-    data or flags than the list has now, `scored otherwise` when only those of its scores differ."""
+    """`scored`, `waiting` (its jobs are queued or run), `failed` (they ended without predictions), `not scored` (they
+    ended without scores of its predictions), or `missing`; `outdated` when what is there is of weights that have been
+    replaced since, `asked otherwise` when it is of other data or flags than the list has now, `scored otherwise` when
+    its predictions are whole and only those of its scores differ."""
     note = _note(evaluation)
     if note and not evaluation.has_checkpoint:
         return _state_without_checkpoint(evaluation, note, queued)
     if note.get("stamp", stamp_of(evaluation)) != stamp_of(evaluation) and not _has_same_weights(evaluation):
         return "outdated"
     is_scored = _has_scores(evaluation.folder / "metrics.json")
+    is_predicted = (evaluation.folder / "COMPLETE").is_file()
     if not is_scored and not note.get("jobs"):
-        return "missing"
+        return "missing" if not is_predicted or _has_same_weights(evaluation) else "outdated"
     if (asked := note.get("asked", evaluation.asked)) != evaluation.asked:
         only_scores = isinstance(asked, dict) and asked | {"score": evaluation.asked["score"]} == evaluation.asked
-        return "scored otherwise" if is_scored and only_scores else "asked otherwise"
+        return "scored otherwise" if is_predicted and only_scores else "asked otherwise"
     if is_scored:
         return "scored"
-    return "waiting" if queued & set(note["jobs"]) else "failed"
+    ended = "not scored" if is_predicted else "failed"
+    return "waiting" if queued & set(note["jobs"]) else ended
 
 
 def _state_without_checkpoint(evaluation: Evaluation, note: dict[str, Any], queued: set[str]) -> str:

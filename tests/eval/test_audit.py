@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.audit import Changed, main, verdict
+from eval.audit import Changed, Comparison, main, verdict
 from pipeline.models.language import CausalTower, Decoding
 from tests.support.tiny_evaluation_sets import save_vqa
 
@@ -49,9 +49,14 @@ def test_padding_on_the_right_is_named(
 
 def test_few_changes_are_last_digits_and_unpadded_ones_are_not_padding() -> None:
     padded, whole = Changed(0, "a", "x", "y", True), Changed(1, "b", "x", "y", False)
-    assert "few" in verdict([whole], 9, 40, "causal")
+    assert "few" in verdict(Comparison([whole], 9, 20, 40), "causal")
     with pytest.raises(ValueError, match="batching: 3 of 40"):
-        verdict([padded, padded, whole], 9, 40, "causal")
+        verdict(Comparison([padded, padded, whole], 9, 20, 40), "causal")
+
+
+def test_answers_that_are_all_alike_tell_nothing_of_padding() -> None:
+    with pytest.raises(ValueError, match="cannot tell, all 40 questions are answered alike"):
+        verdict(Comparison([], 9, 1, 40), "causal")
 
 
 def test_prompts_of_one_length_tell_nothing_of_padding(

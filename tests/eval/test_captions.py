@@ -55,6 +55,18 @@ def test_tokens_equal_those_of_the_java_tokenizer() -> None:
     assert differ == []
 
 
+BEFORE_TWO_SIGNS = "o'clock 5in 3d 5th 100 1.5 2,000 d'or 5-in 12.5-in a/b AT&T R&B at&t ma'am don't mr u.s é3 2_3"
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="java is not installed: nothing to compare the tokenizer with")
+def test_a_period_before_another_sign_stays_where_java_leaves_it() -> None:
+    captions = [
+        f"a {word}{signs} x" for word in BEFORE_TWO_SIGNS.split() for signs in (".,", ".;", ".:", "....5", "......5")
+    ]
+    assert [pair for pair in zip(captions, java_tokenize(captions), tokenize(captions), strict=True)
+            if pair[1] != pair[2]] == []  # fmt: skip
+
+
 AWKWARD = (
     "e\u0301a n\u0303o cafe\u0301 12\u0301 e-\u0369 \u0301 5\u20e3 i\u0308 x\u0327y-z so\xadft \xad c\xadat-dog "
     "\xadcat-dog b\xad. mr\xad. mr.\xad 1\xad2 5\xad/6 can\xadnot don\xad't do\xadn't can't\xadso a@b\xad.com e.\xadg. "

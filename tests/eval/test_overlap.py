@@ -70,6 +70,19 @@ def test_the_guard_names_evaluation_pictures_that_were_trained_on(
     assert "no parquet with a column 'phash'" in capsys.readouterr().err
 
 
+def test_the_guard_says_which_pictures_it_could_not_compare(tmp_path: Path) -> None:
+    images = [[seed, str(save_photo(tmp_path / f"{seed}.jpg", seed, 200))] for seed in range(2)]
+    Image.new("RGB", (50, 50), (3, 4, 5)).save(tmp_path / "flat.png")
+    folder = evaluation(tmp_path / "a", images=[*images, [8, str(tmp_path / "flat.png")], [9, str(tmp_path / "gone")]])
+    hashes, status = pyarrow.array([17], pyarrow.uint64()), ["kept"]
+    pyarrow.parquet.write_table(pyarrow.table({"phash": hashes, "status": status}), tmp_path / "h.parquet")
+    text = page_of(folder, "--training-hashes", tmp_path / "h.parquet")
+    said = "none of 2 pictures is near one of 1 training pictures; not compared: 1 too flat for a hash, 1 not readable"
+    assert said in text and str(tmp_path / "gone") in text
+    pyarrow.parquet.write_table(pyarrow.table({"phash": hashes, "status": ["dropped"]}), tmp_path / "h.parquet")
+    assert "not checked: none of the training pictures" in page_of(folder, "--training-hashes", tmp_path / "h.parquet")
+
+
 def test_hashes_alone_are_enough_and_those_of_no_number_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

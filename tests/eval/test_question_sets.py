@@ -42,7 +42,7 @@ def test_answers_of_a_checkpoint_are_scored_by_the_sets_own_rules(
     found = scored(task, answers, tmp_path, "--annotations", sets[task] / annotations)
     protocols = {protocol for protocol, _ in found}
     lemmas = {f"okvqa/{rule}{more}" for rule in ("official-2021", "legacy-2017") for more in ("", "+lemmas")}
-    assert protocols == (lemmas if task == "okvqa" else {"gqa/exact", "gqa/lavis"})
+    assert protocols == (lemmas if task == "okvqa" else {"gqa/exact", "gqa/normalised", "gqa/lavis"})
 
 
 def test_okvqa_counts_an_inflected_answer_only_by_its_lemma(sets: Folders, tmp_path: Path) -> None:
@@ -88,6 +88,19 @@ def test_gqa_is_exact_or_normalised_and_broken_down_by_type(sets: Folders, tmp_p
     found = scored("gqa", entries, tmp_path, "--annotations", path)
     assert found["gqa/exact", "overall"] == 50 and found["gqa/lavis", "overall"] == 100
     assert found["gqa/exact", "structural=query"] == 0 and found["gqa/exact", "semantic=global"] == 100
+
+
+def test_lavis_never_counts_what_normalising_the_right_answer_would_change(sets: Folders, tmp_path: Path) -> None:
+    content = json.loads((sets["gqa"] / "testdev_balanced_questions.json").read_text())
+    first, *_ = content
+    content[first]["answer"] = "t-shirt"
+    path = tmp_path / "testdev_balanced_questions.json"
+    path.write_text(json.dumps(content))
+    entries = [{"questionId": number, "prediction": entry["answer"]} for number, entry in content.items()]
+    found = scored("gqa", entries, tmp_path, "--annotations", path)
+    all_right = 100.0 * (len(content) - 1) / len(content)
+    assert found["gqa/exact", "overall"] == found["gqa/normalised", "overall"] == 100
+    assert found["gqa/lavis", "overall"] == pytest.approx(all_right)
 
 
 def test_an_answer_missing_from_gqa_is_named(sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

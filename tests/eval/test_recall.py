@@ -49,6 +49,11 @@ def test_a_candidate_without_itm_score_is_refused() -> None:
         rank_queries(np.array([[0.9, 0.5]]), [np.array([0])], np.array([[1.0, np.nan]]), k=2)
 
 
+def test_a_row_without_any_itm_score_is_refused() -> None:
+    with pytest.raises(ValueError, match="row 1 has no score at all"):
+        rank_queries(np.eye(2), [np.array([0]), np.array([1])], np.array([[1.0, 2.0], [np.nan, np.nan]]))
+
+
 def test_ties_give_a_range_and_the_lower_index_goes_first() -> None:
     ranks = rank_queries(np.zeros((2, 4)), [np.array([2]), np.array([0, 3])])
     assert (ranks.stable.tolist(), ranks.optimistic.tolist(), ranks.pessimistic.tolist()) == ([2, 0], [0, 0], [3, 2])

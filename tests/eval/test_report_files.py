@@ -77,6 +77,15 @@ def test_what_is_missing_is_named_by_field(folder: Path, capsys: pytest.CaptureF
     assert "metrics.json: metrics.0.name: Field required" in refusal(folder, capsys)
 
 
+def test_scores_of_other_predictions_than_lie_beside_them_are_never_shown(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predictions = folder / "predictions.json"
+    assert main([str(folder), "--output", str(folder / "r.html")]) == 0
+    predictions.write_text(predictions.read_text().replace("red", "blue"))
+    assert "metrics.json: scores of another predictions.json than lies beside it" in refusal(folder, capsys)
+
+
 def test_scores_and_samples_of_another_task_or_gallery_are_named(
     folder: Path, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

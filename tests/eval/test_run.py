@@ -238,8 +238,32 @@ def test_other_settings_in_the_same_folder_are_refused_and_the_same_ones_skipped
     other = tmp_path / "other"
     assert run(checkpoints["opt"], "vqa", sets["vqav2"], other, "--prompt", "{}?", "--limit", 1) == 0
     assert run(checkpoints["opt"], "vqa", sets["vqav2"], other, "--limit", 1) == 1
-    assert "answers to the prompt '{}?'" in capsys.readouterr().err
+    assert "prompt '{}?', not 'Question: {} Answer:'" in capsys.readouterr().err
     assert run(checkpoints["opt"], "vqa", sets["vqav2"], other, "--prompt", "{}?", "--limit", 1) == 0
+
+
+def test_answers_to_another_models_prompt_are_never_taken_for_those_to_ones_own(
+    checkpoints: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from eval.tasks.vqa import DEFAULT_PROMPTS
+
+    for language, others in (("opt", "seq2seq"), ("t5", "causal")):
+        asked = (checkpoints[language], "vqa", sets["vqav2"], tmp_path / language, "--limit", 1)
+        assert run(*asked, "--prompt", DEFAULT_PROMPTS[others]) == 0
+        assert run(*asked) == 1
+        assert "it holds predictions with prompt" in capsys.readouterr().err
+        (tmp_path / language / "COMPLETE").unlink()  # nor are half of them gone on with
+        assert run(*asked) == 1
+
+
+@pytest.mark.parametrize("left", ["predictions.rank0.jsonl", "metrics.json", "per_sample.jsonl", "COMPLETE", "work"])
+def test_nothing_is_predicted_beside_what_cannot_be_told(
+    left: str, checkpoints: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    (out / left).mkdir(parents=True)
+    assert run(checkpoints["t5"], "captioning", sets["coco"], out, *SHORT) == 1
+    assert f"it holds {left}, and no task.json" in capsys.readouterr().err
 
 
 def test_new_weights_at_an_old_path_never_give_old_answers(

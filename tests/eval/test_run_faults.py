@@ -31,6 +31,7 @@ def test_a_picture_replaced_at_its_path_never_gives_old_predictions(
     data = data.rename(tmp_path / "moved")  # where pictures lie does not matter
     assert run(weights, task, data, out, *more) == 0
     picture = data / "images/val2014/0005.jpg"
+    assert str(picture) in {place for _, place, *_ in json.loads((out / "task.json").read_text())["images"]}
     picture.write_bytes(kept)  # a new file, as far as its time tells
     for finished in (True, False):
         if not finished:
@@ -195,7 +196,9 @@ def test_nothing_begins_while_a_rank_of_an_earlier_job_lives(
 ) -> None:
     """Rank 1 outlived rank 0, say: it would go on predicting what the next job, of one rank, predicts too."""
     out = tmp_path / "out"
-    out.mkdir()
+    assert run(checkpoints["t5"], "captioning", sets["coco"], out, *SHORT) == 0
+    for path in (*out.glob("predictions*"), out / "COMPLETE"):
+        path.unlink()
     with subprocess.Popen([sys.executable, "-c", HOLDS, str(out)], stdout=subprocess.PIPE, text=True) as orphan:
         try:
             assert orphan.stdout is not None and orphan.stdout.readline() == "holds\n"

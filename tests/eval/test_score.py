@@ -164,6 +164,10 @@ def test_karpathy_files_need_a_split_and_give_its_captions(tmp_path: Path, capsy
     assert run("captions", *files) == 1
     assert "--split" in capsys.readouterr().err
     assert run("captions", *files, "--split", "test") == 0
+    one = {"images": [{"id": 0}, {"id": 1}], "annotations": [{"image_id": i, "caption": "a"} for i in range(2)]}
+    write(annotations, one)
+    assert run("captions", *files, "--split", "val") == 1
+    assert "does not tell splits apart" in capsys.readouterr().err
 
 
 def test_retrieval_rows_beside_chance(tmp_path: Path) -> None:

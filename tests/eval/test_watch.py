@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from eval.task_folder import sha256_of
 from eval.watch import main
 
 SBATCH = """#!/bin/bash
@@ -127,10 +128,12 @@ def test_what_is_to_be_scored_otherwise_keeps_its_predictions(site: Site, capsys
     site.look({"v": asked})
     for name in ("metrics.json", "COMPLETE"):
         (site.of("v") / name).write_text("{}")
+    weights = site.folder / "stage2/checkpoints/step_00000002/trainable.safetensors"
+    (site.of("v") / "task.json").write_text(json.dumps({"weights_sha256": sha256_of(weights)}))
     capsys.readouterr()
     site.look({"v": asked | {"score": ["--questions", "q"]}})
     said = capsys.readouterr()
-    assert "1 scored otherwise" in said.out and "remove its metrics.json and submitted.json" in said.err
+    assert "1 scored otherwise" in said.out and "remove submitted.json (and metrics.json, if there)" in said.err
     for name in ("metrics.json", "submitted.json"):
         (site.of("v") / name).unlink()
     asked_of_sbatch = site.commands / "asked"
@@ -139,6 +142,27 @@ def test_what_is_to_be_scored_otherwise_keeps_its_predictions(site: Site, capsys
     assert "1 submitted" in capsys.readouterr().out
     [only] = asked_of_sbatch.read_text().splitlines()
     assert "score.sbatch" in only and "--questions q" in only
+
+
+def test_scoring_that_failed_costs_no_predictions(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = {"task": "vqa", "data": "d", "score": ["--annotations", "nowhere"]}
+    site.look({"v": asked})
+    weights = site.folder / "stage2/checkpoints/step_00000002/trainable.safetensors"
+    (site.of("v") / "task.json").write_text(json.dumps({"weights_sha256": sha256_of(weights)}))
+    (site.of("v") / "COMPLETE").touch()
+    capsys.readouterr()
+    for now, state in ((asked, "1 not scored"), (asked | {"score": ["--annotations", "a"]}, "1 scored otherwise")):
+        site.look({"v": now})
+        said = capsys.readouterr()
+        assert state in said.out and "remove submitted.json" in said.err and "remove the folder" not in said.err
+    (site.of("v") / "submitted.json").unlink()
+    (site.commands / "asked").unlink()
+    site.look({"v": asked})
+    assert "score.sbatch" in (site.commands / "asked").read_text() and "1 submitted" in capsys.readouterr().out
+    (site.of("v") / "submitted.json").unlink()
+    weights.write_bytes(b"other weights")
+    site.look({"v": asked})
+    assert "1 outdated" in capsys.readouterr().out  # those predictions are of the weights that were there
 
 
 def test_a_note_of_before_that_does_not_say_what_was_asked_counts_as_unchanged(
