@@ -15,14 +15,8 @@ NOT_COMPARED = (  # where things lie, what they are called, and how fast
     *("data_set", "is_published_set", "is_of_published_set", "recipe", "converted_from"),
 )
 SHOWN_CHARACTERS = 12
-WRITTEN = (
-    "predictions*",
-    "scores.npz",
-    "work",
-    "COMPLETE",
-    "metrics.json",
-    "per_sample.jsonl",
-)  # by eval.run, eval.score
+# What eval.run and eval.score leave in a folder.
+WRITTEN = ("predictions*", "scores.npz", "work", "COMPLETE", "metrics.json", "per_sample.jsonl")
 
 
 def official_name(task: str) -> str:

@@ -104,6 +104,15 @@ def report(folders: list[Path], output: Path, *more: object) -> Page:
     return Page(output.read_text())
 
 
+def test_no_two_rows_of_a_card_are_called_alike(vqa_folders: list[Path], tmp_path: Path) -> None:
+    """Both rules give an accuracy of each subset."""
+    report(vqa_folders, tmp_path / "report.html")
+    [card] = re.findall('<article class="panel"><h3>.*?</article>', (tmp_path / "report.html").read_text(), re.DOTALL)
+    labels = [re.sub("<.*?>", " ", each) for each in re.findall("<tr><th>(.*?)</th>", card, re.DOTALL)]
+    labels = [each for each in labels if each.strip()]
+    assert len(labels) == len(set(labels)) and sum("legacy rule" in each for each in labels) > 2, labels
+
+
 def test_everything_lies_in_the_file_and_data_is_only_text(vqa_folders: list[Path], tmp_path: Path) -> None:
     page = report(vqa_folders, tmp_path / "report.html", "--title", NASTY)
     assert not {"script", "link", "iframe", "object", "form"} & set(page.tags)
