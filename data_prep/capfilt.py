@@ -17,15 +17,15 @@ from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
-from data_prep import shard_io
-from data_prep.captioned_shards import Candidates, Plan, Selection, caption_shards
-from data_prep.captioner import Captioner, SamplingSettings, load_captioner
+from data_prep.captioning.captioned_shard import Candidates, Plan, Selection, caption_shards
+from data_prep.captioning.captioner import Captioner, SamplingSettings, load_captioner
+from data_prep.captioning.device import choose_device
+from data_prep.captioning.ranker import Ranker, load_ranker
+from data_prep.captioning.side_table import read_candidates
+from data_prep.captioning.weights_folder import folder_digest, local_folder
 from data_prep.command_line import Parser, finish, positive, print_settings
-from data_prep.device import choose_device
-from data_prep.ranker import Ranker, load_ranker
-from data_prep.shard_io import Receipt, Sample
-from data_prep.side_table import read_candidates
-from data_prep.weights_folder import folder_digest, local_folder
+from data_prep.shards import tar_files
+from data_prep.shards.tar_files import Receipt, Sample
 
 
 class Models:
@@ -36,7 +36,7 @@ class Models:
         self.loaded: tuple[Captioner, Ranker] | None = None
 
     def __call__(self, target: Path, samples: list[Sample]) -> Candidates:  # noqa: ARG002 - reselection needs the target
-        from data_prep.candidates import make_candidates
+        from data_prep.captioning.candidates import make_candidates
 
         if not samples:
             return []
@@ -52,7 +52,7 @@ def from_side_table(target: Path, samples: list[Sample], input_sha256: str) -> C
 
     Raises ValueError when it can be: then the earlier run left it out.
     """
-    from data_prep.candidates import decode
+    from data_prep.captioning.candidates import decode
 
     candidates, _ = read_candidates(target, input_sha256)
     for sample in samples:
@@ -71,7 +71,7 @@ def input_shards(options: argparse.Namespace) -> tuple[list[Path], list[Path]]:
         )
     if not 0 <= options.task_index < options.task_count:
         raise ValueError(f"--task-index {options.task_index}: must lie in 0 .. --task-count {options.task_count} - 1")
-    tars = shard_io.finished_shards(options.input)
+    tars = tar_files.finished_shards(options.input)
     if not tars:
         raise ValueError(
             f"--input {options.input}: no finished shard (a tar with its receipt); run data_prep.download first"
@@ -97,7 +97,7 @@ def reselect(options: argparse.Namespace, selection: Selection) -> list[Receipt]
     """Select again in this task's shards that were captioned before; returns the receipts of those made now."""
     receipts: list[Receipt] = []
     for tar in input_shards(options)[0]:
-        input_sha256 = shard_io.read_receipt(tar).tar_sha256
+        input_sha256 = tar_files.read_receipt(tar).tar_sha256
         _, making = read_candidates(options.output / tar.name, input_sha256)
         plan = Plan(options.output, making, selection, options.drops)
         make = partial(from_side_table, input_sha256=input_sha256)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from data_prep.command_line import Parser, finish, print_settings
 
 if TYPE_CHECKING:
-    from data_prep.download_task import DownloadSettings
-    from data_prep.sources import Source
+    from data_prep.raw.task import DownloadSettings
+    from data_prep.tables.sources import Source
 
 USER_AGENT = "blip2-pretraining/0.1 (research crawler of captioned images; honours X-Robots-Tag: noai)"
 MAX_PIXELS = 50_000_000
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> int:
         warnings.filterwarnings("ignore", module="PIL")  # its remarks on odd files; the ledger says what became of them
         settings = _settings(options)
-        from data_prep.download_task import download, summary_path
+        from data_prep.raw.task import download, summary_path
 
         summary = download(settings)
         print(f"{summary['rows']} rows, {summary['kept']} kept, dropped {summary['dropped_by_reason']}")
@@ -109,11 +109,11 @@ def _parser() -> Parser:
 
 
 def _settings(options: Namespace) -> "DownloadSettings":
-    from data_prep.caption_filter import CaptionRules
-    from data_prep.download_task import DownloadSettings
-    from data_prep.fetching import FetchSettings
-    from data_prep.sources import choose_source
-    from data_prep.stored_image import ImageLimits
+    from data_prep.raw.stored_image import ImageLimits
+    from data_prep.raw.task import DownloadSettings
+    from data_prep.tables.caption_filter import CaptionRules
+    from data_prep.tables.sources import choose_source
+    from data_prep.web.fetching import FetchSettings
 
     source = choose_source(
         options.source,

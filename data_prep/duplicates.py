@@ -18,8 +18,8 @@ from tqdm import tqdm
 from data_prep.command_line import Parser, finish, print_settings
 
 if TYPE_CHECKING:
-    from data_prep.drop_lists import DropLine
-    from data_prep.picture_rules import Rules, Verdicts
+    from data_prep.copies.picture_rules import Rules, Verdicts
+    from data_prep.shards.drop_lists import DropLine
 
 RULES = ("exact", "near", "placeholders")
 MOST_BITS_APART = 8
@@ -35,10 +35,10 @@ def find_drops(
     """
     import numpy as np
 
-    from data_prep import shard_io
-    from data_prep.drop_lists import write_drop_list
-    from data_prep.picture_hashes import evaluation_hashes, joined, shard_hashes
-    from data_prep.picture_rules import judge
+    from data_prep.copies.picture_hashes import evaluation_hashes, joined, shard_hashes
+    from data_prep.copies.picture_rules import judge
+    from data_prep.shards import tar_files
+    from data_prep.shards.drop_lists import write_drop_list
 
     tars = _tars(folders)
     named = [(f"{folder}/{name}", phash) for folder in evaluation for name, phash in evaluation_hashes(folder)]
@@ -50,7 +50,7 @@ def find_drops(
     dropped = Counter[str]()
     for number, tar in enumerate(tars):
         lines = _lines(tars, starts.tolist(), number, verdicts, [name for name, _ in named])
-        write_drop_list(output, tar, shard_io.read_receipt(tar).tar_sha256, lines)
+        write_drop_list(output, tar, tar_files.read_receipt(tar).tar_sha256, lines)
         dropped.update(line.reason for line in lines)
     summary: dict[str, object] = {
         "pictures": len(hashes),
@@ -58,15 +58,15 @@ def find_drops(
         "kept": len(hashes) - dropped.total(),
     }
     summary["dropped_by_reason"] = dict(sorted(dropped.items()))
-    shard_io.replace_file(output / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+    tar_files.replace_file(output / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
     return summary
 
 
 def _tars(folders: Sequence[Path]) -> list[Path]:
-    from data_prep import shard_io
+    from data_prep.shards import tar_files
 
     for folder in folders:
-        if not folder.is_dir() or not shard_io.finished_shards(folder):
+        if not folder.is_dir() or not tar_files.finished_shards(folder):
             raise ValueError(
                 f"{folder}: no finished shard (a tar with its receipt) in it; run data_prep.download first"
             )
@@ -74,7 +74,7 @@ def _tars(folders: Sequence[Path]) -> list[Path]:
         raise ValueError(
             f"{', '.join(map(str, folders))}: a folder comes twice; its pictures would be their own copies"
         )
-    return [tar for folder in folders for tar in shard_io.finished_shards(folder)]
+    return [tar for folder in folders for tar in tar_files.finished_shards(folder)]
 
 
 def _lines(
@@ -83,9 +83,9 @@ def _lines(
     """The lines of shard `number`, in its order."""
     import bisect
 
-    from data_prep.drop_lists import DropLine
-    from data_prep.picture_hashes import kept_rows
-    from data_prep.picture_rules import EVALUATION, REASONS
+    from data_prep.copies.picture_hashes import kept_rows
+    from data_prep.copies.picture_rules import EVALUATION, REASONS
+    from data_prep.shards.drop_lists import DropLine
 
     lines = []
     for place, row in enumerate(kept_rows(tars[number], ("status", "key")), starts[number]):
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_settings(options)
 
     def work() -> int:
-        from data_prep.picture_rules import Rules
+        from data_prep.copies.picture_rules import Rules
 
         urls = 0 if "placeholders" in options.without else options.placeholder_urls
         rules = Rules("exact" not in options.without, "near" not in options.without, urls, options.bits_apart)

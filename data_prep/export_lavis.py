@@ -13,11 +13,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_prep import shard_io
-from data_prep.checked_manifest import checked_offsets, load_checked
 from data_prep.command_line import Parser, finish, print_settings
-from data_prep.shard_io import Sample
-from data_prep.ustar import BLOCK, HashingFile, write_member
+from data_prep.shards import tar_files
+from data_prep.shards.checked_manifest import checked_offsets, load_checked
+from data_prep.shards.tar_files import Sample
+from data_prep.shards.ustar import BLOCK, HashingFile, write_member
 from pipeline.data.manifest import Manifest, Shard
 
 STATE = "export.json"
@@ -36,7 +36,7 @@ def export(manifest: Manifest, output: Path, layout: str) -> str:
         raise ValueError(f"--output {output}: is not empty; name a folder of its own")
     for partial in [each for each in output.glob(".*") if _left_behind(each)]:
         partial.unlink()
-    shard_io.replace_file(path, state.encode())
+    tar_files.replace_file(path, state.encode())
     shards = tqdm(manifest.shards, "exporting", unit="shard", disable=not sys.stderr.isatty())
     if layout == "folder":
         return _export_folder(manifest, shards, output)
@@ -50,7 +50,7 @@ def export(manifest: Manifest, output: Path, layout: str) -> str:
 
 def _left_behind(path: Path) -> bool:
     """Whether a killed export was writing this file."""
-    return path.name.startswith(".") and path.suffix == shard_io.PARTIAL_SUFFIX and path.is_file()
+    return path.name.startswith(".") and path.suffix == tar_files.PARTIAL_SUFFIX and path.is_file()
 
 
 def _samples(manifest: Manifest, shard: Shard) -> Iterator[Sample]:
@@ -58,7 +58,7 @@ def _samples(manifest: Manifest, shard: Shard) -> Iterator[Sample]:
     try:
         with tar.open("rb") as file:
             for offsets in checked_offsets(manifest, shard):
-                sample = shard_io.read_at(file, tar, offsets)
+                sample = tar_files.read_at(file, tar, offsets)
                 if not sample.record["captions"]:
                     raise ValueError(f"{tar}: sample {sample.key} has no caption; run data_prep.verify on the manifest")
                 yield sample
@@ -67,7 +67,7 @@ def _samples(manifest: Manifest, shard: Shard) -> Iterator[Sample]:
 
 
 def _write_tar(tar: Path, samples: Iterator[Sample], text: Callable[[list[str]], object]) -> None:
-    with shard_io.replacing(tar) as file:
+    with tar_files.replacing(tar) as file:
         hashed = HashingFile(file)
         for key, jpeg, record in samples:
             write_member(hashed, f"{key}.jpg", jpeg)
@@ -92,7 +92,7 @@ def _export_folder(manifest: Manifest, shards: "tqdm[Shard]", output: Path) -> s
             (output / folder / f"{key}.jpg").write_bytes(jpeg)
             image = (folder / f"{key}.jpg").relative_to("images").as_posix()
             entries += [{"image": image, "caption": caption, "image_id": key} for caption in record["captions"]]
-    shard_io.replace_file(output / "annotations.json", (json.dumps(entries) + "\n").encode())
+    tar_files.replace_file(output / "annotations.json", (json.dumps(entries) + "\n").encode())
     return f"{output}/annotations.json"
 
 

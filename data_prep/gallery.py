@@ -12,12 +12,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from data_prep import shard_io
-from data_prep.charts import bars, histogram
-from data_prep.checked_manifest import load_accounts, load_checked
 from data_prep.command_line import Parser, finish, positive, print_settings
-from data_prep.gallery_statistics import Ledgers, Statistics, Story, gather, read_ledgers
+from data_prep.shards import tar_files
+from data_prep.shards.checked_manifest import load_accounts, load_checked
+from data_prep.viewing.gallery_statistics import Ledgers, Statistics, Story, gather, read_ledgers
 from pipeline.data.manifest import Manifest
+from pipeline.pages.charts import bars, histogram
 
 THUMBNAIL_PX = 320
 """The longest side of a picture in the page."""
@@ -26,7 +26,7 @@ NO_LEDGER = "Why rows of the input tables were dropped, and what hosts gave: not
 
 def render(manifest: Manifest, name: str, statistics: Statistics, stories: list[Story], ledgers: Ledgers | None) -> str:
     """The page as text. Every string that comes from data is escaped; pictures are `data:` URIs."""
-    style = Path(__file__).with_name("gallery.css").read_text()
+    style = (Path(__file__).parent / "viewing" / "gallery.css").read_text()
     cards = "\n".join(_card(story) for story in stories)
     download = _download_section(ledgers) if ledgers else f'<p class="note">{NO_LEDGER}</p>'
     return f"""<!doctype html>
@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         statistics, stories = gather(manifest, options.samples, options.seed, empty)
         ledgers = read_ledgers(options.ledger) if options.ledger else None
         page = render(manifest, options.manifest.name, statistics, stories, ledgers)
-        shard_io.replace_file(options.output, page.encode("utf-8", "replace"))
+        tar_files.replace_file(options.output, page.encode("utf-8", "replace"))
         print(options.output)
         return 0
 

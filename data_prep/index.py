@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data_prep import shard_io
 from data_prep.command_line import Parser, add_workers, finish, print_settings
-from data_prep.processes import map_in_order
-from data_prep.shard_io import Receipt
+from data_prep.shards import tar_files
+from data_prep.shards.processes import map_in_order
+from data_prep.shards.tar_files import Receipt
 from pipeline.data.manifest import Shard, manifest_json
 
 
@@ -40,12 +40,12 @@ def index_shards(folders: Sequence[Path], output: Path, workers: int = 1) -> lis
     shards = [shard for shard in found if shard.samples]
     if not shards:
         raise ValueError(f"{', '.join(map(str, folders))}: the finished shards hold no sample; see their drop counts")
-    shard_io.replace_file(output, manifest_json(shards, [shard for shard in found if not shard.samples]).encode())
+    tar_files.replace_file(output, manifest_json(shards, [shard for shard in found if not shard.samples]).encode())
     listed = {Path(shard.index).name for shard in shards}
     for path in tables.iterdir():  # of earlier manifests, or left half written
-        if path.suffix in (".npy", shard_io.PARTIAL_SUFFIX) and path.name not in listed:
+        if path.suffix in (".npy", tar_files.PARTIAL_SUFFIX) and path.name not in listed:
             path.unlink()
-    shard_io.remove_partials(output)
+    tar_files.remove_partials(output)
     return shards
 
 
@@ -53,7 +53,7 @@ def _refuse_repeats(tars: Sequence[Path]) -> None:
     """Raises ValueError when a shard comes twice, by whichever way to its folder, or as a copy of its bytes."""
     known: dict[str, Path] = {}
     for tar in tars:
-        receipt = shard_io.read_receipt(tar)
+        receipt = tar_files.read_receipt(tar)
         for identity in (os.path.realpath(tar), receipt.tar_sha256 if receipt.samples else ""):
             if identity and identity in known:
                 raise ValueError(f"{tar}: the same shard as {known[identity]}; name each folder once")
@@ -63,7 +63,7 @@ def _refuse_repeats(tars: Sequence[Path]) -> None:
 def _finished_shards(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of shards")
-    tars = shard_io.finished_shards(folder)
+    tars = tar_files.finished_shards(folder)
     if not tars:
         raise ValueError(
             f"{folder}: no finished shard (a tar with its receipt) in it; run the step that writes it first"
@@ -73,11 +73,11 @@ def _finished_shards(folder: Path) -> list[Path]:
 
 def _index_shard(tar: Path, output: Path, tables: Path) -> Shard:
     """Scan one tar, write its offset table where it has samples, and return its line of the manifest."""
-    receipt = shard_io.read_receipt(tar)
+    receipt = tar_files.read_receipt(tar)
     relative = _below(output, tar)
     if not tar.is_file() or tar.stat().st_size != receipt.bytes:
         raise ValueError(f"{tar}: missing or of another size than its receipt says ({receipt.bytes} bytes)")
-    table = shard_io.offset_table(tar)
+    table = tar_files.offset_table(tar)
     if len(table) != receipt.samples:
         raise ValueError(f"{tar}: {len(table)} samples, but its receipt says {receipt.samples}")
     return Shard(
@@ -109,7 +109,7 @@ def _write_table(tables: Path, tar: Path, receipt: Receipt, table: NDArray[np.in
     content = io.BytesIO()
     np.save(content, table, allow_pickle=False)
     path = tables / f"{tar.stem}-{receipt.tar_sha256[:12]}.npy"
-    shard_io.replace_file(path, content.getvalue())
+    tar_files.replace_file(path, content.getvalue())
     return f"{tables.name}/{path.name}"
 
 

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data_prep import shard_io
-from data_prep.checked_manifest import Accounts, checked_offsets, load_accounts, load_checked
+from data_prep.auditing.sidecar_checks import Fault, Record, companion_faults
 from data_prep.command_line import Parser, add_workers, finish, print_settings
-from data_prep.companions import Fault, Record, companion_faults
 from data_prep.index import source_of
-from data_prep.processes import map_in_order
+from data_prep.shards import tar_files
+from data_prep.shards.checked_manifest import Accounts, checked_offsets, load_accounts, load_checked
+from data_prep.shards.processes import map_in_order
 from pipeline.data.manifest import Manifest, Shard, dropped_by_source
 
 
@@ -67,9 +67,9 @@ def shards_with_known_keys(keys: Sequence[NDArray[np.uint64]]) -> dict[int, set[
 
 def _repeated_keys(tar: Path, repeated: set[int]) -> Iterator[Fault]:
     with tar.open("rb") as file:
-        for row in shard_io.offset_table(tar):
+        for row in tar_files.offset_table(tar):
             try:
-                key = shard_io.read_at(file, tar, row).key
+                key = tar_files.read_at(file, tar, row).key
             except ValueError:  # named already
                 continue
             if (each := _key_hash(key)) in repeated:
@@ -95,11 +95,11 @@ def _shard_faults(manifest: Manifest, shard: Shard, records: list[Record], *, de
     size = tar.stat().st_size
     if size != shard.bytes:
         yield Fault("size", tar, f"{size} bytes, the manifest says {shard.bytes}")
-    sha256 = shard_io.sha256_of(tar)
+    sha256 = tar_files.sha256_of(tar)
     if sha256 != shard.sha256:
         yield Fault("sha256", tar, f"{sha256}, the manifest says {shard.sha256}")
     try:
-        table = shard_io.offset_table(tar)
+        table = tar_files.offset_table(tar)
     except ValueError as error:
         yield Fault("unreadable tar", tar, str(error))
     else:
@@ -127,7 +127,7 @@ def _sample_faults(
     with tar.open("rb") as file:
         for row in table:
             try:
-                sample = shard_io.read_at(file, tar, row)
+                sample = tar_files.read_at(file, tar, row)
             except ValueError as error:
                 yield Fault("damaged sample", tar, str(error))
                 continue
@@ -157,12 +157,12 @@ def _key_hash(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
 
 
-def _record_problem(sample: shard_io.Sample) -> str | None:
+def _record_problem(sample: tar_files.Sample) -> str | None:
     captions = sample.record["captions"]
     return None if captions and all(caption.strip() for caption in captions) else "a caption is empty or missing"
 
 
-def _picture_problem(sample: shard_io.Sample) -> str | None:
+def _picture_problem(sample: tar_files.Sample) -> str | None:
     from PIL import Image
 
     try:

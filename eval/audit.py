@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> None:
         import torch
 
-        from eval.question_sets import load_vqa
+        from eval.sets.question_sets import load_vqa
         from eval.tasks import vqa
         from pipeline.config import load_recipe
         from pipeline.data.transforms import load_evaluation_pixels

@@ -77,14 +77,14 @@ def render(
 ) -> str:
     """The page."""
     from eval.reporting.checkpoints import checkpoints_section
-    from eval.reporting.curves import curves_section
     from eval.reporting.evaluations import read_evaluation, with_baselines
     from eval.reporting.galleries import gallery_section
     from eval.reporting.manifests import manifest_section
     from eval.reporting.overlap import overlap_section
-    from eval.reporting.page import page
     from eval.reporting.scores import scores_section
     from eval.reporting.summary import summary_section
+    from eval.reporting.training_curves import curves_section
+    from pipeline.pages.page import page
 
     compared = with_baselines([read_evaluation(folder) for folder in contents.evaluations])
     sections = [summary_section(summary) if summary else "", scores_section(compared), curves_section(contents.runs)]
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_settings(options)
 
     def work() -> None:
-        from eval.predictions import write_durably
+        from eval.tasks.predictions import write_durably
 
         check_page(options.output)
         content = render(

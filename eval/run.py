@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.command_line import finish, print_settings
-from eval.run_options import (
+from eval.tasks.run_options import (
     DECODING_FLAGS,
     DEFAULT_SPLIT,
     QUESTION_TASKS,
@@ -22,16 +22,16 @@ from eval.run_options import (
 )
 
 if TYPE_CHECKING:
-    from eval.official_files import SampleId
-    from eval.samples import RetrievalData, TaskData
-    from eval.task_folder import TaskFolder
+    from eval.sets.official_files import SampleId
+    from eval.sets.samples import RetrievalData, TaskData
+    from eval.tasks.task_folder import TaskFolder
     from pipeline.models.inference import LanguageModel, RetrievalModel
     from pipeline.weights.any_format import WeightsSource
 
 
 def predict(options: argparse.Namespace) -> Path:
     """Run the task; returns the official file. Raises ValueError in one line for whatever does not fit."""
-    from eval.task_folder import TaskFolder, official_name
+    from eval.tasks.task_folder import TaskFolder, official_name
     from pipeline.config import load_recipe
     from pipeline.distributed import process_group
     from pipeline.weights.any_format import find_weights
@@ -57,7 +57,7 @@ def predict_missing(
     source: "WeightsSource",
 ) -> None:
     """Load the model, predict this rank's part, and on rank 0 put all parts together."""
-    from eval.samples import TaskData
+    from eval.sets.samples import TaskData
     from eval.tasks import vqa
     from pipeline.distributed import collectives, process_group
     from pipeline.models.inference import LanguageModel
@@ -106,8 +106,8 @@ def predict_missing(
 def pictures_used(folder: Path, data: "TaskData | RetrievalData", images: str) -> "Collection[SampleId]":
     """The pictures that predictions in the folder were made of: those of finished samples. All, once there are any,
     where a sample is shown another's picture, and in retrieval once all were embedded."""
-    from eval.predictions import finished
-    from eval.samples import TaskData
+    from eval.sets.samples import TaskData
+    from eval.tasks.predictions import finished
     from eval.tasks.retrieval import ITC
 
     done = finished(folder)
@@ -123,8 +123,8 @@ def _generate(
     data: "TaskData",
     folder: "TaskFolder",
 ) -> None:
-    from eval.predictions import merge
     from eval.tasks import captioning, generation, vqa
+    from eval.tasks.predictions import merge
     from pipeline.distributed import collectives, process_group
     from pipeline.models.language import Decoding
 
@@ -157,8 +157,8 @@ def _retrieve(
     data: "RetrievalData",
     folder: "TaskFolder",
 ) -> None:
-    from eval.predictions import merge
     from eval.tasks import retrieval
+    from eval.tasks.predictions import merge
     from pipeline.distributed import collectives, process_group
 
     with collectives.together():

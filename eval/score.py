@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.command_line import Parser, check_outputs, finish, print_settings
-from eval.predictions import check_target, write_durably
-from eval.task_folder import sha256_of
+from eval.tasks.predictions import check_target, write_durably
+from eval.tasks.task_folder import sha256_of
 
 if TYPE_CHECKING:
     from eval.scoring.tables import Scored

@@ -15,12 +15,19 @@ HEAVY = {"torch", "transformers", "timm", "deepspeed", "torchvision", "img2datas
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
 FORBIDDEN_NAMES = ("utils", "common", "helpers", "misc", "base")
 
-# Room -> what it may import of this project. The longest name that fits a module decides.
+# What all programs stand on. It knows nothing of shards, recipes or models.
+GROUND = ["pipeline.command_line", "pipeline.files", "pipeline.pages", "pipeline.pictures", "pipeline.data.manifest"]
+BRIDGE = ["pipeline.config", "pipeline.models", "pipeline.tokens", "pipeline.data.transforms", "pipeline.weights"]
+
+# Room -> what it may import of this project. The longest name that fits a module decides. Programs import downward.
 ALLOWED = {
     "pipeline.config": [],
     "pipeline.command_line": [],
+    "pipeline.files": [],
     "pipeline.tokens": [],
-    "pipeline.data.manifest": [],
+    "pipeline.pages": ["pipeline.pages"],
+    "pipeline.pictures": ["pipeline.pictures"],
+    "pipeline.data.manifest": ["pipeline.files"],
     "pipeline.distributed": ["pipeline.distributed"],
     "pipeline.data": ["pipeline.data", "pipeline.config", "pipeline.tokens"],
     "pipeline.models": ["pipeline.models", "pipeline.config", "pipeline.tokens", "pipeline.objectives.matching"],
@@ -28,20 +35,10 @@ ALLOWED = {
     "pipeline.training": ["pipeline"],
     "pipeline.weights": ["pipeline.weights", "pipeline.models", "pipeline.config"],
     "pipeline": ["pipeline"],
-    "data_prep": ["data_prep", "pipeline.data.manifest"],
-    "data_prep.device": ["pipeline.distributed.process_group"],
-    "eval.score": ["eval"],
-    "eval": [
-        "eval",
-        "pipeline.config",
-        "pipeline.command_line",
-        "pipeline.models",
-        "pipeline.tokens",
-        "pipeline.data.transforms",
-        "pipeline.data.manifest",
-        "pipeline.weights",
-        "pipeline.distributed",
-    ],
+    "data_prep": ["data_prep", *GROUND],
+    "data_prep.captioning.device": ["pipeline.distributed.process_group"],
+    "eval.score": ["eval", *GROUND],
+    "eval": ["eval", "pipeline.distributed", *BRIDGE, *GROUND],
 }
 
 

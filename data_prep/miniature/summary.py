@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data_prep import shard_io
 from data_prep.miniature.language import is_true
 from data_prep.miniature.scenes import Scene, scene_from_json
+from data_prep.shards import tar_files
 
 WEB_SOURCES = ("laion400m", "cc3m")
 LANGUAGE_MODELS = ("t5", "opt")
@@ -29,7 +29,7 @@ def true_share(tars: Iterable[Path], scenes: dict[str, Scene]) -> float:
     verdicts = [
         is_true(str(caption).lower(), scenes[sample.record["url"]])
         for tar in tars
-        for sample in shard_io.read_samples(tar)
+        for sample in tar_files.read_samples(tar)
         for caption in sample.record["captions"]
     ]
     return 100 * sum(verdicts) / len(verdicts)

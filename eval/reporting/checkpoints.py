@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from eval.reporting.curves import Points, chart
 from eval.reporting.files import scores_over_steps
 from eval.reporting.scores import METRIC_NAMES, is_important
+from eval.reporting.training_curves import Points, chart
 
 
 def checkpoints_section(folders: Sequence[Path]) -> str:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.metrics.vqa_accuracy import OFFICIAL
-from eval.official_files import SampleId
 from eval.reporting.files import check_scores_are_of, read_metrics, read_predictions, read_samples, read_task
-from eval.task_folder import official_name
+from eval.sets.official_files import SampleId
+from eval.tasks.task_folder import official_name
 
 PER_SAMPLE = "per_sample.jsonl"
 TASK_NAMES = {

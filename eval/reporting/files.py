@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from eval.official_files import SampleId, field_of, read_json
-from eval.predictions import read_log
-from eval.task_folder import sha256_of
+from eval.sets.official_files import SampleId, field_of, read_json
+from eval.tasks.predictions import read_log
+from eval.tasks.task_folder import sha256_of
 
 SCORED_AS = {"captioning": "captions"}  # eval.score's name of a task of eval.run, where it is another
 Score = Annotated[float, Field(allow_inf_nan=False)]

@@ -7,9 +7,9 @@ from html import escape
 from typing import Any
 
 from eval.reporting.evaluations import PER_SAMPLE, QUESTION_SCORES, Compared, Evaluation
-from eval.reporting.page import picture
 from eval.reporting.retrieval_gallery import retrieval_gallery
 from eval.reporting.scores import BASELINE_NAMES
+from pipeline.pages.page import picture
 
 RIGHT_FROM = 60.0  # percent: at least two of ten people said so
 REFERENCES_SHOWN = 5

@@ -7,8 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from eval.reporting.page import picture
 from pipeline.data.manifest import Manifest, Shard, load_manifest
+from pipeline.pages.page import picture
 
 SHARDS_READ = 3  # of a source
 SIDE_TABLE = ".candidates.parquet"

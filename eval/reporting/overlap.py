@@ -15,8 +15,8 @@ import numpy as np
 import yaml
 
 from eval.metrics.near_pictures import Hashes, near_pairs, perceptual_hash
-from eval.official_files import SampleId
 from eval.reporting.evaluations import Evaluation
+from eval.sets.official_files import SampleId
 
 NOT_CHECKED = "Train/test overlap not checked: give --training-hashes"
 UNKNOWN = "not all that it was trained on is known here (weights of others, URLs, a manifest that is gone or spoilt)"

@@ -5,10 +5,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from eval.datasets import load_retrieval
 from eval.reporting.evaluations import PER_SAMPLE, Evaluation
-from eval.reporting.page import picture
-from eval.samples import RetrievalData
+from eval.sets.captioned import load_retrieval
+from eval.sets.samples import RetrievalData
+from pipeline.pages.page import picture
 
 FOUND_SHOWN = 5
 

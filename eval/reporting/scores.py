@@ -6,9 +6,9 @@ from typing import Any
 
 from eval.metrics.vqa_accuracy import LEGACY, OFFICIAL
 from eval.reporting.evaluations import QUESTION_SCORES, Compared, Evaluation
-from eval.reporting.page import table
 from eval.reporting.paper import PaperRow, paper_row
 from eval.reporting.verdicts import deviations, verdict, why_not_comparable
+from pipeline.pages.page import table
 
 CHANCE = "ret/chance"
 BASELINE_NAMES = {"none": "Without picture", "shuffled": "Another picture"}

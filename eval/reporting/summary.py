@@ -4,8 +4,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from eval.official_files import read_json
-from eval.reporting.page import table
+from eval.sets.official_files import read_json
+from pipeline.pages.page import table
 
 LONG = 12  # rows; longer panels are folded
 NAMES = {

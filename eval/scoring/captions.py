@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from eval.caption_references import CaptionReferences, read_caption_references
-from eval.captioned_images import NOCAPS_DOMAINS
 from eval.metrics.bootstrap import Floats
 from eval.metrics.captions import MAX_NGRAM, caption_scores, corpus_bleu
 from eval.metrics.java_program import find_java
 from eval.metrics.meteor import meteor, meteor_statistics, packaged_jar
 from eval.metrics.ptb_tokens import tokenize
 from eval.metrics.spice import check_spice, spice_scores
-from eval.official_files import SampleId, check_same_ids, read_predictions
 from eval.scoring.tables import Scored, Table
+from eval.sets.caption_references import CaptionReferences, read_caption_references
+from eval.sets.captioned_images import NOCAPS_DOMAINS
+from eval.sets.official_files import SampleId, check_same_ids, read_predictions
 
 PROTOCOLS = {"captions": "captions/pycocoevalcap-1.2", "nocaps": "nocaps/idf-all"}
 BLEU_NAMES = tuple(f"bleu_{n}" for n in range(1, MAX_NGRAM + 1))

@@ -4,11 +4,11 @@ prediction alone normalised, as LAVIS does it (GQATask in lavis/tasks/vqa.py): t
 from pathlib import Path
 from typing import Any
 
-from eval.gqa_files import TYPES, gqa_questions, read_gqa_predictions
 from eval.metrics.vqa_accuracy import normalise
-from eval.official_files import check_same_ids, read_json
 from eval.scoring.tables import Scored
 from eval.scoring.vqa import accuracy_table
+from eval.sets.gqa_files import TYPES, gqa_questions, read_gqa_predictions
+from eval.sets.official_files import check_same_ids, read_json
 
 EXACT, NORMALISED, LAVIS = "gqa/exact", "gqa/normalised", "gqa/lavis"
 

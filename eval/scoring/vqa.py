@@ -8,9 +8,9 @@ import numpy as np
 
 from eval.metrics.lemmas import lemmatise
 from eval.metrics.vqa_accuracy import LEGACY, OFFICIAL, legacy_accuracy, official_accuracy
-from eval.official_files import SampleId, check_same_ids, read_json, read_predictions
 from eval.scoring.tables import Key, Scored, Table, means_table
-from eval.vqa_files import (
+from eval.sets.official_files import SampleId, check_same_ids, read_json, read_predictions
+from eval.sets.vqa_files import (
     OK_VQA,
     VQA_V2,
     Question,

@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from eval.official_files import SampleId, field_of
-from eval.predictions import Entry, write_durably
-from eval.samples import TaskData
+from eval.sets.official_files import SampleId, field_of
+from eval.sets.samples import TaskData
+from eval.tasks.predictions import Entry, write_durably
 
 DEFAULT_PROMPT = "a photo of"  # paper, appendix: COCO captioning
 DECODING = {"num_beams": 5, "max_new_tokens": 30, "min_new_tokens": 8, "length_penalty": 1.0}

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.official_files import SampleId
-from eval.predictions import batches_of_rank
-from eval.samples import TaskData
+from eval.sets.official_files import SampleId
+from eval.sets.samples import TaskData
 from eval.tasks.pictures import Ablation, load_batches, shown_images
+from eval.tasks.predictions import batches_of_rank
 
 if TYPE_CHECKING:
     from pipeline.models.inference import LanguageModel

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from eval.official_files import SampleId
-from eval.predictions import RANK_FILES, Entry, PredictionLog, check_not_written, finished
+from eval.sets.official_files import SampleId
+from eval.tasks.predictions import RANK_FILES, Entry, PredictionLog, check_not_written, finished
 from pipeline.distributed import collectives, process_group
 
 

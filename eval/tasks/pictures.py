@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from eval.official_files import SampleId
+from eval.sets.official_files import SampleId
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.metrics.recall import Integers, top_k
-from eval.official_files import SampleId
-from eval.predictions import Entry, batches_of_rank
-from eval.samples import RetrievalData
+from eval.sets.official_files import SampleId
+from eval.sets.samples import RetrievalData
 from eval.tasks.matrix_files import Floats, interleave, write_rows
 from eval.tasks.pictures import Ablation, load_batches, shown_images
+from eval.tasks.predictions import Entry, batches_of_rank
 
 if TYPE_CHECKING:
     from pipeline.models.inference import RetrievalModel

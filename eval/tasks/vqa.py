@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from eval.official_files import SampleId, field_of
-from eval.predictions import Entry, write_durably
-from eval.samples import TaskData
+from eval.sets.official_files import SampleId, field_of
+from eval.sets.samples import TaskData
+from eval.tasks.predictions import Entry, write_durably
 
 DEFAULT_PROMPTS = {"causal": "Question: {} Answer:", "seq2seq": "Question: {} Short answer:"}  # paper, section 4.1
 DECODING = {"num_beams": 5, "max_new_tokens": 10, "min_new_tokens": 1, "length_penalty": -1.0}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.predictions import write_durably
+from eval.tasks.predictions import write_durably
 
 NAME = "events.out.tfevents.{:010d}.eval"
 NUMBER = re.compile(r"tfevents\.(\d+)")

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.official_files import field_of, read_json
-from eval.predictions import write_durably
-from eval.task_folder import sha256_of
+from eval.sets.official_files import field_of, read_json
+from eval.tasks.predictions import write_durably
+from eval.tasks.task_folder import sha256_of
 from eval.watching.wanted import Evaluation
 
 NOTE = "submitted.json"

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from data_prep.captioner import Captioner, SamplingSettings
+from data_prep.captioning.captioner import Captioner, SamplingSettings
 from tests.support.tiny_captioning_models import save_tiny_blip
 
 VOCABULARY = 30524

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_prep.fetching import FetchSettings, fetch
+from data_prep.web.fetching import FetchSettings, fetch
 from tests.support.web_folder import jpeg_bytes
 
 DISTINCT = 50

@@ -17,10 +17,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep import shard_io
-from data_prep.selection import Candidate, Verdict
-from data_prep.shard_io import Receipt, Sample
-from data_prep.side_table import write_side_table
+from data_prep.captioning.selection import Candidate, Verdict
+from data_prep.captioning.side_table import write_side_table
+from data_prep.shards import tar_files
+from data_prep.shards.tar_files import Receipt, Sample
 from tests.support.tiny_shards import tiny_sample
 
 SAMPLES = 129_000_000
@@ -72,11 +72,11 @@ def write_shards(folder: Path, shards: int, samples: int) -> None:
     for shard in range(shards):
         tar = folder / f"laion400m-{shard:08d}-{shards}.tar"
         written = list(samples_of(shard, samples, template))
-        totals = shard_io.write_shard(tar, written)
+        totals = tar_files.write_shard(tar, written)
         write_side_table(tar, {each.key: candidates_of(each) for each in written}, MAKING, totals.sha256)
         models = {"captioner": "Salesforce/blip-image-captioning-large", "ranker": "openai/clip-vit-large-patch14"}
         dropped = {"captions below the score": 31, "duplicate": 17, "near duplicate": 12}
-        shard_io.write_receipt(
+        tar_files.write_receipt(
             tar,
             Receipt(
                 "capfilt",

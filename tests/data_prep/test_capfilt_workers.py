@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep import capfilt, shard_io
-from data_prep.captioned_shards import Plan, Selection, caption_shards
-from data_prep.captioner import SamplingSettings
-from data_prep.device import choose_device
+from data_prep import capfilt
+from data_prep.captioning.captioned_shard import Plan, Selection, caption_shards
+from data_prep.captioning.captioner import SamplingSettings
+from data_prep.captioning.device import choose_device
+from data_prep.shards import tar_files
 from tests.support.gloo_ranks import free_port
 from tests.support.tiny_captioning_models import save_tiny_blip, save_tiny_clip
 from tests.support.tiny_shards import write_tiny_shards
@@ -49,7 +50,7 @@ def test_batches_of_1_to_16_give_the_same_bytes(folder: Path, tmp_path: Path) ->
     found = set()
     options = capfilt.parse(arguments(folder, tmp_path))
     models = capfilt.Models(options, SamplingSettings(max_length=9))
-    tars = shard_io.finished_shards(folder / "raw")
+    tars = tar_files.finished_shards(folder / "raw")
     for batch_size in range(1, 17):
         options.batch_size = batch_size
         output = tmp_path / str(batch_size)
@@ -82,11 +83,11 @@ def test_files_from_a_clock_an_hour_off_change_nothing(folder: Path, tmp_path: P
     assert capfilt.main(arguments(folder, tmp_path / "calm")) == 0
     output = tmp_path / "out"
     output.mkdir()
-    first, second = sorted(tar.name for tar in shard_io.finished_shards(tmp_path / "calm"))
+    first, second = sorted(tar.name for tar in tar_files.finished_shards(tmp_path / "calm"))
     for name, content in contents(tmp_path / "calm").items():
         if name.startswith(Path(first).stem):
             (output / name).write_bytes(content)
-    (output / f".{second}.abc{shard_io.PARTIAL_SUFFIX}").write_text("half")
+    (output / f".{second}.abc{tar_files.PARTIAL_SUFFIX}").write_text("half")
     lease = output / f"{Path(second).stem}.lease"
     lease.write_text('{"token": "t", "host": "another machine", "pid": 1, "started": "1"}')
     then = time.time() + wrong_s

@@ -16,10 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import download, fetching, shard_io
-from data_prep.raw_shards import key_of
-from data_prep.sources import Row
-from data_prep.stored_image import ImageLimits, store
+from data_prep import download
+from data_prep.raw.raw_shards import key_of
+from data_prep.raw.stored_image import ImageLimits, store
+from data_prep.shards import tar_files
+from data_prep.tables.row import Row
+from data_prep.web import fetching
 from tests.support.web_folder import jpeg_bytes, make_web, requested, served
 
 QUICK = ["--retries", "1", "--backoff-s", "0.1", "--timeout-s", "5", "--deadline-s", "20", "--processes", "1"]
@@ -39,7 +41,7 @@ def ledger(folder):
 
 
 def samples(folder):
-    return [sample for tar in shard_io.finished_shards(folder) for sample in shard_io.read_samples(tar)]
+    return [sample for tar in tar_files.finished_shards(folder) for sample in tar_files.read_samples(tar)]
 
 
 @pytest.fixture

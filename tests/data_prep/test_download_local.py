@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from data_prep.ledger import Drop
-from data_prep.local_images import read_local
+from data_prep.raw.local_images import read_local
+from data_prep.shards.ledger import Drop
 from tests.data_prep.test_download import ledger, run, samples
 from tests.support.web_folder import jpeg_bytes
 

@@ -9,12 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import gallery, shard_io
-from data_prep.charts import bars, histogram
+from data_prep import gallery
+from data_prep.captioning.selection import Candidate, select
+from data_prep.captioning.side_table import write_side_table
 from data_prep.index import index_shards
-from data_prep.selection import Candidate, select
-from data_prep.shard_io import Receipt, Sample
-from data_prep.side_table import write_side_table
+from data_prep.shards import tar_files
+from data_prep.shards.tar_files import Receipt, Sample
+from pipeline.pages.charts import bars, histogram
 from tests.support.tiny_shards import tiny_manifest, tiny_sample
 
 HOSTILE = '</q><script>alert("x")</script><img src=http://evil.invalid/a.png onerror=alert(1)> & "dog"'
@@ -52,11 +53,11 @@ def captioned(tmp_path: Path) -> Path:
         verdicts[sample.key] = select(found, 2)
         record = {"captions": [found[1].caption, HOSTILE], "scores": [0.3, 0.1], "sources": ["synthetic", "web"]}
         samples.append(Sample(sample.key, sample.jpeg, sample.record | record))
-    totals = shard_io.write_shard(tar, samples)
+    totals = tar_files.write_shard(tar, samples)
     write_side_table(tar, verdicts, {}, "")
     dropped = {"no_caption_survived": 3}
     receipt = Receipt("capfilt", "", "", totals.sha256, totals.bytes, totals.samples, totals.captions, 0, {}, dropped)
-    shard_io.write_receipt(tar, receipt)
+    tar_files.write_receipt(tar, receipt)
     ledger = {
         "url": ["http://a.invalid/1", "http://a.invalid/2"],
         "status": ["kept", "dropped"],
@@ -119,8 +120,8 @@ def test_counts_below_one_and_pictures_of_no_height_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sample, tar = tiny_sample(0, 0, 1, "web", "tiny"), tmp_path / "web" / "tiny-000-000000.tar"
-    totals = shard_io.write_shard(tar, [sample._replace(record=sample.record | {"height": 0})])
-    shard_io.write_receipt(tar, Receipt("x", "", "", totals.sha256, totals.bytes, totals.samples, totals.captions, 0))
+    totals = tar_files.write_shard(tar, [sample._replace(record=sample.record | {"height": 0})])
+    tar_files.write_receipt(tar, Receipt("x", "", "", totals.sha256, totals.bytes, totals.samples, totals.captions, 0))
     index_shards([tmp_path / "web"], tmp_path / "train.json")
     arguments = [str(tmp_path / "train.json"), "--output", str(tmp_path / "page.html")]
     with pytest.raises(SystemExit):
@@ -132,9 +133,9 @@ def test_counts_below_one_and_pictures_of_no_height_are_refused(
 
 def test_what_shards_without_samples_dropped_is_shown(captioned: Path) -> None:
     tar = captioned / "captioned" / "cc3m-000-000000.tar"
-    totals = shard_io.write_shard(tar, [])
+    totals = tar_files.write_shard(tar, [])
     receipt = Receipt("capfilt", "", "", totals.sha256, totals.bytes, 0, 0, 0, {}, {"undecodable_picture": 40})
-    shard_io.write_receipt(tar, receipt)
+    tar_files.write_receipt(tar, receipt)
     index_shards([captioned / "captioned"], captioned / "train.json")
     assert gallery.main([str(captioned / "train.json"), "--output", str(captioned / "page.html")]) == 0
     text = Page(captioned / "page.html").text

@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from data_prep import capfilt, duplicates, index, records, shard_io, verify
-from data_prep.captioned_shards import Plan, Selection, caption_shards
-from data_prep.captioner import SamplingSettings
+from data_prep import capfilt, duplicates, index, verify
+from data_prep.captioning.captioned_shard import Plan, Selection, caption_shards
+from data_prep.captioning.captioner import SamplingSettings
 from data_prep.command_line import finish
-from data_prep.tables import table_rows
-from data_prep.ustar import BLOCK, HashingFile, write_member
+from data_prep.shards import sample_json, tar_files
+from data_prep.shards.ustar import BLOCK, HashingFile, write_member
+from data_prep.tables.formats import table_rows
 from tests.data_prep.test_duplicates import download_pictures, jpeg, picture
 from tests.support import hostile_files
 from tests.support.hostile_files import Rng
@@ -54,7 +55,9 @@ class Workshop:
     def caption(self, root: Path) -> int:
         """CapFilt with real (tiny) models, loaded once for all runs."""
         plan = Plan(root / "captioned", MAKING, Selection())
-        return finish(lambda: bool(caption_shards(shard_io.finished_shards(root / "raw"), plan, self.models, 30.0)) * 0)
+        return finish(
+            lambda: bool(caption_shards(tar_files.finished_shards(root / "raw"), plan, self.models, 30.0)) * 0
+        )
 
     def renew(self) -> None:
         shutil.rmtree(self.world, ignore_errors=True)
@@ -95,13 +98,13 @@ def pick(rng: Rng, folder: Path, pattern: str) -> Path:
 def reseal(tar: Path) -> None:
     """A receipt that vouches for the tar as it is: the spoiler was its maker."""
     content = tar.read_bytes()
-    told = replace(shard_io.read_receipt(tar), tar_sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
-    shard_io.receipt_path(tar).write_text(json.dumps(asdict(told)))
+    told = replace(tar_files.read_receipt(tar), tar_sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+    tar_files.receipt_path(tar).write_text(json.dumps(asdict(told)))
 
 
 def rebuild(tar: Path, spoil: Callable[[bytes, bytes], tuple[bytes, bytes]]) -> None:
     """The tar with its first sample's (picture, JSON) spoilt, resealed."""
-    samples = [(each.key, each.jpeg, records.encode_record(each.record)) for each in shard_io.read_samples(tar)]
+    samples = [(each.key, each.jpeg, sample_json.encode_record(each.record)) for each in tar_files.read_samples(tar)]
     key, picture_, text = samples[0]
     samples[0] = (key, *spoil(picture_, text))
     content = io.BytesIO()
@@ -131,7 +134,7 @@ def spoil_picture(rng: Rng, work: Workshop) -> list[Callable[[], int]]:
     def spoil(picture_: bytes, text: bytes) -> tuple[bytes, bytes]:
         spoilt = hostile_files.spoil_picture(rng, picture_)
         record = json.loads(text) | {"sha256": hashlib.sha256(spoilt).hexdigest()}
-        return spoilt, records.encode_record(record)
+        return spoilt, sample_json.encode_record(record)
 
     rebuild(pick(rng, work.world / "raw", "*.tar"), spoil)
     work.forget_captions()
@@ -207,8 +210,8 @@ def outside(work: Workshop) -> dict[str, tuple[int, int]]:
 def check_counts(work: Workshop) -> int:
     """Every captioned shard accounts for the raw one's samples; returns how many it dropped."""
     dropped = 0
-    for tar in shard_io.finished_shards(work.world / "captioned"):
-        made, given = shard_io.read_receipt(tar), shard_io.read_receipt(work.world / "raw" / tar.name)
+    for tar in tar_files.finished_shards(work.world / "captioned"):
+        made, given = tar_files.read_receipt(tar), tar_files.read_receipt(work.world / "raw" / tar.name)
         assert made.samples + sum(made.dropped.values()) == given.samples
         assert made.dropped.keys() <= {"undecodable_picture", "no_caption_survived"}
         dropped += made.dropped.get("undecodable_picture", 0)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from eval.report import main
-from eval.reporting.curves import nice_ticks, read_metrics, shown_number
+from eval.reporting.training_curves import nice_ticks, read_metrics, shown_number
 from eval.score import main as score
 
 Folders = dict[str, Path]
@@ -72,7 +72,7 @@ def scored(folder: Path, task: str, predictions: Any, *more: object) -> Path:
 
 def scored_retrieval(folder: Path, data: Path) -> Path:
     """An evaluation of a gallery by random scores, scored."""
-    from eval.datasets import load_retrieval
+    from eval.sets.captioned import load_retrieval
 
     gallery = load_retrieval(data, "test")
     evaluation(folder, "retrieval", data, gallery.annotations, gallery.image_paths, k_test=4)
@@ -85,7 +85,7 @@ def scored_retrieval(folder: Path, data: Path) -> Path:
 
 @pytest.fixture
 def vqa_folders(sets: Folders, tmp_path: Path) -> list[Path]:
-    from eval.question_sets import load_vqa
+    from eval.sets.question_sets import load_vqa
 
     data = load_vqa(sets["vqav2"], "val")
     answers = ("--annotations", sets["vqav2"] / "v2_mscoco_val2014_annotations.json", "--questions", data.annotations)
@@ -135,7 +135,7 @@ def test_baselines_stand_beside_the_score_and_the_paper_is_not_comparable(
 
 
 def test_captions_retrieval_curves_and_summary(sets: Folders, tmp_path: Path) -> None:
-    from eval.datasets import load_nocaps, load_retrieval
+    from eval.sets.captioned import load_nocaps, load_retrieval
 
     gallery = load_retrieval(sets["flickr30k"], "test")
 

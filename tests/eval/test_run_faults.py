@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from eval.run import main
-from eval.task_folder import TaskFolder
+from eval.tasks.task_folder import TaskFolder
 from tests.eval.test_run import SHORT, Folders, lines, run
 from tests.support.gloo_ranks import run_on_ranks
 
@@ -184,7 +184,7 @@ def test_a_repaired_picture_costs_no_finished_prediction(
 HOLDS = """
 import sys, time
 from pathlib import Path
-from eval.predictions import PredictionLog
+from eval.tasks.predictions import PredictionLog
 with PredictionLog(Path(sys.argv[1]), 1):
     print("holds", flush=True)
     time.sleep(600)

@@ -194,7 +194,9 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_scoring_and_reporting_import_no_torch() -> None:
-    names = "eval.score, eval.report, eval.scoring.vqa, eval.scoring.captions, eval.scoring.retrieval, eval.datasets"
+    names = (
+        "eval.score, eval.report, eval.scoring.vqa, eval.scoring.captions, eval.scoring.retrieval, eval.sets.captioned"
+    )
     code = f"import sys, {names}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from eval.task_folder import sha256_of
+from eval.tasks.task_folder import sha256_of
 from eval.watch import main
 
 SBATCH = """#!/bin/bash

@@ -72,7 +72,7 @@ def test_stopped_by_a_signal_a_job_is_requeued_and_ends_well(cluster: Cluster, h
     assert all((start_of(home, job, start) / "rank_3.log").exists() for start in (0, 1))
     assert "requeued" in output_of(home, job)
     asked = (home / "asked").read_text().splitlines()
-    questions = [line for line in asked if "pipeline.recipe_facts" in line]
+    questions = [line for line in asked if "pipeline.cost.recipe_facts" in line]
     assert [("--or-fewer" in line, "--nodes 2" in line) for line in questions] == [(False, True), (True, True)]
 
 

@@ -35,7 +35,8 @@ def import_all() -> None:
     import torch
     from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPModel, CLIPProcessor  # noqa: F401
 
-    for module in ("captioned_shards", "candidates", "nucleus", "blip_decoder", "download_task", "guard_proxy"):
+    models = ("captioned_shard", "candidates", "nucleus", "blip_decoder")
+    for module in (*(f"captioning.{name}" for name in models), "raw.task", "web.guard_proxy"):
         import_module(f"data_prep.{module}")
     torch.set_num_threads(1)
     pyarrow.set_cpu_count(1)

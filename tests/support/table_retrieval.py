@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.captioned_images import DataSet
-from eval.samples import RetrievalData
+from eval.sets.captioned_images import DataSet
+from eval.sets.samples import RetrievalData
 from pipeline.tokens import Tokens
 
 WIDTH = 8
@@ -70,7 +70,7 @@ def anonymous_mb() -> float:
 
 def rank_gallery(data: RetrievalData, folder: Path, levels: int, k: int, batch_size: int) -> float:
     """This rank's part of the whole ranking; rank 0 writes scores.npz. Returns the most memory it took, in MB."""
-    from eval.predictions import merge
+    from eval.tasks.predictions import merge
     from eval.tasks.retrieval import rank_all, write_official
     from pipeline.distributed import collectives, process_group
 

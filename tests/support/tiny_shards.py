@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_prep import shard_io
 from data_prep.index import index_shards
-from data_prep.ledger import Entry, ledger_path, write_ledger
-from data_prep.shard_io import Receipt, Sample
+from data_prep.shards import tar_files
+from data_prep.shards.ledger import Entry, ledger_path, write_ledger
+from data_prep.shards.tar_files import Receipt, Sample
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 170, 60), "blue": (40, 70, 200), "yellow": (220, 200, 40)}
 SHADES = {"dark": 0.5, "light": 1.2}
@@ -76,12 +76,12 @@ def write_tiny_shards(
         numbers = range(start, min(start + samples_per_shard, num_samples))
         tar = folder / f"{source}-000-{position:06d}.tar"
         samples = [tiny_sample(number, seed, captions_per_sample, caption_source, source) for number in numbers]
-        totals = shard_io.write_shard(tar, samples)
+        totals = tar_files.write_shard(tar, samples)
         write_tiny_ledger(tar, samples)
         receipt = Receipt(
             "download", f"table-{seed}", "tiny", totals.sha256, totals.bytes, totals.samples, totals.captions, seed
         )
-        shard_io.write_receipt(tar, receipt)
+        tar_files.write_receipt(tar, receipt)
         tars.append(tar)
     return tars
 

@@ -1,0 +1,96 @@
+"""Audits what lies beside a shard's tar against it and the manifest: its receipt, and its side table or its ledger."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_prep.captioning import captioned_shard
+from data_prep.captioning.side_table import read_vouched, side_table_path
+from data_prep.index import provenance_of
+from data_prep.raw import raw_shards
+from data_prep.shards import tar_files
+from data_prep.shards.ledger import ledger_path, read_ledger
+from pipeline.data.manifest import Shard
+
+
+class Fault(NamedTuple):
+    """One thing that is not as the manifest says. `kind` is one word or two, for counting; `detail` says which."""
+
+    kind: str
+    path: Path
+    detail: str
+
+
+Record = dict[str, Any]
+
+
+def companion_faults(tar: Path, shard: Shard, records: Sequence[Record]) -> Iterator[Fault]:
+    """The faults of a shard's companions; `records` are those of its samples that could be read, in order."""
+    yield from _receipt_faults(tar, shard)
+    if shard.provenance.get("stage") == captioned_shard.STAGE:
+        yield from _named("side table", side_table_path(tar), _side_table_problem(tar, shard, records))
+    if shard.provenance.get("stage") == raw_shards.STAGE:
+        yield from _named("ledger", ledger_path(tar), _ledger_problem(tar, shard, records))
+
+
+def _named(kind: str, path: Path, problem: str | None) -> Iterator[Fault]:
+    if problem:
+        yield Fault(kind, path, problem)
+
+
+def _receipt_faults(tar: Path, shard: Shard) -> Iterator[Fault]:
+    path = tar_files.receipt_path(tar)
+    try:
+        receipt = tar_files.read_receipt(tar)
+    except ValueError as error:
+        yield Fault("receipt", path, str(error))
+        return
+    listed = {name: getattr(shard, name) for name in ("sha256", "bytes", "samples", "captions")} | shard.provenance
+    told = {"sha256": receipt.tar_sha256} | {name: getattr(receipt, name) for name in ("bytes", "samples", "captions")}
+    for name, value in (told | provenance_of(receipt)).items():
+        if listed.get(name) != value:
+            yield Fault("receipt", path, f"{name} {value!r}, the manifest says {listed.get(name)!r}")
+
+
+def _side_table_problem(tar: Path, shard: Shard, records: Sequence[Record]) -> str | None:
+    """The first thing in which a captioned shard's table of candidates does not fit its web samples, or None."""
+    try:
+        rows, settings = read_vouched(tar, str(shard.provenance.get("input_sha256")))
+    except ValueError as error:
+        return str(error)
+    by_key: dict[str, list[Record]] = {}
+    for row in rows:
+        by_key.setdefault(row["key"], []).append(row)
+    web = [record for record in records if "human" not in record["sources"]]
+    without_caption = shard.provenance.get("dropped", {}).get("no_caption_survived", 0)
+    if len(records) == shard.samples and len(by_key) != len(web) + without_caption:
+        return f"candidates of {len(by_key)} pictures, expected {len(web)} kept and {without_caption} dropped ones"
+    for key, each in by_key.items():
+        written = sum(row["source"] == "synthetic" for row in each)
+        if [row["position"] for row in each] != list(range(len(each))):
+            return f"a candidate of {key} is missing"
+        if written != settings["sampling"].get("num_captions", written):
+            return f"{written} captions written of {key}, its settings say {settings['sampling']['num_captions']}"
+    for record in web:
+        kept = sorted(row["caption"] for row in by_key.get(record["key"], []) if row["kept"])
+        if kept != sorted(record["captions"]):
+            return f"the captions kept of {record['key']} are not those in the tar"
+    return None
+
+
+def _ledger_problem(tar: Path, shard: Shard, records: Sequence[Record]) -> str | None:
+    """The first thing in which a downloaded shard's ledger does not fit its samples and drop counts, or None."""
+    try:
+        rows = read_ledger(ledger_path(tar), ("status", "reason", "key"))
+    except ValueError as error:
+        return str(error)
+    kept = [row["key"] for row in rows if row["status"] == "kept"]
+    if len(kept) != shard.samples:
+        return f"{len(kept)} kept rows, the manifest says {shard.samples} samples"
+    if len(records) == shard.samples and kept != [record["key"] for record in records]:
+        return "its kept rows are not the samples in the tar, in their order"
+    dropped = Counter(row["reason"] for row in rows if row["status"] != "kept")
+    if dropped != Counter(shard.provenance.get("dropped", {})):
+        return f"dropped {dict(dropped)}, the manifest says {shard.provenance.get('dropped')}"
+    return None

@@ -1,0 +1,119 @@
+"""The hashes of pictures of finished shards, from the ledgers beside them, and of an evaluation's pictures."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.shards import tar_files
+from data_prep.shards.ledger import ledger_path, read_ledger
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+LONGEST_SIDE_PX = 1 << 16
+MAX_PIXELS = 50_000_000
+
+
+@dataclass(frozen=True)
+class Hashes:
+    """Of pictures in order, an entry each; `phash` counts only where `has_phash`: a flat picture has none."""
+
+    content: NDArray[np.uint64]
+    """64 bits of the sha256 of the JPEG; any two of 129 million agree by chance with a probability of 5e-4 in all."""
+    urls: NDArray[np.uint64]
+    phash: NDArray[np.uint64]
+    has_phash: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+
+def shard_hashes(tar: Path) -> Hashes:
+    """Of a finished shard's samples. Raises ValueError, naming the file, when it has no ledger with hashes."""
+    rows = kept_rows(tar, ("status", "url", "sha256", "phash"))
+    if any(row["sha256"] is None for row in rows):
+        raise ValueError(f"{ledger_path(tar)}: a kept row without sha256; download into another folder")
+    return Hashes(
+        np.array([int(row["sha256"][:16], 16) for row in rows], np.uint64),
+        _text_hashes([row["url"] for row in rows]),
+        np.array([row["phash"] or 0 for row in rows], np.uint64),
+        np.array([row["phash"] is not None for row in rows], np.bool_),
+    )
+
+
+def joined(parts: Sequence[Hashes]) -> Hashes:
+    return Hashes(
+        np.concatenate([each.content for each in parts]),
+        np.concatenate([each.urls for each in parts]),
+        np.concatenate([each.phash for each in parts]),
+        np.concatenate([each.has_phash for each in parts]),
+    )
+
+
+def kept_rows(tar: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The ledger's kept rows, one a sample, in order. Raises ValueError when they are not the shard's."""
+    samples = tar_files.read_receipt(tar).samples
+    rows = [row for row in read_ledger(ledger_path(tar), columns) if row["status"] == "kept"]
+    if len(rows) != samples:
+        raise ValueError(f"{ledger_path(tar)}: {len(rows)} kept rows, but the shard's receipt says {samples}")
+    return rows
+
+
+def evaluation_hashes(folder: Path) -> Iterator[tuple[str, int]]:
+    """(name, perceptual hash) of an evaluation's pictures: of downloaded shards, else of all image files below, in
+    linked folders too.
+
+    Flat pictures have no hash and are left out. Raises ValueError, naming folder or file, when there is no picture, or
+    one cannot be read: it would leak unseen.
+    """
+    tars = tar_files.finished_shards(folder) if folder.is_dir() else []
+    files = [] if tars else sorted(path for path in _files_below(folder) if path.suffix.lower() in ENDINGS)
+    if not tars and not files:
+        raise ValueError(f"--evaluation {folder}: no such folder, or neither shards nor pictures in it")
+    for tar in tars:
+        for row in kept_rows(tar, ("status", "url", "phash")):
+            if isinstance(row["phash"], int):
+                yield str(row["url"]), row["phash"]
+    for path in files:
+        if (phash := _hash_of_file(path)) is not None:
+            yield path.relative_to(folder).as_posix(), phash
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Every file below, each folder once, however links lead to it. Raises ValueError on a link that leads nowhere, and
+    on a folder that cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"--evaluation {error.filename}: cannot be read ({error.strerror})") from error
+
+    seen: set[Path] = set()
+    for name, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        here = Path(name)
+        if (place := here.resolve()) in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders.sort()  # of two ways to one folder always the same is taken
+        for path in (here / file for file in files):
+            if path.is_symlink() and not path.exists():
+                raise ValueError(f"--evaluation {path}: a link that leads nowhere; its pictures would leak unseen")
+            yield path
+
+
+def _hash_of_file(path: Path) -> int | None:
+    from data_prep.raw.stored_image import ImageLimits, StoredImage, store
+
+    stored = store(path.read_bytes(), ImageLimits(1, LONGEST_SIDE_PX, MAX_PIXELS))
+    if not isinstance(stored, StoredImage):
+        raise ValueError(f"--evaluation {path}: cannot be read as a picture ({stored.reason})")
+    return stored.phash
+
+
+def _text_hashes(texts: list[object]) -> NDArray[np.uint64]:
+    import pandas as pd
+
+    hashes: NDArray[np.uint64] = pd.util.hash_array(np.array(texts, dtype=object), categorize=False)
+    return hashes

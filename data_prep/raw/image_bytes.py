@@ -1,0 +1,83 @@
+"""Where the original bytes of rows come from: files below a local root, or the web, by img2dataset."""
+
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from data_prep.raw.local_images import read_local
+from data_prep.raw.raw_shards import ReadOriginal
+from data_prep.shards.ledger import Drop
+from data_prep.tables.caption_filter import CaptionRules, passing
+from data_prep.tables.row import Row
+from data_prep.web.fetching import Fetched, FetchSettings, fetch
+from data_prep.web.url_guard import RefusedError, clean_url
+
+LEAST_TRIED = 30
+"""Fewer images than these may all be gone for good; when next to none of more arrives, the network is down."""
+
+
+@contextmanager
+def local_originals(root: Path, max_bytes: int, rules: CaptionRules) -> Iterator[ReadOriginal]:
+    """Reads a row's file when it is asked for."""
+
+    def read(row: Row) -> bytes | Drop:
+        return unusable(row, rules) or read_local(root, row.url, max_bytes)
+
+    yield read
+
+
+@contextmanager
+def web_originals(
+    rows: Sequence[Row], folder: Path, settings: FetchSettings, rules: CaptionRules, least_yield: float
+) -> Iterator[ReadOriginal]:
+    """Fetches all rows first, into a private folder below `folder` that goes when the block ends well; rows that must
+    not be requested are refused here and never reach the downloader. Raises ValueError as `check_yield` does."""
+    urls: dict[int, str] = {}
+    drops: dict[int, Drop] = {}
+    for row in rows:
+        drop = unusable(row, rules)
+        if drop is None:
+            try:
+                urls[row.row] = clean_url(row.url, allow_loopback=settings.allow_loopback)
+            except RefusedError as error:
+                drop = Drop(error.reason)
+        if drop is not None:
+            drops[row.row] = drop
+    private = folder / uuid.uuid4().hex
+    results: dict[int, Fetched | Drop] = {}
+    if urls:
+        private.mkdir(parents=True)
+        results = fetch(urls, private, settings)
+        check_yield(urls, results, least_yield)
+
+    def read(row: Row) -> bytes | Drop:
+        result = drops.get(row.row) or results[row.row]
+        return result.read() if isinstance(result, Fetched) else result
+
+    yield read
+    if urls:
+        shutil.rmtree(private)
+
+
+def check_yield(urls: Mapping[int, str], results: Mapping[int, Fetched | Drop], least_yield: float) -> None:
+    """Raises ValueError when less than this share of the URLs arrived, most of the others failed for passing reasons,
+    and they are not just a few: rows are not given up for a network that is down."""
+    drops = [result for result in results.values() if isinstance(result, Drop)]
+    arrived, passing = len(urls) - len(drops), sum(drop.passing for drop in drops)
+    if len(urls) >= LEAST_TRIED and arrived < least_yield * len(urls) and passing > len(drops) / 2:
+        reasons = dict(Counter(drop.reason for drop in drops).most_common())
+        raise ValueError(
+            f"only {arrived} of {len(urls)} images arrived ({reasons}): check the network and run again, or admit it "
+            f"with --least-yield (now {least_yield:g})"
+        )
+
+
+def unusable(row: Row, rules: CaptionRules) -> Drop | None:
+    """Why a row is dropped before anything is read: it names no image, or none of its captions passes."""
+    if not row.url:
+        return Drop("no_url")
+    captions = passing(row.captions, rules)
+    return captions if isinstance(captions, Drop) else None

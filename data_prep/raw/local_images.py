@@ -1,0 +1,30 @@
+"""Reads images that lie on this machine, below one root that no path may leave."""
+
+import re
+from pathlib import Path
+
+from data_prep.shards.ledger import Drop
+
+SUBFOLDERS = (".", "VG_100K", "VG_100K_2")
+"""Where Visual Genome's two archives unpack to; other sources name the whole path below the root."""
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+
+
+def read_local(root: Path, name: str, max_bytes: int) -> bytes | Drop:
+    """The bytes of a file below `root`, or why it was refused. Links are followed and must end below the root too."""
+    if SCHEME.match(name) or "\0" in name:
+        return Drop("refused_scheme")
+    try:
+        return _read_below(root.resolve(), name, max_bytes)
+    except OSError:
+        return Drop("unreadable_file")
+
+
+def _read_below(root: Path, name: str, max_bytes: int) -> bytes | Drop:
+    for folder in SUBFOLDERS:
+        path = (root / folder / name).resolve()
+        if not path.is_relative_to(root):
+            return Drop("refused_path")
+        if path.is_file():
+            return Drop("byte_cap") if path.stat().st_size > max_bytes else path.read_bytes()
+    return Drop("missing_file")

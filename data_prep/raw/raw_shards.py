@@ -1,0 +1,142 @@
+"""Writes one raw shard: its rows' images as stored, their captions, the ledger of every row, and the receipt last."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.raw.earlier_shard import EarlierShard
+from data_prep.raw.stored_image import ImageLimits, StoredImage, store
+from data_prep.shards import tar_files
+from data_prep.shards.ledger import Drop, Entry, check_entries, dropped_by_reason, ledger_path, write_ledger
+from data_prep.tables.caption_filter import CaptionRules, passing
+from data_prep.tables.row import Row
+from data_prep.tables.sources import Source
+
+STAGE = "download"
+BATCH = 128
+"""Rows that are decoded ahead of the tar: bounds the memory."""
+
+ReadOriginal = Callable[[Row], bytes | Drop]
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """The rows of one shard and where it goes; `earlier` holds the settled rows, when others are tried anew."""
+
+    tar: Path
+    rows: tuple[Row, ...]
+    earlier: EarlierShard | None = None
+
+    def settled(self, row: Row) -> StoredImage | Drop | None:
+        return self.earlier.settled(row) if self.earlier else None
+
+    def open_rows(self) -> list[Row]:
+        """The rows that are to be fetched."""
+        return [row for row in self.rows if self.earlier is None or self.earlier.is_open(row)]
+
+    def digest(self) -> str:
+        """sha256 of the rows: what the shard is made from."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            digest.update(json.dumps([row.row, row.url, row.captions]).encode() + b"\n")
+        return digest.hexdigest()
+
+
+def key_of(source: str, row: Row) -> str:
+    digest = hashlib.sha256(f"{row.url}\n{row.row}".encode(errors="replace")).hexdigest()
+    return f"{source}_{digest[:16]}"
+
+
+def finished_receipt(work: ShardWork, config_hash: str) -> tar_files.Receipt | None:
+    """The receipt of the shard if it stands for these rows and settings, else None."""
+    try:
+        receipt = tar_files.read_receipt(work.tar)
+        complete = work.tar.stat().st_size == receipt.bytes and ledger_path(work.tar).exists()
+    except (ValueError, FileNotFoundError):
+        return None
+    return receipt if complete and receipt.same_work(STAGE, work.digest(), config_hash) else None
+
+
+@dataclass(frozen=True)
+class Storing:
+    """How the rows of a source are stored, and which of them."""
+
+    source: Source
+    limits: ImageLimits
+    rules: CaptionRules
+    config_hash: str
+
+
+def write_raw_shard(work: ShardWork, read: ReadOriginal, storing: Storing, threads: int) -> tar_files.Receipt:
+    """Write tar, ledger and receipt, in this order; every row of `work` is accounted for.
+
+    Raises ValueError when the disk is full.
+    """
+    entries: list[Entry] = []
+    tar_files.remove_partials(work.tar)
+    totals = tar_files.write_shard(work.tar, _samples(work, read, storing, threads, entries))
+    check_entries(entries, len(work.rows), totals.samples)
+    write_ledger(ledger_path(work.tar), entries)
+    dropped = dropped_by_reason(entries)
+    receipt = tar_files.Receipt(
+        STAGE,
+        work.digest(),
+        storing.config_hash,
+        totals.sha256,
+        totals.bytes,
+        totals.samples,
+        totals.captions,
+        0,
+        {},
+        dropped,
+    )
+    tar_files.write_receipt(work.tar, receipt)
+    return receipt
+
+
+def _samples(
+    work: ShardWork, read: ReadOriginal, storing: Storing, threads: int, entries: list[Entry]
+) -> Iterator[tar_files.Sample]:
+    """The samples that are kept, in row order; appends an entry for every row, kept or not."""
+
+    def stored(row: Row) -> StoredImage | Drop:
+        if (settled := work.settled(row)) is not None:
+            return settled
+        original = read(row)
+        return original if isinstance(original, Drop) else store(original, storing.limits)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for rows in _batches(work.rows):
+            for row, image in zip(rows, pool.map(stored, rows), strict=True):
+                key = key_of(storing.source.name, row)
+                caption = row.captions[0] if row.captions else ""
+                if isinstance(image, Drop):
+                    entries.append(Entry(row.row, row.url, caption, "dropped", image.reason, key, image.http_status))
+                    continue
+                entries.append(Entry(row.row, row.url, caption, "kept", None, key, None, image.sha256, image.phash))
+                yield tar_files.Sample(key, image.jpeg, _record(key, row, image, storing))
+
+
+def _batches(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    for start in range(0, len(rows), BATCH):
+        yield rows[start : start + BATCH]
+
+
+def _record(key: str, row: Row, image: StoredImage, storing: Storing) -> dict[str, object]:
+    captions = passing(row.captions, storing.rules)
+    assert not isinstance(captions, Drop), "a row without a caption that passes is never read"
+    return {
+        "key": key,
+        "captions": list(captions),
+        "scores": [None] * len(captions),
+        "sources": [storing.source.captions] * len(captions),
+        "width": image.width_px,
+        "height": image.height_px,
+        "sha256": image.sha256,
+        "url": row.url,
+        "source": storing.source.name,
+        "run": storing.config_hash[:12],
+    }

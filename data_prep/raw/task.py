@@ -1,0 +1,235 @@
+"""One task of a download: slices the table, fetches wave by wave, writes the shards, and sums up the rows' ends."""
+
+import fcntl
+import hashlib
+import json
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_prep.raw.earlier_shard import EarlierShard
+from data_prep.raw.image_bytes import local_originals, web_originals
+from data_prep.raw.prefetch import one_ahead
+from data_prep.raw.raw_shards import ReadOriginal, ShardWork, Storing, finished_receipt, write_raw_shard
+from data_prep.raw.stored_image import ImageLimits
+from data_prep.shards.ledger import Drop
+from data_prep.shards.tar_files import Receipt, remove_partials, replace_file
+from data_prep.tables.caption_filter import CaptionRules
+from data_prep.tables.row import Row
+from data_prep.tables.sources import Source, read_rows
+from data_prep.web.fetching import FetchSettings
+
+ROWS_PER_WAVE = 20_000
+"""Rows that are fetched before their shards are written. Three waves of originals are on the disk at most: one that
+shards are written of, one that waits, one that is being fetched."""
+
+
+@dataclass(frozen=True)
+class DownloadSettings:
+    """Which rows go where, and how they are fetched. `images` is the root of local images, None for the web."""
+
+    source: Source
+    table: Path
+    output: Path
+    task_index: int
+    task_count: int
+    samples_per_shard: int
+    images: Path | None
+    split: str | None
+    limits: ImageLimits
+    rules: CaptionRules
+    fetching: FetchSettings
+    retry_failed: bool
+    least_yield: float
+
+    def identity(self) -> dict[str, object]:
+        """What the shards depend on besides their rows; it is the same for every task of a download."""
+        filters = {"max_aspect": self.limits.max_aspect, **asdict(self.rules)}
+        chosen = {name: list(value) if isinstance(value, tuple) else value for name, value in filters.items() if value}
+        identity = {
+            "source": self.source.name,
+            "captions": self.source.captions,
+            "samples_per_shard": self.samples_per_shard,
+            "task_count": self.task_count,
+            "min_side_px": self.limits.min_side_px,
+            "max_side_px": self.limits.max_side_px,
+            "max_pixels": self.limits.max_pixels,
+            "max_bytes": self.fetching.max_bytes,
+        }
+        return identity | ({"filters": chosen} if chosen else {})
+
+    @property
+    def config_hash(self) -> str:
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def label(self) -> str:
+        return f"{self.source.name}-{self.task_index:03d}"
+
+
+def download(settings: DownloadSettings) -> dict[str, object]:
+    """Do the task and return its summary, which is also written to `LABEL.summary.json`.
+
+    Raises ValueError on a table that cannot be read, a folder that holds another download, a second process at the
+    same task, a wave of which next to nothing arrived, and when not one row of the task was kept.
+    """
+    started = time.monotonic()
+    shards = task_shards(settings)
+    rows = fetched = kept = 0
+    dropped: Counter[str] = Counter()
+    with _claimed(settings), tqdm(desc=settings.label, unit=" rows", disable=not sys.stderr.isatty()) as progress:
+        waves = _waves(shards, max(1, ROWS_PER_WAVE // settings.samples_per_shard))
+        for wave in one_ahead(waves, partial(_fetched, settings)):
+            for work, receipt, is_new in _finished(wave, settings):
+                count = receipt.samples + sum(receipt.dropped.values())
+                if count != len(work.rows):
+                    raise RuntimeError(f"{work.tar}: {len(work.rows)} rows in, {count} accounted for")
+                rows, kept, fetched = rows + count, kept + receipt.samples, fetched + count * is_new
+                dropped.update(receipt.dropped)
+                progress.update(count)
+    summary = {
+        "source": settings.source.name,
+        "task": [settings.task_index, settings.task_count],
+        "rows": rows,
+        "kept": kept,
+        "dropped_by_reason": dict(sorted(dropped.items())),
+        "failed_in_passing": sum(count for reason, count in dropped.items() if Drop.named(reason).passing),
+        "licence": settings.source.licence,
+        "rows_of_this_run": fetched,
+        "seconds_of_this_run": round(time.monotonic() - started, 2),
+    }
+    replace_file(summary_path(settings), (json.dumps(summary, indent=1) + "\n").encode())
+    if rows and not kept:
+        raise ValueError(
+            f"input {settings.table}: none of {rows} rows was kept: {dict(dropped.most_common())}; "
+            f"to fetch them anew, mend the cause and remove {settings.output}"
+        )
+    return summary
+
+
+def summary_path(settings: DownloadSettings) -> Path:
+    return settings.output / f"{settings.label}.summary.json"
+
+
+def task_shards(settings: DownloadSettings) -> Iterator[ShardWork]:
+    """This task's shards: of every `task_count` blocks of rows the one at `task_index`, so that slicing needs no count
+    of the rows. Raises ValueError at once on a table without rows."""
+    rows = read_rows(settings.source, settings.table, split=settings.split)
+    first = next(rows, None)
+    if first is None:
+        raise ValueError(f"input {settings.table}: holds no row")
+    return _blocks(first, rows, settings)
+
+
+def _blocks(first: Row, rest: Iterator[Row], settings: DownloadSettings) -> Iterator[ShardWork]:
+    def work() -> Iterator[ShardWork]:
+        if number % settings.task_count == settings.task_index:
+            yield ShardWork(settings.output / f"{settings.label}-{number:06d}.tar", tuple(block))
+
+    number, block = 0, [first]
+    for row in rest:
+        if len(block) == settings.samples_per_shard:
+            yield from work()
+            number, block = number + 1, []
+        block.append(row)
+    yield from work()
+
+
+def _waves(shards: Iterator[ShardWork], size: int) -> Iterator[list[ShardWork]]:
+    wave: list[ShardWork] = []
+    for work in shards:
+        wave.append(work)
+        if len(wave) == size:
+            yield wave
+            wave = []
+    if wave:
+        yield wave
+
+
+@dataclass(frozen=True)
+class _Wave:
+    """Shards that are worked on together: those that stand, and those to be written, whose originals are at hand."""
+
+    standing: list[tuple[ShardWork, Receipt]]
+    todo: list[ShardWork]
+    originals: ExitStack
+    read: ReadOriginal
+
+
+def _fetched(settings: DownloadSettings, shards: list[ShardWork]) -> _Wave:
+    """The wave with what its shards lack fetched; shards that stand are not redone."""
+    standing: list[tuple[ShardWork, Receipt]] = []
+    todo: list[ShardWork] = []
+    for work in shards:
+        receipt = finished_receipt(work, settings.config_hash)
+        if receipt is None:
+            todo.append(work)
+        elif settings.retry_failed and receipt.dropped and (earlier := EarlierShard(work.tar)).open_rows():
+            todo.append(replace(work, earlier=earlier))
+        else:
+            standing.append((work, receipt))
+    if settings.images is not None:
+        originals = local_originals(settings.images, settings.fetching.max_bytes, settings.rules)
+    else:
+        rows = [row for work in todo for row in work.open_rows()]
+        originals = web_originals(rows, _work_folder(settings), settings.fetching, settings.rules, settings.least_yield)
+    held = ExitStack()
+    return _Wave(standing, todo, held, held.enter_context(originals))
+
+
+def _finished(wave: _Wave, settings: DownloadSettings) -> Iterator[tuple[ShardWork, Receipt, bool]]:
+    """Each shard of the wave with its receipt, and whether it was written now."""
+    for work, receipt in wave.standing:
+        yield work, receipt, False
+    storing = Storing(settings.source, settings.limits, settings.rules, settings.config_hash)
+    with wave.originals:
+        for work in wave.todo:
+            yield work, write_raw_shard(work, wave.read, storing, settings.fetching.processes), True
+
+
+def _work_folder(settings: DownloadSettings) -> Path:
+    return settings.output / f".{settings.label}.work"
+
+
+@contextmanager
+def _claimed(settings: DownloadSettings) -> Iterator[None]:
+    """Hold this task against a second process, and the folder against a download with other settings; whatever a
+    killed run left in the task's work folder goes first."""
+    settings.output.mkdir(parents=True, exist_ok=True)
+    with (settings.output / f".{settings.label}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"output {settings.output}: another process is at task {settings.label}") from error
+        _check_identity(settings)
+        shutil.rmtree(_work_folder(settings), ignore_errors=True)
+        remove_partials(summary_path(settings))
+        yield
+        shutil.rmtree(_work_folder(settings), ignore_errors=True)
+
+
+def _check_identity(settings: DownloadSettings) -> None:
+    """One task at a time, so that what is half written there is a killed one's."""
+    path = settings.output / f"{settings.source.name}.download.json"
+    wanted = settings.identity()
+    with path.with_name(f".{path.stem}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        remove_partials(path)
+        if not path.exists():
+            replace_file(path, (json.dumps(wanted, indent=1) + "\n").encode())
+            return
+        found = json.loads(path.read_text())
+    for name in {**wanted, **found}:
+        was, now = found.get(name), wanted.get(name)
+        if was != now:
+            raise ValueError(
+                f"output {settings.output}: holds a download with {name} {was}, not {now}; name another folder"
+            )

@@ -1,0 +1,161 @@
+"""Leases: several workers share a folder, and each piece of work has one of them at a time.
+
+A lease is a file that names its owner. It is made under a temporary name and linked to its own, which one worker alone
+can do, on network file systems too. A thread of the owner touches it while the work lasts. A lease is stale, and may be
+stolen, when its owner is a process of this machine that has ended, or when its heartbeat has stood still for `ttl_s` by
+the watcher's own monotonic clock: clocks of different machines are never compared. Stealing has a short window in which
+two workers may both believe in their lease; therefore what they write must be the same bytes, put in place atomically.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from data_prep.shards.tar_files import PARTIAL_SUFFIX
+
+HEARTBEATS_PER_TTL = 4
+
+
+class Lease:
+    """A lease that is held: a context manager that keeps it alive and gives it back. See `Leases.take`."""
+
+    def __init__(self, path: Path, token: str, ttl_s: float) -> None:
+        self.path, self.token = path, token
+        self._interval_s = ttl_s / HEARTBEATS_PER_TTL
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def held(self) -> bool:
+        """Whether the lease is still this worker's; False once another has stolen it."""
+        return _read_owner(self.path).get("token") == self.token
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        if self.held():
+            self.path.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._interval_s):
+            try:
+                if self.held():
+                    os.utime(self.path)
+            except OSError:
+                continue  # a file system that is away for a moment; the next beat tries again
+
+
+class Leases:
+    """The leases of one folder as one worker sees them, with what it remembers of other workers' heartbeats."""
+
+    def __init__(self, folder: Path, ttl_s: float) -> None:
+        self.folder, self.ttl_s = folder, ttl_s
+        self._seen: dict[str, tuple[str, int, float]] = {}
+
+    def take(self, name: str) -> Lease | None:
+        """The lease of the work `name`, or None while another worker holds it.
+
+        Raises ValueError when a folder stands in its place, which holds what nobody can know.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{name}.lease"
+        if path.is_dir() and not path.is_symlink():
+            raise ValueError(f"{path}: a folder stands where the lease of a shard belongs; move it away")
+        if os.path.lexists(path) and (self._beats(path) or not self._remove_stale(path)):
+            return None
+        token = uuid.uuid4().hex
+        temporary = self.folder / f".{name}.{token}{PARTIAL_SUFFIX}"
+        try:
+            with temporary.open("x") as file:
+                json.dump(
+                    {"token": token, "host": _host(), "pid": os.getpid(), "started": _start_time(os.getpid())}, file
+                )
+            os.link(temporary, path)
+        except (FileExistsError, FileNotFoundError):
+            return None  # another worker was faster; the holder also clears away what others began
+        finally:
+            temporary.unlink(missing_ok=True)
+        return Lease(path, token, self.ttl_s)
+
+    def clear(self, name: str) -> None:
+        """Remove the lease of finished work when its owner has died before it could give it back."""
+        path = self.folder / f"{name}.lease"
+        if os.path.lexists(path) and not path.is_dir() and not self._beats(path):
+            self._remove_stale(path)
+
+    def _beats(self, path: Path) -> bool:
+        """Whether the owner of the lease must be taken to be alive."""
+        owner = _read_owner(path)
+        pid = owner.get("pid")
+        if owner.get("host") == _host() and isinstance(pid, int) and owner.get("started") != _start_time(pid):
+            return False
+        try:
+            beat = path.lstat().st_mtime_ns
+        except FileNotFoundError:
+            return False
+        token, now = str(owner.get("token")), time.monotonic()
+        known = self._seen.get(path.name)
+        if known is None or known[:2] != (token, beat):
+            self._seen[path.name] = (token, beat, now)
+            return True
+        return now - known[2] < self.ttl_s
+
+    def _remove_stale(self, path: Path) -> bool:
+        """Move a stale lease away; False when another worker came first (and its fresh lease is put back)."""
+        stale = _read_owner(path).get("token")
+        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+        try:
+            path.rename(aside)
+        except FileNotFoundError:
+            return True
+        try:
+            if _read_owner(aside).get("token") == stale:
+                return True
+            os.link(aside, path)
+        except (FileExistsError, FileNotFoundError):
+            pass  # taken anew, or cleared away by its new holder
+        finally:
+            aside.unlink(missing_ok=True)
+        return False
+
+
+def _read_owner(path: Path) -> dict[str, object]:
+    """What the lease says of its owner; {} when it is gone, damaged, or no regular file."""
+    try:
+        owner = json.loads(path.read_text()) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _host() -> str:
+    """This machine, this boot of it, and this process namespace: where a process number means one process."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    namespace = Path("/proc/self/ns/pid")
+    return " ".join(
+        [
+            socket.gethostname(),
+            boot.read_text().strip() if boot.exists() else "",
+            str(namespace.readlink()) if namespace.is_symlink() else "",
+        ]
+    )
+
+
+def _start_time(pid: int) -> str | None:
+    """When process `pid` started, in the kernel's ticks (numbers are reused); None when it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in ("Z", "X") else fields[19]  # a zombie has ended, though nobody has asked for its exit

@@ -1,0 +1,124 @@
+"""The ledger: what became of every row of a table. Rows in = kept + dropped, each drop for one named reason."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from data_prep.shards.parquet_files import read_rows, write_rows
+
+PASSING = frozenset(
+    {
+        "timeout",
+        "deadline",
+        "dns_failure",
+        "connection_failed",
+        "truncated_body",
+        "lost_by_img2dataset",
+        "robots_unreachable",
+    }
+)
+"""Reasons that may be gone at the next try; so are HTTP 408, 425, 429 and 5xx."""
+PASSING_STATUS = frozenset({408, 425, 429})
+PHRASES = (
+    ("X-Robots-Tag", "opt_out"),
+    ("is not allowed", "refused_scheme"),
+    ("unknown url type", "refused_scheme"),
+    ("infinite loop", "too_many_redirects"),
+    ("timed out", "timeout"),
+    ("CERTIFICATE_VERIFY_FAILED", "certificate_invalid"),
+    ("IncompleteRead", "truncated_body"),
+    ("Connection reset", "connection_failed"),
+    ("Connection refused", "connection_failed"),
+    ("Remote end closed", "connection_failed"),
+    ("Tunnel connection failed", "connection_failed"),
+)
+"""What an error message of urllib or img2dataset holds -> the reason it stands for; the first match decides."""
+
+
+class Drop(NamedTuple):
+    """Why a row was dropped; `http_status` is the server's answer, where it gave one."""
+
+    reason: str
+    http_status: int | None = None
+
+    @property
+    def passing(self) -> bool:
+        """Whether trying again may help."""
+        status = self.http_status or 0
+        return self.reason in PASSING or status in PASSING_STATUS or 500 <= status < 600
+
+    @classmethod
+    def named(cls, reason: str) -> Self:
+        """The drop that a reason of the ledger stands for: `http_503` tells the status too."""
+        status = re.fullmatch(r"http_(\d{3})", reason)
+        return cls(reason, int(status.group(1)) if status else None)
+
+
+def drop_of_message(message: str) -> Drop:
+    """The reason behind an error message of the fetch: our own (`guard:REASON`), an HTTP status, or a known phrase."""
+    if own := re.search(r"guard:(\w+)", message):
+        return Drop(own.group(1))
+    for phrase, reason in PHRASES:
+        if phrase in message:
+            return Drop(reason)
+    if status := re.match(r"HTTP Error (\d{3})", message):
+        return Drop.named(f"http_{status.group(1)}")
+    return Drop("fetch_failed")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the ledger; of a picture that was kept also the sha256 of its JPEG and its perceptual hash."""
+
+    row: int
+    url: str
+    caption: str
+    status: str
+    reason: str | None
+    key: str
+    http_status: int | None
+    sha256: str | None = None
+    phash: int | None = None
+
+
+LEDGER = "ledger with sha256 and phash, which older downloads lack: download into another folder"
+COLUMNS = {
+    "row": "int64",
+    "url": "string",
+    "caption": "string",
+    "status": "string",
+    "reason": "string?",
+    "key": "string",
+    "http_status": "int32?",
+    "sha256": "string?",
+    "phash": "uint64?",
+}
+
+
+def check_entries(entries: Sequence[Entry], rows: int, kept: int) -> None:
+    """Raises RuntimeError when rows in = kept + dropped does not hold: a fault of this program, never of its input."""
+    dropped = sum(entry.status == "dropped" and bool(entry.reason) for entry in entries)
+    if len(entries) != rows or kept + dropped != rows or len({entry.row for entry in entries}) != rows:
+        raise RuntimeError(f"ledger of {len(entries)} entries: {rows} rows in, {kept} kept, {dropped} dropped")
+
+
+def dropped_by_reason(entries: Sequence[Entry]) -> dict[str, int]:
+    return dict(sorted(Counter(entry.reason for entry in entries if entry.reason).items()))
+
+
+def write_ledger(path: Path, entries: Sequence[Entry]) -> None:
+    """One parquet row per row of the table, written whole or not at all."""
+    write_rows(path, COLUMNS, [asdict(entry) for entry in entries])
+
+
+def read_ledger(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Some columns of a ledger, a dict a row. Raises ValueError, naming the file, when they cannot be read."""
+    rows, _ = read_rows(path, {name: COLUMNS[name] for name in columns}, LEDGER)
+    return rows
+
+
+def ledger_path(tar: Path) -> Path:
+    return tar.with_name(f"{tar.stem}.ledger.parquet")

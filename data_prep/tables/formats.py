@@ -1,0 +1,172 @@
+"""Reads URL tables row by row: parquet, TSV, CSV, JSON and JSON lines, each also gzipped; or a folder of such files.
+
+No row is ever skipped: one that lacks a URL or a caption is passed on without it, and the ledger accounts for it.
+Halves of surrogate pairs, which JSON may hold, become replacement characters.
+"""
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from data_prep.tables.row import Row
+from data_prep.tables.unicode_text import without_surrogates
+
+FORMATS = (".parquet", ".tsv", ".csv", ".json", ".jsonl", ".tsv.gz", ".csv.gz", ".json.gz", ".jsonl.gz")
+LONGEST_FIELD = 1 << 24
+"""Characters of one CSV field; Python's own limit of 131,072 is less than some alt-texts have."""
+
+Values = tuple[Any, Any]
+
+
+def table_rows(
+    path: Path, url_column: str, caption_column: str, *, header: tuple[str, ...] | None = None
+) -> Iterator[Row]:
+    """The rows of a table, or of all tables of a folder in order of name. `header` names the columns of a TSV or CSV
+    that has no header line. Raises ValueError, naming the file, on an unknown ending, a missing column, or damage."""
+    number = 0
+    for file in _files(path):
+        try:
+            for url, captions in _values(file, url_column, caption_column, header):
+                yield Row(number, _text(url), _captions(captions))
+                number += 1
+        except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"input {file}: cannot be read as {_ending(file)} ({error})") from error
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        _ending(path)
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.name.lower().endswith(FORMATS))
+    if not files:
+        raise ValueError(f"input {path}: a folder without a table ({', '.join(FORMATS)})")
+    return files
+
+
+def _ending(path: Path) -> str:
+    name = path.name.lower()
+    endings = [ending for ending in FORMATS if name.endswith(ending)]
+    if not endings:
+        raise ValueError(f"input {path}: unknown kind of table; use one of {', '.join(FORMATS)}")
+    return endings[0].removesuffix(".gz")
+
+
+def _values(path: Path, url_column: str, caption_column: str, header: tuple[str, ...] | None) -> Iterator[Values]:
+    columns = (url_column, caption_column)
+    ending = _ending(path)
+    if ending == ".parquet":
+        return _parquet(path, columns)
+    if ending in (".tsv", ".csv"):
+        return _delimited(path, columns, header, ending)
+    return _json(path, columns) if ending == ".json" else _json_lines(path, columns)
+
+
+def _parquet(path: Path, columns: Values) -> Iterator[Values]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            _check_columns(path, columns, file.schema_arrow.names)
+            for batch in file.iter_batches(batch_size=65_536, columns=list(dict.fromkeys(columns))):
+                yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
+    except pa.ArrowException as error:
+        raise ValueError(f"input {path}: cannot be read as .parquet ({error})") from error
+
+
+def _delimited(path: Path, columns: Values, header: tuple[str, ...] | None, ending: str) -> Iterator[Values]:
+    csv.field_size_limit(LONGEST_FIELD)
+    with _open(path, newline="\n" if ending == ".tsv" else "") as file:
+        rows = _tab_separated(file) if ending == ".tsv" else csv.reader(file)
+        names = header or tuple(next(rows, ()))
+        if not names:
+            return
+        _check_columns(path, columns, names)
+        url, caption = (list(names).index(name) for name in columns)
+        for fields in rows:
+            if fields:
+                # Of two columns: a pair, which a generator's type does not say.
+                yield tuple(fields[i] if i < len(fields) else None for i in (url, caption))  # type: ignore[misc]
+
+
+def _tab_separated(lines: Iterable[str]) -> Iterator[list[str]]:
+    """The fields of each line, [] of an empty one. A lone carriage return ends no line, and no quote means anything."""
+    for line in lines:
+        text = line.removesuffix("\n").removesuffix("\r")
+        yield text.split("\t") if text else []
+
+
+def _json(path: Path, columns: Values) -> Iterator[Values]:
+    """A list of objects, or one object of equally long lists (as SBU's)."""
+    with _open(path) as file:
+        content = _parsed(path, file.read())
+    if isinstance(content, dict):
+        _check_columns(path, columns, content)
+        for name in columns:
+            if not isinstance(content[name], list):
+                raise ValueError(f"input {path}: {name!r} holds {type(content[name]).__name__}, expected a list")
+        lengths = [len(content[name]) for name in columns]
+        if len(set(lengths)) > 1:
+            raise ValueError(
+                f"input {path}: {columns[0]!r} and {columns[1]!r} are lists of {lengths[0]} and {lengths[1]}"
+            )
+        yield from zip(*(content[name] for name in columns), strict=True)
+    elif isinstance(content, list):
+        yield from _objects(path, columns, content)
+    else:
+        raise ValueError(
+            f"input {path}: holds {type(content).__name__}, expected a list of objects or an object of lists"
+        )
+
+
+def _json_lines(path: Path, columns: Values) -> Iterator[Values]:
+    with _open(path) as file:
+        yield from _objects(path, columns, (_parsed(path, line) for line in file if line.strip()))
+
+
+def _parsed(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # of numbers of thousands of digits no JSONDecodeError is raised
+        raise ValueError(f"input {path}: cannot be read as {_ending(path)} ({error})") from error
+
+
+def _objects(path: Path, columns: Values, objects: Any) -> Iterator[Values]:
+    first = True
+    for entry in objects:
+        if not isinstance(entry, dict):
+            raise ValueError(f"input {path}: holds {type(entry).__name__}, expected objects with {', '.join(columns)}")
+        if first:
+            _check_columns(path, columns, entry)
+            first = False
+        yield entry.get(columns[0]), entry.get(columns[1])
+
+
+def _open(path: Path, newline: str = "") -> io.TextIOBase:
+    """Text of a plain or gzipped file; bytes that are not UTF-8 become replacement characters and lose no row."""
+    # Both are of many overloads; opened for text, both give text.
+    opener = gzip.open if path.name.lower().endswith(".gz") else open
+    return opener(path, "rt", encoding="utf-8-sig", errors="replace", newline=newline)  # type: ignore[return-value, operator]
+
+
+def _check_columns(path: Path, wanted: Values, found: Any) -> None:
+    for name in wanted:
+        if name not in found:
+            raise ValueError(f"input {path}: no column {name!r}; it has {', '.join(map(str, found))}")
+        if list(found).count(name) > 1:
+            raise ValueError(f"input {path}: the column {name!r} comes twice; give each a name of its own")
+
+
+def _text(value: Any) -> str:
+    return without_surrogates(value).strip() if isinstance(value, str) else ""
+
+
+def _captions(value: Any) -> tuple[str, ...]:
+    """A caption, or a list of captions; blank ones are left out."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return tuple(text for text in (_text(each) for each in values) if text)

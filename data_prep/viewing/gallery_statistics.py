@@ -1,0 +1,135 @@
+"""What a gallery shows, gathered from a manifest: numbers over its shards, and samples with their story."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from data_prep.captioning.side_table import read_side_table, side_table_path
+from data_prep.shards import tar_files
+from data_prep.shards.checked_manifest import checked_offsets
+from data_prep.shards.ledger import read_ledger
+from data_prep.shards.tar_files import Sample
+from pipeline.data.manifest import Manifest, Shard, dropped_by_source
+
+MOST_SHARDS = 32
+"""Shards whose records are read; with more, as many are taken at even distances, and the page says so."""
+
+
+@dataclass
+class Statistics:
+    """Columns of numbers over the samples that were read, and counts."""
+
+    samples: int = 0
+    short_side_px: list[float] = field(default_factory=list)
+    aspect: list[float] = field(default_factory=list)
+    words: list[float] = field(default_factory=list)
+    scores: dict[str, list[float]] = field(default_factory=dict)
+    kept_sources: Counter[str] = field(default_factory=Counter)
+    captions_each: Counter[str] = field(default_factory=Counter)
+    caption_fates: Counter[str] = field(default_factory=Counter)
+    sample_drops: Counter[str] = field(default_factory=Counter)
+    source_drops: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Story:
+    """A sample with all its candidate captions (rows of the side table; none for human captions)."""
+
+    sample: Sample
+    candidates: list[dict[str, Any]]
+
+
+@dataclass
+class Ledgers:
+    """What download's ledgers say: rows by reason, and rows and kept rows by host."""
+
+    rows: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    host_rows: Counter[str] = field(default_factory=Counter)
+    host_kept: Counter[str] = field(default_factory=Counter)
+
+
+def gather(
+    manifest: Manifest, num_stories: int, seed: int, empty: Sequence[Shard] = ()
+) -> tuple[Statistics, list[Story]]:
+    """Statistics over at most MOST_SHARDS shards, and `num_stories` samples drawn from them (all, when fewer).
+
+    What was dropped is counted over all shards, those without samples (`empty`) among them.
+    """
+    statistics = Statistics()
+    for source, reasons in dropped_by_source([*manifest.shards, *empty]).items():
+        statistics.sample_drops.update(reasons)
+        if reasons:
+            statistics.source_drops[source] = sum(reasons.values())
+    count = min(MOST_SHARDS, len(manifest.shards))
+    chosen = [manifest.shards[number * len(manifest.shards) // count] for number in range(count)]
+    places = [(position, row) for position, shard in enumerate(chosen) for row in range(shard.samples)]
+    order = np.random.default_rng(seed).permutation(len(places))[:num_stories]
+    wanted = {places[number]: rank for rank, number in enumerate(order.tolist())}
+    stories: dict[int, Story] = {}
+    for position, shard in enumerate(chosen):
+        rows = {row: rank for (place, row), rank in wanted.items() if place == position}
+        _read_shard(manifest, shard, rows, statistics, stories)
+    return statistics, [stories[rank] for rank in sorted(stories)]
+
+
+def _read_shard(
+    manifest: Manifest, shard: Shard, wanted: dict[int, int], statistics: Statistics, stories: dict[int, Story]
+) -> None:
+    tar = manifest.shard_path(shard)
+    table = read_side_table(tar) if side_table_path(tar).is_file() else []
+    candidates: dict[str, list[dict[str, Any]]] = {}
+    for row in table:
+        candidates.setdefault(row["key"], []).append(row)
+        statistics.caption_fates["kept" if row["kept"] else row["reason"]] += 1
+        if row["score"] is not None:
+            statistics.scores.setdefault(row["source"], []).append(row["score"])
+    try:
+        with tar.open("rb") as file:
+            for number, offsets in enumerate(checked_offsets(manifest, shard)):
+                sample = tar_files.read_at(file, tar, offsets)
+                _count(sample.record, statistics)
+                if number in wanted:
+                    stories[wanted[number]] = Story(sample, candidates.get(sample.key, []))
+    except OSError as error:
+        raise ValueError(f"{tar}: cannot be read ({error.strerror}); run data_prep.verify on the manifest") from error
+
+
+def _count(record: dict[str, Any], statistics: Statistics) -> None:
+    width, height = float(record["width"]), float(record["height"])
+    statistics.samples += 1
+    statistics.short_side_px.append(min(width, height))
+    statistics.aspect.append(width / height)
+    statistics.words += [float(len(caption.split())) for caption in record["captions"]]
+    statistics.kept_sources.update(record["sources"])
+    count = len(record["captions"])
+    statistics.captions_each["1 caption" if count == 1 else f"{count} captions"] += 1
+
+
+def read_ledgers(folders: Sequence[Path]) -> Ledgers:
+    """Sum up the ledgers in `folders`. Raises ValueError, naming the folder, when there is none or one is damaged."""
+    ledgers = Ledgers()
+    for folder in folders:
+        paths = sorted(folder.glob("*.ledger.parquet"))
+        if not paths:
+            raise ValueError(f"--ledger {folder}: no *.ledger.parquet in it; name the output of data_prep.download")
+        for path in paths:
+            for row in read_ledger(path, ("url", "status", "reason")):
+                host, kept = _host(row["url"]), row["status"] == "kept"
+                ledgers.rows += 1
+                ledgers.reasons["kept" if kept else row["reason"] or "dropped"] += 1
+                ledgers.host_rows[host] += 1
+                ledgers.host_kept[host] += kept
+    return ledgers
+
+
+def _host(url: str | None) -> str:
+    try:
+        return urlsplit(url or "").hostname or "(local file)"
+    except ValueError:
+        return "(malformed URL)"

@@ -1,0 +1,47 @@
+"""Runs img2dataset in its own process tree: `python -m data_prep.web.fetch_worker SETTINGS.json` (see `fetching`).
+
+img2dataset's own processes import this module again, under the name `__mp_main__`; each installs the guarded opener
+before it fetches anything. The tree dies with the process that started it.
+"""
+
+import json
+import os
+import sys
+import urllib.request
+from pathlib import Path
+
+from data_prep.shards.processes import end_with_parent
+from data_prep.web.guarded_opener import FetchLimits, build_opener
+from data_prep.web.img2dataset_imports import leave_out_unused
+
+LIMITS_VARIABLE = "BLIP2_FETCH_LIMITS"
+"""Environment variable with the fields of FetchLimits as JSON; img2dataset's processes inherit it."""
+
+
+def prepare_process() -> None:
+    """Guard this process: its opener, its end with its parent, and no import of what is not used (nor of torch, which
+    webdataset takes only where it is found)."""
+    end_with_parent()
+    leave_out_unused()
+    limits = FetchLimits(**json.loads(os.environ[LIMITS_VARIABLE]))
+    urllib.request.install_opener(build_opener(limits))
+
+
+def main() -> None:
+    settings = json.loads(Path(sys.argv[1]).read_text())
+    import img2dataset
+
+    if settings["img2dataset"]["distributor"] == "pyspark":
+        from data_prep.web.spark_tasks import guarded_spark
+
+        limits = FetchLimits(**json.loads(os.environ[LIMITS_VARIABLE]))
+        with guarded_spark(settings["spark"]["master"], limits, settings["spark"]["guard"]):
+            img2dataset.download(**settings["img2dataset"])
+    else:
+        img2dataset.download(**settings["img2dataset"])
+
+
+if __name__ in ("__main__", "__mp_main__"):
+    prepare_process()
+    if __name__ == "__main__":
+        main()

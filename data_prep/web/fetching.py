@@ -1,0 +1,214 @@
+"""Fetches the URLs of some rows with img2dataset, through the filtering proxy; what may pass is tried again."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from data_prep.shards.ledger import Drop, drop_of_message
+from data_prep.web.fetch_worker import LIMITS_VARIABLE
+from data_prep.web.guarded_opener import AGENT_TOKEN, FetchLimits
+
+OPT_OUTS = ["noai", "noimageai", "noindex", "noimageindex", "none"]
+"""What an X-Robots-Tag may say that keeps a picture from being used."""
+LARGEST_PART = 10_000
+"""Rows of one of img2dataset's own shards: what one of its processes takes at a time."""
+LEAST_FREE_BYTES = 32 << 20
+"""Left on the disk, below which fetching ends: where writes fail, img2dataset's processes hang until the time limit."""
+POLL_S = 1.0
+START_ALLOWANCE_S = 300
+"""Time img2dataset may take to start and stop, on a slow file system, before it counts as hung."""
+
+
+@dataclass(frozen=True)
+class FetchSettings:
+    """How rows are fetched. `timeout_s` bounds one socket operation, `deadline_s` an image with its redirects."""
+
+    timeout_s: float
+    deadline_s: float
+    retries: int
+    backoff_s: float
+    processes: int
+    threads: int
+    max_bytes: int
+    user_agent: str
+    allow_loopback: bool
+    distributor: str = "multiprocessing"
+    spark_master: str | None = None
+    connections_per_host: int = 0
+    robots: bool = False
+
+
+class Fetched(NamedTuple):
+    """Where the original bytes of one image lie."""
+
+    tar: Path
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        with self.tar.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+def fetch(urls: dict[int, str], folder: Path, settings: FetchSettings) -> dict[int, Fetched | Drop]:
+    """Row -> where its bytes lie below `folder`, or why there are none; every row of `urls` has its answer.
+
+    The rows that failed for a passing reason (and only they) are fetched again, `settings.retries` times, each time
+    after twice the wait of the time before. Raises ValueError when img2dataset itself cannot run.
+    """
+    from data_prep.web.guard_proxy import GuardLimits, GuardProxy
+
+    results: dict[int, Fetched | Drop] = {}
+    pending = urls
+    guard = GuardLimits(settings.allow_loopback, settings.max_bytes, settings.deadline_s)
+    with GuardProxy(guard) as proxy:
+        for attempt in range(settings.retries + 1):
+            if attempt:
+                time.sleep(settings.backoff_s * 2 ** (attempt - 1))
+            found = _run_img2dataset(pending, folder / f"round_{attempt}", proxy.url, settings)
+            results |= {row: found.get(row, Drop("lost_by_img2dataset")) for row in pending}
+            pending = {row: urls[row] for row in pending if _may_pass(results[row])}
+            if not pending:
+                break
+    return results
+
+
+def _may_pass(result: Fetched | Drop) -> bool:
+    return isinstance(result, Drop) and result.passing
+
+
+def _run_img2dataset(
+    urls: dict[int, str], folder: Path, proxy_url: str, settings: FetchSettings
+) -> dict[int, Fetched | Drop]:
+    """One run of img2dataset over a table of its own, into a folder of its own."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from data_prep.web.guard_proxy import GuardLimits
+
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table({"url": list(urls.values()), "row": list(urls)}), folder / "urls.parquet")
+    processes = max(1, min(settings.processes, len(urls) // 64))
+    part = min(LARGEST_PART, -(-len(urls) // processes))
+    options = {
+        "url_list": str(folder / "urls.parquet"),
+        "input_format": "parquet",
+        "url_col": "url",
+        "save_additional_columns": ["row"],
+        "output_folder": str(folder / "fetched"),
+        "output_format": "webdataset",
+        "disable_all_reencoding": True,
+        "extract_exif": False,
+        "compute_hash": None,
+        "processes_count": processes,
+        "thread_count": settings.threads,
+        "number_sample_per_shard": part,
+        "timeout": settings.timeout_s,
+        "retries": 0,
+        "user_agent_token": AGENT_TOKEN,
+        "disallowed_header_directives": OPT_OUTS,
+        "distributor": settings.distributor,
+    }
+    guard = GuardLimits(settings.allow_loopback, settings.max_bytes, settings.deadline_s)
+    spark = {"master": settings.spark_master or f"local[{processes}]", "guard": asdict(guard)}
+    (folder / "settings.json").write_text(json.dumps({"img2dataset": options, "spark": spark}))
+    waits = -(-part // settings.threads) * -(-len(urls) // (part * processes))
+    code = _run_worker(folder, proxy_url, settings, START_ALLOWANCE_S + waits * settings.deadline_s)
+    results = dict(_results(folder / "fetched"))
+    if len(results) < len(urls):
+        check_disk(folder)
+    if not results:
+        tail = (folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:]
+        raise ValueError(f"img2dataset ended with {code} and no result: {' '.join(tail)}; see {folder / 'log.txt'}")
+    return results
+
+
+def _run_worker(folder: Path, proxy_url: str, settings: FetchSettings, timeout_s: float) -> int:
+    """Run the worker and its children to their end, or end them: at the time limit, on a signal, on an error."""
+    per_host = settings.connections_per_host and max(1, settings.connections_per_host // settings.processes)
+    limits = FetchLimits(
+        proxy_url, settings.user_agent, settings.deadline_s, settings.max_bytes, per_host, settings.robots
+    )
+    command = [sys.executable, "-m", "data_prep.web.fetch_worker", str(folder / "settings.json")]
+    with (folder / "log.txt").open("wb") as log:
+        worker = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=_environment(limits),
+            start_new_session=True,
+        )
+        try:
+            return _watched(worker, folder, time.monotonic() + timeout_s)
+        finally:
+            if worker.poll() is None:
+                os.killpg(worker.pid, signal.SIGKILL)
+                worker.wait()
+
+
+def _watched(worker: subprocess.Popen[bytes], folder: Path, deadline: float) -> int:
+    """The worker's exit code; that of a kill at the deadline. Raises ValueError when the disk is full."""
+    while time.monotonic() < deadline:
+        try:
+            return worker.wait(POLL_S)
+        except subprocess.TimeoutExpired:
+            check_disk(folder)
+    return -signal.SIGKILL
+
+
+def check_disk(folder: Path) -> None:
+    """Raises ValueError when next to nothing more can be written below `folder`."""
+    if shutil.disk_usage(folder).free < LEAST_FREE_BYTES:
+        raise ValueError(
+            f"{folder}: the disk is full (less than {LEAST_FREE_BYTES >> 20} MiB free); free space, run again"
+        )
+
+
+def _environment(limits: FetchLimits) -> dict[str, str]:
+    """Ours, without what would lead round the proxy, and with what keeps img2dataset's imports from calling home."""
+    closed = {"no_proxy", "all_proxy", "request_method"}
+    kept = {name: value for name, value in os.environ.items() if name.lower() not in closed}
+    schemes = ("http", "https", "ftp", "file", "data")
+    kept |= {f"{scheme}_proxy": limits.proxy_url for scheme in schemes}
+    kept |= {f"{scheme}_proxy".upper(): limits.proxy_url for scheme in schemes}
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    return kept | {
+        "PYTHONPATH": path,
+        "NO_ALBUMENTATIONS_UPDATE": "1",
+        "WANDB_MODE": "disabled",
+        "OMP_NUM_THREADS": "1",
+        LIMITS_VARIABLE: json.dumps(asdict(limits)),
+    }
+
+
+def _results(folder: Path) -> Iterator[tuple[int, Fetched | Drop]]:
+    """What img2dataset's shards say of each row. A shard that it left unfinished says nothing."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for stats in sorted(folder.glob("*_stats.json")):
+        tar = folder / stats.name.replace("_stats.json", ".tar")
+        try:
+            with tarfile.open(tar) as members:
+                places = {info.name: Fetched(tar, info.offset_data, info.size) for info in members}
+            table = pq.read_table(tar.with_suffix(".parquet"), columns=["row", "key", "error_message"])
+        except (OSError, tarfile.TarError, pa.ArrowException):
+            continue
+        for line in table.to_pylist():
+            place = places.get(f"{line['key']}.jpg")
+            if place is not None:
+                yield line["row"], place
+            elif line["error_message"]:
+                yield line["row"], drop_of_message(line["error_message"])

@@ -1,0 +1,138 @@
+"""Predictions on disk: append-only, fsynced, one JSON line a sample, each sample once, at any number of ranks.
+
+Rank r appends to predictions.rank{r}.jsonl. Whoever starts again, at whatever number of ranks, reads what all of them
+hold and goes on with the rest; a last line torn by a kill does not count. When all samples are there, rank 0 writes
+them in the data set's order to predictions.jsonl: the same bytes, however the work was divided.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from eval.sets.official_files import SampleId, check_whole_characters, field_of
+
+Entry = Mapping[str, Any]
+RANK_FILES = "predictions.rank*.jsonl"
+
+
+class PredictionLog:
+    """One rank's file, locked while open, so that two processes never write the same."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self.path = folder / f"predictions.rank{rank}.jsonl"
+        self.file = self.path.open("a+b")
+        try:
+            _lock(self.file, self.path)
+        except ValueError:
+            self.file.close()
+            raise
+        self._drop_torn_line()
+
+    def _drop_torn_line(self) -> None:
+        self.file.seek(0)
+        content = self.file.read()
+        if content and not content.endswith(b"\n"):
+            self.file.truncate(content.rfind(b"\n") + 1)
+
+    def append(self, entries: Iterable[Entry]) -> None:
+        """Add whole lines; they are on disk when this returns."""
+        self.file.write("".join(json.dumps(entry) + "\n" for entry in entries).encode())
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def __enter__(self) -> "PredictionLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.file.close()
+
+
+def check_not_written(path: Path) -> None:
+    """Raise ValueError while a process has this log open: a rank that outlived its job, say."""
+    with path.open("rb") as file:
+        _lock(file, path)
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(f"{path}: another process is writing it; wait for it, or stop it first") from error
+
+
+def read_log(path: Path) -> list[Entry]:
+    """A rank file's whole lines; a last one without its end was torn by a kill and is left out."""
+    *lines, _torn = path.read_bytes().split(b"\n")
+    entries: list[Entry] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+            if not isinstance(entry, dict):
+                raise ValueError(f"found {type(entry).__name__}")
+            check_whole_characters(line.decode(), entry)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{path}: line {number} is no JSON object ({error}); remove the file to redo it"
+            ) from error
+        entries.append(entry)
+    return entries
+
+
+def finished(folder: Path) -> dict[SampleId, Entry]:
+    """What all ranks of all runs so far have predicted, by sample id."""
+    found: dict[SampleId, Entry] = {}
+    for path in sorted(folder.glob(RANK_FILES)):
+        for entry in read_log(path):
+            sample_id = field_of(path, entry, "id", (int, str))
+            if found.setdefault(sample_id, entry) != entry:
+                raise ValueError(
+                    f"{path}: id {sample_id!r} was predicted twice, differently; remove {folder} to restart"
+                )
+    return found
+
+
+def merge(folder: Path, order: Sequence[SampleId]) -> list[Entry]:
+    """All entries in the given order, also written to predictions.jsonl. Raises ValueError when some are missing."""
+    found = finished(folder)
+    missing = [sample_id for sample_id in order if sample_id not in found]
+    if missing:
+        raise ValueError(
+            f"{folder}: {len(missing)} of {len(order)} predictions missing, first {missing[0]!r}; run again"
+        )
+    entries = [found[sample_id] for sample_id in order]
+    write_durably(folder / "predictions.jsonl", "".join(json.dumps(entry) + "\n" for entry in entries))
+    return entries
+
+
+def check_target(path: Path) -> None:
+    """Make the folder of a file that is to be written. Raises ValueError for a place that is no ordinary file's."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: is no ordinary file, which it would be replaced by; name another")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def write_durably(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is on disk in full, or not there."""
+    check_target(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def batches_of_rank(
+    ids: Sequence[SampleId], done: Mapping[SampleId, Entry], batch_size: int, rank: int, world_size: int
+) -> list[list[SampleId]]:
+    """This rank's batches that have something left to predict, each whole. They are cut from the whole list, so that a
+    sample's neighbours, and with them the last digits of its scores, do not depend on the number of ranks, nor on where
+    an earlier run was stopped (but in the middle of writing a batch: the rest of it is then predicted alone)."""
+    whole = [list(ids[start : start + batch_size]) for start in range(0, len(ids), batch_size)]
+    return [batch for batch in whole if any(each not in done for each in batch)][rank::world_size]

@@ -1,0 +1,122 @@
+"""What is stored is an upright RGB JPEG within the limits, the same bytes each time; the rest is dropped by name."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.raw.stored_image import ImageLimits, StoredImage, store
+from data_prep.shards.ledger import Drop
+
+LIMITS = ImageLimits(min_side_px=16, max_side_px=64, max_pixels=1_000_000)
+
+
+def picture(width_px=100, height_px=50):
+    """Smooth, with a red left and a blue top, so that turns and colours can be told."""
+    y, x = np.mgrid[0 : 1 : height_px * 1j, 0 : 1 : width_px * 1j]
+    return Image.fromarray((np.stack([1 - x, 0.3 * np.ones_like(x), 1 - y], axis=-1) * 255).astype(np.uint8))
+
+
+def encoded(image, kind="JPEG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def pixels(stored):
+    assert isinstance(stored, StoredImage), stored
+    with Image.open(io.BytesIO(stored.jpeg)) as image:
+        assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (stored.width_px, stored.height_px))
+        assert not image.getexif()
+        return np.asarray(image, np.float32)
+
+
+@pytest.mark.parametrize("orientation, turn", [(1, None), (3, 3), (6, 2), (8, 4), (2, 0)])
+def test_exif_orientation_is_applied(orientation, turn):
+    small = picture(40, 20)
+    turned = small if turn is None else small.transpose(Image.Transpose(turn))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert np.abs(pixels(store(encoded(turned, exif=exif, quality=95), LIMITS)) - np.asarray(small)).mean() < 3
+
+
+def test_unreadable_exif_loses_no_picture():
+    assert isinstance(store(encoded(picture(), exif=b"Exif\0\0nonsense"), LIMITS), StoredImage)
+
+
+@pytest.mark.parametrize("kind, mode", [("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("WEBP", "RGB"), ("GIF", "P")])
+def test_other_formats_and_modes_become_rgb_jpeg(kind, mode):
+    small = picture(40, 20)
+    image = small.quantize(128, dither=Image.Dither.NONE) if mode == "P" else small.convert(mode)
+    expected = np.asarray(image.convert("RGB"), np.float32)
+    assert np.abs(pixels(store(encoded(image, kind), LIMITS)) - expected).mean() < 6
+
+
+def test_transparency_falls_on_white():
+    image = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
+    assert pixels(store(encoded(image, "PNG"), LIMITS)).min() > 250
+
+
+def test_sixteen_bit_grey_keeps_its_range():
+    ramp = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    stored = pixels(store(encoded(Image.fromarray(ramp), "PNG"), LIMITS))
+    assert np.abs(stored[..., 0] - ramp / 257).mean() < 3
+
+
+@pytest.mark.parametrize("size, expected", [((400, 200), (128, 64)), ((90, 300), (64, 213)), ((64, 40), (64, 40))])
+def test_the_shorter_side_is_shrunk_and_the_aspect_kept(size, expected):
+    stored = store(encoded(picture(*size)), LIMITS)
+    assert (stored.width_px, stored.height_px) == expected
+
+
+def test_a_large_jpeg_is_shrunk_as_a_plain_resize_would():
+    large = picture(900, 600)
+    plain = np.asarray(large.resize((96, 64), Image.Resampling.BICUBIC), np.float32)
+    assert np.abs(pixels(store(encoded(large, quality=95), LIMITS)) - plain).mean() < 2
+
+
+def test_the_same_bytes_come_out_each_time():
+    original = encoded(picture())
+    assert store(original, LIMITS) == store(original, LIMITS)
+
+
+def bomb(width_px, height_px):
+    """A PNG header that claims a size, with next to no data."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width_px, height_px, 8, 2, 0, 0, 0)
+    data = zlib.compress(bytes(1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    "original, reason",
+    [
+        (b"<!DOCTYPE html><html></html>", "not_an_image"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', "not_an_image"),
+        (b"", "not_an_image"),
+        (encoded(picture(15, 80)), "too_small"),
+        (encoded(picture(1200, 900)), "pixel_cap"),
+        (bomb(30_000, 30_000), "pixel_cap"),
+        (encoded(picture(300, 200))[:1500], "truncated_image"),
+        (bomb(100, 100), "truncated_image"),
+    ],
+)
+def test_what_cannot_be_stored_is_dropped_for_its_reason(original, reason):
+    assert store(original, LIMITS) == Drop(reason)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_damaged_bytes_never_raise():
+    rng = np.random.default_rng(0)
+    originals = [encoded(picture(), kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")]
+    for i in range(300):
+        damaged = bytearray(originals[i % len(originals)])
+        for place in rng.integers(0, len(damaged), 12):
+            damaged[place] = rng.integers(256)
+        assert isinstance(store(bytes(damaged), LIMITS), StoredImage | Drop)

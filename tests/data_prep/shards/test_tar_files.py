@@ -1,0 +1,193 @@
+"""Shards are whole or absent, the same bytes every time, and readers notice every kind of damage."""
+
+import errno
+import hashlib
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep.shards import tar_files
+from data_prep.shards.tar_files import Receipt, Sample
+from data_prep.shards.ustar import BLOCK, HashingFile, write_member
+
+
+def make_sample(number: int, size: int = 700) -> Sample:
+    jpeg = np.random.default_rng(number).bytes(size + number)
+    record = {
+        "key": f"web_{number:04x}",
+        "captions": [f"picture {number}"],
+        "scores": [None],
+        "sources": ["web"],
+        "width": 640,
+        "height": 480,
+        "sha256": hashlib.sha256(jpeg).hexdigest(),
+    }
+    return Sample(f"web_{number:04x}", jpeg, record)
+
+
+def write_finished(path: Path, num_samples: int = 5) -> Receipt:
+    totals = tar_files.write_shard(path, (make_sample(number) for number in range(num_samples)))
+    receipt = Receipt("download", "in", "config", totals.sha256, totals.bytes, totals.samples, totals.captions, 0)
+    tar_files.write_receipt(path, receipt)
+    return receipt
+
+
+def test_samples_come_back_in_order_and_tarfile_reads_the_same(tmp_path: Path) -> None:
+    tar = tmp_path / "web-000-000000.tar"
+    receipt = write_finished(tar)
+    assert list(tar_files.read_samples(tar)) == [make_sample(number) for number in range(5)]
+    assert (receipt.samples, receipt.captions, receipt.bytes) == (5, 5, tar.stat().st_size)
+    assert receipt.tar_sha256 == tar_files.sha256_of(tar) and tar_files.read_receipt(tar) == receipt
+    with tarfile.open(tar) as archive:
+        members = archive.getmembers()
+        first = archive.extractfile(members[0])
+        assert first is not None and first.read() == make_sample(0).jpeg
+    assert [each.name for each in members[:2]] == ["web_0000.jpg", "web_0000.json"]
+    assert {(each.mtime, each.uid, each.gid) for each in members} == {(0, 0, 0)}
+
+
+def test_the_offset_table_points_at_the_bytes_of_each_member(tmp_path: Path) -> None:
+    tar = tmp_path / "web-000-000000.tar"
+    write_finished(tar)
+    table, content = tar_files.offset_table(tar), tar.read_bytes()
+    assert table.dtype == np.int64 and table.shape == (5, 4)
+    for number, (jpeg_at, jpeg_bytes, json_at, json_bytes) in enumerate(table.tolist()):
+        assert content[jpeg_at : jpeg_at + jpeg_bytes] == make_sample(number).jpeg
+        assert content[json_at : json_at + json_bytes] == tar_files.encode_record(make_sample(number).record)
+
+
+def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
+    one, two = tmp_path / "a.tar", tmp_path / "deeper" / "b.tar"
+    assert write_finished(one).tar_sha256 == write_finished(two).tar_sha256
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_tar_cut_at_any_block_is_refused_by_name(tmp_path: Path) -> None:
+    tar = tmp_path / "web-000-000000.tar"
+    receipt = write_finished(tar, num_samples=2)
+    whole = tar.read_bytes()
+    for size in range(0, len(whole), BLOCK):
+        tar.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"web-000-000000\.tar"):
+            list(tar_files.read_samples(tar))
+    for size in range(0, len(whole) - 2 * BLOCK, BLOCK):  # even where the length is the expected one
+        tar.write_bytes(whole[:size] + bytes(receipt.bytes - size))
+        with pytest.raises(ValueError, match=r"web-000-000000\.tar"):
+            list(tar_files.read_samples(tar))
+
+
+def test_a_flipped_bit_in_a_picture_is_refused(tmp_path: Path) -> None:
+    tar = tmp_path / "web-000-000000.tar"
+    write_finished(tar)
+    content = bytearray(tar.read_bytes())
+    content[int(tar_files.offset_table(tar)[3, 0]) + 17] ^= 4
+    tar.write_bytes(content)
+    with pytest.raises(ValueError, match=r"web-000-000000\.tar: the picture of sample web_0003"):
+        list(tar_files.read_samples(tar))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key": 7},
+        {"sha256": None},
+        {"width": "640"},
+        {"captions": "picture 0"},
+        {"captions": [1]},
+        {"scores": []},
+        {"scores": ["high"]},
+        {"sources": ["web", "web"]},
+    ],
+)
+def test_a_record_of_another_shape_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    tar, sample = tmp_path / "web-000-000000.tar", make_sample(0)
+    content = sample.record | change
+    text = json.dumps(content).encode()
+    with tar.open("wb") as file:
+        hashed = HashingFile(file)
+        write_member(hashed, "web_0000.jpg", sample.jpeg)
+        write_member(hashed, "web_0000.json", text)
+        hashed.write(bytes(2 * BLOCK))
+    tar_files.write_receipt(tar, Receipt("", "", "", hashed.digest.hexdigest(), hashed.size, 1, 1, 0))
+    with pytest.raises(ValueError, match=r"web-000-000000\.tar: the JSON at byte \d+ is not a sample's record"):
+        list(tar_files.read_samples(tar))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE])
+def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
+    tar = tmp_path / "web-000-000000.tar"
+    with tarfile.open(tar, "w", format=tarfile.USTAR_FORMAT) as archive:
+        member = tarfile.TarInfo("web_1.jpg")
+        member.type, member.linkname = kind, "/etc/passwd"
+        archive.addfile(member)
+    with pytest.raises(ValueError, match="no regular file"):
+        tar_files.offset_table(tar)
+
+
+@pytest.mark.parametrize("name", ["../escape.jpg", "/root.jpg", "a.b.jpg", "web_1.png", "web_1"])
+def test_names_other_than_a_plain_key_are_refused(tmp_path: Path, name: str) -> None:
+    tar = tmp_path / "web-000-000000.tar"
+    with tarfile.open(tar, "w", format=tarfile.USTAR_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo(name))
+    with pytest.raises(ValueError, match="unexpected member"):
+        tar_files.offset_table(tar)
+
+
+def test_a_failed_write_leaves_what_was_there_and_no_temporary_file(tmp_path: Path) -> None:
+    tar = tmp_path / "web-000-000000.tar"
+    write_finished(tar)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def failing() -> object:
+        yield make_sample(0)
+        raise RuntimeError("the source broke")
+
+    with pytest.raises(RuntimeError, match="the source broke"):
+        tar_files.write_shard(tar, failing())  # type: ignore[arg-type]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: object, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(HashingFile, "write", full)
+    with pytest.raises(ValueError, match=r"web-000-000000\.tar: the disk is full"):
+        write_finished(tmp_path / "web-000-000000.tar")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rewriting_a_tar_takes_away_the_receipt_of_the_old_bytes(tmp_path: Path) -> None:
+    tar = tmp_path / "web-000-000000.tar"
+    write_finished(tar)
+    tar_files.write_shard(tar, [make_sample(9)])
+    assert tar_files.finished_shards(tmp_path) == []
+    with pytest.raises(ValueError, match="no receipt"):
+        list(tar_files.read_samples(tar))
+
+
+def test_a_key_that_comes_twice_or_holds_a_dot_is_refused(tmp_path: Path) -> None:
+    for bad in ([make_sample(1), make_sample(1)], [Sample("a.b", b"x", {"key": "a.b", "captions": []})]):
+        with pytest.raises(ValueError, match="key"):
+            tar_files.write_shard(tmp_path / "web-000-000000.tar", bad)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"stage": 1}', "{", '{"samples": "many"}'])
+def test_a_damaged_receipt_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.receipt.json").write_text(content)
+    with pytest.raises(ValueError, match=r"a\.receipt\.json: not a valid receipt"):
+        tar_files.read_receipt(tmp_path / "a.tar")
+
+
+def test_partials_of_a_killed_writer_are_removed_for_that_shard_alone(tmp_path: Path) -> None:
+    mine, other = (
+        tmp_path / f".a.tar.1234{tar_files.PARTIAL_SUFFIX}",
+        tmp_path / f".b.tar.1234{tar_files.PARTIAL_SUFFIX}",
+    )
+    mine.touch()
+    other.touch()
+    tar_files.remove_partials(tmp_path / "a.tar")
+    assert not mine.exists() and other.exists()

@@ -1,0 +1,134 @@
+"""A host gets few connections at a time, and what its robots.txt forbids is never requested."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.error import URLError
+
+import pytest
+
+from data_prep.web.guard_proxy import GuardLimits, GuardProxy
+from data_prep.web.guarded_opener import FetchLimits, build_opener
+from tests.data_prep.test_download import QUICK, ledger, run, write_table
+from tests.support.web_folder import make_web, requested, served
+
+ROBOTS = (
+    b"User-agent: *\nDisallow: /all/\n\n"
+    b"User-agent: blip2-pretraining\nAllow: /\nDisallow: /private/\nDisallow: /*.png$\n"
+)
+"""The longest match decides, not the first, and there are wildcards (RFC 9309, 2.2.2 and 2.2.3)."""
+
+
+def test_what_robots_txt_forbids_is_left_out_and_never_requested(tmp_path):
+    paths = ["/fine.jpg", "/private/a.jpg", "/all/a.jpg", "/drawn/b.png"]
+    routes = {path: {"behaviour": "ok", "file": f"images/{path.replace('/', '_')}"} for path in paths}
+    make_web(tmp_path / "web", routes | {"/robots.txt": {"behaviour": "ok", "file": "images/robots.txt"}})
+    (tmp_path / "web" / "images" / "robots.txt").write_bytes(ROBOTS)
+    log = tmp_path / "log"
+    with served(tmp_path / "web", log) as base:
+        write_table(tmp_path / "t.parquet", [base + path for path in paths])
+        flags = ["--input", tmp_path / "t.parquet", "--output", tmp_path / "raw", "--allow-loopback", *QUICK]
+        assert run("table", *flags, "--robots") == 0
+    assert [entry["reason"] for entry in ledger(tmp_path / "raw")] == [
+        None,
+        "robots_disallowed",
+        None,
+        "robots_disallowed",
+    ]
+    assert sorted(requested(log)) == ["/all/a.jpg", "/fine.jpg", "/robots.txt"]
+
+
+class Busy(ThreadingHTTPServer):
+    """Counts how many it serves at once; what its robots.txt answers is its `status`."""
+
+    daemon_threads = True
+    status, elsewhere = 404, ""
+
+    def __init__(self):
+        self.lock, self.now, self.most, self.asked = threading.Lock(), 0, 0, []
+        super().__init__(("127.0.0.1", 0), BusyHandler)
+
+
+class BusyHandler(BaseHTTPRequestHandler):
+    server: Busy
+
+    def do_GET(self):
+        with self.server.lock:
+            self.server.now += 1
+            self.server.asked.append(self.path)
+            self.server.most = max(self.server.most, self.server.now)
+        time.sleep(0.05)
+        with self.server.lock:
+            self.server.now -= 1
+        statuses = {"/robots.txt": self.server.status, "/gone": 404, "/moved": 302}
+        self.send_response(statuses.get(self.path, 200))
+        if self.path == "/moved":
+            self.send_header("Location", self.server.elsewhere)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def serving():
+    server = Busy()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def busy():
+    with serving() as server:
+        yield server
+
+
+def fetch_all(server, paths, **limits):
+    """What 8 threads get of the server, errors as text."""
+    with GuardProxy(GuardLimits(allow_loopback=True, max_bytes=1000, deadline_s=10.0)) as proxy:
+        opener = build_opener(FetchLimits(proxy.url, "tests", 10.0, 1000, **limits))
+
+        def fetch(path):
+            try:
+                with opener.open(f"http://127.0.0.1:{server.server_address[1]}{path}", timeout=5) as answer:
+                    return answer.read()
+            except URLError as error:
+                return str(error)
+
+        with ThreadPoolExecutor(8) as pool:
+            return list(pool.map(fetch, paths))
+
+
+@pytest.mark.parametrize(("per_host", "most"), [(2, 2), (0, 8)])
+def test_a_host_is_asked_for_few_pictures_at_a_time(busy, per_host, most):
+    """Slots come back after errors too: more of them than there are slots."""
+    found = fetch_all(busy, ["/gone"] * 8 + ["/ok"] * 16, connections_per_host=per_host)
+    assert found[8:] == [b"ok"] * 16 and all("404" in text for text in found[:8])
+    assert busy.most <= most and (per_host == 0 or busy.most == most)
+
+
+def test_robots_txt_is_read_once_a_host_and_its_absence_allows_all(busy):
+    assert fetch_all(busy, ["/a"] * 10, robots=True, connections_per_host=1) == [b"ok"] * 10
+    assert busy.asked.count("/robots.txt") == 1
+
+
+def test_a_host_whose_robots_txt_fails_is_left_alone(busy):
+    busy.status = 503
+    found = fetch_all(busy, ["/a", "/b"], robots=True)
+    assert all("robots_unreachable" in text for text in found)
+    assert set(busy.asked) == {"/robots.txt"}
+
+
+def test_a_redirect_to_a_host_that_forbids_it_is_not_followed(busy):
+    with serving() as other:
+        other.status = 503
+        busy.elsewhere = f"http://127.0.0.1:{other.server_address[1]}/picture"
+        found = fetch_all(busy, ["/moved"] * 4, robots=True, connections_per_host=1)
+        assert all("robots_unreachable" in text for text in found) and set(other.asked) == {"/robots.txt"}
+        assert fetch_all(busy, ["/moved"], robots=False) == [b"ok"] and "/picture" in other.asked

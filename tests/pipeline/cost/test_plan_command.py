@@ -1,0 +1,157 @@
+"""`python -m pipeline.plan`: what it says of recipes that fit and that do not, and of mistakes."""
+
+import contextlib
+import io
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from pipeline import plan
+from pipeline.config import parse_recipe
+from pipeline.cost.estimate import Assumptions, Planner, largest_that_fits
+from pipeline.cost.gpus import gpu_named, known
+from pipeline.training.engine import resolve_ds_config
+from tests.support.paper_sizes import save_configs
+from tests.support.tiny_towers import tiny_recipe
+
+ROOT = Path(__file__).parents[3]
+STAGE_2 = "stage2_vitg_flant5xxl"
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("configs")
+    save_configs(root)
+    return root
+
+
+def plan_here(*arguments: str) -> tuple[int, str, str]:
+    with (
+        mock.patch.object(sys, "argv", ["pipeline.plan", *arguments]),
+        contextlib.redirect_stdout(io.StringIO()) as output,
+        contextlib.redirect_stderr(io.StringIO()) as errors,
+    ):
+        try:
+            code: Any = plan.main()
+        except SystemExit as end:
+            code = end.code
+    return code, output.getvalue(), errors.getvalue()
+
+
+def of_stage_2(configs: Path, *edits: str, gpu: str = "a100-40gb", gpus: int = 16, more: tuple[str, ...] = ()) -> Any:
+    recipe = str(ROOT / "pipeline" / "recipes" / f"{STAGE_2}.yaml")
+    towers = [f"qformer.bert={configs / 'bert'}", f"language.name={configs / 'flant5xxl'}"]
+    return plan_here("--recipe", recipe, "--gpus", str(gpus), "--gpu", gpu, *more, "--set", *towers, *edits)
+
+
+@pytest.fixture
+def without_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans that do not look for the largest micro batch, most of their time."""
+    monkeypatch.setattr(Planner, "largest_micro", lambda _: 0)
+
+
+@pytest.mark.usefixtures("without_search")
+def test_the_papers_second_stage_fits_its_gpus(configs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    code, output, errors = of_stage_2(configs, more=("--json", str(file)))
+    assert code == 0, errors
+    numbers = json.loads(file.read_text())
+    assert output.startswith("stage: 2") and output.rstrip().endswith(str(file))
+    assert numbers["fits"] and numbers["total_bytes"] == sum(numbers["memory"].values())
+    assert "40% of the peak 312 TFLOP/s" in output and "in less than 3 days on 16 A100s: 15% or more" in output
+    days = numbers["seconds"]["arithmetic"] * 80_000 / 86_400
+    assert 0.4 * days / 3 == pytest.approx(0.15, abs=0.005)  # what "less than 3 days" takes at the least
+
+
+@pytest.mark.parametrize("room", [1.02, 1.1])
+def test_the_largest_micro_batch_fits_and_one_more_does_not(towers: Path, room: float) -> None:
+    """On a GPU with `room` times the memory that two pairs take."""
+    content = tiny_recipe(towers, towers / "none.json", towers / "run", 1)
+    recipe = parse_recipe(content | {"batch": {"global_size": 64, "micro_size": 32}})
+    assumed, ds_config = Assumptions(2, 8, 0.4, 12), resolve_ds_config(recipe, 2)
+    least = Planner(recipe, ds_config, gpu_named("a100-40gb"), assumed).total_bytes(2)
+    gpu = replace(gpu_named("a100-40gb"), memory_bytes=int(least * room))
+    planner = Planner(recipe, ds_config, gpu, assumed)
+    largest = planner.largest_micro()
+    assert planner.total_bytes(largest) <= gpu.memory_bytes < planner.total_bytes(largest + 1)
+    none = Planner(recipe, ds_config, replace(gpu, memory_bytes=least - 1), assumed)
+    assert none.largest_micro() == 0
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0, 1.2, 4.0])
+@pytest.mark.parametrize("largest", [1, 2, 3, 26, 206, 4_321])
+def test_the_search_ends_soon_however_memory_grows(power: float, largest: int) -> None:
+    asked: list[int] = []
+
+    def bytes_of(size: int) -> int:
+        asked.append(size)
+        return 10_000 + int(1000 * size**power)
+
+    assert largest_that_fits(bytes_of, 1, 2, bytes_of(largest)) == largest
+    assert len(asked) <= 24 and max(asked) <= max(4, 4 * largest)
+
+
+def test_fp32_is_timed_by_its_own_peak(towers: Path) -> None:
+    recipe = parse_recipe(
+        tiny_recipe(towers, towers / "none.json", towers / "run", 1) | {"batch": {"global_size": 8, "micro_size": 4}}
+    )
+    seconds = []
+    for precision in ("fp32", "bf16"):
+        section = recipe.qformer.model_copy(update={"precision": precision})
+        planner = Planner(
+            recipe.model_copy(update={"qformer": section}),
+            resolve_ds_config(recipe, 2),
+            gpu_named("a100-40gb"),
+            Assumptions(2, 8, 0.4, 12),
+        )
+        seconds.append(planner.seconds({"Q-Former: queries (ITC)": 1e9}, [])["arithmetic"])
+    assert seconds[0] / seconds[1] == pytest.approx(312 / 19.5)
+
+
+@pytest.mark.parametrize(
+    ("edits", "largest", "advice"),
+    [
+        (["language.precision=fp32"], "language model", "run.layout=sharded"),
+        (["batch.micro_size=95"], "activations, language model", "language.activation_checkpointing=true"),
+    ],
+)
+@pytest.mark.usefixtures("without_search")
+def test_what_does_not_fit_is_said_in_one_line_with_what_to_change(
+    configs: Path, edits: list[str], largest: str, advice: str
+) -> None:
+    code, output, errors = of_stage_2(configs, *edits)
+    assert code == 1 and "DOES NOT FIT" in output
+    assert errors.count("\n") == 1 and errors.startswith("error: does not fit a100-40gb: ")
+    assert f"the largest part is {largest} (" in errors and advice in errors
+
+
+@pytest.mark.usefixtures("without_search")
+def test_following_the_advice_makes_it_fit(configs: Path) -> None:
+    assert of_stage_2(configs, "batch.micro_size=95", "language.activation_checkpointing=true")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--gpu", "tpu-v4", "--gpus", "16"], 2, f"--gpu tpu-v4: not in the table of pipeline/cost/gpus.py; there are "
+         f"{', '.join(known())}"),
+        (["--gpu", "a100-40gb", "--gpus", "0"], 2, "--gpus 0: needs at least 1"),
+        (["--gpu", "a100-40gb", "--gpus", "16", "--utilisation", "1.5"], 2, "--utilisation 1.5"),
+        (["--gpu", "a100-40gb", "--gpus", "16", "--caption-tokens", "99"], 1, "--caption-tokens 99: captions are cut"),
+        (["--gpu", "a100-40gb", "--gpus", "16", "--json", "no/where.json"], 1, "--json no/where.json: is a folder"),
+        (["--gpu", "a100-40gb", "--gpus", "7"], 1, "batch: global_size 1680 is not micro_size 105 x accumulation"),
+        (["--gpu", "a100-40gb", "--gpus", "16", "--set", "qformer.bert=nowhere"], 1, "qformer.bert 'nowhere': "),
+        (["--gpu", "a100-40gb", "--gpus", "16", "--set", "vision.name=vit_nothing"], 1, "vision.name 'vit_nothing'"),
+        (["--gpu", "a100-40gb", "--gpus", "16", "--set", "run.zero=none.json"], 1, "run.zero 'none.json': no such"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line(arguments: list[str], code: int, said: str) -> None:
+    recipe = str(ROOT / "pipeline" / "recipes" / "stage1_vitg.yaml")
+    found, _, errors = plan_here("--recipe", recipe, *arguments)
+    assert found == code and errors.count("\n") == 1
+    assert said in errors
