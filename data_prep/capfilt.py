@@ -17,15 +17,17 @@ from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
-from data_prep.captioning.captioned_shard import Candidates, Plan, Selection, caption_shards
+from data_prep.captioning.capfilt_plan import Plan, Selection
+from data_prep.captioning.captioned_shard import Candidates
 from data_prep.captioning.captioner import Captioner, SamplingSettings, load_captioner
 from data_prep.captioning.device import choose_device
 from data_prep.captioning.ranker import Ranker, load_ranker
+from data_prep.captioning.shared_work import caption_shards
 from data_prep.captioning.side_table import read_candidates
 from data_prep.captioning.weights_folder import folder_digest, local_folder
-from data_prep.command_line import Parser, finish, positive, print_settings
-from data_prep.shards import tar_files
-from data_prep.shards.tar_files import Receipt, Sample
+from data_prep.shards.receipts import Receipt, finished_shards, read_receipt
+from data_prep.shards.tar_files import Sample
+from pipeline.command_line import Parser, finish, positive, print_settings
 
 
 class Models:
@@ -71,7 +73,7 @@ def input_shards(options: argparse.Namespace) -> tuple[list[Path], list[Path]]:
         )
     if not 0 <= options.task_index < options.task_count:
         raise ValueError(f"--task-index {options.task_index}: must lie in 0 .. --task-count {options.task_count} - 1")
-    tars = tar_files.finished_shards(options.input)
+    tars = finished_shards(options.input)
     if not tars:
         raise ValueError(
             f"--input {options.input}: no finished shard (a tar with its receipt); run data_prep.download first"
@@ -97,7 +99,7 @@ def reselect(options: argparse.Namespace, selection: Selection) -> list[Receipt]
     """Select again in this task's shards that were captioned before; returns the receipts of those made now."""
     receipts: list[Receipt] = []
     for tar in input_shards(options)[0]:
-        input_sha256 = tar_files.read_receipt(tar).tar_sha256
+        input_sha256 = read_receipt(tar).tar_sha256
         _, making = read_candidates(options.output / tar.name, input_sha256)
         plan = Plan(options.output, making, selection, options.drops)
         make = partial(from_side_table, input_sha256=input_sha256)

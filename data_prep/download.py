@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.command_line import Parser, finish, print_settings
+from pipeline.command_line import Parser, finish, print_settings
 
 if TYPE_CHECKING:
     from data_prep.raw.task import DownloadSettings

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from data_prep.command_line import Parser, finish, print_settings
+from pipeline.command_line import Parser, finish, print_settings
 
 if TYPE_CHECKING:
     from data_prep.copies.picture_rules import Rules, Verdicts
@@ -37,8 +37,9 @@ def find_drops(
 
     from data_prep.copies.picture_hashes import evaluation_hashes, joined, shard_hashes
     from data_prep.copies.picture_rules import judge
-    from data_prep.shards import tar_files
     from data_prep.shards.drop_lists import write_drop_list
+    from data_prep.shards.receipts import read_receipt
+    from pipeline.files import replace_file
 
     tars = _tars(folders)
     named = [(f"{folder}/{name}", phash) for folder in evaluation for name, phash in evaluation_hashes(folder)]
@@ -50,7 +51,7 @@ def find_drops(
     dropped = Counter[str]()
     for number, tar in enumerate(tars):
         lines = _lines(tars, starts.tolist(), number, verdicts, [name for name, _ in named])
-        write_drop_list(output, tar, tar_files.read_receipt(tar).tar_sha256, lines)
+        write_drop_list(output, tar, read_receipt(tar).tar_sha256, lines)
         dropped.update(line.reason for line in lines)
     summary: dict[str, object] = {
         "pictures": len(hashes),
@@ -58,15 +59,15 @@ def find_drops(
         "kept": len(hashes) - dropped.total(),
     }
     summary["dropped_by_reason"] = dict(sorted(dropped.items()))
-    tar_files.replace_file(output / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+    replace_file(output / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
     return summary
 
 
 def _tars(folders: Sequence[Path]) -> list[Path]:
-    from data_prep.shards import tar_files
+    from data_prep.shards.receipts import finished_shards
 
     for folder in folders:
-        if not folder.is_dir() or not tar_files.finished_shards(folder):
+        if not folder.is_dir() or not finished_shards(folder):
             raise ValueError(
                 f"{folder}: no finished shard (a tar with its receipt) in it; run data_prep.download first"
             )
@@ -74,7 +75,7 @@ def _tars(folders: Sequence[Path]) -> list[Path]:
         raise ValueError(
             f"{', '.join(map(str, folders))}: a folder comes twice; its pictures would be their own copies"
         )
-    return [tar for folder in folders for tar in tar_files.finished_shards(folder)]
+    return [tar for folder in folders for tar in finished_shards(folder)]
 
 
 def _lines(

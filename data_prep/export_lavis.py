@@ -13,12 +13,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_prep.command_line import Parser, finish, print_settings
 from data_prep.shards import tar_files
-from data_prep.shards.checked_manifest import checked_offsets, load_checked
+from data_prep.shards.offsets import checked_offsets
 from data_prep.shards.tar_files import Sample
 from data_prep.shards.ustar import BLOCK, HashingFile, write_member
-from pipeline.data.manifest import Manifest, Shard
+from pipeline.command_line import Parser, finish, print_settings
+from pipeline.data.manifest import Manifest, Shard, load_manifest
+from pipeline.files import PARTIAL_SUFFIX, replace_file, replacing
 
 STATE = "export.json"
 
@@ -36,7 +37,7 @@ def export(manifest: Manifest, output: Path, layout: str) -> str:
         raise ValueError(f"--output {output}: is not empty; name a folder of its own")
     for partial in [each for each in output.glob(".*") if _left_behind(each)]:
         partial.unlink()
-    tar_files.replace_file(path, state.encode())
+    replace_file(path, state.encode())
     shards = tqdm(manifest.shards, "exporting", unit="shard", disable=not sys.stderr.isatty())
     if layout == "folder":
         return _export_folder(manifest, shards, output)
@@ -50,7 +51,7 @@ def export(manifest: Manifest, output: Path, layout: str) -> str:
 
 def _left_behind(path: Path) -> bool:
     """Whether a killed export was writing this file."""
-    return path.name.startswith(".") and path.suffix == tar_files.PARTIAL_SUFFIX and path.is_file()
+    return path.name.startswith(".") and path.suffix == PARTIAL_SUFFIX and path.is_file()
 
 
 def _samples(manifest: Manifest, shard: Shard) -> Iterator[Sample]:
@@ -67,7 +68,7 @@ def _samples(manifest: Manifest, shard: Shard) -> Iterator[Sample]:
 
 
 def _write_tar(tar: Path, samples: Iterator[Sample], text: Callable[[list[str]], object]) -> None:
-    with tar_files.replacing(tar) as file:
+    with replacing(tar) as file:
         hashed = HashingFile(file)
         for key, jpeg, record in samples:
             write_member(hashed, f"{key}.jpg", jpeg)
@@ -92,7 +93,7 @@ def _export_folder(manifest: Manifest, shards: "tqdm[Shard]", output: Path) -> s
             (output / folder / f"{key}.jpg").write_bytes(jpeg)
             image = (folder / f"{key}.jpg").relative_to("images").as_posix()
             entries += [{"image": image, "caption": caption, "image_id": key} for caption in record["captions"]]
-    tar_files.replace_file(output / "annotations.json", (json.dumps(entries) + "\n").encode())
+    replace_file(output / "annotations.json", (json.dumps(entries) + "\n").encode())
     return f"{output}/annotations.json"
 
 
@@ -105,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_settings(options)
 
     def work() -> int:
-        manifest = load_checked(options.manifest)
+        manifest = load_manifest(options.manifest)
         storage = export(manifest, options.output, options.layout)
         print(f"{len(manifest.shards)} shards, {manifest.samples} samples")
         print(storage)

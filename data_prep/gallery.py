@@ -12,11 +12,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from data_prep.command_line import Parser, finish, positive, print_settings
-from data_prep.shards import tar_files
-from data_prep.shards.checked_manifest import load_accounts, load_checked
 from data_prep.viewing.gallery_statistics import Ledgers, Statistics, Story, gather, read_ledgers
-from pipeline.data.manifest import Manifest
+from pipeline.command_line import Parser, finish, positive, print_settings
+from pipeline.data.manifest import Manifest, read_manifest
+from pipeline.files import replace_file
 from pipeline.pages.charts import bars, histogram
 
 THUMBNAIL_PX = 320
@@ -169,11 +168,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_settings(options)
 
     def work() -> int:
-        manifest, empty = load_checked(options.manifest), load_accounts(options.manifest).empty
-        statistics, stories = gather(manifest, options.samples, options.seed, empty)
+        content = read_manifest(options.manifest)
+        manifest = Manifest(options.manifest.parent, content.shards)
+        statistics, stories = gather(manifest, options.samples, options.seed, content.empty_shards)
         ledgers = read_ledgers(options.ledger) if options.ledger else None
         page = render(manifest, options.manifest.name, statistics, stories, ledgers)
-        tar_files.replace_file(options.output, page.encode("utf-8", "replace"))
+        replace_file(options.output, page.encode("utf-8", "replace"))
         print(options.output)
         return 0
 

@@ -11,17 +11,17 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data_prep.command_line import Parser, add_workers, finish, print_settings
-from data_prep.shards import tar_files
-from data_prep.shards.processes import map_in_order
-from data_prep.shards.tar_files import Receipt
+from data_prep.shards.offsets import offset_table
+from data_prep.shards.processes import add_workers, map_in_order
+from data_prep.shards.receipts import Receipt, finished_shards, read_receipt, source_of
+from pipeline.command_line import Parser, finish, print_settings
 from pipeline.data.manifest import Shard, manifest_json
+from pipeline.files import PARTIAL_SUFFIX, remove_partials, replace_file
 
 
 def index_shards(folders: Sequence[Path], output: Path, workers: int = 1) -> list[Shard]:
@@ -40,12 +40,12 @@ def index_shards(folders: Sequence[Path], output: Path, workers: int = 1) -> lis
     shards = [shard for shard in found if shard.samples]
     if not shards:
         raise ValueError(f"{', '.join(map(str, folders))}: the finished shards hold no sample; see their drop counts")
-    tar_files.replace_file(output, manifest_json(shards, [shard for shard in found if not shard.samples]).encode())
+    replace_file(output, manifest_json(shards, [shard for shard in found if not shard.samples]).encode())
     listed = {Path(shard.index).name for shard in shards}
     for path in tables.iterdir():  # of earlier manifests, or left half written
-        if path.suffix in (".npy", tar_files.PARTIAL_SUFFIX) and path.name not in listed:
+        if path.suffix in (".npy", PARTIAL_SUFFIX) and path.name not in listed:
             path.unlink()
-    tar_files.remove_partials(output)
+    remove_partials(output)
     return shards
 
 
@@ -53,7 +53,7 @@ def _refuse_repeats(tars: Sequence[Path]) -> None:
     """Raises ValueError when a shard comes twice, by whichever way to its folder, or as a copy of its bytes."""
     known: dict[str, Path] = {}
     for tar in tars:
-        receipt = tar_files.read_receipt(tar)
+        receipt = read_receipt(tar)
         for identity in (os.path.realpath(tar), receipt.tar_sha256 if receipt.samples else ""):
             if identity and identity in known:
                 raise ValueError(f"{tar}: the same shard as {known[identity]}; name each folder once")
@@ -63,7 +63,7 @@ def _refuse_repeats(tars: Sequence[Path]) -> None:
 def _finished_shards(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of shards")
-    tars = tar_files.finished_shards(folder)
+    tars = finished_shards(folder)
     if not tars:
         raise ValueError(
             f"{folder}: no finished shard (a tar with its receipt) in it; run the step that writes it first"
@@ -73,11 +73,11 @@ def _finished_shards(folder: Path) -> list[Path]:
 
 def _index_shard(tar: Path, output: Path, tables: Path) -> Shard:
     """Scan one tar, write its offset table where it has samples, and return its line of the manifest."""
-    receipt = tar_files.read_receipt(tar)
+    receipt = read_receipt(tar)
     relative = _below(output, tar)
     if not tar.is_file() or tar.stat().st_size != receipt.bytes:
         raise ValueError(f"{tar}: missing or of another size than its receipt says ({receipt.bytes} bytes)")
-    table = tar_files.offset_table(tar)
+    table = offset_table(tar)
     if len(table) != receipt.samples:
         raise ValueError(f"{tar}: {len(table)} samples, but its receipt says {receipt.samples}")
     return Shard(
@@ -88,7 +88,7 @@ def _index_shard(tar: Path, output: Path, tables: Path) -> Shard:
         sha256=receipt.tar_sha256,
         samples=receipt.samples,
         captions=receipt.captions,
-        provenance=provenance_of(receipt),
+        provenance=receipt.provenance(),
     )
 
 
@@ -109,25 +109,8 @@ def _write_table(tables: Path, tar: Path, receipt: Receipt, table: NDArray[np.in
     content = io.BytesIO()
     np.save(content, table, allow_pickle=False)
     path = tables / f"{tar.stem}-{receipt.tar_sha256[:12]}.npy"
-    tar_files.replace_file(path, content.getvalue())
+    replace_file(path, content.getvalue())
     return f"{tables.name}/{path.name}"
-
-
-def source_of(tar: Path) -> str:
-    """The source in a shard's name, SOURCE-PART-SHARD.tar."""
-    return tar.stem.rsplit("-", 2)[0]
-
-
-def provenance_of(receipt: Receipt) -> dict[str, Any]:
-    """What a manifest repeats of a receipt."""
-    return {
-        "stage": receipt.stage,
-        "input_sha256": receipt.input_sha256,
-        "config_hash": receipt.config_hash,
-        "seed": receipt.seed,
-        "models": receipt.models,
-        "dropped": receipt.dropped,
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

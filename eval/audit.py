@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.command_line import Parser, finish, print_settings
+from pipeline.command_line import Parser, finish, print_settings
 
 if TYPE_CHECKING:
     from torch import Tensor

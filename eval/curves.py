@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.command_line import Parser, finish, print_settings
 from eval.reporting.files import score_files, scores_at_step
 from eval.watching.event_files import Curves, add_what_is_new
+from pipeline.command_line import Parser, finish, print_settings
 
 
 def scalars(folder: Path) -> tuple[Curves, list[str]]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eval.command_line import Parser, finish, print_settings
+from pipeline.command_line import Parser, finish, print_settings
 
 PAGE_START = b"<!doctype html"
 
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_settings(options)
 
     def work() -> None:
-        from eval.tasks.predictions import write_durably
+        from pipeline.files import replace_file
 
         check_page(options.output)
         content = render(
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.seed,
             options.training_hashes,
         )
-        write_durably(options.output, content.encode(errors="replace"))  # names of folders may be no Unicode
+        replace_file(options.output, content.encode(errors="replace"))  # names of folders may be no Unicode
         print(options.output)
 
     return finish(work)

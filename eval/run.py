@@ -10,7 +10,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.command_line import finish, print_settings
 from eval.tasks.run_options import (
     DECODING_FLAGS,
     DEFAULT_SPLIT,
@@ -20,6 +19,7 @@ from eval.tasks.run_options import (
     run_parser,
     settings_of,
 )
+from pipeline.command_line import finish, print_settings
 
 if TYPE_CHECKING:
     from eval.sets.official_files import SampleId

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.command_line import Parser, check_outputs, finish, print_settings
-from eval.tasks.predictions import check_target, write_durably
-from eval.tasks.task_folder import sha256_of
+from pipeline.command_line import Parser, check_outputs, finish, print_settings
+from pipeline.files import check_target, replace_file, sha256_of
 
 if TYPE_CHECKING:
     from eval.scoring.tables import Scored
@@ -111,9 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.against:
             metrics["against"] = compare(options, scored)
         if options.per_sample:
-            write_durably(options.per_sample, "".join(json.dumps(sample) + "\n" for sample in scored.samples))
+            replace_file(options.per_sample, "".join(json.dumps(sample) + "\n" for sample in scored.samples))
             print(options.per_sample)
-        write_durably(options.output, json.dumps(metrics, indent=1) + "\n")
+        replace_file(options.output, json.dumps(metrics, indent=1) + "\n")
         print_overall(metrics)
         print(options.output)
 

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.command_line import Parser, check_outputs, finish, print_settings
 from eval.sets.captioned_images import check_not_coco
 from eval.sets.official_files import SampleId, check_same_ids, listed, read_json, read_predictions
 from eval.sets.vqa_files import VQA_V2, check_set
-from eval.tasks.task_folder import sha256_of
+from pipeline.command_line import Parser, check_outputs, finish, print_settings
+from pipeline.files import sha256_of
 
 VQA_SUBSET = "test2015"
 PUBLISHED = {"vqa": (447_793,), "nocaps": (4_500, 10_600)}  # entries of test2015; of NoCaps val and test
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_settings(options)
 
     def work() -> None:
-        from eval.tasks.predictions import write_durably
+        from pipeline.files import replace_file
 
         reference: Path = vars(options)[REFERENCE_FLAG[options.task]]
         beside = options.output.with_name(f"{options.output.name}.provenance.json")
@@ -141,8 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"{options.predictions}: {len(content)} bytes as a submission, at most {MOST_BYTES}")
         told = provenance(options, reference, content, entries)
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(beside, told)
-        write_durably(options.output, content)
+        replace_file(beside, told)
+        replace_file(options.output, content)
         summary = json.loads(told)
         print(f"{summary['entries']} entries, {summary['empty']} empty, {len(content)} bytes, sha256 "
               f"{summary['submission']['sha256']}")  # fmt: skip

@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.command_line import Parser, finish, print_settings
+from pipeline.command_line import Parser, finish, print_settings
 
 if TYPE_CHECKING:
     from eval.watching.wanted import Evaluation

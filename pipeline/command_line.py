@@ -1,19 +1,90 @@
-"""How the commands of this room speak of a fault: wrong usage is one line and exit 2, a failure one line and exit 1."""
+"""How every command begins and ends: settings first, one line for a fault, exit code 0, 1, 2 or 75."""
 
 import argparse
+import errno
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import FrameType
 from typing import NoReturn
+
+STOPPED = 75
+"""Exit code of a command that a signal stopped (sysexits.h: EX_TEMPFAIL). Run the same command again: it continues."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that answers wrong usage in one line."""
+    """An argument parser that answers wrong usage in one line, with exit code 2."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
-def one_line(error: Exception) -> str:
-    """The error's message in one line; of one that a data loader's worker met, the original message."""
+class StoppedBySignalError(BaseException):
+    """Raised in the main thread by SIGINT, SIGTERM or SIGUSR1.
+
+    It is not an Exception: large libraries swallow those while they are imported, and the signal would be lost.
+    """
+
+
+def positive(text: str) -> int:
+    """The type of a flag that takes a whole number above 0. Raises ArgumentTypeError."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def print_settings(options: argparse.Namespace) -> None:
+    """Print the resolved settings, as one line of JSON."""
+    print(json.dumps(vars(options), default=str), flush=True)
+
+
+def check_outputs(outputs: Iterable[tuple[str, Path | None]], inputs: Iterable[tuple[str, Path | None]]) -> None:
+    """Refuse an output that would replace an input or another output; both are given as (flag, path).
+
+    Symlinks are resolved first. Raises ValueError that names both flags.
+    """
+    taken = {os.path.realpath(path): (flag, "an input") for flag, path in inputs if path}
+    for flag, path in outputs:
+        if path is None:
+            continue
+        place = os.path.realpath(path)
+        if place in taken:
+            other, kind = taken[place]
+            raise ValueError(f"{flag} {path}: is {kind} ({other}) too; name another file")
+        taken[place] = (flag, "an output")
+
+
+def one_line(error: BaseException) -> str:
+    """The error's message in one line; for an error in a data loader's worker, the worker's own message."""
     message = str(error).strip()
-    if message.startswith("Caught "):  # torch's wrapping: a traceback, whose last line is `module.Class: message`
+    if message.startswith("Caught "):  # torch wraps a traceback, whose last line is `module.Class: message`
         message = message.splitlines()[-1].partition(": ")[2]
-    return " ".join(message.split()) or type(error).__name__
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    hint = ": the disk is full; free space, run again" if full else ""
+    return (" ".join(message.split()) or type(error).__name__) + hint
+
+
+def finish(work: Callable[[], int | None]) -> int:
+    """Run `work` and return the exit code: its own (0 for None), 1 after an error, 75 after a signal.
+
+    A ValueError or OSError becomes one line on stderr. Other exceptions are faults of this program and pass through.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001  (the signature of a handler)
+        raise StoppedBySignalError(signal.Signals(number).name)
+
+    previous = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        return work() or 0
+    except StoppedBySignalError as stopped:
+        print(f"stopped by {stopped}; run the same command again to continue", file=sys.stderr)
+        return STOPPED
+    except (ValueError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

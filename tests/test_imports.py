@@ -33,7 +33,7 @@ ALLOWED = {
     "pipeline.models": ["pipeline.models", "pipeline.config", "pipeline.tokens", "pipeline.objectives.matching"],
     "pipeline.objectives": [],
     "pipeline.training": ["pipeline"],
-    "pipeline.weights": ["pipeline.weights", "pipeline.models", "pipeline.config"],
+    "pipeline.weights": ["pipeline.weights", "pipeline.models", "pipeline.config", "pipeline.files"],
     "pipeline": ["pipeline"],
     "data_prep": ["data_prep", *GROUND],
     "data_prep.captioning.device": ["pipeline.distributed.process_group"],

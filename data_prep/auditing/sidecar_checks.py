@@ -1,16 +1,13 @@
-"""Audits what lies beside a shard's tar against it and the manifest: its receipt, and its side table or its ledger."""
+"""Checks the sidecar files of a tar against it and the manifest: its receipt, and its side table or its ledger."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.captioning import captioned_shard
 from data_prep.captioning.side_table import read_vouched, side_table_path
-from data_prep.index import provenance_of
-from data_prep.raw import raw_shards
-from data_prep.shards import tar_files
 from data_prep.shards.ledger import ledger_path, read_ledger
+from data_prep.shards.receipts import CAPTIONED, DOWNLOADED, read_receipt, receipt_path
 from pipeline.data.manifest import Shard
 
 
@@ -25,12 +22,12 @@ class Fault(NamedTuple):
 Record = dict[str, Any]
 
 
-def companion_faults(tar: Path, shard: Shard, records: Sequence[Record]) -> Iterator[Fault]:
-    """The faults of a shard's companions; `records` are those of its samples that could be read, in order."""
+def sidecar_faults(tar: Path, shard: Shard, records: Sequence[Record]) -> Iterator[Fault]:
+    """The faults of a shard's sidecar files; `records` are those of its samples that could be read, in order."""
     yield from _receipt_faults(tar, shard)
-    if shard.provenance.get("stage") == captioned_shard.STAGE:
+    if shard.provenance.get("stage") == CAPTIONED:
         yield from _named("side table", side_table_path(tar), _side_table_problem(tar, shard, records))
-    if shard.provenance.get("stage") == raw_shards.STAGE:
+    if shard.provenance.get("stage") == DOWNLOADED:
         yield from _named("ledger", ledger_path(tar), _ledger_problem(tar, shard, records))
 
 
@@ -40,15 +37,15 @@ def _named(kind: str, path: Path, problem: str | None) -> Iterator[Fault]:
 
 
 def _receipt_faults(tar: Path, shard: Shard) -> Iterator[Fault]:
-    path = tar_files.receipt_path(tar)
+    path = receipt_path(tar)
     try:
-        receipt = tar_files.read_receipt(tar)
+        receipt = read_receipt(tar)
     except ValueError as error:
         yield Fault("receipt", path, str(error))
         return
     listed = {name: getattr(shard, name) for name in ("sha256", "bytes", "samples", "captions")} | shard.provenance
     told = {"sha256": receipt.tar_sha256} | {name: getattr(receipt, name) for name in ("bytes", "samples", "captions")}
-    for name, value in (told | provenance_of(receipt)).items():
+    for name, value in (told | receipt.provenance()).items():
         if listed.get(name) != value:
             yield Fault("receipt", path, f"{name} {value!r}, the manifest says {listed.get(name)!r}")
 

@@ -1,83 +1,21 @@
-"""Captioned shards: from a raw shard and a source of candidates to a finished one, shared between workers by leases."""
+"""Makes one captioned shard of a raw one: its candidates are judged, and the best are kept."""
 
-import hashlib
-import json
-import math
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
-from tqdm import tqdm
-
+from data_prep.captioning.capfilt_plan import Plan
 from data_prep.captioning.selection import Candidate, Verdict, select
 from data_prep.captioning.side_table import write_side_table
 from data_prep.shards import tar_files
-from data_prep.shards.drop_lists import digest_of, read_drop_list
-from data_prep.shards.leases import Leases
-from data_prep.shards.tar_files import Receipt, Sample
-
-STAGE = "capfilt"
-RULES = "capfilt/2"
-"""Changes when the same settings would give other captions than before, so that old shards are made again."""
-POLL_S = 1.0
-"""How often a worker without work looks whether the shards of the others are finished or left behind."""
+from data_prep.shards.receipts import CAPTIONED, Receipt, read_receipt, write_receipt
+from data_prep.shards.tar_files import Sample
+from pipeline.files import sha256_of
 
 Candidates = Iterable[tuple[Sample, list[Candidate] | None]]
 """Samples with their candidates; None for a picture that cannot be decoded."""
 MakeCandidates = Callable[[Path, list[Sample]], Candidates]
 """(the tar to be written, the web samples) -> their candidates."""
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which of the candidates are kept."""
-
-    top_k: int = 2
-    min_score: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise ValueError(f"--top-k {self.top_k}: must be at least 1")
-        if self.min_score is not None and not math.isfinite(self.min_score):
-            raise ValueError(f"--min-score {self.min_score}: must be a finite number")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be made of each shard. `making` holds the sampling settings and the digests of both models; `drops` is
-    the folder of the drop lists, if there are any."""
-
-    output: Path
-    making: dict[str, Any]
-    selection: Selection
-    drops: Path | None = None
-
-    def dropped(self, tar: Path) -> dict[str, str]:
-        """Key -> reason of the samples of a shard that are left out. Raises ValueError when its list is missing."""
-        return read_drop_list(self.drops, tar, tar_files.read_receipt(tar).tar_sha256) if self.drops else {}
-
-    def config_hash(self, tar: Path) -> str:
-        content = {"rules": RULES, "making": self.making, "selection": asdict(self.selection)}
-        if (drops := digest_of(self.dropped(tar))) is not None:
-            content["drops"] = drops
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-    def target(self, tar: Path) -> Path:
-        return self.output / tar.name
-
-    def finished(self, tar: Path) -> bool:
-        """Whether the output holds this shard, made from these bytes with these settings."""
-        target, given = self.target(tar), tar_files.read_receipt(tar)
-        try:
-            made = tar_files.read_receipt(target)
-        except ValueError:
-            return False
-        return target.is_file() and made.same_work(STAGE, given.tar_sha256, self.config_hash(tar))
 
 
 class DamagedInputError(ValueError):
@@ -87,11 +25,11 @@ class DamagedInputError(ValueError):
 def read_input(tar: Path) -> list[Sample]:
     """The samples of a raw shard, every byte checked. Raises DamagedInputError, naming the tar."""
     try:
-        receipt = tar_files.read_receipt(tar)
-        if receipt.stage == STAGE:
+        receipt = read_receipt(tar)
+        if receipt.stage == CAPTIONED:
             raise ValueError(f"{tar}: is captioned already; --input is the folder that data_prep.download wrote")
         samples = list(tar_files.read_samples(tar))
-        if tar_files.sha256_of(tar) != receipt.tar_sha256:
+        if sha256_of(tar) != receipt.tar_sha256:
             raise ValueError(f"{tar}: its sha256 differs from its receipt's; the tar is damaged")
     except ValueError as error:
         raise DamagedInputError(str(error)) from error
@@ -121,10 +59,10 @@ def caption_shard(tar: Path, plan: Plan, make: MakeCandidates, still_ours: Calla
     if not still_ours():
         return None
     totals = tar_files.write_shard(target, _captioned(wanted, verdicts))
-    input_sha256 = tar_files.read_receipt(tar).tar_sha256
+    input_sha256 = read_receipt(tar).tar_sha256
     write_side_table(target, verdicts, plan.making, input_sha256)
     receipt = Receipt(
-        stage=STAGE,
+        stage=CAPTIONED,
         input_sha256=input_sha256,
         config_hash=plan.config_hash(tar),
         tar_sha256=totals.sha256,
@@ -136,7 +74,7 @@ def caption_shard(tar: Path, plan: Plan, make: MakeCandidates, still_ours: Calla
         dropped=dict(sorted(dropped.items())),
     )
     assert totals.samples + dropped.total() == len(samples)
-    tar_files.write_receipt(target, receipt)
+    write_receipt(target, receipt)
     return receipt
 
 
@@ -155,62 +93,3 @@ def _captioned(samples: list[Sample], verdicts: dict[str, list[Verdict]]) -> Ite
                 "sources": [each.source for each in best_first],
             }
             yield Sample(sample.key, sample.jpeg, sample.record | chosen)
-
-
-def caption_shards(
-    tars: Sequence[Path], plan: Plan, make: MakeCandidates, ttl_s: float, others: Sequence[Path] = ()
-) -> list[Receipt]:
-    """Finish every shard, sharing the work through leases; returns the receipts of those that this worker made.
-
-    Ends when all are finished, by whichever worker, and of `others` none is left that nobody is at: those of a worker
-    that is slow, or was killed. Raises ValueError at the end when shards could not be read.
-    """
-    leases, pending, made, failures = Leases(plan.output, ttl_s), list(tars), list[Receipt](), list[str]()
-    with tqdm(total=len(tars), desc="captioning", unit="shard", disable=not sys.stderr.isatty()) as bar:
-        while pending:
-            unfinished = []
-            for tar in pending:
-                try:
-                    receipt = _caption_if_free(tar, plan, make, leases)
-                except DamagedInputError as error:
-                    failures.append(str(error))
-                    continue
-                if receipt is not None:
-                    made.append(receipt)
-                if plan.finished(tar):
-                    bar.update()
-                else:
-                    unfinished.append(tar)
-            pending = unfinished
-            if pending:
-                time.sleep(POLL_S)
-    made += _help(others, plan, make, leases)
-    if failures:
-        raise ValueError(f"{len(failures)} of {len(tars)} shards cannot be captioned, the first: {failures[0]}")
-    return made
-
-
-def _help(tars: Sequence[Path], plan: Plan, make: MakeCandidates, leases: Leases) -> list[Receipt]:
-    """Caption what is free of other workers' shards, from the last on, which they come to last; theirs to report a
-    damaged one."""
-    made = []
-    for tar in reversed(tars):
-        with suppress(DamagedInputError):
-            if (receipt := _caption_if_free(tar, plan, make, leases)) is not None:
-                made.append(receipt)
-    return made
-
-
-def _caption_if_free(tar: Path, plan: Plan, make: MakeCandidates, leases: Leases) -> Receipt | None:
-    """The receipt when this worker has made the shard; None when it is finished already, or another is at it."""
-    if plan.finished(tar):
-        leases.clear(tar.stem)
-        return None
-    lease = leases.take(tar.stem)
-    if lease is None:
-        return None
-    with lease:
-        if plan.finished(tar):  # by another worker, between the look and the lease
-            return None
-        tar_files.remove_partials(plan.target(tar))
-        return caption_shard(tar, plan, make, lease.held)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.shards import tar_files
 from data_prep.shards.ledger import ledger_path, read_ledger
+from data_prep.shards.receipts import finished_shards, read_receipt
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 LONGEST_SIDE_PX = 1 << 16
@@ -55,7 +55,7 @@ def joined(parts: Sequence[Hashes]) -> Hashes:
 
 def kept_rows(tar: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
     """The ledger's kept rows, one a sample, in order. Raises ValueError when they are not the shard's."""
-    samples = tar_files.read_receipt(tar).samples
+    samples = read_receipt(tar).samples
     rows = [row for row in read_ledger(ledger_path(tar), columns) if row["status"] == "kept"]
     if len(rows) != samples:
         raise ValueError(f"{ledger_path(tar)}: {len(rows)} kept rows, but the shard's receipt says {samples}")
@@ -69,7 +69,7 @@ def evaluation_hashes(folder: Path) -> Iterator[tuple[str, int]]:
     Flat pictures have no hash and are left out. Raises ValueError, naming folder or file, when there is no picture, or
     one cannot be read: it would leak unseen.
     """
-    tars = tar_files.finished_shards(folder) if folder.is_dir() else []
+    tars = finished_shards(folder) if folder.is_dir() else []
     files = [] if tars else sorted(path for path in _files_below(folder) if path.suffix.lower() in ENDINGS)
     if not tars and not files:
         raise ValueError(f"--evaluation {folder}: no such folder, or neither shards nor pictures in it")

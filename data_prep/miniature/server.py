@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
-from data_prep.command_line import Parser, finish
+from pipeline.command_line import Parser, finish
 
 HOST = "127.0.0.1"
 PAGE = b"<!DOCTYPE html><html><head><title>Gone</title></head><body><h1>This picture has moved on.</h1></body></html>\n"

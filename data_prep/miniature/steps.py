@@ -21,6 +21,8 @@ from pathlib import Path
 
 import psutil
 
+from pipeline.files import replace_file
+
 POLL_S = 0.25
 STOP_GRACE_S = 10.0
 MIB = 1 << 20
@@ -164,9 +166,7 @@ class Runner:
 
     def _note_done(self, step: Step, key: str, seconds: float, peak_rss_mb: int) -> None:
         content = {"key": key, "seconds": round(seconds, 1), "peak_rss_mb": peak_rss_mb, "command": step.command}
-        temporary = self._stamp(step).with_suffix(".tmp")
-        temporary.write_text(json.dumps(content))
-        temporary.replace(self._stamp(step))
+        replace_file(self._stamp(step), json.dumps(content))
         clear = "\r\033[K" if sys.stdout.isatty() else ""
         print(f"{clear}    {step.name}: {seconds:.0f} s", flush=True)
 

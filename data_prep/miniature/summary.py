@@ -11,6 +11,7 @@ from typing import Any
 from data_prep.miniature.language import is_true
 from data_prep.miniature.scenes import Scene, scene_from_json
 from data_prep.shards import tar_files
+from pipeline.files import replace_file
 
 WEB_SOURCES = ("laion400m", "cc3m")
 LANGUAGE_MODELS = ("t5", "opt")
@@ -129,9 +130,7 @@ def write_summary(folder: Path, seed: int) -> Path:
     """Write `summary.json` from what lies in a demo folder; returns its path."""
     costs = {path.stem: json.loads(path.read_text()) for path in (folder / "steps").glob("*.json")}
     path = folder / "summary.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(collect(folder, seed, costs), indent=1) + "\n")
-    temporary.replace(path)
+    replace_file(path, json.dumps(collect(folder, seed, costs), indent=1) + "\n")
     return path
 
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data_prep.command_line import Parser, finish, print_settings
+from pipeline.command_line import Parser, finish, print_settings
+from pipeline.files import replace_file
 
 FORMAT = "blip2-miniature-world/1"
 DATASETS = ("web", "coco", "flickr30k", "vqav2", "nocaps")
@@ -74,9 +75,7 @@ def make_world(folder: Path, settings: WorldSettings) -> bool:
     write_pictures(pictures)
     datasets.write_truth(folder / "truth.parquet", truth)
     content = {"format": FORMAT, "settings": asdict(settings), "seed": settings.seed, "splits": sizes}
-    partial = folder / "world.json.partial"
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(folder / "world.json")
+    replace_file(folder / "world.json", json.dumps(content, indent=1) + "\n")
     (folder / "world.unfinished").unlink()
     return True
 

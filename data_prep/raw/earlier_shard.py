@@ -5,6 +5,7 @@ from pathlib import Path
 from data_prep.raw.stored_image import StoredImage
 from data_prep.shards import tar_files
 from data_prep.shards.ledger import COLUMNS, Drop, Entry, ledger_path, read_ledger
+from data_prep.shards.offsets import offset_table
 from data_prep.tables.row import Row
 
 
@@ -15,7 +16,7 @@ class EarlierShard:
         self.tar = tar
         self.entries = {row["row"]: Entry(**row) for row in read_ledger(ledger_path(tar), tuple(COLUMNS))}
         kept = [number for number, entry in self.entries.items() if entry.status == "kept"]
-        self.places = dict(zip(kept, tar_files.offset_table(tar), strict=True))
+        self.places = dict(zip(kept, offset_table(tar), strict=True))
 
     def open_rows(self) -> int:
         """How many rows failed for a reason that may have passed."""

@@ -9,7 +9,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def one_ahead(items: Iterable[Item], prepare: Callable[[Item], Result]) -> Iterator[Result]:
+def prefetch(items: Iterable[Item], prepare: Callable[[Item], Result]) -> Iterator[Result]:
     """`prepare` of each item, in order: while one is worked on, the next lies ready and the one after is prepared.
 
     What reading or preparing raises is raised here, after the results before it. The thread does not keep a process

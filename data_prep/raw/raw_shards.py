@@ -11,11 +11,12 @@ from data_prep.raw.earlier_shard import EarlierShard
 from data_prep.raw.stored_image import ImageLimits, StoredImage, store
 from data_prep.shards import tar_files
 from data_prep.shards.ledger import Drop, Entry, check_entries, dropped_by_reason, ledger_path, write_ledger
+from data_prep.shards.receipts import DOWNLOADED, Receipt, read_receipt, write_receipt
 from data_prep.tables.caption_filter import CaptionRules, passing
 from data_prep.tables.row import Row
 from data_prep.tables.sources import Source
+from pipeline.files import remove_partials
 
-STAGE = "download"
 BATCH = 128
 """Rows that are decoded ahead of the tar: bounds the memory."""
 
@@ -50,14 +51,14 @@ def key_of(source: str, row: Row) -> str:
     return f"{source}_{digest[:16]}"
 
 
-def finished_receipt(work: ShardWork, config_hash: str) -> tar_files.Receipt | None:
+def finished_receipt(work: ShardWork, config_hash: str) -> Receipt | None:
     """The receipt of the shard if it stands for these rows and settings, else None."""
     try:
-        receipt = tar_files.read_receipt(work.tar)
+        receipt = read_receipt(work.tar)
         complete = work.tar.stat().st_size == receipt.bytes and ledger_path(work.tar).exists()
     except (ValueError, FileNotFoundError):
         return None
-    return receipt if complete and receipt.same_work(STAGE, work.digest(), config_hash) else None
+    return receipt if complete and receipt.same_work(DOWNLOADED, work.digest(), config_hash) else None
 
 
 @dataclass(frozen=True)
@@ -70,30 +71,28 @@ class Storing:
     config_hash: str
 
 
-def write_raw_shard(work: ShardWork, read: ReadOriginal, storing: Storing, threads: int) -> tar_files.Receipt:
+def write_raw_shard(work: ShardWork, read: ReadOriginal, storing: Storing, threads: int) -> Receipt:
     """Write tar, ledger and receipt, in this order; every row of `work` is accounted for.
 
     Raises ValueError when the disk is full.
     """
     entries: list[Entry] = []
-    tar_files.remove_partials(work.tar)
+    remove_partials(work.tar)
     totals = tar_files.write_shard(work.tar, _samples(work, read, storing, threads, entries))
     check_entries(entries, len(work.rows), totals.samples)
     write_ledger(ledger_path(work.tar), entries)
-    dropped = dropped_by_reason(entries)
-    receipt = tar_files.Receipt(
-        STAGE,
-        work.digest(),
-        storing.config_hash,
-        totals.sha256,
-        totals.bytes,
-        totals.samples,
-        totals.captions,
-        0,
-        {},
-        dropped,
+    receipt = Receipt(
+        stage=DOWNLOADED,
+        input_sha256=work.digest(),
+        config_hash=storing.config_hash,
+        tar_sha256=totals.sha256,
+        bytes=totals.bytes,
+        samples=totals.samples,
+        captions=totals.captions,
+        seed=0,
+        dropped=dropped_by_reason(entries),
     )
-    tar_files.write_receipt(work.tar, receipt)
+    write_receipt(work.tar, receipt)
     return receipt
 
 

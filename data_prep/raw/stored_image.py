@@ -2,19 +2,16 @@
 every time. What is no image, too small, or too large to decode safely is dropped for a named reason.
 """
 
-import contextlib
 import hashlib
 import io
-import struct
 from dataclasses import dataclass
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from data_prep.shards.ledger import Drop
 from pipeline.pictures.perceptual_hash import perceptual_hash
+from pipeline.pictures.plain_picture import FORMATS, on_white, true_colour, upright
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 JPEG_QUALITY = 95
 
 
@@ -61,7 +58,7 @@ def store(original: bytes, limits: ImageLimits) -> StoredImage | Drop:
                 scale = wanted / min(image.size)
                 image.draft(None, (round(image.width * scale), round(image.height * scale)))
             image.load()
-            return _encode(_on_white(_shrunk(_true_colour(_upright(image)), limits.max_side_px)))
+            return _encode(on_white(_shrunk(true_colour(upright(image)), limits.max_side_px)))
     except UnidentifiedImageError:
         return Drop("not_an_image")
     except Image.DecompressionBombError:
@@ -70,34 +67,12 @@ def store(original: bytes, limits: ImageLimits) -> StoredImage | Drop:
         return Drop("truncated_image" if "truncated" in str(error) else "undecodable")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation says, in place; unreadable EXIF says nothing."""
-    with contextlib.suppress(SyntaxError, ValueError, TypeError, KeyError, struct.error):
-        ImageOps.exif_transpose(image, in_place=True)
-    return image
-
-
-def _true_colour(image: Image.Image) -> Image.Image:
-    """In RGB, or in RGBA where it has transparency; 16-bit grey by its upper byte."""
-    if image.mode in ("RGB", "RGBA"):
-        return image
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    return image.convert("RGBA" if image.has_transparency_data else "RGB")
-
-
 def _shrunk(image: Image.Image, max_side_px: int) -> Image.Image:
     short_px = min(image.size)
     if short_px <= max_side_px:
         return image
     width_px, height_px = (max(1, round(side * max_side_px / short_px)) for side in image.size)
     return image.resize((width_px, height_px), Image.Resampling.BICUBIC)
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def _encode(image: Image.Image) -> StoredImage:

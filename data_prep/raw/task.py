@@ -1,7 +1,6 @@
 """One task of a download: slices the table, fetches wave by wave, writes the shards, and sums up the rows' ends."""
 
 import fcntl
-import hashlib
 import json
 import shutil
 import sys
@@ -17,15 +16,16 @@ from tqdm import tqdm
 
 from data_prep.raw.earlier_shard import EarlierShard
 from data_prep.raw.image_bytes import local_originals, web_originals
-from data_prep.raw.prefetch import one_ahead
+from data_prep.raw.prefetch import prefetch
 from data_prep.raw.raw_shards import ReadOriginal, ShardWork, Storing, finished_receipt, write_raw_shard
 from data_prep.raw.stored_image import ImageLimits
 from data_prep.shards.ledger import Drop
-from data_prep.shards.tar_files import Receipt, remove_partials, replace_file
+from data_prep.shards.receipts import Receipt
 from data_prep.tables.caption_filter import CaptionRules
 from data_prep.tables.row import Row
 from data_prep.tables.sources import Source, read_rows
 from data_prep.web.fetching import FetchSettings
+from pipeline.files import remove_partials, replace_file, sha256_of_json
 
 ROWS_PER_WAVE = 20_000
 """Rows that are fetched before their shards are written. Three waves of originals are on the disk at most: one that
@@ -68,7 +68,7 @@ class DownloadSettings:
 
     @property
     def config_hash(self) -> str:
-        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+        return sha256_of_json(self.identity())
 
     @property
     def label(self) -> str:
@@ -87,7 +87,7 @@ def download(settings: DownloadSettings) -> dict[str, object]:
     dropped: Counter[str] = Counter()
     with _claimed(settings), tqdm(desc=settings.label, unit=" rows", disable=not sys.stderr.isatty()) as progress:
         waves = _waves(shards, max(1, ROWS_PER_WAVE // settings.samples_per_shard))
-        for wave in one_ahead(waves, partial(_fetched, settings)):
+        for wave in prefetch(waves, partial(_fetched, settings)):
             for work, receipt, is_new in _finished(wave, settings):
                 count = receipt.samples + sum(receipt.dropped.values())
                 if count != len(work.rows):

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from data_prep.shards.tar_files import PARTIAL_SUFFIX
+from pipeline.files import PARTIAL_SUFFIX
 
 HEARTBEATS_PER_TTL = 4
 

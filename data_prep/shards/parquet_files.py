@@ -48,9 +48,9 @@ def write_rows(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from data_prep.shards import tar_files
+    from pipeline.files import replace_file
 
     content = io.BytesIO()
     table = pa.Table.from_pylist(rows, schema=_schema(columns, dict(metadata or {})))
     pq.write_table(table, content, compression="zstd")
-    tar_files.replace_file(path, content.getvalue())
+    replace_file(path, content.getvalue())

@@ -1,5 +1,6 @@
 """Runs a function over many items in several processes, its results in the items' order."""
 
+import argparse
 import ctypes
 import multiprocessing
 import signal
@@ -9,11 +10,19 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+from pipeline.command_line import positive
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 PR_SET_PDEATHSIG = 1
 """prctl(2): the signal to get when the parent dies."""
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers", metavar="N", type=positive, default=1, help="processes; each reads one shard at a time; default 1"
+    )
 
 
 def end_with_parent() -> None:

@@ -1,7 +1,6 @@
 """A sample's record, the JSON beside its picture: how it is written, and what it must be to be read."""
 
 import json
-import math
 import re
 from typing import Any
 
@@ -15,26 +14,6 @@ LARGEST_SCORE = 1e6
 def encode_record(record: dict[str, Any]) -> bytes:
     """Compact JSON with sorted keys: the same record gives the same bytes. Raises ValueError on NaN or infinity."""
     return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-def parse_json(text: bytes) -> Any:
-    """JSON as this project writes it. Raises ValueError on what is not UTF-8, nested too deep, or not finite, and on an
-    object with a name twice, of which another reader may see the other value."""
-
-    def finite(number: str) -> float:
-        if not math.isfinite(value := float(number)):
-            raise ValueError(f"{number} is not finite")
-        return value
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(pairs)) < len(pairs):
-            raise ValueError("a name comes twice in an object")
-        return found
-
-    try:
-        return json.loads(text.decode(), object_pairs_hook=once, parse_float=finite, parse_constant=finite)
-    except RecursionError as error:
-        raise ValueError("nested too deep") from error
 
 
 def record_fault(record: Any) -> str | None:

@@ -11,8 +11,8 @@ import numpy as np
 
 from data_prep.captioning.side_table import read_side_table, side_table_path
 from data_prep.shards import tar_files
-from data_prep.shards.checked_manifest import checked_offsets
 from data_prep.shards.ledger import read_ledger
+from data_prep.shards.offsets import checked_offsets
 from data_prep.shards.tar_files import Sample
 from pipeline.data.manifest import Manifest, Shard, dropped_by_source
 

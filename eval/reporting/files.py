@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from eval.sets.official_files import SampleId, field_of, read_json
 from eval.tasks.predictions import read_log
-from eval.tasks.task_folder import sha256_of
+from pipeline.files import sha256_of
 
 SCORED_AS = {"captioning": "captions"}  # eval.score's name of a task of eval.run, where it is another
 Score = Annotated[float, Field(allow_inf_nan=False)]

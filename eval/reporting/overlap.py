@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from eval.metrics.near_pictures import Hashes, near_pairs, perceptual_hash
 from eval.reporting.evaluations import Evaluation
 from eval.sets.official_files import SampleId
+from pipeline.pictures.near_hashes import Hashes, near_pairs
+from pipeline.pictures.perceptual_hash import hash_of_file
 
 NOT_CHECKED = "Train/test overlap not checked: give --training-hashes"
 UNKNOWN = "not all that it was trained on is known here (weights of others, URLs, a manifest that is gone or spoilt)"
@@ -110,7 +111,7 @@ def _looked_for(images: Mapping[SampleId, Path], training: Sequence[Path]) -> st
     hashed, flat, unreadable = list[tuple[SampleId, int]](), 0, list[str]()
     for image, path in images.items():
         try:
-            value = perceptual_hash(path)
+            value = hash_of_file(path)
         except ValueError as error:
             unreadable.append(str(error))
             continue

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from eval.sets.official_files import SampleId, field_of
 from eval.sets.samples import TaskData
-from eval.tasks.predictions import Entry, write_durably
+from eval.tasks.predictions import Entry
+from pipeline.files import replace_file
 
 DEFAULT_PROMPT = "a photo of"  # paper, appendix: COCO captioning
 DECODING = {"num_beams": 5, "max_new_tokens": 30, "min_new_tokens": 8, "length_penalty": 1.0}
@@ -24,5 +25,5 @@ def write_official(folder: Path, entries: Iterable[Entry]) -> Path:
         {"image_id": entry["id"], "caption": field_of(folder / "predictions.jsonl", entry, "text", (str,))}
         for entry in entries
     ]
-    write_durably(path, json.dumps(official, indent=0) + "\n")
+    replace_file(path, json.dumps(official, indent=0) + "\n")
     return path

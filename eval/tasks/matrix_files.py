@@ -1,20 +1,20 @@
 """Matrices larger than a rank should hold: rows appended to a .npy as they come, and ranks' files put back in order."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.files import replacing
+
 Floats = NDArray[np.float32]
 
 
 def write_rows(path: Path, blocks: Iterable[Floats], width: int) -> None:
     """Blocks [b, width] one below the other as one .npy of fp32, whole or not there; one block is held at a time."""
-    temporary = path.with_suffix(".tmp")
     rows = 0
-    with temporary.open("wb") as file:
+    with replacing(path) as file:
         _write_header(file, 0, width)
         start = file.tell()
         for block in blocks:
@@ -24,9 +24,6 @@ def write_rows(path: Path, blocks: Iterable[Floats], width: int) -> None:
         file.seek(0)
         _write_header(file, rows, width)
         assert file.tell() == start, "numpy pads its header for a length that grows"
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _write_header(file: object, rows: int, width: int) -> None:

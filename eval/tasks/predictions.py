@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from eval.sets.official_files import SampleId, check_whole_characters, field_of
+from pipeline.files import replace_file
 
 Entry = Mapping[str, Any]
 RANK_FILES = "predictions.rank*.jsonl"
@@ -106,26 +107,8 @@ def merge(folder: Path, order: Sequence[SampleId]) -> list[Entry]:
             f"{folder}: {len(missing)} of {len(order)} predictions missing, first {missing[0]!r}; run again"
         )
     entries = [found[sample_id] for sample_id in order]
-    write_durably(folder / "predictions.jsonl", "".join(json.dumps(entry) + "\n" for entry in entries))
+    replace_file(folder / "predictions.jsonl", "".join(json.dumps(entry) + "\n" for entry in entries))
     return entries
-
-
-def check_target(path: Path) -> None:
-    """Make the folder of a file that is to be written. Raises ValueError for a place that is no ordinary file's."""
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path}: is no ordinary file, which it would be replaced by; name another")
-    path.parent.mkdir(parents=True, exist_ok=True)
-
-
-def write_durably(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is on disk in full, or not there."""
-    check_target(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def batches_of_rank(

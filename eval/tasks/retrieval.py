@@ -7,7 +7,6 @@ joined, so that its keys and values are projected once.
 Shapes: N images, T texts, Q queries, E projection width, P image tokens.
 """
 
-import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +22,7 @@ from eval.sets.samples import RetrievalData
 from eval.tasks.matrix_files import Floats, interleave, write_rows
 from eval.tasks.pictures import Ablation, load_batches, shown_images
 from eval.tasks.predictions import Entry, batches_of_rank
+from pipeline.files import replacing
 
 if TYPE_CHECKING:
     from pipeline.models.inference import RetrievalModel
@@ -171,13 +171,9 @@ def write_official(folder: Path, data: RetrievalData, entries: Iterable[Entry], 
     write_rows(folder / "work" / "itm.npy", (_itm_row(entry, width) for entry in entries), width)
     itm_NT = np.load(folder / "work" / "itm.npy", mmap_mode="r")
     path = folder / "scores.npz"
-    temporary = folder / "scores.tmp.npz"
     image_ids = np.array(list(data.image_paths))
-    with temporary.open("wb") as file:
+    with replacing(path) as file:
         np.savez(file, itc=itc_NT, itm=itm_NT, text_image=np.array(data.text_image), image_ids=image_ids, k_test=k)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
     shutil.rmtree(folder / "work")
     return path
 

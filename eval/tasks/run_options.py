@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.command_line import Parser
+from pipeline.command_line import Parser
 
 if TYPE_CHECKING:
     from eval.sets.samples import RetrievalData, TaskData
@@ -88,7 +88,8 @@ def settings_of(
 ) -> dict[str, Any]:
     """Everything that the predictions depend on, by content, and where it lay. None: decided by the weights."""
     from eval.tasks import captioning, vqa
-    from eval.tasks.task_folder import FORMAT, sha256_of
+    from eval.tasks.task_folder import FORMAT
+    from pipeline.files import sha256_of
 
     settings: dict[str, Any] = {
         "format": FORMAT,

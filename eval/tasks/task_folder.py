@@ -1,13 +1,12 @@
 """An output folder of `eval.run`: task.json says what was asked, addressed by content; COMPLETE, that it is done."""
 
-import hashlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from eval.sets.official_files import SampleId, read_json
-from eval.tasks.predictions import write_durably
+from pipeline.files import replace_file
 
 FORMAT = "blip2-eval/1"  # changes when the same settings would give other predictions
 NOT_COMPARED = (  # where things lie, what they are called, and how fast
@@ -22,11 +21,6 @@ WRITTEN = ("predictions*", "scores.npz", "work", "COMPLETE", "metrics.json", "pe
 def official_name(task: str) -> str:
     """The file of eval.run that eval.score takes."""
     return "scores.npz" if task == "retrieval" else "predictions.json"
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class TaskFolder:
@@ -67,7 +61,7 @@ class TaskFolder:
         if not self.task_file.is_file():
             stamp = _stamp if settings["image_source"] != "none" else lambda *_: []
             images = [[each, str(path.absolute()), *stamp(each, path)] for each, path in image_paths.items()]
-            write_durably(self.task_file, json.dumps(settings | {"images": images}, indent=1) + "\n")
+            replace_file(self.task_file, json.dumps(settings | {"images": images}, indent=1) + "\n")
 
     def check_pictures(self, image_paths: Mapping[SampleId, Path], used: Collection[SampleId]) -> None:
         """Raise ValueError, naming id and file, when a picture is not the one that predictions were made of.
@@ -95,7 +89,7 @@ class TaskFolder:
                 )
             entry[2:], changed = now, True
         if changed:
-            write_durably(self.task_file, json.dumps(earlier, indent=1) + "\n")
+            replace_file(self.task_file, json.dumps(earlier, indent=1) + "\n")
 
     def _earlier(self) -> dict[str, Any]:
         """What task.json says. Raises ValueError, naming it, when that is no task's description."""
@@ -107,7 +101,7 @@ class TaskFolder:
         return described
 
     def finish(self) -> None:
-        write_durably(self.complete_file, "")
+        replace_file(self.complete_file, "")
 
 
 def _is_stamped_image(entry: object) -> bool:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from eval.sets.official_files import SampleId, field_of
 from eval.sets.samples import TaskData
-from eval.tasks.predictions import Entry, write_durably
+from eval.tasks.predictions import Entry
+from pipeline.files import replace_file
 
 DEFAULT_PROMPTS = {"causal": "Question: {} Answer:", "seq2seq": "Question: {} Short answer:"}  # paper, section 4.1
 DECODING = {"num_beams": 5, "max_new_tokens": 10, "min_new_tokens": 1, "length_penalty": -1.0}
@@ -27,5 +28,5 @@ def write_official(folder: Path, entries: Iterable[Entry]) -> Path:
         {"question_id": entry["id"], "answer": field_of(folder / "predictions.jsonl", entry, "text", (str,))}
         for entry in entries
     ]
-    write_durably(path, json.dumps(official, indent=0) + "\n")
+    replace_file(path, json.dumps(official, indent=0) + "\n")
     return path

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.tasks.predictions import write_durably
+from pipeline.files import replace_file
 
 NAME = "events.out.tfevents.{:010d}.eval"
 NUMBER = re.compile(r"tfevents\.(\d+)")
@@ -48,7 +48,7 @@ def add_what_is_new(folder: Path, found: Curves) -> Path | None:
         return None
     numbers = [int(match[1]) for path in _files(folder) if (match := NUMBER.search(path.name))]
     target = folder / NAME.format(max(numbers, default=-1) + 1)
-    write_durably(folder / TEMPORARY, _events(found, min(new)))
+    replace_file(folder / TEMPORARY, _events(found, min(new)))
     (folder / TEMPORARY).replace(target)
     return target
 

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.sets.official_files import field_of, read_json
-from eval.tasks.predictions import write_durably
-from eval.tasks.task_folder import sha256_of
 from eval.watching.wanted import Evaluation
+from pipeline.files import replace_file, sha256_of
 
 NOTE = "submitted.json"
 WEIGHTS = "trainable.safetensors"
@@ -100,10 +99,10 @@ def submit(evaluation: Evaluation, scripts: Path, lock: int) -> list[str]:
     begun = _begun(folder, names, outputs) if earlier else {}
     asked = earlier.get("asked", evaluation.asked) if queued or begun else evaluation.asked
     note = {"checkpoint": str(evaluation.checkpoint), "stamp": stamp, "asked": asked, "jobs": [], "outputs": outputs}
-    write_durably(folder / NOTE, json.dumps(note) + "\n")
+    replace_file(folder / NOTE, json.dumps(note) + "\n")
     is_complete = (folder / "COMPLETE").is_file()
     if not is_complete and names[0] in begun.keys() - queued.keys():
-        write_durably(folder / NOTE, json.dumps(note | {"jobs": [begun[names[0]]]}) + "\n")
+        replace_file(folder / NOTE, json.dumps(note | {"jobs": [begun[names[0]]]}) + "\n")
         return []
     jobs: list[str] = []
     try:
@@ -123,7 +122,7 @@ def submit(evaluation: Evaluation, scripts: Path, lock: int) -> list[str]:
         _cancel(jobs)
         (folder / NOTE).unlink()
         raise
-    write_durably(folder / NOTE, json.dumps(note | {"jobs": jobs}) + "\n")
+    replace_file(folder / NOTE, json.dumps(note | {"jobs": jobs}) + "\n")
     return jobs
 
 

@@ -11,26 +11,78 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic.dataclasses import dataclass as validated_dataclass
+
+from pipeline.files import read_validated
 
 FORMAT = "blip2-manifest/1"
 
 
-@dataclass(frozen=True)
-class Shard:
-    """One tar of samples. `sha256` is that of the tar's bytes; `provenance` is what its receipt says of its making."""
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("has unprintable characters")
+    return text
 
-    path: str
-    index: str
-    source: str
-    bytes: int
-    sha256: str
-    samples: int
-    captions: int
-    provenance: dict[str, Any] = field(default_factory=dict)
+
+def _below_the_manifest(path: str) -> str:
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ValueError(f"{path!r} leaves the manifest's folder")
+    return path
+
+
+def _has_counts(provenance: dict[str, Any]) -> dict[str, Any]:
+    dropped = provenance.get("dropped", {})
+    if not isinstance(dropped, dict) or not all(isinstance(number, int) for number in dropped.values()):
+        raise ValueError("dropped is not whole numbers by reason")
+    return provenance
+
+
+Text = Annotated[str, AfterValidator(_printable)]
+Place = Annotated[Text, AfterValidator(_below_the_manifest)]
+Count = Annotated[int, Field(ge=0, lt=1 << 62)]
+
+
+@validated_dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
+class Shard:
+    """One tar of samples. The fields of a manifest's lists `shards` and `empty_shards`."""
+
+    path: Annotated[Place, Field(min_length=1)]
+    """The tar, relative to the manifest's folder."""
+    index: Place
+    """Its table of byte offsets, relative to the manifest's folder; empty for a shard without samples."""
+    source: Annotated[Text, Field(min_length=1)]
+    """The source in the tar's name, SOURCE-PART-SHARD.tar."""
+    bytes: Count
+    """The size of the tar."""
+    sha256: Annotated[Text, Field(min_length=1)]
+    """The sha256 of the tar's bytes."""
+    samples: Count
+    captions: Count
+    provenance: Annotated[dict[str, Any], AfterValidator(_has_counts)] = field(default_factory=dict)
+    """What its receipt says: stage, input_sha256, config_hash, seed, models, dropped."""
+
+
+class ManifestFile(BaseModel):
+    """The whole content of a manifest file."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+    format: Literal["blip2-manifest/1"]
+    samples: Any = None
+    """The sum over the shards; `data_prep.verify` compares it."""
+    captions: Any = None
+    """The sum over the shards; `data_prep.verify` compares it."""
+    dropped: Any = None
+    """Source -> reason -> samples that were dropped; manifests before it was written have none."""
+    empty_shards: tuple[Shard, ...] = ()
+    """Shards that lost all their samples: readers skip them, their losses are counted."""
+    shards: Annotated[tuple[Shard, ...], Field(min_length=1)]
+    """The shards in their order, which decides the order of samples."""
 
 
 @dataclass(frozen=True)
@@ -63,27 +115,22 @@ class Manifest:
         return offsets
 
 
+def read_manifest(path: Path) -> ManifestFile:
+    """All that a manifest file says. Raises ValueError, naming file and field, when it is missing or malformed."""
+    if not path.exists():
+        raise ValueError(f"{path}: no such manifest; write it with `python -m data_prep.index DIR --output {path}`")
+    content = read_validated(path, ManifestFile, "a valid manifest")
+    for name, shards, empty in (("shards", content.shards, False), ("empty_shards", content.empty_shards, True)):
+        for number, shard in enumerate(shards):
+            if empty != (shard.samples == 0) or empty == bool(shard.index):
+                told = f"samples {shard.samples}, index {shard.index!r}"
+                raise ValueError(f"{path}: not a valid manifest ({name}.{number}: {told})")
+    return content
+
+
 def load_manifest(path: Path) -> Manifest:
-    """Read a manifest. Raises ValueError, naming file and field, when it is missing, malformed or empty."""
-    if not path.is_file():
-        raise ValueError(
-            f"manifest {path}: no such file; write one with `python -m data_prep.index DIR --output {path}`"
-        )
-    try:
-        content = json.loads(path.read_text())
-        found = content["format"]
-        shards = tuple(Shard(**entry) for entry in content["shards"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"manifest {path}: not a valid manifest ({error})") from error
-    if found != FORMAT:
-        raise ValueError(f"manifest {path}: format {found!r}, expected {FORMAT!r}")
-    if not shards:
-        raise ValueError(f"manifest {path}: it lists no shard")
-    for shard in shards:
-        for relative in (shard.path, shard.index):
-            if Path(relative).is_absolute() or ".." in Path(relative).parts:
-                raise ValueError(f"manifest {path}: shard path {relative!r} leaves the manifest's folder")
-    return Manifest(path.parent, shards)
+    """The shards to read. Raises ValueError as `read_manifest` does."""
+    return Manifest(path.parent, read_manifest(path).shards)
 
 
 def dropped_by_source(shards: Sequence[Shard]) -> dict[str, dict[str, int]]:

@@ -1,8 +1,11 @@
-"""Finds near-equal 64-bit hashes among many: for each the first one that differs in few bits.
+"""Finds 64-bit hashes that differ in few bits: within one set (`first_near`) and between two sets (`near_pairs`).
 
-Two hashes that differ in at most D bits, cut into D + M blocks, agree in at least M of them. So for every choice of M
-blocks the hashes are sorted by these blocks alone, and those that agree there are compared. M is taken so that chance
-agreements stay few. Nothing depends on the order in which pairs are met.
+`first_near`: two hashes that differ in at most D bits, cut into D + M blocks, agree in at least M of them. So for every
+choice of M blocks the hashes are sorted by these blocks alone, and those that agree there are compared. M is chosen
+large enough to keep chance agreements few. The order in which pairs are met changes nothing.
+
+`near_pairs`: hashes at most 4 bits apart agree in at least one of five bands. Each band of the small set is sorted once
+and looked up for every hash of the large set. E evaluation hashes, T training hashes.
 """
 
 from collections.abc import Iterator
@@ -12,6 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 BITS = 64
+MOST_BITS_APART = 4
+"""Two pictures count as copies up to here; `near_pairs` can search no further."""
+BAND_STARTS = (0, 13, 26, 39, 52)
+BAND_BITS = 13  # of all bands but the last, which has the twelve that are left
+Hashes = NDArray[np.uint64]
 
 
 def first_near(hashes: NDArray[np.uint64], bits_apart: int) -> NDArray[np.int64]:
@@ -52,3 +60,21 @@ def _pairs(
             return
         near = places[np.bitwise_count(ordered[places] ^ ordered[places + step]) <= bits_apart]
         yield order[near], order[near + step]
+
+
+def near_pairs(evaluation_E: Hashes, training_T: Hashes, bits: int = MOST_BITS_APART) -> Iterator[tuple[int, int]]:
+    """(e, t) of hashes at most `bits` (0 to 4) apart, in order of t, each pair once."""
+    assert 0 <= bits <= MOST_BITS_APART
+    found, mask = set[tuple[int, int]](), np.uint64((1 << BAND_BITS) - 1)
+    for shift in map(np.uint64, BAND_STARTS):
+        own = (evaluation_E >> shift) & mask
+        order = np.argsort(own, kind="stable")
+        wanted = (training_T >> shift) & mask
+        first = np.searchsorted(own[order], wanted, "left")
+        count = np.searchsorted(own[order], wanted, "right") - first
+        t = np.repeat(np.arange(len(training_T)), count)
+        within = np.arange(len(t)) - np.repeat(np.cumsum(count) - count, count)
+        e = order[np.repeat(first, count) + within]
+        near = np.bitwise_count(evaluation_E[e] ^ training_T[t]) <= bits
+        found.update(zip(e[near].tolist(), t[near].tolist(), strict=True))
+    yield from sorted(found, key=lambda pair: (pair[1], pair[0]))

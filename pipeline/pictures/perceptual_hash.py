@@ -1,15 +1,18 @@
 """The perceptual hash of a picture: 64 bits that resizing, recompression and small marks hardly change.
 
-It is `pHash` as the ImageHash library computes it: grey, 32x32 pixels, discrete cosine transform, and of the 8x8 lowest
-frequencies which lie above their median. Pictures without structure (blank pages, plain colours) have none: their
-bits would be noise, and all of them would count as one picture.
+It is `pHash` as the ImageHash library computes it: grey, 32x32 pixels, discrete cosine transform, and for each of the
+8x8 lowest frequencies one bit: is it above their median? Pictures without structure (blank pages, plain colours) have
+no hash: their bits would be noise, and all of them would count as one picture.
 """
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from pipeline.pictures.plain_picture import FORMATS, on_white, true_colour, upright
 
 SIDE_PX = 32
 LOW = 8
@@ -25,6 +28,16 @@ def perceptual_hash(image: Image.Image) -> int | None:
     cosines = _cosines()
     low = cosines @ grey @ cosines.T
     return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
+
+
+def hash_of_file(path: Path) -> int | None:
+    """The perceptual hash of a picture file. Raises ValueError, naming the file, when it cannot be decoded."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            image.load()
+            return perceptual_hash(on_white(true_colour(upright(image))))
+    except Exception as error:  # decoders raise nearly anything on a damaged file
+        raise ValueError(f"{path}: cannot be decoded as a picture ({error})") from error
 
 
 @cache

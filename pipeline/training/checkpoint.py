@@ -5,11 +5,9 @@
 Nothing in it depends on the number of ranks or the ZeRO stage, and nothing is a pickle.
 """
 
-import hashlib
 import json
 import logging
 import math
-import os
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Recipe
 from pipeline.distributed import collectives, process_group
+from pipeline.files import replace_file, sha256_of, sync_file
 from pipeline.training import engine_state
 from pipeline.weights import native
 
@@ -78,18 +77,6 @@ def prune_incomplete(run_folder: Path) -> None:
             shutil.rmtree(path)
 
 
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def save(engine: Any, recipe: Recipe, state: State, run_folder: Path) -> Path:
     """Every rank calls this at the same step; rank 0 writes, COMPLETE last, and then removes what need not be kept.
 
@@ -119,12 +106,11 @@ def _write(
         folder.mkdir(parents=True, exist_ok=True)
         native.save_tensors(weights, recipe, state.step, folder)
         save_file(moments, folder / OPTIMIZER)
-        with (folder / OPTIMIZER).open("rb+") as file:
-            os.fsync(file.fileno())
-        digests = {name: _digest(folder / name) for name in (native.FILE_NAME, OPTIMIZER)}
-        _write_durably(folder / "state.json", json.dumps(asdict(replace(state, digests=digests)), indent=1) + "\n")
-        _write_durably(folder / COMPLETE, "")
-    except (OSError, SafetensorError) as error:
+        sync_file(folder / OPTIMIZER)
+        digests = {name: sha256_of(folder / name) for name in (native.FILE_NAME, OPTIMIZER)}
+        replace_file(folder / "state.json", json.dumps(asdict(replace(state, digests=digests)), indent=1) + "\n")
+        replace_file(folder / COMPLETE, "")
+    except (OSError, ValueError, SafetensorError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         whole = complete_checkpoints(folder.parents[1])
         stands = f"the last whole one is {whole[-1]}" if whole else "there is none before it"
@@ -194,7 +180,7 @@ def read_optimizer(folder: Path, state: State) -> dict[str, "Tensor"]:
 
     changed = []
     if process_group.rank() == 0:
-        changed = [name for name, digest in state.digests.items() if _digest(folder / name) != digest]
+        changed = [name for name, digest in state.digests.items() if sha256_of(folder / name) != digest]
     if collectives.any_rank(bool(changed)):
         name = changed[0] if changed else "a file"
         raise ValueError(f"checkpoint {folder}: {name} is not what was saved; remove the checkpoint")

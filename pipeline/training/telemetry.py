@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.distributed import collectives, process_group
 from pipeline.distributed.stopwatch import COMMUNICATION, STOPWATCH
+from pipeline.files import replace_file
 
 log = logging.getLogger(__name__)
 SHARES = ("data", COMMUNICATION, "checkpoint")  # of time, waiting for them
@@ -47,9 +48,7 @@ class Telemetry:
         lines = self.metrics_path.read_text().splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("}\n")]
         kept = [line for line in whole if json.loads(line)["step"] <= first_step]
-        temporary = self.metrics_path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(self.metrics_path)
+        replace_file(self.metrics_path, "".join(kept))
 
     def advance(self, tokens: float) -> None:
         """One more step, in which all ranks scored so many tokens."""

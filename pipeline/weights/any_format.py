@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.config import Recipe
+from pipeline.files import sha256_of
 from pipeline.weights import native
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ class WeightsSource:
     def sha256(self) -> str:
         """Of the file's content; of a folder, over its files' names and contents. A recipe that is needed counts."""
         if self.kind == "native":
-            return _digest(self.files[0])
-        lines = [f"{file.name} {_digest(file)}" for file in self.files]
+            return sha256_of(self.files[0])
+        lines = [f"{file.name} {sha256_of(file)}" for file in self.files]
         assert self.recipe is not None
         decides = self.recipe.model_dump_json(include={"stage", "vision", "qformer", "language"})
         return hashlib.sha256("\n".join([*lines, decides]).encode()).hexdigest()
@@ -70,8 +71,3 @@ def load_any(source: WeightsSource, device: str) -> tuple["RetrievalModel | Lang
     assert source.recipe is not None
     bridge, recipe, notes = read_foreign(source.path, source.kind, source.recipe, None)
     return native.inference_model(recipe, bridge, device), notes
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,11 +1,11 @@
 """LAVIS's `.pth` files: `{"model": state_dict}` of what BLIP-2 trains. Read without running any code of the file."""
 
-import os
 import warnings
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
+from pipeline.files import replacing
 from pipeline.weights.names import inverse, lavis_name
 
 if TYPE_CHECKING:
@@ -55,12 +55,8 @@ def write_file(state: dict[str, "Tensor"], path: Path) -> None:
     """Write a state dict as LAVIS does, whole or not at all."""
     import torch
 
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
+    with replacing(path) as file:
         torch.save({"model": state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def to_lavis(tensors: dict[str, "Tensor"], language_kind: str | None) -> dict[str, "Tensor"]:

@@ -1,11 +1,11 @@
 """The project's own weights: one safetensors file of the trainables, with recipe and provenance in its metadata."""
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import Recipe, parse_recipe
+from pipeline.files import sync_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,8 +40,7 @@ def save_tensors(tensors: dict[str, "Tensor"], recipe: Recipe, step: int, folder
     metadata = {"format": FORMAT, "step": str(step), "recipe": json.dumps(recipe.model_dump(mode="json"))}
     metadata |= provenance
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata=metadata)
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+    sync_file(path)
     return path
 
 

@@ -20,7 +20,8 @@ from pathlib import Path
 from data_prep.captioning.selection import Candidate, Verdict
 from data_prep.captioning.side_table import write_side_table
 from data_prep.shards import tar_files
-from data_prep.shards.tar_files import Receipt, Sample
+from data_prep.shards.receipts import Receipt, write_receipt
+from data_prep.shards.tar_files import Sample
 from tests.support.tiny_shards import tiny_sample
 
 SAMPLES = 129_000_000
@@ -76,7 +77,7 @@ def write_shards(folder: Path, shards: int, samples: int) -> None:
         write_side_table(tar, {each.key: candidates_of(each) for each in written}, MAKING, totals.sha256)
         models = {"captioner": "Salesforce/blip-image-captioning-large", "ranker": "openai/clip-vit-large-patch14"}
         dropped = {"captions below the score": 31, "duplicate": 17, "near duplicate": 12}
-        tar_files.write_receipt(
+        write_receipt(
             tar,
             Receipt(
                 "capfilt",

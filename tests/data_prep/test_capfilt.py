@@ -19,8 +19,11 @@ from data_prep import capfilt, verify
 from data_prep.captioning import side_table
 from data_prep.index import index_shards
 from data_prep.shards import tar_files
-from data_prep.shards.tar_files import Receipt, Sample
+from data_prep.shards.offsets import offset_table
+from data_prep.shards.receipts import Receipt, finished_shards, read_receipt, receipt_path, write_receipt
+from data_prep.shards.tar_files import Sample
 from pipeline.data.manifest import load_manifest
+from pipeline.files import PARTIAL_SUFFIX, sha256_of
 from tests.support.tiny_captioning_models import save_tiny_blip, save_tiny_clip
 from tests.support.tiny_shards import tiny_sample, write_tiny_shards
 
@@ -57,7 +60,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def write_finished(tar: Path, samples: list[Sample]) -> None:
     totals = tar_files.write_shard(tar, samples)
     receipt = Receipt("download", "", "", totals.sha256, totals.bytes, totals.samples, totals.captions, 0)
-    tar_files.write_receipt(tar, receipt)
+    write_receipt(tar, receipt)
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +73,12 @@ def done(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_image_keeps_its_best_candidates_and_the_table_keeps_all(done: Path) -> None:
-    tars = tar_files.finished_shards(done / "captioned")
-    assert [tar.name for tar in tars] == [tar.name for tar in tar_files.finished_shards(done / "raw")]
+    tars = finished_shards(done / "captioned")
+    assert [tar.name for tar in tars] == [tar.name for tar in finished_shards(done / "raw")]
     for tar in tars:
         raw = list(tar_files.read_samples(done / "raw" / tar.name))
-        captioned, receipt = list(tar_files.read_samples(tar)), tar_files.read_receipt(tar)
-        assert receipt.stage == "capfilt" and receipt.input_sha256 == tar_files.sha256_of(done / "raw" / tar.name)
+        captioned, receipt = list(tar_files.read_samples(tar)), read_receipt(tar)
+        assert receipt.stage == "capfilt" and receipt.input_sha256 == sha256_of(done / "raw" / tar.name)
         assert (receipt.samples, receipt.captions) == (
             len(raw),
             sum(len(each.record["captions"]) for each in captioned),
@@ -117,16 +120,16 @@ def test_finished_shards_are_skipped_and_others_redone(done: Path, weights: Path
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert run(weights, done / "raw", folder) == 0
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
-    first, second, third = tar_files.finished_shards(folder)
-    tar_files.receipt_path(first).unlink()
-    tar_files.receipt_path(second).write_text("{")
+    first, second, third = finished_shards(folder)
+    receipt_path(first).unlink()
+    receipt_path(second).write_text("{")
     third.unlink()
-    (folder / f".{first.name}.abc{tar_files.PARTIAL_SUFFIX}").write_text("half")
+    (folder / f".{first.name}.abc{PARTIAL_SUFFIX}").write_text("half")
     assert run(weights, done / "raw", folder) == 0
     assert contents(folder) == contents(done / "captioned")
     assert run(weights, done / "raw", folder, "--seed", "1") == 0
     assert contents(folder).keys() == contents(done / "captioned").keys()
-    assert tar_files.read_receipt(first) != tar_files.read_receipt(done / "captioned" / first.name)
+    assert read_receipt(first) != read_receipt(done / "captioned" / first.name)
 
 
 def test_selecting_again_equals_a_run_with_those_settings(done: Path, weights: Path, tmp_path: Path) -> None:
@@ -142,7 +145,7 @@ def test_a_side_table_of_other_input_is_not_selected_from(
 ) -> None:
     """The same URLs downloaded anew with other captions: the same keys, another tar."""
     shutil.copytree(done / "captioned", tmp_path / "captioned")
-    for tar in tar_files.finished_shards(done / "raw"):
+    for tar in finished_shards(done / "raw"):
         samples = list(tar_files.read_samples(tar))
         renewed = [each._replace(record=each.record | {"captions": ["words of a new table"]}) for each in samples]
         write_finished(tmp_path / "raw" / tar.name, renewed)
@@ -154,9 +157,7 @@ def test_a_side_table_of_other_input_is_not_selected_from(
     assert contents(tmp_path / "captioned") == contents(done / "captioned")
     assert run(weights, tmp_path / "raw", tmp_path / "captioned") == 0
     assert capfilt.main(again) == 0
-    kept = [
-        each.record for tar in tar_files.finished_shards(tmp_path / "captioned") for each in tar_files.read_samples(tar)
-    ]
+    kept = [each.record for tar in finished_shards(tmp_path / "captioned") for each in tar_files.read_samples(tar)]
     assert all("words of a new table" in record["captions"] for record in kept)
 
 
@@ -165,7 +166,7 @@ def test_stored_scores_are_those_of_transformers_clip_padded_to_77(done: Path, w
         CLIPModel.from_pretrained(weights / "clip").eval(),
         CLIPProcessor.from_pretrained(weights / "clip"),
     )
-    for tar in tar_files.finished_shards(done / "captioned"):
+    for tar in finished_shards(done / "captioned"):
         rows = [row for row in side_table.read_side_table(tar) if row["score"] is not None]
         for sample in tar_files.read_samples(tar):
             mine = [row for row in rows if row["key"] == sample.key]
@@ -191,9 +192,9 @@ def test_human_captions_pass_and_spoilt_pictures_are_counted(weights: Path, tmp_
     assert run(weights, tmp_path / "raw", tmp_path / "captioned") == 0
     kept = list(tar_files.read_samples(tar))
     assert kept[0] == human and [sample.key for sample in kept] == [human.key, web.key]
-    assert tar_files.read_receipt(tar).dropped == {"undecodable_picture": 1}
+    assert read_receipt(tar).dropped == {"undecodable_picture": 1}
     assert run(weights, tmp_path / "raw", tmp_path / "captioned", "--min-score", "2") == 0
-    assert tar_files.read_receipt(tar).dropped == {"no_caption_survived": 1, "undecodable_picture": 1}
+    assert read_receipt(tar).dropped == {"no_caption_survived": 1, "undecodable_picture": 1}
     assert list(tar_files.read_samples(tar)) == [human]
 
 
@@ -202,12 +203,12 @@ def test_a_damaged_shard_is_named_and_the_others_are_done(
 ) -> None:
     tars = write_tiny_shards(tmp_path / "raw", 6, samples_per_shard=2)
     content = bytearray(tars[1].read_bytes())
-    content[int(tar_files.offset_table(tars[1])[0, 2]) + 12] ^= 1  # in the JSON, which has no sha256 of its own
+    content[int(offset_table(tars[1])[0, 2]) + 12] ^= 1  # in the JSON, which has no sha256 of its own
     tars[1].write_bytes(content)
     assert run(weights, tmp_path / "raw", tmp_path / "captioned") == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and "1 of 3 shards" in lines[0] and tars[1].name in lines[0]
-    assert [tar.name for tar in tar_files.finished_shards(tmp_path / "captioned")] == [tars[0].name, tars[2].name]
+    assert [tar.name for tar in finished_shards(tmp_path / "captioned")] == [tars[0].name, tars[2].name]
 
 
 @pytest.mark.parametrize(

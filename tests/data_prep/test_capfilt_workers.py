@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from data_prep import capfilt
-from data_prep.captioning.captioned_shard import Plan, Selection, caption_shards
+from data_prep.captioning.capfilt_plan import Plan, Selection
 from data_prep.captioning.captioner import SamplingSettings
 from data_prep.captioning.device import choose_device
-from data_prep.shards import tar_files
+from data_prep.captioning.shared_work import caption_shards
+from data_prep.shards.receipts import finished_shards
+from pipeline.files import PARTIAL_SUFFIX
 from tests.support.gloo_ranks import free_port
 from tests.support.tiny_captioning_models import save_tiny_blip, save_tiny_clip
 from tests.support.tiny_shards import write_tiny_shards
@@ -50,7 +52,7 @@ def test_batches_of_1_to_16_give_the_same_bytes(folder: Path, tmp_path: Path) ->
     found = set()
     options = capfilt.parse(arguments(folder, tmp_path))
     models = capfilt.Models(options, SamplingSettings(max_length=9))
-    tars = tar_files.finished_shards(folder / "raw")
+    tars = finished_shards(folder / "raw")
     for batch_size in range(1, 17):
         options.batch_size = batch_size
         output = tmp_path / str(batch_size)
@@ -83,11 +85,11 @@ def test_files_from_a_clock_an_hour_off_change_nothing(folder: Path, tmp_path: P
     assert capfilt.main(arguments(folder, tmp_path / "calm")) == 0
     output = tmp_path / "out"
     output.mkdir()
-    first, second = sorted(tar.name for tar in tar_files.finished_shards(tmp_path / "calm"))
+    first, second = sorted(tar.name for tar in finished_shards(tmp_path / "calm"))
     for name, content in contents(tmp_path / "calm").items():
         if name.startswith(Path(first).stem):
             (output / name).write_bytes(content)
-    (output / f".{second}.abc{tar_files.PARTIAL_SUFFIX}").write_text("half")
+    (output / f".{second}.abc{PARTIAL_SUFFIX}").write_text("half")
     lease = output / f"{Path(second).stem}.lease"
     lease.write_text('{"token": "t", "host": "another machine", "pid": 1, "started": "1"}')
     then = time.time() + wrong_s

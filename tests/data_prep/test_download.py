@@ -20,6 +20,7 @@ from data_prep import download
 from data_prep.raw.raw_shards import key_of
 from data_prep.raw.stored_image import ImageLimits, store
 from data_prep.shards import tar_files
+from data_prep.shards.receipts import finished_shards
 from data_prep.tables.row import Row
 from data_prep.web import fetching
 from tests.support.web_folder import jpeg_bytes, make_web, requested, served
@@ -41,7 +42,7 @@ def ledger(folder):
 
 
 def samples(folder):
-    return [sample for tar in tar_files.finished_shards(folder) for sample in tar_files.read_samples(tar)]
+    return [sample for tar in finished_shards(folder) for sample in tar_files.read_samples(tar)]
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.shards import tar_files
 from data_prep.shards.ledger import ledger_path, read_ledger
+from data_prep.shards.receipts import finished_shards, receipt_path
 from tests.data_prep.test_download import QUICK, ledger, run, samples, write_table
 from tests.support.web_folder import jpeg_bytes, make_web, requested, served
 
@@ -67,8 +67,8 @@ def test_retry_failed_fetches_what_failed_in_passing_and_nothing_else(tmp_path):
         assert run("table", *flags, "--output", tmp_path / "raw", "--retry-failed") == 0
         assert sorted(requested(log)[before:]) == ["/2.jpg", "/5.jpg"]
         assert run("table", *flags, "--output", tmp_path / "calm") == 0
-    for tar in tar_files.finished_shards(tmp_path / "raw"):
-        for path in (tar, ledger_path(tar), tar_files.receipt_path(tar)):
+    for tar in finished_shards(tmp_path / "raw"):
+        for path in (tar, ledger_path(tar), receipt_path(tar)):
             assert path.read_bytes() == (tmp_path / "calm" / path.name).read_bytes()
     assert [row["reason"] for row in ledger(tmp_path / "raw")].count("http_404") == 1
     assert all(row["sha256"] for row in read_ledger(ledger_path(tar), ("status", "sha256")) if row["status"] == "kept")

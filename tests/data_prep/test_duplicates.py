@@ -14,6 +14,7 @@ from data_prep import capfilt, download, duplicates, gallery, verify
 from data_prep.index import index_shards
 from data_prep.shards import tar_files
 from data_prep.shards.drop_lists import DropLine, drop_list_path, read_drop_list, write_drop_list
+from data_prep.shards.receipts import finished_shards, read_receipt
 from pipeline.data.manifest import load_manifest
 from tests.support.tiny_captioning_models import save_tiny_blip, save_tiny_clip
 
@@ -74,7 +75,7 @@ def run(raw: Path, output: Path, *more: str) -> int:
 def dropped(output: Path) -> dict[str, tuple[str, str]]:
     """The last word of a picture's URL -> (reason, like)."""
     names = {}
-    for tar in [*tar_files.finished_shards(output.parent / "human"), *tar_files.finished_shards(output.parent / "web")]:
+    for tar in [*finished_shards(output.parent / "human"), *finished_shards(output.parent / "web")]:
         names |= {sample.key: sample.record["url"] for sample in tar_files.read_samples(tar)}
     lines = [row for path in sorted(output.glob("*.drops.parquet")) for row in pq.read_table(path).to_pylist()]
     assert len({line["key"] for line in lines}) == len(lines)
@@ -152,19 +153,15 @@ def test_capfilt_leaves_them_out_and_counts_each(raw: Path, tmp_path: Path) -> N
         places = ["--input", str(raw / name), "--output", str(tmp_path / name), "--max-length", "10"]
         assert capfilt.main([*places, *models, "--drops", str(drops)]) == 0
     lost = dict[str, int]()
-    for tar in tar_files.finished_shards(tmp_path / "web"):
-        receipt, before = tar_files.read_receipt(tar), tar_files.read_receipt(raw / "web" / tar.name)
+    for tar in finished_shards(tmp_path / "web"):
+        receipt, before = read_receipt(tar), read_receipt(raw / "web" / tar.name)
         assert receipt.samples + sum(receipt.dropped.values()) == before.samples
         for reason, number in receipt.dropped.items():
             lost[reason] = lost.get(reason, 0) + number
     assert lost == {
         "duplicate_picture": 1, "near_duplicate_picture": 2, "placeholder_picture": 5, "evaluation_picture": 1,
     }  # fmt: skip
-    kept = {
-        sample.record["url"]
-        for tar in tar_files.finished_shards(tmp_path / "web")
-        for sample in tar_files.read_samples(tar)
-    }
+    kept = {sample.record["url"] for tar in finished_shards(tmp_path / "web") for sample in tar_files.read_samples(tar)}
     assert kept == {"a.jpg", "b.jpg", "white1.jpg", "white2.jpg"}
     index_shards([tmp_path / "web"], tmp_path / "train.json")
     assert list(verify.find_faults(load_manifest(tmp_path / "train.json"), decode=True)) == []
@@ -188,13 +185,13 @@ def test_reselecting_applies_new_drops_and_refuses_to_take_some_back(
     assert capfilt.main([*places, *models, "--max-length", "10"]) == 0
     assert run(raw, raw / "drops4") == 0
     assert capfilt.main([*places, "--reselect", "--drops", str(raw / "drops4")]) == 0
-    lost = [tar_files.read_receipt(tar).dropped for tar in tar_files.finished_shards(tmp_path / "web")]
+    lost = [read_receipt(tar).dropped for tar in finished_shards(tmp_path / "web")]
     assert sum(each.get("duplicate_picture", 0) for each in lost) == 5
     capsys.readouterr()
     assert capfilt.main([*places, "--reselect"]) == 1
     assert "--drops left out; caption it again" in capsys.readouterr().err
-    for tar in tar_files.finished_shards(raw / "web"):
-        sha256 = tar_files.read_receipt(tar).tar_sha256
+    for tar in finished_shards(raw / "web"):
+        sha256 = read_receipt(tar).tar_sha256
         write_drop_list(tmp_path / "foreign", tar, sha256, [DropLine("table_nokey", "mine", "x")])
     assert capfilt.main([*places, "--reselect", "--drops", str(tmp_path / "foreign")]) == 1
     lines = capsys.readouterr().err.splitlines()
@@ -218,7 +215,7 @@ def test_a_mistake_is_one_line(
 
 
 def test_a_missing_list_and_one_of_another_tar_are_refused(raw: Path, tmp_path: Path) -> None:
-    first, second, *_ = tar_files.finished_shards(raw / "web")
+    first, second, *_ = finished_shards(raw / "web")
     write_drop_list(tmp_path, first, "a" * 64, [DropLine("key", "reason", "like")])
     assert read_drop_list(tmp_path, first, "a" * 64) == {"key": "reason"}
     with pytest.raises(ValueError, match=f"not a readable drop list of {second}.*run data_prep.duplicates"):

@@ -13,7 +13,8 @@ import webdataset as wds
 from PIL import Image
 
 from data_prep import export_lavis, gallery
-from data_prep.shards.tar_files import PARTIAL_SUFFIX, Sample, read_samples
+from data_prep.shards.tar_files import Sample, read_samples
+from pipeline.files import PARTIAL_SUFFIX
 from tests.support.tiny_shards import tiny_manifest
 
 

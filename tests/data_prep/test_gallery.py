@@ -14,7 +14,8 @@ from data_prep.captioning.selection import Candidate, select
 from data_prep.captioning.side_table import write_side_table
 from data_prep.index import index_shards
 from data_prep.shards import tar_files
-from data_prep.shards.tar_files import Receipt, Sample
+from data_prep.shards.receipts import Receipt, write_receipt
+from data_prep.shards.tar_files import Sample
 from pipeline.pages.charts import bars, histogram
 from tests.support.tiny_shards import tiny_manifest, tiny_sample
 
@@ -57,7 +58,7 @@ def captioned(tmp_path: Path) -> Path:
     write_side_table(tar, verdicts, {}, "")
     dropped = {"no_caption_survived": 3}
     receipt = Receipt("capfilt", "", "", totals.sha256, totals.bytes, totals.samples, totals.captions, 0, {}, dropped)
-    tar_files.write_receipt(tar, receipt)
+    write_receipt(tar, receipt)
     ledger = {
         "url": ["http://a.invalid/1", "http://a.invalid/2"],
         "status": ["kept", "dropped"],
@@ -121,12 +122,12 @@ def test_counts_below_one_and_pictures_of_no_height_are_refused(
 ) -> None:
     sample, tar = tiny_sample(0, 0, 1, "web", "tiny"), tmp_path / "web" / "tiny-000-000000.tar"
     totals = tar_files.write_shard(tar, [sample._replace(record=sample.record | {"height": 0})])
-    tar_files.write_receipt(tar, Receipt("x", "", "", totals.sha256, totals.bytes, totals.samples, totals.captions, 0))
+    write_receipt(tar, Receipt("x", "", "", totals.sha256, totals.bytes, totals.samples, totals.captions, 0))
     index_shards([tmp_path / "web"], tmp_path / "train.json")
     arguments = [str(tmp_path / "train.json"), "--output", str(tmp_path / "page.html")]
     with pytest.raises(SystemExit):
         gallery.main([*arguments, "--samples", "-3"])
-    assert "'-3' is no whole number above 0" in capsys.readouterr().err
+    assert "'-3' is not a whole number above 0" in capsys.readouterr().err
     assert gallery.main(arguments) == 1
     assert f"{tar}: the JSON at byte" in capsys.readouterr().err
 
@@ -135,7 +136,7 @@ def test_what_shards_without_samples_dropped_is_shown(captioned: Path) -> None:
     tar = captioned / "captioned" / "cc3m-000-000000.tar"
     totals = tar_files.write_shard(tar, [])
     receipt = Receipt("capfilt", "", "", totals.sha256, totals.bytes, 0, 0, 0, {}, {"undecodable_picture": 40})
-    tar_files.write_receipt(tar, receipt)
+    write_receipt(tar, receipt)
     index_shards([captioned / "captioned"], captioned / "train.json")
     assert gallery.main([str(captioned / "train.json"), "--output", str(captioned / "page.html")]) == 0
     text = Page(captioned / "page.html").text

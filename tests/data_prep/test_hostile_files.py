@@ -17,12 +17,14 @@ import pytest
 import torch
 
 from data_prep import capfilt, duplicates, index, verify
-from data_prep.captioning.captioned_shard import Plan, Selection, caption_shards
+from data_prep.captioning.capfilt_plan import Plan, Selection
 from data_prep.captioning.captioner import SamplingSettings
-from data_prep.command_line import finish
+from data_prep.captioning.shared_work import caption_shards
 from data_prep.shards import sample_json, tar_files
+from data_prep.shards.receipts import finished_shards, read_receipt, receipt_path
 from data_prep.shards.ustar import BLOCK, HashingFile, write_member
 from data_prep.tables.formats import table_rows
+from pipeline.command_line import finish
 from tests.data_prep.test_duplicates import download_pictures, jpeg, picture
 from tests.support import hostile_files
 from tests.support.hostile_files import Rng
@@ -55,9 +57,7 @@ class Workshop:
     def caption(self, root: Path) -> int:
         """CapFilt with real (tiny) models, loaded once for all runs."""
         plan = Plan(root / "captioned", MAKING, Selection())
-        return finish(
-            lambda: bool(caption_shards(tar_files.finished_shards(root / "raw"), plan, self.models, 30.0)) * 0
-        )
+        return finish(lambda: bool(caption_shards(finished_shards(root / "raw"), plan, self.models, 30.0)) * 0)
 
     def renew(self) -> None:
         shutil.rmtree(self.world, ignore_errors=True)
@@ -98,8 +98,8 @@ def pick(rng: Rng, folder: Path, pattern: str) -> Path:
 def reseal(tar: Path) -> None:
     """A receipt that vouches for the tar as it is: the spoiler was its maker."""
     content = tar.read_bytes()
-    told = replace(tar_files.read_receipt(tar), tar_sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
-    tar_files.receipt_path(tar).write_text(json.dumps(asdict(told)))
+    told = replace(read_receipt(tar), tar_sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+    receipt_path(tar).write_text(json.dumps(asdict(told)))
 
 
 def rebuild(tar: Path, spoil: Callable[[bytes, bytes], tuple[bytes, bytes]]) -> None:
@@ -210,8 +210,8 @@ def outside(work: Workshop) -> dict[str, tuple[int, int]]:
 def check_counts(work: Workshop) -> int:
     """Every captioned shard accounts for the raw one's samples; returns how many it dropped."""
     dropped = 0
-    for tar in tar_files.finished_shards(work.world / "captioned"):
-        made, given = tar_files.read_receipt(tar), tar_files.read_receipt(work.world / "raw" / tar.name)
+    for tar in finished_shards(work.world / "captioned"):
+        made, given = read_receipt(tar), read_receipt(work.world / "raw" / tar.name)
         assert made.samples + sum(made.dropped.values()) == given.samples
         assert made.dropped.keys() <= {"undecodable_picture", "no_caption_survived"}
         dropped += made.dropped.get("undecodable_picture", 0)

@@ -6,7 +6,9 @@ import pytest
 
 from data_prep import index, verify
 from data_prep.shards import tar_files
+from data_prep.shards.receipts import Receipt, receipt_path, write_receipt
 from pipeline.data.manifest import load_manifest
+from pipeline.files import sha256_of
 from tests.support.tiny_shards import write_tiny_shards
 
 
@@ -24,7 +26,7 @@ def test_a_reader_seeks_to_every_sample_of_several_folders(tmp_path: Path) -> No
         with tar.open("rb") as file:
             found = [tar_files.read_at(file, tar, row) for row in manifest.offsets(shard)]
         assert found == list(tar_files.read_samples(tar))
-        assert shard.sha256 == tar_files.sha256_of(tar) and shard.provenance["stage"] == "download"
+        assert shard.sha256 == sha256_of(tar) and shard.provenance["stage"] == "download"
 
 
 def test_the_same_shards_give_the_same_bytes_wherever_they_lie_and_whoever_indexes_them(tmp_path: Path) -> None:
@@ -40,7 +42,7 @@ def test_the_same_shards_give_the_same_bytes_wherever_they_lie_and_whoever_index
 def test_a_tar_without_receipt_is_ignored_and_old_and_half_written_tables_go(tmp_path: Path) -> None:
     tars = write_tiny_shards(tmp_path / "web", 6, samples_per_shard=2)
     index.index_shards([tmp_path / "web"], tmp_path / "train.json")
-    tar_files.receipt_path(tars[1]).unlink()
+    receipt_path(tars[1]).unlink()
     for left in (tmp_path / ".train.json.1.partial", tmp_path / "train.index" / ".a.npy.2.partial"):
         left.write_bytes(b"of a killed indexer")
     index.index_shards([tmp_path / "web"], tmp_path / "train.json")
@@ -111,7 +113,7 @@ def test_a_fault_is_one_line_and_exit_1(tmp_path: Path, capsys: pytest.CaptureFi
         tar.unlink()
     elif fault == "hollow":
         totals = tar_files.write_shard(tar, [])
-        tar_files.write_receipt(tar, tar_files.Receipt("capfilt", "", "", totals.sha256, totals.bytes, 0, 0, 0))
+        write_receipt(tar, Receipt("capfilt", "", "", totals.sha256, totals.bytes, 0, 0, 0))
     assert index.main([*folders, "--output", str(output)]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and (str(tmp_path) in lines[0])

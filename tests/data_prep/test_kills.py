@@ -13,6 +13,8 @@ import pytest
 
 from data_prep.shards import tar_files
 from data_prep.shards.ledger import ledger_path, read_ledger
+from data_prep.shards.receipts import finished_shards
+from pipeline.files import PARTIAL_SUFFIX
 from tests.support.tiny_captioning_models import save_tiny_blip, save_tiny_clip
 from tests.support.tiny_shards import write_tiny_shards
 from tests.support.web_folder import jpeg_bytes, make_web, served
@@ -43,9 +45,7 @@ def check(folder: Path, turns: int, num_samples: int) -> None:
         found = contents(folder / str(turn))
         assert found.keys() == calm.keys()
         assert found == calm
-        keys = [
-            each.key for tar in tar_files.finished_shards(folder / str(turn)) for each in tar_files.read_samples(tar)
-        ]
+        keys = [each.key for tar in finished_shards(folder / str(turn)) for each in tar_files.read_samples(tar)]
         assert len(keys) == len(set(keys)) == num_samples
 
 
@@ -55,7 +55,7 @@ def phases(states: list[list[str]]) -> Counter[str]:
     for state in states:
         finished = {name.removesuffix(".receipt.json") for name in state if name.endswith(".receipt.json")}
         tars = {name.removesuffix(".tar") for name in state if name.endswith(".tar")}
-        found["half written"] += any(name.endswith(tar_files.PARTIAL_SUFFIX) for name in state)
+        found["half written"] += any(name.endswith(PARTIAL_SUFFIX) for name in state)
         found["written without receipt"] += bool(tars - finished)
         found["some finished"] += bool(finished)
         found["nothing yet"] += not finished and not tars
@@ -100,9 +100,7 @@ def kill_web_downloads(kills: int, folder: Path) -> None:
         seen = run_and_kill(kills, folder / "out", "data_prep.download", *places, *tasks, "--threads", "4")
     check(folder / "out", seen["turns"], 30)
     entries = [
-        row
-        for tar in tar_files.finished_shards(folder / "out" / "1")
-        for row in read_ledger(ledger_path(tar), ("row", "reason"))
+        row for tar in finished_shards(folder / "out" / "1") for row in read_ledger(ledger_path(tar), ("row", "reason"))
     ]
     assert sorted(row["row"] for row in entries) == list(range(33))
     assert Counter(row["reason"] for row in entries) == {None: 30, "http_404": 3}

@@ -10,7 +10,8 @@ import pytest
 from data_prep import index, verify
 from data_prep.shards import tar_files
 from data_prep.shards.ledger import ledger_path
-from data_prep.shards.tar_files import Receipt, Sample
+from data_prep.shards.receipts import Receipt, receipt_path, write_receipt
+from data_prep.shards.tar_files import Sample
 from pipeline.data.manifest import Manifest, load_manifest
 from tests.support.tiny_shards import tiny_manifest, tiny_sample, write_tiny_ledger
 
@@ -18,7 +19,7 @@ from tests.support.tiny_shards import tiny_manifest, tiny_sample, write_tiny_led
 def rewrite(tar: Path, samples: list[Sample]) -> None:
     totals = tar_files.write_shard(tar, samples)
     receipt = Receipt("download", "", "", totals.sha256, totals.bytes, totals.samples, totals.captions, 0)
-    tar_files.write_receipt(tar, receipt)
+    write_receipt(tar, receipt)
     write_tiny_ledger(tar, samples)
 
 
@@ -66,7 +67,7 @@ def test_each_fault_is_named(tmp_path: Path, name: str) -> None:
     faults = list(verify.find_faults(manifest, decode=True))
     assert {fault.kind for fault in faults} == expected
     tar = tar_of(manifest)
-    beside = {tar_files.receipt_path(tar), ledger_path(tar), manifest.root / manifest.shards[1].index}
+    beside = {receipt_path(tar), ledger_path(tar), manifest.root / manifest.shards[1].index}
     assert {fault.path for fault in faults} <= {tar, *beside}
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from eval.command_line import check_outputs
 from eval.report import main as report
 from eval.score import main as score
 from eval.submit import main as submit
+from pipeline.command_line import check_outputs
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from eval.tasks.task_folder import sha256_of
 from eval.watch import main
+from pipeline.files import sha256_of
 
 SBATCH = """#!/bin/bash
 [[ "$*" != *partition=nowhere* ]] || { echo "sbatch: error: invalid partition specified: nowhere" >&2; exit 1; }

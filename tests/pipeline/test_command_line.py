@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from data_prep.command_line import STOPPED, finish
+from pipeline.command_line import STOPPED, finish
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])

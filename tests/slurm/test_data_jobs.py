@@ -13,6 +13,7 @@ import pytest
 from data_prep import capfilt, download
 from data_prep.shards import tar_files
 from data_prep.shards.ledger import ledger_path, read_ledger
+from data_prep.shards.receipts import finished_shards
 from tests.support.slurm_cluster import Cluster
 from tests.support.tiny_captioning_models import save_tiny_blip, save_tiny_clip
 from tests.support.tiny_shards import write_tiny_shards
@@ -105,9 +106,7 @@ def test_a_download_array_loses_a_node_and_no_row(cluster: Cluster, web_on_every
         assert facts["JobState"] == "COMPLETED", outputs(folder)
         assert task != 1 or (int(facts["Restarts"]) >= 1 and facts["NodeList"] != node)
     restart(cluster, node)
-    entries = [
-        row for tar in tar_files.finished_shards(raw) for row in read_ledger(ledger_path(tar), ("row", "reason"))
-    ]
+    entries = [row for tar in finished_shards(raw) for row in read_ledger(ledger_path(tar), ("row", "reason"))]
     assert sorted(row["row"] for row in entries) == list(range(51))
     assert Counter(row["reason"] for row in entries) == {None: 48, "http_404": 3}
     with served(folder / "web") as base:  # the same pictures, undisturbed, in this process
@@ -120,7 +119,7 @@ def test_a_download_array_loses_a_node_and_no_row(cluster: Cluster, web_on_every
 
 def pictures(folder: Path) -> Counter[tuple[str, str]]:
     """(caption, sha256) of every sample."""
-    samples = [each for tar in tar_files.finished_shards(folder) for each in tar_files.read_samples(tar)]
+    samples = [each for tar in finished_shards(folder) for each in tar_files.read_samples(tar)]
     return Counter((each.record["captions"][0], each.record["sha256"]) for each in samples)
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 from data_prep.index import index_shards
 from data_prep.shards import tar_files
 from data_prep.shards.ledger import Entry, ledger_path, write_ledger
-from data_prep.shards.tar_files import Receipt, Sample
+from data_prep.shards.receipts import Receipt, write_receipt
+from data_prep.shards.tar_files import Sample
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 170, 60), "blue": (40, 70, 200), "yellow": (220, 200, 40)}
 SHADES = {"dark": 0.5, "light": 1.2}
@@ -81,7 +82,7 @@ def write_tiny_shards(
         receipt = Receipt(
             "download", f"table-{seed}", "tiny", totals.sha256, totals.bytes, totals.samples, totals.captions, seed
         )
-        tar_files.write_receipt(tar, receipt)
+        write_receipt(tar, receipt)
         tars.append(tar)
     return tars
 

@@ -1,13 +1,13 @@
 """Tower folders: written whole under their final name or not at all, and recognised by the settings that made them."""
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from pipeline.files import sha256_of_json, sync_file
 
 SETTINGS_FILE = "tower.json"
 VERSION = 1
@@ -17,7 +17,7 @@ VERSION = 1
 def settings_digest(name: str, settings: Any, seed: int, made_from: dict[str, str]) -> str:
     """sha256 over all that decides a tower; `made_from` the digests of what it learns from."""
     stated = {"name": name, "settings": asdict(settings), "seed": seed, "made_from": made_from, "version": VERSION}
-    return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
+    return sha256_of_json(stated)
 
 
 def stands(folder: Path, digest: str) -> bool:
@@ -38,7 +38,6 @@ def write_folder(folder: Path, digest: str, settings: Any, save: Callable[[Path]
     (fresh / SETTINGS_FILE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     for path in fresh.rglob("*"):
         if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync_file(path)
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)

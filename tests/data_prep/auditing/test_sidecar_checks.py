@@ -10,11 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep import index, verify
-from data_prep.captioning.captioned_shard import Candidates, Plan, Selection, caption_shards
+from data_prep.captioning.capfilt_plan import Plan, Selection
+from data_prep.captioning.captioned_shard import Candidates
 from data_prep.captioning.selection import Candidate
+from data_prep.captioning.shared_work import caption_shards
 from data_prep.captioning.side_table import side_table_path
-from data_prep.shards import tar_files
 from data_prep.shards.ledger import Entry, ledger_path, write_ledger
+from data_prep.shards.receipts import finished_shards, receipt_path
 from data_prep.shards.tar_files import Sample
 from tests.support.tiny_shards import write_tiny_shards
 
@@ -130,7 +132,7 @@ SPOILERS: dict[str, tuple[Callable[[Path], object], list[tuple[str, str]]]] = {
     "a candidate less": (lose_a_row, [("side table", TABLE)]),
     "another caption": (keep_another, [("side table", TABLE)]),
     "another shard's": (take_anothers_table, [("side table", TABLE)]),
-    "no receipt": (lambda w: tar_files.receipt_path(captioned(w)).unlink(), [("receipt", RECEIPT)]),
+    "no receipt": (lambda w: receipt_path(captioned(w)).unlink(), [("receipt", RECEIPT)]),
     "forged seed": (forge_provenance(seed=999), [("receipt", RECEIPT)]),
     "forged models": (forge_provenance(models={"captioner": "x"}), [("receipt", RECEIPT)]),
     "forged source": (forge_first(source="coco"), [("source", TAR), ("source", TAR)]),
@@ -160,7 +162,7 @@ def test_shards_without_samples_are_accounted_for(world: Path, capsys: pytest.Ca
         yield from ((sample, [Candidate(0, "x", "web", 0.1)]) for sample in samples)
 
     making = {"sampling": {"seed": 0, "num_captions": 0}, "models": MAKING["models"]}
-    tars = tar_files.finished_shards(world / "web")
+    tars = finished_shards(world / "web")
     caption_shards(tars[1:], Plan(world / "captioned", making, Selection()), no_captions, 30.0)
     assert index.main([str(world / "captioned"), str(world / "coco"), "--output", str(world / "train.json")]) == 0
     manifest = json.loads((world / "train.json").read_text())

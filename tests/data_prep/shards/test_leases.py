@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from data_prep.shards import leases, tar_files
+from data_prep.shards import leases
 from data_prep.shards.leases import Leases
+from pipeline.files import remove_partials
 
 HOLD = """
 import sys, time
@@ -158,7 +159,7 @@ def test_a_claim_that_the_holder_clears_away_is_a_race_lost(tmp_path: Path, monk
     real = os.link
 
     def clear_first(source: Path, target: Path) -> None:
-        tar_files.remove_partials(tmp_path / "shard.tar")
+        remove_partials(tmp_path / "shard.tar")
         real(source, target)
 
     monkeypatch.setattr(os, "link", clear_first)

@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 
 from data_prep.shards import tar_files
-from data_prep.shards.tar_files import Receipt, Sample
+from data_prep.shards.offsets import offset_table
+from data_prep.shards.receipts import Receipt, finished_shards, read_receipt, write_receipt
+from data_prep.shards.sample_json import encode_record
+from data_prep.shards.tar_files import Sample
 from data_prep.shards.ustar import BLOCK, HashingFile, write_member
+from pipeline.files import PARTIAL_SUFFIX, remove_partials, sha256_of
 
 
 def make_sample(number: int, size: int = 700) -> Sample:
@@ -31,7 +35,7 @@ def make_sample(number: int, size: int = 700) -> Sample:
 def write_finished(path: Path, num_samples: int = 5) -> Receipt:
     totals = tar_files.write_shard(path, (make_sample(number) for number in range(num_samples)))
     receipt = Receipt("download", "in", "config", totals.sha256, totals.bytes, totals.samples, totals.captions, 0)
-    tar_files.write_receipt(path, receipt)
+    write_receipt(path, receipt)
     return receipt
 
 
@@ -40,7 +44,7 @@ def test_samples_come_back_in_order_and_tarfile_reads_the_same(tmp_path: Path) -
     receipt = write_finished(tar)
     assert list(tar_files.read_samples(tar)) == [make_sample(number) for number in range(5)]
     assert (receipt.samples, receipt.captions, receipt.bytes) == (5, 5, tar.stat().st_size)
-    assert receipt.tar_sha256 == tar_files.sha256_of(tar) and tar_files.read_receipt(tar) == receipt
+    assert receipt.tar_sha256 == sha256_of(tar) and read_receipt(tar) == receipt
     with tarfile.open(tar) as archive:
         members = archive.getmembers()
         first = archive.extractfile(members[0])
@@ -52,11 +56,11 @@ def test_samples_come_back_in_order_and_tarfile_reads_the_same(tmp_path: Path) -
 def test_the_offset_table_points_at_the_bytes_of_each_member(tmp_path: Path) -> None:
     tar = tmp_path / "web-000-000000.tar"
     write_finished(tar)
-    table, content = tar_files.offset_table(tar), tar.read_bytes()
+    table, content = offset_table(tar), tar.read_bytes()
     assert table.dtype == np.int64 and table.shape == (5, 4)
     for number, (jpeg_at, jpeg_bytes, json_at, json_bytes) in enumerate(table.tolist()):
         assert content[jpeg_at : jpeg_at + jpeg_bytes] == make_sample(number).jpeg
-        assert content[json_at : json_at + json_bytes] == tar_files.encode_record(make_sample(number).record)
+        assert content[json_at : json_at + json_bytes] == encode_record(make_sample(number).record)
 
 
 def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
@@ -83,7 +87,7 @@ def test_a_flipped_bit_in_a_picture_is_refused(tmp_path: Path) -> None:
     tar = tmp_path / "web-000-000000.tar"
     write_finished(tar)
     content = bytearray(tar.read_bytes())
-    content[int(tar_files.offset_table(tar)[3, 0]) + 17] ^= 4
+    content[int(offset_table(tar)[3, 0]) + 17] ^= 4
     tar.write_bytes(content)
     with pytest.raises(ValueError, match=r"web-000-000000\.tar: the picture of sample web_0003"):
         list(tar_files.read_samples(tar))
@@ -111,7 +115,7 @@ def test_a_record_of_another_shape_is_refused(tmp_path: Path, change: dict[str, 
         write_member(hashed, "web_0000.jpg", sample.jpeg)
         write_member(hashed, "web_0000.json", text)
         hashed.write(bytes(2 * BLOCK))
-    tar_files.write_receipt(tar, Receipt("", "", "", hashed.digest.hexdigest(), hashed.size, 1, 1, 0))
+    write_receipt(tar, Receipt("", "", "", hashed.digest.hexdigest(), hashed.size, 1, 1, 0))
     with pytest.raises(ValueError, match=r"web-000-000000\.tar: the JSON at byte \d+ is not a sample's record"):
         list(tar_files.read_samples(tar))
 
@@ -124,7 +128,7 @@ def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
         member.type, member.linkname = kind, "/etc/passwd"
         archive.addfile(member)
     with pytest.raises(ValueError, match="no regular file"):
-        tar_files.offset_table(tar)
+        offset_table(tar)
 
 
 @pytest.mark.parametrize("name", ["../escape.jpg", "/root.jpg", "a.b.jpg", "web_1.png", "web_1"])
@@ -133,7 +137,7 @@ def test_names_other_than_a_plain_key_are_refused(tmp_path: Path, name: str) -> 
     with tarfile.open(tar, "w", format=tarfile.USTAR_FORMAT) as archive:
         archive.addfile(tarfile.TarInfo(name))
     with pytest.raises(ValueError, match="unexpected member"):
-        tar_files.offset_table(tar)
+        offset_table(tar)
 
 
 def test_a_failed_write_leaves_what_was_there_and_no_temporary_file(tmp_path: Path) -> None:
@@ -164,7 +168,7 @@ def test_rewriting_a_tar_takes_away_the_receipt_of_the_old_bytes(tmp_path: Path)
     tar = tmp_path / "web-000-000000.tar"
     write_finished(tar)
     tar_files.write_shard(tar, [make_sample(9)])
-    assert tar_files.finished_shards(tmp_path) == []
+    assert finished_shards(tmp_path) == []
     with pytest.raises(ValueError, match="no receipt"):
         list(tar_files.read_samples(tar))
 
@@ -179,15 +183,15 @@ def test_a_key_that_comes_twice_or_holds_a_dot_is_refused(tmp_path: Path) -> Non
 def test_a_damaged_receipt_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.receipt.json").write_text(content)
     with pytest.raises(ValueError, match=r"a\.receipt\.json: not a valid receipt"):
-        tar_files.read_receipt(tmp_path / "a.tar")
+        read_receipt(tmp_path / "a.tar")
 
 
 def test_partials_of_a_killed_writer_are_removed_for_that_shard_alone(tmp_path: Path) -> None:
     mine, other = (
-        tmp_path / f".a.tar.1234{tar_files.PARTIAL_SUFFIX}",
-        tmp_path / f".b.tar.1234{tar_files.PARTIAL_SUFFIX}",
+        tmp_path / f".a.tar.1234{PARTIAL_SUFFIX}",
+        tmp_path / f".b.tar.1234{PARTIAL_SUFFIX}",
     )
     mine.touch()
     other.touch()
-    tar_files.remove_partials(tmp_path / "a.tar")
+    remove_partials(tmp_path / "a.tar")
     assert not mine.exists() and other.exists()

@@ -9,8 +9,9 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from eval.metrics.near_pictures import near_pairs, perceptual_hash
 from eval.report import main as report
+from pipeline.pictures.near_hashes import near_pairs
+from pipeline.pictures.perceptual_hash import hash_of_file
 from tests.eval.reporting.test_verdicts import evaluation, page_of
 from tests.eval.test_report import Page
 
@@ -37,19 +38,19 @@ def save_photo(path: Path, seed: int, size: int, quality: int = 90) -> Path:
 
 
 def test_a_resized_recompressed_copy_has_a_near_hash_and_others_have_not(tmp_path: Path) -> None:
-    hashes = [perceptual_hash(save_photo(tmp_path / f"{seed}.jpg", seed, 256)) for seed in range(20)]
-    copies = [perceptual_hash(save_photo(tmp_path / f"c{seed}.jpg", seed, 120, 60)) for seed in range(20)]
+    hashes = [hash_of_file(save_photo(tmp_path / f"{seed}.jpg", seed, 256)) for seed in range(20)]
+    copies = [hash_of_file(save_photo(tmp_path / f"c{seed}.jpg", seed, 120, 60)) for seed in range(20)]
     own, others = np.array(hashes, np.uint64), np.array(copies, np.uint64)
     assert list(near_pairs(own, others)) == [(seed, seed) for seed in range(20)]
     Image.new("RGB", (50, 50), (3, 4, 5)).save(tmp_path / "flat.png")
-    assert perceptual_hash(tmp_path / "flat.png") is None
+    assert hash_of_file(tmp_path / "flat.png") is None
 
 
 def test_the_guard_names_evaluation_pictures_that_were_trained_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = [[seed, str(save_photo(tmp_path / f"{seed}.jpg", seed, 200))] for seed in range(5)]
-    copies = [perceptual_hash(save_photo(tmp_path / f"c{seed}.jpg", seed, 150, 70)) for seed in (1, 3, 7)]
+    copies = [hash_of_file(save_photo(tmp_path / f"c{seed}.jpg", seed, 150, 70)) for seed in (1, 3, 7)]
     ledger = pyarrow.table(
         {
             "phash": pyarrow.array([*copies, None], pyarrow.uint64()),
@@ -87,7 +88,7 @@ def test_hashes_alone_are_enough_and_those_of_no_number_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = [[seed, str(save_photo(tmp_path / f"{seed}.jpg", seed, 200))] for seed in range(5)]
-    copies = [perceptual_hash(Path(path)) for _, path in images[1:3]]
+    copies = [hash_of_file(Path(path)) for _, path in images[1:3]]
     assert copies[0] is not None
     copies[0] ^= 0b1000_0010_0000_0011  # as far apart as data preparation counts for a copy
     pyarrow.parquet.write_table(
@@ -112,7 +113,7 @@ def test_evaluations_of_one_set_hide_nothing_of_each_other(tmp_path: Path) -> No
     from tests.support.tiny_shards import tiny_manifest
 
     images = [[seed, str(save_photo(tmp_path / f"{seed}.jpg", seed, 200))] for seed in range(3)]
-    copy = perceptual_hash(Path(images[2][1]))
+    copy = hash_of_file(Path(images[2][1]))
     pyarrow.parquet.write_table(
         pyarrow.table({"phash": pyarrow.array([copy], pyarrow.uint64())}), tmp_path / "h.parquet"
     )

@@ -68,7 +68,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A manifest as `data_prep.index` writes it, of the paper's size; every sample of it can be read."""
     folder = tmp_path_factory.mktemp("large")
     write_tiny_shards(folder / "real", TARS * ROWS, samples_per_shard=ROWS)
-    from data_prep.shards.tar_files import offset_table
+    from data_prep.shards.offsets import offset_table
 
     tars = sorted((folder / "real").glob("*.tar"))
     sizes = [SAMPLES // SHARDS + (shard < SAMPLES % SHARDS) for shard in range(SHARDS)]

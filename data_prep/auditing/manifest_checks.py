@@ -1,0 +1,171 @@
+"""Compares a manifest with the disk: every byte of its tars, their offset tables and sidecar files, and its sums."""
+
+import hashlib
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from data_prep.auditing.sidecar_checks import Fault, Record, sidecar_faults
+from data_prep.shards import tar_files
+from data_prep.shards.offsets import checked_offsets, offset_table
+from data_prep.shards.processes import map_in_order
+from data_prep.shards.receipts import source_of
+from pipeline.data.manifest import Manifest, ManifestFile, Shard, dropped_by_source
+from pipeline.files import sha256_of
+
+
+def find_faults(manifest: Manifest, *, decode: bool, workers: int = 1, empty: Sequence[Shard] = ()) -> Iterator[Fault]:
+    """Every fault of every shard, in order, then those of the shards without samples, then keys that come again.
+
+    Reads every byte of the tars; `decode` also decodes every picture. Keys are compared by a 64-bit hash: in memory, 16
+    bytes a sample.
+    """
+    alone = [Manifest(manifest.root, (shard,)) for shard in (*manifest.shards, *empty)]
+    checked = map_in_order(partial(_check_shard, decode=decode), alone, workers)
+    keys: list[NDArray[np.uint64]] = []
+    for faults, hashes in tqdm(checked, "verifying", len(alone), unit="shard", disable=not sys.stderr.isatty()):
+        yield from faults
+        keys.append(hashes)
+    for number, repeated in shards_with_known_keys(keys).items():
+        yield from _repeated_keys(manifest.shard_path(manifest.shards[number]), repeated)
+
+
+def total_faults(path: Path, manifest: Manifest, content: ManifestFile) -> Iterator[Fault]:
+    """What the manifest adds up wrongly."""
+    for name in ("samples", "captions"):
+        if (stated := getattr(content, name)) != (found := getattr(manifest, name)):
+            yield Fault("totals", path, f"{name} {stated!r}, its shards have {found}")
+    dropped = dropped_by_source([*manifest.shards, *content.empty_shards])
+    if content.dropped not in (None, dropped):
+        yield Fault("totals", path, f"dropped {content.dropped!r}, its shards say {dropped}")
+
+
+def shards_with_known_keys(keys: Sequence[NDArray[np.uint64]]) -> dict[int, set[int]]:
+    """The hashes that come more than once, under the number of the first shard that has them."""
+    ordered = np.concatenate(keys)
+    ordered.sort()
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    found: dict[int, set[int]] = {}
+    known: set[int] = set()
+    for number, hashes in enumerate(keys if len(repeated) else ()):
+        if new := set(hashes[np.isin(hashes, repeated)].tolist()) - known:
+            found[number] = new
+            known |= new
+    return found
+
+
+def _repeated_keys(tar: Path, repeated: set[int]) -> Iterator[Fault]:
+    with tar.open("rb") as file:
+        for row in offset_table(tar):
+            try:
+                key = tar_files.read_at(file, tar, row).key
+            except ValueError:  # named already
+                continue
+            if (each := _key_hash(key)) in repeated:
+                repeated.remove(each)
+                yield Fault("duplicate key", tar, f"sample {key}: the key comes again in a later sample")
+
+
+def _check_shard(manifest: Manifest, *, decode: bool) -> tuple[list[Fault], NDArray[np.uint64]]:
+    """The faults of a manifest's one shard, and the hash of each sample's key."""
+    records: list[Record] = []
+    faults = list(_shard_faults(manifest, manifest.shards[0], records, decode=decode))
+    return faults, np.array([_key_hash(record["key"]) for record in records], dtype=np.uint64)
+
+
+def _shard_faults(manifest: Manifest, shard: Shard, records: list[Record], *, decode: bool) -> Iterator[Fault]:
+    """The faults of one shard; puts the records that could be read into `records`."""
+    tar = manifest.shard_path(shard)
+    if not tar.is_file():
+        yield Fault("missing tar", tar, "the manifest lists it")
+        return
+    if tar.is_symlink():
+        yield Fault("link", tar, f"leads to {tar.readlink()}, where other bytes may be put")
+    size = tar.stat().st_size
+    if size != shard.bytes:
+        yield Fault("size", tar, f"{size} bytes, the manifest says {shard.bytes}")
+    sha256 = sha256_of(tar)
+    if sha256 != shard.sha256:
+        yield Fault("sha256", tar, f"{sha256}, the manifest says {shard.sha256}")
+    try:
+        table = offset_table(tar)
+    except ValueError as error:
+        yield Fault("unreadable tar", tar, str(error))
+    else:
+        if len(table) != shard.samples:
+            yield Fault("sample count", tar, f"{len(table)} samples, the manifest says {shard.samples}")
+        if shard.index:
+            yield from _offset_faults(manifest, shard, table)
+        yield from _sample_faults(tar, shard, table, records, decode=decode)
+    yield from _source_faults(tar, shard, records)
+    yield from sidecar_faults(tar, shard, records)
+
+
+def _offset_faults(manifest: Manifest, shard: Shard, table: NDArray[np.int64]) -> Iterator[Fault]:
+    path = manifest.root / shard.index
+    try:
+        if not np.array_equal(checked_offsets(manifest, shard), table):
+            yield Fault("offsets", path, "differs from the places of the samples in the tar; index again")
+    except ValueError as error:
+        yield Fault("offsets", path, str(error))
+
+
+def _sample_faults(
+    tar: Path, shard: Shard, table: NDArray[np.int64], records: list[Record], *, decode: bool
+) -> Iterator[Fault]:
+    with tar.open("rb") as file:
+        for row in table:
+            try:
+                sample = tar_files.read_at(file, tar, row)
+            except ValueError as error:
+                yield Fault("damaged sample", tar, str(error))
+                continue
+            records.append({name: sample.record.get(name) for name in ("key", "captions", "sources", "source")})
+            if problem := _record_problem(sample):
+                yield Fault("record", tar, f"sample {sample.key}: {problem}")
+            if decode and (problem := _picture_problem(sample)):
+                yield Fault("unreadable JPEG", tar, f"sample {sample.key}: {problem}")
+    captions = sum(len(record["captions"]) for record in records)
+    if captions != shard.captions:
+        yield Fault("caption count", tar, f"{captions} captions, the manifest says {shard.captions}")
+
+
+def _source_faults(tar: Path, shard: Shard, records: Sequence[Record]) -> Iterator[Fault]:
+    """The source in the manifest is that of the tar's name, and of every record that names one."""
+    if shard.source != (named := source_of(tar)):
+        yield Fault("source", tar, f"its name says {named!r}, the manifest {shard.source!r}")
+    others = [each for each in records if each["source"] not in (None, shard.source)]
+    if others:
+        first = f"sample {others[0]['key']} says {others[0]['source']!r}"
+        yield Fault(
+            "source", tar, f"the records of {len(others)} samples are of another than {shard.source!r}: {first}"
+        )
+
+
+def _key_hash(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+
+
+def _record_problem(sample: tar_files.Sample) -> str | None:
+    captions = sample.record["captions"]
+    return None if captions and all(caption.strip() for caption in captions) else "a caption is empty or missing"
+
+
+def _picture_problem(sample: tar_files.Sample) -> str | None:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(sample.jpeg), formats=["JPEG"]) as image:
+            image.load()
+            size = image.size
+    except Exception as error:  # whatever a decoder raises on a damaged picture is the finding
+        return f"{type(error).__name__}: {error}"
+    if size != (sample.record.get("width"), sample.record.get("height")):
+        return f"{size[0]}x{size[1]}, its record says {sample.record.get('width')}x{sample.record.get('height')}"
+    return None

@@ -1,0 +1,53 @@
+"""Where in a tar every sample lies: scanned from the tar itself, or read from the table beside a manifest."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.shards.sample_json import KEY_PATTERN
+from data_prep.shards.ustar import BLOCK, padded, read_header
+from pipeline.data.manifest import Manifest, Shard
+
+
+def offset_table(tar: Path) -> NDArray[np.int64]:
+    """int64 [samples, 4]: (jpg offset, jpg bytes, json offset, json bytes), from a strict scan of the tar's headers.
+
+    Raises ValueError, naming the tar, on anything but pairs of regular files `KEY.jpg`, `KEY.json` with distinct keys,
+    closed by the end-of-archive blocks.
+    """
+    if not tar.is_file():
+        raise ValueError(f"{tar}: no regular file")
+    size = tar.stat().st_size
+    rows: list[tuple[int, int, int, int]] = []
+    keys: set[str] = set()
+    with tar.open("rb") as file:
+        offset = 0
+        while (jpeg := read_header(file, tar, offset, size)) is not None:
+            key, _, ending = jpeg.name.partition(".")
+            if not KEY_PATTERN.fullmatch(key) or ending != "jpg" or key in keys:
+                raise ValueError(f"{tar}: unexpected member {jpeg.name!r} at byte {offset}, expected a new KEY.jpg")
+            offset += BLOCK + padded(jpeg.size)
+            text = read_header(file, tar, offset, size)
+            if text is None or text.name != f"{key}.json":
+                raise ValueError(f"{tar}: {jpeg.name!r} is not followed by {key}.json at byte {offset}")
+            rows.append((jpeg.offset_data, jpeg.size, text.offset_data, text.size))
+            keys.add(key)
+            offset += BLOCK + padded(text.size)
+    return np.array(rows, dtype=np.int64).reshape(-1, 4)
+
+
+def checked_offsets(manifest: Manifest, shard: Shard) -> NDArray[np.int64]:
+    """As `Manifest.offsets`. Raises ValueError, naming the file, when the table is damaged or points past its tar."""
+    path = manifest.root / shard.index
+    try:
+        if not path.is_file():
+            raise ValueError("no such file")
+        table = manifest.offsets(shard)
+        if table.dtype != np.int64:
+            raise ValueError(f"of {table.dtype}")
+    except Exception as error:  # a damaged header makes numpy raise nearly anything
+        raise ValueError(f"{path}: not a table of offsets ({error}); run data_prep.index again") from error
+    if table.size and (table.min() < 0 or table.max() > shard.bytes):  # a read past the end comes short, and is named
+        raise ValueError(f"{path}: points past the {shard.bytes} bytes of its tar; run data_prep.index again")
+    return table

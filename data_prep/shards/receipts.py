@@ -1,0 +1,75 @@
+"""A shard's receipt (`STEM.receipt.json`): it says that the tar beside it is finished, and what it was made from.
+
+The receipt is the last file to be written of a shard. Readers ignore a tar without one, and writers write it again.
+"""
+
+import json
+from dataclasses import asdict, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from pipeline.files import read_validated, replace_file
+
+DOWNLOADED, CAPTIONED = "download", "capfilt"
+"""The stages that write shards."""
+ENDING = ".receipt.json"
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="ignore"))
+class Receipt:
+    """What is known of a finished tar: its identity (stage, input, settings), its bytes, and its losses by reason."""
+
+    stage: str
+    input_sha256: str
+    config_hash: str
+    tar_sha256: str
+    bytes: int
+    samples: int
+    captions: int
+    seed: int
+    models: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def same_work(self, stage: str, input_sha256: str, config_hash: str) -> bool:
+        """Whether this receipt is for the given piece of work, which then need not be done again."""
+        return (self.stage, self.input_sha256, self.config_hash) == (stage, input_sha256, config_hash)
+
+    def provenance(self) -> dict[str, Any]:
+        """What a manifest repeats of a receipt."""
+        names = ("stage", "input_sha256", "config_hash", "seed", "models", "dropped")
+        return {name: getattr(self, name) for name in names}
+
+
+def receipt_path(tar: Path) -> Path:
+    return tar.with_name(f"{tar.stem}{ENDING}")
+
+
+def source_of(tar: Path) -> str:
+    """The source in a shard's name, SOURCE-PART-SHARD.tar."""
+    return tar.stem.rsplit("-", 2)[0]
+
+
+def write_receipt(tar: Path, receipt: Receipt) -> Path:
+    """Declare `tar` finished. Returns the receipt's path."""
+    path = receipt_path(tar)
+    replace_file(path, json.dumps(asdict(receipt), sort_keys=True, indent=1) + "\n")
+    return path
+
+
+def read_receipt(tar: Path) -> Receipt:
+    """The receipt beside `tar`. Raises ValueError, naming the file, when it is missing or malformed."""
+    path = receipt_path(tar)
+    if not path.exists():
+        raise ValueError(f"{tar}: has no receipt, so it is unfinished; run the step that writes it again")
+    return read_validated(path, Receipt, "a valid receipt")
+
+
+def finished_shards(folder: Path) -> list[Path]:
+    """The tars of `folder` that have a receipt, in order of name; [] when there is none.
+
+    Receipts alone are trusted: a tar that is gone although its receipt stands is listed, and fails when it is read.
+    """
+    return sorted(path.with_name(path.name.removesuffix(ENDING) + ".tar") for path in folder.glob(f"*{ENDING}"))

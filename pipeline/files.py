@@ -1,0 +1,135 @@
+"""Files that appear whole or not at all, the digests that identify them, and whole-file JSON that is validated."""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+PARTIAL_SUFFIX = ".partial"
+Content = TypeVar("Content")
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's bytes, as hexadecimal text."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_json(content: Any) -> str:
+    """The sha256 of settings as JSON with sorted keys: equal settings have equal digests."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def check_target(path: Path) -> None:
+    """Make the folder of a file that is to be written. Raises ValueError when something else than a file has its name.
+
+    Call it before long work, so that a wrong path costs nothing.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: is not a regular file; name another output")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def replace_file(path: Path, content: bytes | str) -> None:
+    """Write a file whole or not at all, synced to the disk. Raises ValueError as `replacing` does."""
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path`; it takes the name `path`, synced, when the block ends without an error.
+
+    After an error the temporary file is removed and `path` is as it was. After kill -9 the temporary file is left;
+    `remove_partials` removes it. Raises ValueError when the disk is full or `path` is not a regular file.
+    """
+    check_target(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ValueError(
+                f"{path}: the disk is full; nothing half written was left; free space, run again"
+            ) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_partials(path: Path) -> None:
+    """Remove what killed writers of this file left half written. Only the holder of its lock or lease may call this."""
+    for left in path.parent.glob(f".{path.stem}.*{PARTIAL_SUFFIX}"):
+        left.unlink(missing_ok=True)
+
+
+def sync_file(path: Path) -> None:
+    """Wait until a file that a library wrote is on the disk."""
+    _sync(path, os.O_RDWR)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def parse_json(text: bytes) -> Any:
+    """JSON as this project writes it. Raises ValueError on what is not UTF-8, nested too deep, or not finite, and on an
+    object with a name twice, of which another reader may see the other value."""
+
+    def finite(number: str) -> float:
+        if not math.isfinite(value := float(number)):
+            raise ValueError(f"{number} is not finite")
+        return value
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError("a name comes twice in an object")
+        return found
+
+    try:
+        return json.loads(text.decode(), object_pairs_hook=once, parse_float=finite, parse_constant=finite)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
+def read_validated(path: Path, kind: type[Content], what: str) -> Content:
+    """A JSON file as a pydantic model or dataclass. Raises ValueError that names the file, the field and the value."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        if not path.is_file():
+            raise ValueError("is not a regular file" if path.exists() else "no such file")
+        text = path.read_bytes()
+        parse_json(text)  # it refuses more than pydantic does: a name twice, numbers that are not finite
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        raise ValueError(f"{path}: not {what} ({first_fault(error)})") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not {what} ({error})") from error
+
+
+def first_fault(error: "ValidationError") -> str:
+    """The first field that pydantic refused: its dotted name, what is wrong, and the value found."""
+    fault = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in fault["loc"])
+    message = fault["msg"].removeprefix("Value error, ")
+    found = "" if fault["type"] == "missing" else f" (found {fault['input']!r:.80})"
+    return f"{field}: {message}{found}" if field else f"{message}{found}"
