@@ -1,4 +1,7 @@
-"""Who may import whom, read from the source; and every command's --help answers without the heavy libraries."""
+"""Who may import whom, read from the source: programs import downward, to pipeline's ground, and never sideways.
+
+Every command's --help answers without the heavy libraries.
+"""
 
 import ast
 import subprocess
@@ -83,6 +86,36 @@ def test_a_module_imports_only_what_its_room_may(path: Path) -> None:
     module = module_name(path)
     for imported in local_imports(path):
         assert within(imported, allowed_for(module)), f"{module} imports {imported}"
+
+
+def _rooms(hall: str) -> dict[str, set[str]]:
+    """Room of a hall (a file or a folder in it) -> the other rooms of this hall that it imports."""
+    rooms: dict[str, set[str]] = {}
+    for path in FILES:
+        hall_of_module, _, below = module_name(path).partition(".")
+        if hall_of_module == hall and below:
+            room = below.partition(".")[0]
+            found = (name.split(".") for name in local_imports(path))
+            rooms.setdefault(room, set()).update(names[1] for names in found if names[0] == hall and len(names) > 1)
+    return {room: others - {room} for room, others in rooms.items()}
+
+
+@pytest.mark.parametrize("hall", ROOMS)
+def test_rooms_of_a_hall_make_no_circle(hall: str) -> None:
+    rooms = _rooms(hall)
+    while rooms:
+        ground = {room for room, others in rooms.items() if not others & rooms.keys()}
+        assert ground, f"{hall}: a circle among {sorted(rooms)}"
+        rooms = {room: others for room, others in rooms.items() if room not in ground}
+
+
+@pytest.mark.parametrize("hall", ["data_prep", "eval"])
+def test_a_hall_can_be_seen_at_a_glance(hall: str) -> None:
+    rooms = _rooms(hall)
+    assert len(rooms) <= 16 and sum(map(len, rooms.values())) <= 40, rooms
+    commands = {room for room in rooms if f"{hall}.{room}" in COMMANDS}
+    for room, others in rooms.items():
+        assert not others & commands, f"{hall}.{room} imports a command; put what they share into a room"
 
 
 def test_deepspeed_is_known_to_training_alone() -> None:
