@@ -20,9 +20,11 @@ ROOMS = ("pipeline", "data_prep", "eval", "tests")
 FLAG = re.compile(r"--[a-z][\w-]*")
 SCRIPT = re.compile(r"(?:.*/)?slurm/([a-z]\w*(?:\.sbatch)?)")
 FILE = re.compile(r"[\w./-]+\.(?:py|sbatch|sh|md)|(?:pipeline|data_prep|eval|tests|slurm|ds_configs)/[\w./-]*")
+PLACEHOLDER = re.compile(r"[A-Z]{2}.*/|[A-Z]{2}[^/]*\.(?!md)|FILE")
+"""In a path: a word that a user replaces."""
 OF_OTHERS = frozenset(
-    "--array --dependency --gpus-per-node --kill-on-bad-exit --kill-on-invalid-dep --nodes --ntasks-per-node --overlap"
-    " --requeue --signal --time --wait --cpus-per-task --module --num_gpus --hostfile --launcher --compile-bytecode".split()
+    {"--array", "--dependency", "--gpus-per-node", "--kill-on-invalid-dep", "--nodes", "--ntasks-per-node", "--time"}
+    | {"--kill-on-bad-exit", "--wait", "--overlap", "--cpus-per-task", "--module", "--num_gpus", "--compile-bytecode"}
 )
 """Flags of sbatch, srun, deepspeed and uv that documents mention by themselves."""
 
@@ -33,7 +35,7 @@ class _AskedToParseError(Exception):
 
 @cache
 def flags_of(module: str) -> frozenset[str]:
-    """The flags that a command shows for --help, with those of all its tasks. Of modules of tests/, those in their source.
+    """The flags that a command shows for --help, and those of its tasks. Of modules in tests/, those in their source.
 
     The command runs in this process as far as its parser.
     """
@@ -47,9 +49,9 @@ def flags_of(module: str) -> frozenset[str]:
 
     with mock.patch.object(argparse.ArgumentParser, "parse_args", hand_over), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the module may have been imported before
-        with contextlib.suppress(_AskedToParseError):
+        with contextlib.suppress(_AskedToParseError, SystemExit), contextlib.redirect_stdout(None):
             runpy.run_module(module, run_name="__main__", alter_sys=True)
-    return frozenset(_flags(built[0]))
+    return frozenset(_flags(built[0])) if built else frozenset()  # some commands have no flags at all
 
 
 def _flags(parser: argparse.ArgumentParser) -> Iterator[str]:
@@ -133,19 +135,19 @@ def faults_of_command(words: list[str]) -> Iterator[str]:
 
 
 def faults_of_word(word: str, folder: Path, alone: bool) -> Iterator[str]:
-    """A file, module, recipe field or, `alone` in its code span, flag that does not exist. `folder` is the document's."""
-    if FILE.fullmatch(word) and not re.search("[A-Z]{2}.*/|[A-Z]{2}[^/]*[.](?!md)", word):
+    """A file, module, recipe field or, `alone` in its code span, flag that does not exist. `folder`: the document's."""
+    if FILE.fullmatch(word) and not PLACEHOLDER.search(word):
         if not _is_there(word, folder):
             yield f"{word}: no such file"
     elif re.fullmatch(rf"(?:{'|'.join(ROOMS)})(?:\.\w+)+", word):
         if not is_python_name(word):
             yield f"{word}: no such module"
-    elif re.fullmatch(r"[a-z]+\.[a-z_.]+(?:=.*)?", word) and word.split(".")[0] in Recipe.model_fields:
-        name = word.split("=")[0]
+    elif re.fullmatch(r"[a-z]+\.[a-z_.]+(?:=.*)?", word) and word.split(".", maxsplit=1)[0] in Recipe.model_fields:
+        name = word.split("=", maxsplit=1)[0]
         if not (is_recipe_field(name) or _is_there(name, folder) or name.rpartition(".")[2] in ("json", "yaml", "csv")):
             yield f"{word}: no field of a recipe"
     elif alone and FLAG.match(word):
-        name = word.split("=")[0]
+        name = word.split("=", maxsplit=1)[0]
         if name not in OF_OTHERS and not any(name in flags_of(module) for module in commands()):
             yield f"{word}: no flag of any command"
 
