@@ -45,11 +45,11 @@ def test_a_wrong_list_is_one_line_that_names_the_field(
     ("script", "variables", "message"),
     [
         ("score.sbatch", {}, "runs under SLURM only"),
-        ("score.sbatch", {"SLURM_JOB_ID": "1"}, "BLIP2_HOME is not set"),
+        ("score.sbatch", {"SLURM_JOB_ID": "1"}, "BLIP2_HOME: is not set"),
         ("score.sbatch", {"SLURM_JOB_ID": "1", "BLIP2_HOME": "/nowhere"}, "BLIP2_HOME /nowhere"),
-        ("score.sbatch", {"SLURM_JOB_ID": "1", "BLIP2_HOME": str(ROOT)}, "names no task"),
-        ("eval_watch", {}, "BLIP2_HOME is not set"),
-        ("eval_watch", {"BLIP2_HOME": str(ROOT), "MASTER_PORT": "1"}, "names no list"),
+        ("score.sbatch", {"SLURM_JOB_ID": "1", "BLIP2_HOME": str(ROOT)}, "TASK: is missing"),
+        ("eval_watch", {}, "BLIP2_HOME: is not set"),
+        ("eval_watch", {"BLIP2_HOME": str(ROOT), "MASTER_PORT": "1"}, "LIST: is missing"),
     ],
 )
 def test_a_script_says_in_one_line_what_it_lacks(script: str, variables: dict[str, str], message: str) -> None:

@@ -160,11 +160,11 @@ def one_line_of(script: list[str], **variables: str) -> str:
 def test_a_job_script_says_in_one_line_what_it_lacks(script: str) -> None:
     path, home = [f"slurm/{script}.sbatch"], str(ROOT)
     assert "runs under SLURM only" in one_line_of(path)
-    assert "BLIP2_HOME is not set" in one_line_of(path, SLURM_JOB_ID="1")
-    assert "MASTER_PORT is not set" in one_line_of(path, SLURM_JOB_ID="1", BLIP2_HOME=home)
+    assert "BLIP2_HOME: is not set" in one_line_of(path, SLURM_JOB_ID="1")
+    assert "MASTER_PORT: is not set" in one_line_of(path, SLURM_JOB_ID="1", BLIP2_HOME=home)
     loaded = {"SLURM_JOB_ID": "1", "BLIP2_HOME": "/nowhere", "MASTER_PORT": "1"}
     assert "BLIP2_HOME /nowhere" in one_line_of(path, **loaded)
-    missing = "names no recipe" if script == "train" else "names no weights"
+    missing = "RECIPE: is missing" if script == "train" else "WEIGHTS: is missing"
     assert missing in one_line_of(path, **loaded | {"BLIP2_HOME": home})
 
 
@@ -173,16 +173,16 @@ def test_a_chain_whose_stages_do_not_fit_is_refused_before_a_job_is_submitted(tm
     sbatch.write_text("#!/bin/bash\ntouch submitted\n")
     sbatch.chmod(0o755)
     chain, loaded = ["slurm/chain"], {"PATH": f"{tmp_path}:/usr/bin:/bin", "BLIP2_HOME": str(ROOT), "MASTER_PORT": "1"}
-    assert "names no task" in one_line_of([*chain, "a.yaml", "b.yaml"], **loaded)
+    assert "TASK: is missing" in one_line_of([*chain, "a.yaml", "b.yaml"], **loaded)
     assert "-1 OPTIONS" in one_line_of([*chain, "-x"], **loaded)
     rest = ["pipeline/recipes/stage2_vitl_opt2.7b.yaml", "vqa", "data", "out"]
-    assert "BLIP2_HOME is not set" in one_line_of([*chain, "a.yaml", *rest])
+    assert "BLIP2_HOME: is not set" in one_line_of([*chain, "a.yaml", *rest])
     assert "recipe gone.yaml: no such file" in one_line_of([*chain, "gone.yaml", *rest], **loaded)
     wrong_task = ["gone.yaml", rest[0], "vqqa", "data", "out"]
-    assert "task 'vqqa': is none of captioning" in one_line_of([*chain, *wrong_task], **loaded)
+    assert "TASK 'vqqa': is not a task; use one of captioning" in one_line_of([*chain, *wrong_task], **loaded)
     edits = ["data.manifest=m", "batch.global_size=1920"]
     line = one_line_of([*chain, "pipeline/recipes/stage1_vitg.yaml", *rest, *edits], **loaded)
-    assert "init_weights is 'runs/stage1_vitl', stage 1's run.output 'runs/stage1_vitg'" in line
+    assert "init_weights 'runs/stage1_vitl': stage 2 must start from stage 1's run.output 'runs/stage1_vitg'" in line
     assert not (ROOT / "submitted").exists()
 
 
@@ -191,4 +191,4 @@ def test_training_refuses_a_missing_recipe_and_tasks_that_do_not_match_gpus() ->
     job |= {"SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_ON_NODE": "4"}
     assert "recipe gone.yaml: no such file" in one_line_of(["slurm/train.sbatch", "gone.yaml"], **job)
     line = one_line_of(["slurm/train.sbatch", RECIPE], SLURM_GPUS_PER_NODE="a100:8", **job)
-    assert "a100:8 GPUs but 1 tasks a node" in line
+    assert "--ntasks-per-node 1: is not the number of GPUs a node, a100:8" in line

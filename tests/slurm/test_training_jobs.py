@@ -73,7 +73,7 @@ class Chain:
         return self.cluster.wait_for(job, trains)
 
     def run_undisturbed(self, dead: str) -> str:
-        """Stage 1 again as another job, on the other four nodes by the deepspeed launcher as in the README. Its id."""
+        """Stage 1 again as another job, on the other four nodes by the deepspeed launcher (slurm/README.md). Its id."""
         recipe = write_recipe(self.folder, "undisturbed", 1, 4, STEPS)
         lines = [
             f"cd {ROOT}",
