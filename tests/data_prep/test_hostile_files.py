@@ -87,7 +87,7 @@ class Workshop:
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield Workshop(tmp_path_factory.mktemp("workshop"))
+    yield Workshop(tmp_path_factory.mktemp("around") / "workshop")  # `outside` looks at all around it, each time
     torch.set_num_threads(before)
 
 
