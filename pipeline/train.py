@@ -63,6 +63,7 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
     from pipeline.models.precision import choose_attention_kernel
     from pipeline.training import checkpoint, engine_state, loop, run_folder
     from pipeline.training.engine import build_engine
+    from pipeline.training.progress import Progress
     from pipeline.training.telemetry import Telemetry
     from pipeline.training.validation import Validation
     from pipeline.training.watchdog import Watchdog
@@ -92,7 +93,8 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
         Telemetry(recipe.run.output, state.step, recipe.run.steps, utilisation) as telemetry,
         Watchdog(recipe.run.output, recipe.run.hang_deadline_s) as watchdog,
     ):
-        return loop.fit(engine, loader, recipe, state, stop, telemetry, watchdog, validation)
+        parts = loop.RunParts(recipe, engine, loader, validation, telemetry, watchdog, stop)
+        return loop.fit(parts, Progress(recipe, state, task.loss_scale))
 
 
 def _arguments() -> argparse.Namespace:

@@ -33,9 +33,9 @@ class Watchdog:
         self.ends = time.monotonic() + seconds
         faulthandler.dump_traceback_later(seconds, file=self.file)
 
-    def beat(self, step: int) -> None:
-        """`step` begins now."""
-        self.step = step
+    def beat(self, step: int | None = None) -> None:
+        """`step` begins now; without a number, the same step has moved on."""
+        self.step = self.step if step is None else step
         self._arm(self.deadline_s)
 
     def _watch(self) -> None:
