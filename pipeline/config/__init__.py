@@ -1,0 +1,3 @@
+"""The recipe."""
+
+from pipeline.config.sections import *  # noqa: F403
