@@ -1,6 +1,6 @@
 """`python -m pipeline`: the map of all commands of the project, a line each, in the order of work.
 
-A line is not written here: it is the first line of the command's own docstring, or of a script's or make target's comment.
+A line is not written here. It is the first line of the command's docstring, or the comment of a script or make target.
 The source is read, not imported, so the answer is quick.
 """
 
@@ -30,7 +30,6 @@ MAP = {
 INTERNAL = {
     "pipeline": "this map",
     "pipeline.cost.recipe_facts": "answers the job scripts",
-    "data_prep.web.fetch_worker": "started by data_prep.download",
     "data_prep.miniature.demo": "make demo",
     "data_prep.miniature.world": "a step of make demo",
     "data_prep.miniature.server": "a step of make demo",

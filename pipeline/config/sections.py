@@ -1,14 +1,15 @@
-"""The recipe: the typed fields of one run of one stage, their defaults (the paper's values) and cross-checks."""
+"""The recipe's sections: the typed fields of one run of one stage, their defaults (the paper's values) and checks.
 
-import re
-from collections.abc import Collection, Sequence
+The text under a field is its description: RECIPE.md is made of it.
+"""
+
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Precision = Literal["fp32", "bf16", "fp16"]
-FIELD_AND_VALUE = re.compile(r"\w+(\.\w+)*=.*", re.DOTALL)  # an item of --set
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0, le=1000)]
 OneOrMore = Annotated[tuple[str, ...], BeforeValidator(lambda it: (it,) if isinstance(it, str) else it)]
@@ -17,78 +18,102 @@ OneOrMore = Annotated[tuple[str, ...], BeforeValidator(lambda it: (it,) if isins
 class Section(BaseModel):
     """A part of a recipe: frozen, and an unknown field is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Vision(Section):
-    """The frozen image encoder: any timm ViT by name, `hf-hub:OWNER/NAME`, or `local-dir:FOLDER`."""
+    """The frozen image encoder."""
 
     name: str
+    """a timm ViT (its name, `hf-hub:OWNER/NAME` or `local-dir:FOLDER`) or a transformers vision model
+    (`transformers:NAME` or `transformers:FOLDER`)"""
     precision: Precision = "fp16"
+    """number format of its weights"""
     image_size_px: Positive = 224
+    """side of the square picture, in pixels"""
 
 
 class QFormer(Section):
-    """The Querying Transformer. Its size and initial weights are those of `bert`, a hub id or a local folder."""
+    """The Querying Transformer, which is trained."""
 
     bert: str = "bert-base-uncased"
+    """the BERT that gives its size, its first weights and its tokenizer: a hub id or a folder"""
     num_query_tokens: Positive = 32
+    """learned queries; each becomes a soft prompt of the language model"""
     cross_attention_every: Positive = 2
+    """every N-th layer, the first one included, reads the picture"""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """dropout probability in training"""
     projection_width: Positive = 256
+    """width of the image and text features that ITC compares"""
     precision: Literal["fp32", "bf16"] = "bf16"
+    """number format of its computation; its weights stay fp32"""
 
 
 class Language(Section):
-    """The frozen language model of stage 2: any transformers causal or seq2seq LM, by hub id or local folder."""
+    """The frozen language model of stage 2: any causal or seq2seq language model of transformers."""
 
     name: str
+    """a hub id or a folder"""
     precision: Precision
+    """number format of its weights; T5 models overflow in fp16"""
     end_text: str = "\n"
-    config: dict[str, bool | int | float | str] = {}  # replaces fields of the model's own configuration
-    activation_checkpointing: bool = False  # recompute each layer on the way back: less memory, a third more work
+    """the end of a caption, for a causal model"""
+    config: dict[str, bool | int | float | str] = {}
+    """values that replace fields of the model's own config.json, by name"""
+    activation_checkpointing: bool = False
+    """compute each layer again in the backward pass: less memory, a third more work"""
 
 
 class Objectives(Section):
-    """Weights and settings of stage 1's three losses (paper, section 3.2)."""
+    """The three losses of stage 1 (paper, section 3.2)."""
 
     itc_weight: float = 1.0
+    """factor on the image-text contrastive loss"""
     itm_weight: float = 1.0
+    """factor on the image-text matching loss"""
     itg_weight: float = 1.0
+    """factor on the image-grounded text generation loss"""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """label smoothing of ITC and ITG"""
     negatives: Literal["softmax", "softmax_plus_epsilon"] = "softmax"
+    """how ITM draws hard negatives; `softmax_plus_epsilon` is the older rule of the public weights"""
 
 
 class Data(Section):
-    """Where the samples come from, and how an image and a caption are drawn from one.
-
-    Either `manifest`, or as a fallback without its promises `urls` of tars (braces expand): https:, http:, and `pipe:`
-    with a shell command. `source_weights` says how often a sample of a source occurs in an epoch (see mixture.py).
-    """
+    """Where the samples come from, and how a picture and a caption are drawn. Set either `manifest` or `urls`."""
 
     manifest: Path | None = None
+    """the manifest of the shards, as `data_prep.index` writes it"""
     urls: OneOrMore | None = None
-    source_weights: dict[str, Weight] | None = None  # of the shards' `source`; one that is not named weighs 1
+    """tars to stream instead: `https:`, `http:`, or `pipe:` with a shell command; braces such as `{0..9}` expand"""
+    source_weights: dict[str, Weight] | None = None
+    """how often a sample of a source occurs in an epoch, on average; without a weight 1 time; 0 leaves a source out"""
     num_workers: Annotated[int, Field(ge=0)] = 4
+    """processes of a rank that load pictures"""
     max_text_tokens: Positive = 32
+    """longest caption, in tokens; longer ones are cut"""
     crop_scale: tuple[float, float] = (0.5, 1.0)
+    """smallest and largest share of the picture's area that a random crop takes"""
     horizontal_flip: bool = True
+    """mirror half of the pictures"""
     shuffle_shards: Positive = 64
+    """samples are mixed within a block of N shards"""
 
     @model_validator(mode="after")
     def _crop_scale_is_a_range(self) -> "Data":
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
-            raise ValueError(f"crop_scale {self.crop_scale}: needs 0 < low <= high <= 1")
+            raise ValueError(f"crop_scale {self.crop_scale}: is not a range; set [low, high] with 0 < low <= high <= 1")
         return self
 
     @model_validator(mode="after")
     def _samples_come_from_one_place(self) -> "Data":
         if (self.manifest is None) == (not self.urls):
-            raise ValueError("needs either manifest or urls; set one of them, and the other to null")
+            raise ValueError("needs exactly one of manifest and urls; set one, and set the other to null")
         if self.urls and self.source_weights:
             raise ValueError(
-                "source_weights: only a manifest says which source a shard is of; leave them out with urls"
+                "source_weights: cannot be used with urls, which do not say their source; remove it, or use a manifest"
             )
         return self
 
@@ -97,27 +122,29 @@ class Data(Section):
         for name in self.source_weights or {}:
             if name not in there:
                 known = ", ".join(sorted(there))
-                raise ValueError(f"data.source_weights.{name}: no shard of the manifest is of it; there are {known}")
+                raise ValueError(f"data.source_weights.{name}: the manifest has no such source; there are {known}")
 
 
 class Validation(Section):
-    """Held-out pairs: their losses are logged, and the checkpoint with the lowest one is kept."""
+    """Held-out pairs: their losses are logged, and the checkpoint with the lowest loss is kept."""
 
     manifest: Path
+    """the manifest of the held-out pairs"""
     every_steps: Positive = 1000
+    """steps between two measurements"""
     samples: Positive = 2048
+    """pairs that are measured, from the beginning of a fixed order"""
 
 
 class Batch(Section):
-    """Batch identity: global = micro x accumulation x world size (checked when the world size is known).
-
-    Without `accumulation`, stage 2 takes what the number of ranks needs, so that a job goes on with fewer; stage 1,
-    whose contrastive losses compare the pairs of one pass, takes 1.
-    """
+    """The batch: global_size = micro_size x accumulation x number of ranks. This is checked before a run."""
 
     global_size: Positive
+    """samples of one optimizer step, over all ranks"""
     micro_size: Positive
+    """samples that a rank computes at a time"""
     accumulation: Positive | None = None
+    """micro batches of a rank in one step; if null, stage 2 takes what the number of ranks needs, stage 1 takes 1"""
 
     def num_passes(self, world_size: int) -> int:
         """Micro batches a rank has in one optimizer step."""
@@ -140,46 +167,69 @@ class Batch(Section):
 
 
 class Optimizer(Section):
-    """AdamW with linear warmup and cosine decay to a minimum, per optimizer step (paper, section 4.1)."""
+    """AdamW, with linear warmup and a cosine decay to a minimum (paper, section 4.1)."""
 
     peak_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
+    """learning rate after the warmup"""
     minimum_learning_rate: Annotated[float, Field(ge=0)] = 1e-5
+    """learning rate at the last step"""
     warmup_steps: Annotated[int, Field(ge=0)] = 2000
+    """steps in which the learning rate rises from 0"""
     betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's two decay rates"""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """decay of weights with two or more dimensions; biases and norms have none"""
     max_gradient_norm: Annotated[float, Field(ge=0)] = 1.0
+    """a larger gradient is scaled down to this norm; 0 switches it off"""
 
 
 class Run(Section):
-    """How long, where to, and how often to log and save."""
+    """How long a run takes, where it writes, and how often it logs and saves."""
 
     output: Path
+    """the run folder"""
     steps: Positive
+    """optimizer steps of the whole run"""
     zero: Path = Path("ds_configs/zero1.json")
-    layout: Literal["replicated", "sharded"] = "replicated"  # sharded: the language model under ZeRO-3, too
+    """the ZeRO policy: a file of `ds_configs/`"""
+    layout: Literal["replicated", "sharded"] = "replicated"
+    """`replicated`: each rank holds the whole language model; `sharded`: the ranks share it, under ZeRO-3"""
     log_every_steps: Positive = 50
+    """steps between two lines of metrics.jsonl"""
     checkpoint_every_steps: Positive = 1000
+    """steps between two checkpoints"""
     keep_checkpoints: Positive = 2
-    keep_every_steps: Positive | None = None  # checkpoints of these steps stay, whatever comes after
-    resume_despite: OneOrMore = ()  # what may differ from the checkpoint's run: field names, manifest, towers
+    """how many of the last checkpoints stay"""
+    keep_every_steps: Positive | None = None
+    """checkpoints of every N-th step stay as well; null: none"""
+    resume_despite: OneOrMore = ()
+    """what may differ from the run that saved the checkpoint: field names, `manifest`, `towers`"""
     hang_deadline_s: Annotated[float, Field(ge=1, le=1_000_000)] = 1800.0
+    """seconds that a step may take; after them the job ends, and every rank's stacks are in RUN/stacks/"""
 
 
 class Faults(Section):
-    """What is done about losses that are not finite or leap, and about a checkpoint that cannot be written."""
+    """What happens after a loss spike or a loss that is not finite, and when a checkpoint cannot be written."""
 
-    spike_factor: Annotated[float, Field(gt=1)] | None = None  # a step with a loss this many times the usual is skipped
-    stop_after: Positive = 10  # skipped steps in a row
+    spike_factor: Annotated[float, Field(gt=1)] | None = None
+    """skip a step whose loss exceeds this factor times the usual loss (median of the last logged); null: skip none"""
+    stop_after: Positive = 10
+    """number of skipped steps in a row that ends the run, without saving"""
     save_failure: Literal["stop", "continue"] = "stop"
+    """what the run does when a checkpoint cannot be written, as on a full disk"""
 
 
 class Recipe(Section):
     """One run of one stage."""
 
     stage: Literal[1, 2]
+    """1 trains the Q-Former with the image encoder alone, 2 with the language model"""
     seed: int = 42
+    """decides the order of samples, crops, captions, dropout and fresh weights"""
     init_weights: Path | None = None
-    init_from_other_towers: bool = False  # take init_weights though they were trained with other towers
+    """weights to start from: a run folder, a checkpoint or a converted folder; stage 2 starts from stage 1's"""
+    init_from_other_towers: bool = False
+    """take `init_weights` although they were trained with other towers"""
     vision: Vision
     qformer: QFormer = QFormer()
     language: Language | None = None
@@ -194,17 +244,17 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _stage_has_its_parts(self) -> "Recipe":
         if self.stage == 2 and self.language is None:
-            raise ValueError("language: stage 2 needs a language model; add the section")
+            raise ValueError("language: is missing, and stage 2 needs a language model; add the section")
         if self.stage == 1 and self.language is not None:
             raise ValueError("language: stage 1 has no language model; remove the section")
         if self.stage == 1 and self.run.layout == "sharded":
-            raise ValueError("run.layout 'sharded': stage 1 has no language model to shard; leave it out")
-        if (
-            self.stage == 1
-            and self.objectives.itm_weight
-            and self.batch.global_size // (self.batch.accumulation or 1) < 2
-        ):
-            raise ValueError("batch: image-text matching draws negatives among the pairs of one pass; use two or more")
+            raise ValueError("run.layout 'sharded': stage 1 has no language model to share; remove run.layout")
+        pairs_of_a_pass = self.batch.global_size // (self.batch.accumulation or 1)
+        if self.stage == 1 and self.objectives.itm_weight and pairs_of_a_pass < 2:
+            raise ValueError(
+                f"batch: {pairs_of_a_pass} pair a pass, and image-text matching draws negatives among the pairs of a "
+                "pass; set batch.global_size and batch.accumulation for two pairs or more"
+            )
         return self
 
     @model_validator(mode="after")
@@ -212,7 +262,9 @@ class Recipe(Section):
         for name in self.run.resume_despite:
             known = name.split(".")[0] in ("manifest", "towers") or name == "batch.pass_size"  # what states have beside
             if not known and not _is_field(name.split("."), Recipe):
-                raise ValueError(f"run.resume_despite {name!r}: is no field of a recipe, manifest or towers")
+                raise ValueError(
+                    f"run.resume_despite {name!r}: is not a field; name a recipe field, `manifest` or `towers`"
+                )
         return self
 
 
@@ -224,68 +276,3 @@ def _is_field(path: list[str], section: type[Section]) -> bool:
     kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]
     sections = [kind for kind in kinds if issubclass(kind, Section)]
     return _is_field(path[1:], sections[0]) if sections else True
-
-
-def for_ranks(recipe: Recipe, world_size: int) -> Recipe:
-    """The recipe with its accumulation decided and the batch identity checked. Raises ValueError naming the numbers."""
-    batch = recipe.batch
-    passes = 1 if recipe.stage == 1 and batch.accumulation is None else batch.num_passes(world_size)
-    decided = batch.model_copy(update={"accumulation": passes})
-    decided.check(world_size)
-    return recipe.model_copy(update={"batch": decided})
-
-
-def _one_line(error: ValidationError) -> str:
-    """The first fault of a validation, as `field: value: what is wrong`."""
-    fault = error.errors()[0]
-    field = ".".join(str(part) for part in fault["loc"])
-    value = "" if isinstance(fault["input"], dict | BaseModel) else f" {fault['input']!r}"
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "extra_forbidden":
-        message = "unknown field; see pipeline/config.py for the fields there are"
-    if fault["type"] == "tuple_type":
-        message = "needs a list, as [a, b]"
-    return f"{field}{value}: {message}" if field else message
-
-
-def parse_recipe(content: dict[str, Any]) -> Recipe:
-    """Validate a recipe's content. Raises ValueError with one line that names the field, its value and the fault."""
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        raise ValueError(f"recipe: {_one_line(error)}") from error
-
-
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a YAML recipe, apply `a.b=v` overrides, validate. Raises ValueError with one line naming file and field."""
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    if not path.is_file():
-        raise ValueError(f"recipe {path}: no such file; the shipped ones are in pipeline/recipes/")
-    try:
-        settings = OmegaConf.load(path)
-    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"recipe {path}: not readable as YAML ({str(error).splitlines()[0]})") from error
-    if not isinstance(settings, DictConfig):
-        raise ValueError(f"recipe {path}: the top level must be a mapping of fields")
-    for item in overrides:
-        if not FIELD_AND_VALUE.fullmatch(item):
-            raise ValueError(f"--set {item}: needs the form field.name=value")
-        try:
-            settings = OmegaConf.merge(settings, OmegaConf.from_dotlist([item]))
-        except (OmegaConfBaseException, YAMLError) as error:
-            raise ValueError(f"--set {item}: not readable as YAML ({str(error).splitlines()[0]})") from error
-    try:
-        content = cast(dict[Any, Any], OmegaConf.to_container(settings, resolve=True))
-    except OmegaConfBaseException as error:
-        raise ValueError(f"recipe {path}: cannot be resolved ({str(error).splitlines()[0]})") from error
-    return parse_recipe({str(key): value for key, value in content.items()})
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML, every field spelled out."""
-    import yaml
-
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)

@@ -12,6 +12,7 @@ from pipeline.cost.gpu_kernels import gpu_kernels
 from pipeline.cost.recorder import REST, Recorder
 from pipeline.cost.unweighted import caption_batch, unweighted_task
 from pipeline.distributed.rehearsal import as_one_of
+from pipeline.models.loading import first_line
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.training.stage1_task import Stage1Task
 from pipeline.training.stage2_task import Stage2Task
@@ -60,10 +61,11 @@ class UnweightedRecipe:
             try:
                 with self.mode:
                     self.runs[asked] = dry_run(self.task, caption_batch(self.recipe, micro_size, lengths), num_ranks)
-            except Exception as error:  # each architecture has its own kinds, as where a step depends on values
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            except Exception as error:  # each architecture has kinds of its own, as where a step depends on values
                 towers = [self.recipe.vision.name, *([self.recipe.language.name] if self.recipe.language else [])]
-                raise ValueError(f"{' with '.join(towers)}: cannot be run without weights ({reason})") from error
+                raise ValueError(
+                    f"{' with '.join(towers)}: cannot run without weights ({first_line(error)})"
+                ) from error
         return self.runs[asked]
 
     def image_shape(self) -> tuple[int, int]:

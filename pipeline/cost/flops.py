@@ -33,11 +33,11 @@ def utilisation_of_one_sample_a_second(recipe: Recipe, num_ranks: int, cuda_name
     gpu = gpu_of_cuda(cuda_name) if cuda_name else None
     if gpu is None:
         if cuda_name:
-            log.warning("no model FLOP utilisation is logged: pipeline/cost/gpus.py has no %s", cuda_name)
+            log.warning("model FLOP utilisation is not logged: pipeline/cost/gpus.py has no %s", cuda_name)
         return None
     try:
         flops = sum(sample_flops(recipe, mean_lengths(recipe, CAPTION_TOKENS)).values())
     except ValueError as error:
-        log.warning("no model FLOP utilisation is logged: %s", error)
+        log.warning("model FLOP utilisation is not logged: %s", error)
         return None
     return flops / (num_ranks * gpu.peak_flops)

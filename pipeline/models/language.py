@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from pipeline.config import Language
 from pipeline.models.beam_cache import copied_for_beams, has_plain_cache
+from pipeline.models.loading import not_loaded
 from pipeline.models.precision import DTYPES, at_least_fp32
 from pipeline.tokens import Tokens
 
@@ -99,9 +100,7 @@ class CausalTower(_Tower):
         super().__init__(model, tokenizer)
         ids = tokenizer(end_text, add_special_tokens=False).input_ids
         if not ids or ids[-1] == tokenizer.unk_token_id:
-            raise ValueError(
-                f"language.end_text {end_text!r}: this tokenizer has no token for it; set another end of captions"
-            )
+            raise ValueError(f"language.end_text {end_text!r}: the tokenizer has no token for it; set another text")
         self.end_token_id: int = ids[-1]
 
     def loss_sum(self, prompts_BQH: Tensor, context: Tokens, target: Tokens) -> Tensor:
@@ -188,19 +187,21 @@ def language_config(settings: Language) -> Any:
 
     try:
         config = AutoConfig.from_pretrained(settings.name)
-    except Exception as error:  # transformers raises many kinds; all mean that it cannot be had
+    except Exception as error:  # transformers raises many kinds of errors
         raise _not_loaded(settings, error) from error
     for field, value in settings.config.items():
         if not hasattr(config, field):
-            raise ValueError(f"language.config.{field}: a configuration of {config.model_type!r} has no such field")
+            raise ValueError(f"language.config.{field}: {config.model_type!r} models have no such field; remove it")
         try:
             setattr(config, field, value)
-        except Exception as error:  # a strict configuration's own kinds
+        except Exception as error:  # strict configurations raise kinds of their own
             raise ValueError(
-                f"language.config.{field}: {value!r} does not fit ({' '.join(str(error).split())})"
+                f"language.config.{field} {value!r}: is not a valid value ({' '.join(str(error).split())})"
             ) from error
     if "t5" in config.model_type and settings.precision == "fp16":
-        raise ValueError(f"language {settings.name!r} in fp16: T5's activations overflow fp16 to inf and NaN; use bf16")
+        raise ValueError(
+            f"language.precision 'fp16': the activations of {settings.name!r}, a T5, overflow to inf and NaN; use bf16"
+        )
     return config
 
 
@@ -213,7 +214,7 @@ def language_on_meta(settings: Language) -> Any:
     try:
         with torch.device("meta"):
             return auto_class.from_config(config, dtype=DTYPES[settings.precision])
-    except Exception as error:  # as above; an activation that does not exist, too
+    except Exception as error:  # as above; also for an activation that does not exist
         raise _not_loaded(settings, error) from error
 
 
@@ -231,7 +232,7 @@ def build_language(settings: Language, device: str) -> LanguageTower:
     try:
         model = auto_class.from_pretrained(settings.name, config=config, dtype=DTYPES[settings.precision])
         tokenizer = AutoTokenizer.from_pretrained(settings.name)
-    except Exception as error:  # transformers and safetensors raise many kinds; all mean that it cannot be had
+    except Exception as error:  # transformers and safetensors raise many kinds of errors
         raise _not_loaded(settings, error) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -254,9 +255,4 @@ def checkpoint_layers(model: Any) -> None:
 
 
 def _not_loaded(settings: Language, error: Exception) -> ValueError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return ValueError(
-        f"language {settings.name!r} in {settings.precision}: cannot be loaded ({reason}). A folder that is there is "
-        "damaged: fetch it anew. Without network, fetch the weights once where there is one (`hf download NAME` keeps "
-        "them under HF_HOME) and copy HF_HOME, or name a local folder: --set language.name=FOLDER"
-    )
+    return not_loaded(f"language.name {settings.name!r} in {settings.precision}", error)

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite, or a loss that leaps: such a step is skipped, the loss scale is halved.
+"""Losses and gradients that are not finite, and loss spikes: such a step is skipped, and the loss scale is halved.
 
 A loss far above the last ones is made NaN before its backward pass. DeepSpeed skips a step whose gradient norm is not
 finite, and it computes that norm anyway. So all ranks skip the same step, without a synchronisation of its own.

@@ -51,11 +51,11 @@ class Progress:
             return
         self.skipped += 1
         self.skipped_in_a_row += 1
-        log.warning("step %d skipped: its loss or gradient is not finite, or its loss leapt", self.step - 1)
+        log.warning("step %d skipped: its loss or gradient is not finite, or its loss is a spike", self.step - 1)
         if self.skipped_in_a_row >= self.recipe.faults.stop_after:
             raise ValueError(
                 f"faults.stop_after {self.recipe.faults.stop_after}: {self.skipped_in_a_row} steps in a row were "
-                f"skipped, the last is step {self.step - 1}; a loss or gradient was not finite, or the loss leapt. "
+                f"skipped, the last is step {self.step - 1}; a loss or gradient was not finite, or a loss was a spike. "
                 "Nothing was saved. Lower optimizer.peak_learning_rate, or check the data"
             )
 

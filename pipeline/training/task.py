@@ -1,4 +1,4 @@
-"""What a stage's step has in common: where in the run it stands, and the frozen towers it reads."""
+"""What the steps of both stages share: the place of a micro batch in its step, and the frozen towers."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -37,7 +37,7 @@ class Towers:
     language: Any = None
 
     def fingerprints(self) -> dict[str, str]:
-        """Of each tower's weights, to know them again."""
+        """A fingerprint of each tower's weights, to notice when they have changed."""
         found = {"vision": fingerprint(self.vision)}
         return found | ({"language": fingerprint(self.language.model)} if self.language else {})
 

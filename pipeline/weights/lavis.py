@@ -33,10 +33,10 @@ def read_file(path: Path) -> dict[str, "Tensor"]:
         reason = "it would run code, or is damaged" if isinstance(error, UnpicklingError) else type(error).__name__
         if isinstance(error, OSError | RuntimeError):
             reason = str(error).splitlines()[0]
-        raise ValueError(f"weights {path}: not a .pth file of plain tensors ({reason}); nothing was loaded") from error
+        raise ValueError(f"weights {path}: is no .pth file of plain tensors ({reason}); nothing was loaded") from error
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict):
-        raise ValueError(f"weights {path}: needs the form {{'model': {{name: tensor}}}}, as LAVIS writes it")
+        raise ValueError(f"weights {path}: is not {{'model': {{name: tensor}}}}, the form that LAVIS writes")
     for name, value in state.items():
         if not (isinstance(name, str) and (name in BUFFERS or _is_plain(value))):
             raise ValueError(f"weights {path}: {name!r} is not a dense tensor of real floating-point numbers")
@@ -86,7 +86,9 @@ def from_lavis(
         first = TIED.get(name)
         if first in state:
             if not torch.equal(state[first], tensor):
-                raise ValueError(f"weights {source}: {name!r} must equal {first!r}, to which it is tied, and does not")
+                raise ValueError(
+                    f"weights {source}: {name!r} must be equal to {first!r}, and is not; the file is damaged"
+                )
             skipped.append(name)
         elif name.startswith(FROZEN):
             towers[name] = tensor
@@ -95,7 +97,7 @@ def from_lavis(
         elif name in ours:
             tensors[ours[name]] = tensor
         else:
-            raise ValueError(f"weights {source}: {name!r} has no place in this model")
+            raise ValueError(f"weights {source}: {name!r} has no place in this model; check --recipe")
     if "temperature" in tensors and tensors["temperature"].numel() == 1:
         tensors["temperature"] = tensors["temperature"].reshape(1)
     return tensors, towers, skipped

@@ -19,11 +19,11 @@ FILE_NAME = "trainable.safetensors"
 def weights_file(path: Path) -> Path:
     """The weights file of a run folder (its newest whole checkpoint), of a checkpoint folder, or the path itself."""
     if path.name.startswith("step_") and path.is_dir() and not (path / "COMPLETE").is_file():
-        raise ValueError(f"weights {path}: a checkpoint that was not finished (it has no COMPLETE); name another one")
+        raise ValueError(f"weights {path}: is an unfinished checkpoint (it has no COMPLETE); give another one")
     newest = sorted(path.glob("checkpoints/step_*/COMPLETE"))[-1:]
     file = newest[0].parent / FILE_NAME if newest else path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(f"weights {path}: no {FILE_NAME} there; name a run folder, or one of its checkpoints/step_*")
+        raise ValueError(f"weights {path}: has no {FILE_NAME}; give a run folder, or one of its checkpoints/step_*")
     return file
 
 
@@ -54,7 +54,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         with safe_open(file, framework="pt") as opened:
             return dict(opened.metadata() or {})
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"weights {file}: not a readable safetensors file ({error})") from error
+        raise ValueError(f"weights {file}: is not a readable safetensors file ({error}); copy it again") from error
 
 
 def read_provenance(path: Path) -> tuple[int, str]:
@@ -74,13 +74,13 @@ def read_weights(path: Path) -> tuple[Recipe, dict[str, "Tensor"]]:
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a mapping)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"weights {file}: not a readable safetensors file ({error})") from error
+        raise ValueError(f"weights {file}: is not a readable safetensors file ({error}); copy it again") from error
     if metadata.get("format") != FORMAT:
-        raise ValueError(f"weights {file}: format {metadata.get('format')!r}, expected {FORMAT!r}")
+        raise ValueError(f"weights {file}: is of format {metadata.get('format')!r}, expected {FORMAT!r}")
     try:
         content = json.loads(metadata["recipe"])
     except (KeyError, ValueError, RecursionError) as error:
-        raise ValueError(f"weights {file}: no readable recipe in its metadata ({error})") from error
+        raise ValueError(f"weights {file}: has no readable recipe in its metadata ({error})") from error
     return parse_recipe(content), tensors
 
 
@@ -89,9 +89,10 @@ def load_into(bridge: "nn.Module", tensors: dict[str, "Tensor"], source: Path) -
     own = bridge.state_dict()
     extra = [name for name in tensors if name not in own]
     missing = [name for name in own if name not in tensors]
-    for fault, names in (("has no place in this model", extra), ("is missing", missing)):
-        if names:
-            raise ValueError(f"weights {source}: {names[0]!r} {fault} ({len(names)} such tensors)")
+    if extra:
+        raise ValueError(f"weights {source}: {extra[0]!r} has no place in this model ({len(extra)} such tensors)")
+    if missing:
+        raise ValueError(f"weights {source}: {missing[0]!r} is missing ({len(missing)} such tensors)")
     for name, tensor in own.items():
         if tensors[name].shape != tensor.shape:
             found, wanted = tuple(tensors[name].shape), tuple(tensor.shape)
@@ -126,8 +127,8 @@ def _check_same_towers(trained: Recipe, recipe: Recipe, source: Path) -> None:
     for field, (before, now) in pairs.items():
         if before != now:
             raise ValueError(
-                f"init_weights {source}: trained with {field} {before}, the recipe has {now}; put it right, or say "
-                "--set init_from_other_towers=true (a folder that has moved, say)"
+                f"init_weights {source}: were trained with {field} {before}, the recipe has {now}; correct the recipe, "
+                "or allow it with --set init_from_other_towers=true (as for a folder that was moved)"
             )
 
 

@@ -317,7 +317,7 @@ def test_changed_frozen_weights_and_files_are_refused_by_name(folder: Path, writ
     told = [*first, "run.resume_despite=[towers.vision]"]
     [(code, _, errors)] = run_on_ranks(1, train_here, told)
     [line] = [line for line in errors.splitlines() if line.startswith("error")]
-    assert code == 1 and f"{checkpoint.OPTIMIZER} is not what was saved" in line
+    assert code == 1 and f"{checkpoint.OPTIMIZER} differs from the file that was saved" in line
     optimizer.write_bytes(whole)
     [(code, _, errors)] = run_on_ranks(1, train_here, told)
     assert code == 0, errors
