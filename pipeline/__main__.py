@@ -45,7 +45,8 @@ def first_line(name: str) -> str:
     """What a command of the map does, in its own words."""
     if name.startswith("make "):
         target = re.escape(name.removeprefix("make "))
-        [line] = re.findall(rf"^{target}:.*?## *(.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        found: list[str] = re.findall(rf"^{target}:.*?## *(.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        [line] = found
     elif name.startswith("slurm/"):
         line = (ROOT / name).read_text().splitlines()[1].removeprefix("#").partition(":  ")[0]  # after it an example
     else:

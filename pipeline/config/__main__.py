@@ -1,4 +1,4 @@
-"""Print the page of all recipe fields: `python -m pipeline.config > pipeline/RECIPE.md`."""
+"""Print all recipe fields as a page: `python -m pipeline.config > pipeline/RECIPE.md`."""
 
 import argparse
 import json

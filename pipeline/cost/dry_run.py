@@ -34,8 +34,8 @@ QUERY_PATH = "Q-Former and projection"
 class DryRun:
     """What one micro batch of one rank takes.
 
-    `flops` by part, backward passes apart. Bytes: `kept` for the way back by part, at the end of the way forward;
-    `peak` the most that lives at any time beside weights and their gradients, `vision_peak` of the vision tower's time.
+    `flops` by part, backward passes apart. Bytes: `kept` for the backward pass by part, at the end of the forward pass;
+    `peak`, the most that lives at any time beside weights and their gradients; `vision_peak`, that of the vision tower.
     """
 
     flops: dict[str, float]
@@ -105,7 +105,7 @@ def _modules(task: Stage1Task | Stage2Task) -> list[nn.Module]:
 
 @contextmanager
 def _gradients_dropped(bridge: nn.Module) -> Iterator[None]:
-    """Gradients of weights are counted elsewhere: an engine has ways of its own to hold them."""
+    """Gradients of weights are counted elsewhere: DeepSpeed holds them in its own way."""
 
     def drop(parameter: Tensor) -> None:
         parameter.grad = None
@@ -144,7 +144,7 @@ def _parts_watched(task: Stage1Task | Stage2Task, recorder: Recorder) -> Iterato
 
 
 def _backward_begins(recorder: Recorder) -> Any:
-    """A hook of the stage-2 bridge: a gradient at its soft prompts ends the language model's way back."""
+    """A hook of the stage-2 bridge: a gradient at its soft prompts ends the language model's backward pass."""
 
     def on_gradient(_gradient: Tensor) -> None:
         recorder.part = BRIDGE_BACKWARD

@@ -32,7 +32,7 @@ class Decoding:
 
 
 class LanguageTower(Protocol):
-    """What stage 2 asks of a language model. Implementations never train it."""
+    """What stage 2 needs of a language model. It is never trained."""
 
     kind: Literal["causal", "seq2seq"]
     model: Any
@@ -54,7 +54,7 @@ def _scored(logits_BLV: Tensor, target: Tokens) -> Tensor:
 
 
 class _Tower:
-    """What causal and seq2seq towers share: the frozen model, its tokenizer, and inputs of prompts and text."""
+    """What causal and seq2seq towers share: the frozen model, its tokenizer, and the inputs from prompts and text."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
@@ -106,7 +106,7 @@ class CausalTower(_Tower):
     def loss_sum(self, prompts_BQH: Tensor, context: Tokens, target: Tokens) -> Tensor:
         embeddings, mask = self._inputs(prompts_BQH, context.then(target))
         length = target.ids.shape[1]
-        # The language head runs on the positions that predict the target alone.
+        # The language head runs only on the positions that predict the target: its logits are the largest tensor.
         output = self.model(inputs_embeds=embeddings, attention_mask=mask, logits_to_keep=length + 1, use_cache=False)
         logits_BLV = output.logits
         return _scored(logits_BLV[:, -length - 1 : -1], target)
@@ -118,8 +118,11 @@ class CausalTower(_Tower):
 
     @torch.no_grad()
     def _read_for_beams(self, embeddings_BLH: Tensor, mask_BL: Tensor, num_beams: int) -> dict[str, Any]:
-        """What generate() needs not compute: keys and values of all positions but the last, read once and copied for
-        each beam. It would copy the prompt and read it once a beam."""
+        """Keys and values of all positions but the last, computed once and copied for each beam.
+
+        generate() alone would copy the prompt and read it once a beam; the answers are the same. It is left to
+        do so with other caches than whole keys and values, as those of sliding windows or recurrent states.
+        """
         if num_beams == 1 or not self.cache_can_be_copied or embeddings_BLH.shape[1] == 1:
             return {}
         read = self.model.generate(
@@ -149,7 +152,7 @@ class Seq2SeqTower(_Tower):
         return _scored(output.logits, target)
 
     def _decoder_ids(self, labels_BL: Tensor) -> Tensor:
-        """The labels shifted right, as the model itself does it: mBART puts the language there, most a start token."""
+        """The labels shifted right, as the model itself does it: most put a start token first, mBART the language."""
         prepare = getattr(self.model, "prepare_decoder_input_ids_from_labels", None)
         if prepare:
             return cast(Tensor, prepare(labels_BL))
@@ -163,8 +166,10 @@ class Seq2SeqTower(_Tower):
 
     @torch.no_grad()
     def _read_for_beams(self, embeddings_BLH: Tensor, mask_BL: Tensor, num_beams: int) -> dict[str, Any]:
-        """What generate() need not compute: the encoder's output, and its keys and values in each decoder layer,
-        projected once and copied for the beams. It would copy the output and project it once a beam."""
+        """The encoder's output, and its keys and values in each decoder layer, computed once and copied for the beams.
+
+        generate() alone would copy the output and project it once a beam.
+        """
         encoded = self.model.get_encoder()(inputs_embeds=embeddings_BLH, attention_mask=mask_BL)
         if num_beams == 1 or not self.cache_can_be_copied:
             return {"encoder_outputs": encoded}
@@ -174,7 +179,7 @@ class Seq2SeqTower(_Tower):
         )
         copied = copied_for_beams(read, num_beams)
         if copied:
-            copied["past_key_values"].crop(-1)  # without that token
+            copied["past_key_values"].crop(-1)  # remove the token that was only there to fill the cache
         return {"encoder_outputs": encoded, **copied}
 
 
@@ -235,7 +240,7 @@ def build_language(settings: Language, device: str) -> LanguageTower:
     except Exception as error:  # transformers and safetensors raise many kinds of errors
         raise _not_loaded(settings, error) from error
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token  # any token will do: padding is masked and not scored
     model.requires_grad_(False).eval().to(device)
     if settings.activation_checkpointing:
         checkpoint_layers(model)
@@ -245,7 +250,11 @@ def build_language(settings: Language, device: str) -> LanguageTower:
 
 
 def checkpoint_layers(model: Any) -> None:
-    """Keep only each layer's input for the way back. transformers' own switch acts in training mode alone."""
+    """Keep only each layer's input for the backward pass, and compute the layer again there.
+
+    transformers' own switch acts in training mode alone, and a frozen tower stays in evaluation mode. Loss and gradient
+    are equal to the bit; of the bytes that 12 layers keep, a sixth is left.
+    """
     from torch.utils.checkpoint import checkpoint
     from transformers.modeling_layers import GradientCheckpointingLayer
 

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder a step, whole only with its COMPLETE file; trainables and AdamW's state, no frozen tower.
+"""Checkpoints: a folder for a step, whole only with its COMPLETE file; trained weights and AdamW's state, no tower.
 
     step_00001000/  trainable.safetensors  optimizer.safetensors  state.json  COMPLETE
 
@@ -34,12 +34,12 @@ class SaveError(OSError):
 
 @dataclass(frozen=True)
 class State:
-    """What resuming needs beside weights and optimizer. `step` steps are done, `consumed` samples trained on.
+    """What resuming needs beside weights and optimizer. Random draws need no state: they depend on seed, step and rank.
 
-    `settings` are the recipe's fields that decide what a run computes, `towers` the frozen weights' fingerprints,
-    `digests` the sha256 of the checkpoint's files. `skipped` of the steps left the weights as they were; `loss_scale`
-    is an fp16 tower's, and its good steps; `recent_losses` are what a leap is measured by; `validation_loss` is there
-    when it was measured at this very step. Random draws need no state: they are functions of seed, step and rank.
+    `step` steps are done, `consumed` samples trained on; `skipped` of the steps did not change the weights. `settings`
+    are the recipe's fields that decide what a run computes, `towers` the frozen weights' fingerprints, `digests` the
+    sha256 of the checkpoint's files. `loss_scale` is that of an fp16 tower, with its good steps. A spike is measured by
+    `recent_losses`. `validation_loss` is set when it was measured after this very step.
     """
 
     step: int
@@ -91,9 +91,9 @@ def _digest(path: Path) -> str:
 
 
 def save(engine: Any, recipe: Recipe, state: State, run_folder: Path) -> Path:
-    """Every rank calls this at the same step; rank 0 writes, COMPLETE last, and then removes what need not be kept.
+    """Every rank calls this at the same step; rank 0 writes, COMPLETE last, and then removes old checkpoints.
 
-    A step that is saved already is left as it is: writing over it would leave nothing whole if that were cut short.
+    A step that is saved already is not written again: if that were cut short, nothing whole would be left.
     Raises SaveError on every rank when it cannot be written, as on a full disk; then nothing of it is left.
     """
     folder, writes = folder_of(run_folder, state.step), process_group.rank() == 0

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunParts:
-    """What a run needs beside its progress. None of it knows which step it is."""
+    """What a run needs beside its progress."""
 
     recipe: Recipe
     engine: Any

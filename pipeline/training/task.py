@@ -14,8 +14,8 @@ from pipeline.training.faults import LossScale
 class StepPlace:
     """What a micro batch must know of the whole step.
 
-    `token_weight` is ranks x accumulation / scored tokens of the whole step: a summed token loss times this has, as
-    its mean over ranks and micro batches, the mean over all the step's tokens.
+    `token_weight` is ranks x accumulation / scored tokens of the whole step. A summed token loss times this weight,
+    averaged over ranks and micro batches, is the mean over all the step's tokens.
     """
 
     rank: int

@@ -1,7 +1,8 @@
 """transformers' BLIP-2 folders: `Blip2ForConditionalGeneration` (stage 2) and `Blip2ForImageTextRetrieval` (stage 1).
 
-Such a folder holds the towers as well. Written, it is whole, with processor; read, the bridge alone is taken, and the
-towers come from where the recipe says. ln_vision has eps 1e-5 here and the tower's, 1e-6, there.
+Such a folder holds the towers as well. A folder that is written is whole, with its processor. Of a folder that is read
+only the bridge is taken; the towers are loaded from the recipe's names. The epsilon of ln_vision is 1e-5 here and 1e-6
+there.
 """
 
 import re
@@ -43,7 +44,7 @@ def local_folder(source: Path) -> Path:
 
 
 def read_folder(folder: Path, own_names: list[str]) -> tuple[dict[str, "Tensor"], dict[str, Path], list[str]]:
-    """Of a folder: the bridge under our names, the towers' tensors by name (where each lies), and skipped buffers.
+    """A folder's bridge under our names, the file of each tower tensor by name, and skipped buffers.
 
     Raises ValueError in one line when the folder holds no readable safetensors files.
     """

@@ -1,5 +1,8 @@
-"""config.json of transformers' BLIP-2 folders: compared with the recipe, since the same tensors compute something else
-under another activation, number of heads or epsilon."""
+"""config.json of transformers' BLIP-2 folders is compared with the recipe.
+
+Under another activation, number of heads or epsilon, the same tensors compute something else. No tensor shows it: the
+public FlanT5 folders say `dense_act_fn: gelu`, stock FlanT5 says `gelu_new`.
+"""
 
 import json
 from pathlib import Path
@@ -75,7 +78,7 @@ def check_config(folder: Path, recipe: Recipe, shape: QFormerShape, vision: Any)
 
 
 def _own_fields(config: Any) -> list[str]:
-    """What a configuration says of its own family, without what every configuration says."""
+    """The fields that a configuration has beside those that every configuration has."""
     from transformers import PretrainedConfig
 
     return [name for name in config.to_dict() if name not in PretrainedConfig().to_dict() and not name.startswith("_")]

@@ -1,4 +1,4 @@
-"""LAVIS's `.pth` files: `{"model": state_dict}` of what BLIP-2 trains. Read without running any code of the file."""
+"""LAVIS's `.pth` files: `{"model": state_dict}` of what BLIP-2 trains. No code of the file is run."""
 
 import os
 import warnings
@@ -18,11 +18,11 @@ TIED = {"Qformer.cls.predictions.decoder.weight": WORDS, "Qformer.cls.prediction
 BUFFERS = ("Qformer.bert.embeddings.position_ids",)
 VISION = "visual_encoder."
 FROZEN = (VISION, "t5_model.", "opt_model.")
-"""Towers, which some files hold beside the bridge; ours come from where the recipe says."""
+"""Towers, which some files hold beside the bridge; ours are loaded from the recipe's names."""
 
 
 def read_file(path: Path) -> dict[str, "Tensor"]:
-    """The state dict of a `.pth` file. Raises ValueError in one line when it is none, or wants to run code."""
+    """The state dict of a `.pth` file. Raises ValueError in one line when it is another file, or would run code."""
     import torch
 
     try:

@@ -1,4 +1,4 @@
-"""The project's own weights: one safetensors file of the trainables, with recipe and provenance in its metadata."""
+"""The project's own weights: one safetensors file of what is trained, with recipe and origin in its metadata."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def weights_file(path: Path) -> Path:
 
 
 def save_weights(bridge: "nn.Module", recipe: Recipe, step: int, folder: Path, **provenance: str) -> Path:
-    """Write the trainables with their recipe and where they are from; the file is on disk when this returns."""
+    """Write the trained weights with their recipe and origin; the file is on disk when this returns."""
     return save_tensors(bridge.state_dict(), recipe, step, folder, **provenance)
 
 
@@ -46,7 +46,7 @@ def save_tensors(tensors: dict[str, "Tensor"], recipe: Recipe, step: int, folder
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a weights file says of itself. Raises ValueError in one line when it is missing or corrupt."""
+    """A weights file's metadata. Raises ValueError in one line when the file is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     file = weights_file(path)
@@ -58,14 +58,14 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def read_provenance(path: Path) -> tuple[int, str]:
-    """Of a file that `read_weights` reads: its training step (0: unknown), and what an earlier conversion noted."""
+    """A weights file's training step (0: unknown), and the notes of an earlier conversion."""
     metadata = read_metadata(path)
     step = metadata.get("step", "0")
     return int(step) if step.isdecimal() else 0, metadata.get("notes", "")
 
 
 def read_weights(path: Path) -> tuple[Recipe, dict[str, "Tensor"]]:
-    """The recipe and tensors of a weights file. Raises ValueError in one line when it is missing or corrupt."""
+    """The recipe and tensors of a weights file. Raises ValueError in one line when it is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     file = weights_file(path)
@@ -85,7 +85,7 @@ def read_weights(path: Path) -> tuple[Recipe, dict[str, "Tensor"]]:
 
 
 def load_into(bridge: "nn.Module", tensors: dict[str, "Tensor"], source: Path) -> None:
-    """Copy tensors into the bridge by name. A missing, extra or misshapen one raises ValueError; nothing is copied."""
+    """Copy tensors into the bridge by name. Raises ValueError, and copies nothing, when one does not fit."""
     own = bridge.state_dict()
     extra = [name for name in tensors if name not in own]
     missing = [name for name in own if name not in tensors]
@@ -119,7 +119,7 @@ def initialise(bridge: "nn.Module", recipe: Recipe) -> None:
 
 
 def _check_same_towers(trained: Recipe, recipe: Recipe, source: Path) -> None:
-    """A bridge knows one image encoder and one language model. Their precision and the image size may change."""
+    """A bridge fits one image encoder and one language model. Only their precision and the image size may change."""
     pairs = {"vision.name": (trained.vision.name, recipe.vision.name)}
     if trained.language and recipe.language:
         pairs["language.name"] = (trained.language.name, recipe.language.name)
@@ -151,7 +151,7 @@ def load_model(path: Path, device: str) -> "RetrievalModel | LanguageModel":
 
 
 def inference_model(recipe: Recipe, bridge: "nn.Module", device: str) -> "RetrievalModel | LanguageModel":
-    """A loaded bridge between the recipe's towers, each tried once. Raises ValueError for towers that cannot serve."""
+    """A loaded bridge with the recipe's towers, each tried once. Raises ValueError for towers that cannot serve."""
     from pipeline.models.build import build_tokenizer
     from pipeline.models.inference import LanguageModel, RetrievalModel
     from pipeline.models.language import build_language
