@@ -6,11 +6,8 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 export WANDB_MODE := disabled
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test bench check format clean
+.PHONY: setup demo format check test bench clean help
 .DEFAULT_GOAL := help
-
-help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 $(VENV)/installed: requirements.txt .ci/packages
 	.ci/packages
@@ -24,15 +21,15 @@ setup: $(VENV)/installed ## build the environment and nothing else
 demo: $(VENV)/installed ## the whole of BLIP-2 in miniature, on CPU: data, two stages, scores, a report
 	HF_HUB_OFFLINE=1 $(PYTHON) -m data_prep.miniature.demo
 
+format: $(VENV)/installed ## apply the formatting that `make check` wants
+	ruff format .
+	ruff check --fix .
+
 check: $(VENV)/installed ## formatting, lint, types, shell scripts
 	ruff format --check .
 	ruff check .
 	mypy pipeline data_prep eval
 	shellcheck .ci/run .ci/packages slurm/chain slurm/eval_watch $(wildcard slurm/*.sbatch tests/support/*.sh)
-
-format: $(VENV)/installed ## apply the formatting that `make check` wants
-	ruff format .
-	ruff check --fix .
 
 test: $(VENV)/installed ## all tests but those marked gpu or large
 	HF_HUB_OFFLINE=1 pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not large" --durations=20
@@ -43,3 +40,7 @@ bench: $(VENV)/installed ## speeds on CPU as ratios, each beside a named referen
 
 clean: ## remove the environment and the miniature's runs
 	rm -rf $(VENV) runs/miniature
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@echo 'python -m pipeline lists the commands: prepare data, train, evaluate, look'

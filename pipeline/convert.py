@@ -1,16 +1,18 @@
-"""Weights between this project, LAVIS and transformers: every tensor accounted for by name, what is left out listed.
+"""Convert weights between this project, LAVIS and transformers: every tensor has its place, or is listed as left out.
 
     python -m pipeline.convert SRC DST --from FORMAT --to FORMAT [--recipe R.yaml]
 
-FORMAT is native (a run folder, a checkpoint folder or its trainable.safetensors), lavis (a .pth file) or huggingface (a
-folder of save_pretrained(), or its hub id). The latter two do not say which towers they belong to: --recipe does, and
-what they hold of towers is compared with it.
+FORMAT is one of:
+    native        a run folder, a checkpoint folder, or its trainable.safetensors
+    lavis         a .pth file
+    huggingface   a folder that save_pretrained() wrote, or its hub id
+lavis and huggingface do not say which towers the weights belong to: --recipe does. Towers in SRC must be the recipe's.
 """
 
 import json
 import shutil
 import sys
-from argparse import RawDescriptionHelpFormatter
+from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -23,36 +25,26 @@ if TYPE_CHECKING:
     from torch import nn
 
 FORMATS = ("native", "lavis", "huggingface")
-MAX_SHOWN = 12  # notes of one kind on stderr
+MAX_SHOWN = 12  # notes of one kind that are printed; the rest is in the metadata
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="pipeline.convert", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, metavar="SRC", help="what to read; of huggingface a hub id, too")
-    parser.add_argument("destination", type=Path, metavar="DST", help="a folder; for lavis a file. Must not exist")
-    parser.add_argument("--from", dest="read_as", choices=FORMATS, required=True)
-    parser.add_argument("--to", dest="write_as", choices=FORMATS, required=True)
-    parser.add_argument("--recipe", type=Path, help="names towers and sizes; needed unless SRC is native")
-    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="edits of the recipe")
-    parser.add_argument(
-        "--image-encoder", type=Path, metavar="FOLDER", help="write SRC's own there, for weights that fine-tuned it"
+    read = parser.add_argument_group("what to read")
+    read.add_argument("source", type=Path, metavar="SRC", help="the weights; for huggingface also a hub id")
+    read.add_argument("--from", dest="read_as", choices=FORMATS, required=True, help="the format of SRC")
+    read.add_argument(
+        "--recipe", type=Path, metavar="R.yaml", help="names towers and sizes; needed unless SRC is native"
+    )
+    read.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="change recipe fields")
+    write = parser.add_argument_group("what to write")
+    write.add_argument("destination", type=Path, metavar="DST", help="a new folder; for lavis a new file")
+    write.add_argument("--to", dest="write_as", choices=FORMATS, required=True, help="the format of DST")
+    write.add_argument(
+        "--image-encoder", type=Path, metavar="FOLDER", help="also write SRC's image encoder, when it was fine-tuned"
     )
     options = parser.parse_args(arguments)
-    if (options.read_as == "native") == (options.recipe is not None):
-        wrong = "leave it out: native weights hold theirs" if options.recipe else f"{options.read_as} weights need one"
-        parser.error(f"--recipe {options.recipe}: {wrong}")
-    if options.read_as == "native" and options.set:
-        parser.error(f"--set {options.set[0]}: leave it out, native weights hold their recipe")
-    if options.read_as == "native" and options.image_encoder:
-        parser.error(f"--image-encoder {options.image_encoder}: leave it out, native weights hold none")
-    if not options.destination.name:
-        parser.error(f"DST {options.destination}: names no file or folder to make")
-    destination, eyes = options.destination.absolute(), options.image_encoder and options.image_encoder.absolute()
-    if eyes and destination in (eyes, *eyes.parents):
-        parser.error(f"--image-encoder {options.image_encoder}: must lie outside DST {options.destination}")
-    for path in (options.destination, conversion_note(options.destination), options.image_encoder):
-        if path and path.exists():
-            parser.error(f"{path}: is there already; name another, or remove it")
+    _check_options(parser, options)
     print(json.dumps({name: str(value) for name, value in vars(options).items()}))
     try:
         recipe = load_recipe(options.recipe, options.set) if options.recipe else None
@@ -62,6 +54,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     print(options.destination)
     return 0
+
+
+def _check_options(parser: Parser, options: Namespace) -> None:
+    """Wrong usage ends the command with one line."""
+    native, encoder = options.read_as == "native", options.image_encoder
+    if native and options.recipe:
+        parser.error(f"--recipe {options.recipe}: native weights hold their own recipe; remove --recipe")
+    if native and options.set:
+        parser.error(f"--set {options.set[0]}: native weights hold their own recipe; remove --set")
+    if native and encoder:
+        parser.error(f"--image-encoder {encoder}: native weights hold no image encoder; remove this flag")
+    if not native and not options.recipe:
+        parser.error(f"--recipe: is missing, and {options.read_as} weights do not name their towers; give a recipe")
+    if not options.destination.name:
+        parser.error(f"DST {options.destination}: is not a new file or folder; give its name")
+    destination = options.destination.absolute()
+    if encoder and destination in (encoder.absolute(), *encoder.absolute().parents):
+        parser.error(f"--image-encoder {encoder}: must lie outside DST {options.destination}; give another folder")
+    for path in (options.destination, conversion_note(options.destination), encoder):
+        if path and path.exists():
+            parser.error(f"{path}: exists already; give another name, or remove it")
 
 
 def convert(
@@ -110,7 +123,7 @@ def convert(
 
 
 def shown(notes: list[str]) -> list[str]:
-    """Notes for people: of many with the same beginning the first, and how many more the metadata has."""
+    """The notes to print: of many with the same beginning only the first, and how many more the metadata has."""
     lines = []
     for _what, same in groupby(notes, key=lambda note: note.partition(": ")[0]):
         group = list(same)
@@ -127,7 +140,7 @@ def conversion_note(destination: Path) -> Path:
 def _read(
     source: Path, read_as: Literal["native", "lavis", "huggingface"], recipe: Recipe | None, image_encoder: Path | None
 ) -> tuple["nn.Module", Recipe, int, list[str]]:
-    """The bridge with its weights, its recipe, its step (0: unknown), and what had no place or was not there."""
+    """The bridge with its weights, its recipe, its step (0: unknown), and notes on what had no place or was missing."""
     from pipeline.models.build import build_bridge
     from pipeline.weights import huggingface, native
     from pipeline.weights.foreign import read_foreign

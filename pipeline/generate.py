@@ -1,13 +1,14 @@
-"""`python -m pipeline.generate --weights W --image FILE...`: text from pictures, one JSON line a picture."""
+"""`python -m pipeline.generate --weights W --image FILE...`: write text from pictures, one JSON line a picture."""
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
+from pipeline.command_line import Parser, one_line
+
 
 def generate(weights: Path, images: list[Path], prompt: str, num_beams: int, max_new_tokens: int) -> list[str]:
-    """One text a picture. Raises ValueError in one line for weights or pictures that cannot be used."""
+    """One text for each picture. Raises ValueError in one line for weights or pictures that cannot be used."""
     import torch
 
     from pipeline.data.transforms import load_evaluation_pixels
@@ -18,26 +19,28 @@ def generate(weights: Path, images: list[Path], prompt: str, num_beams: int, max
 
     model = load_model(weights, process_group.device_name())
     if not isinstance(model, LanguageModel):
-        raise ValueError(f"--weights {weights}: these are of stage 1, which writes no text; name a stage-2 run")
+        raise ValueError(f"--weights {weights}: is a stage-1 run, which writes no text; give a stage-2 run")
     pixels = torch.stack([load_evaluation_pixels(image, model.image_size_px) for image in images])
     return model.generate(pixels, [prompt] * len(images), Decoding(num_beams, max_new_tokens))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="pipeline.generate", description=__doc__)
-    parser.add_argument("--weights", type=Path, required=True, help="a stage-2 run folder or checkpoint")
-    parser.add_argument("--image", type=Path, nargs="+", required=True, metavar="FILE")
-    parser.add_argument("--prompt", default="a photo of", help="what the text continues")
-    parser.add_argument("--num-beams", type=int, default=5)
-    parser.add_argument("--max-new-tokens", type=int, default=30)
-    parser.add_argument("--output", type=Path, help="write the lines there instead of to standard output")
+    parser = Parser(prog="pipeline.generate", description=__doc__)
+    what = parser.add_argument_group("what to read and write")
+    what.add_argument("--weights", type=Path, required=True, help="a stage-2 run folder or checkpoint")
+    what.add_argument("--image", type=Path, nargs="+", required=True, metavar="FILE", help="the pictures")
+    what.add_argument("--output", type=Path, metavar="FILE", help="write the lines to this file; default: print them")
+    text = parser.add_argument_group("the text")
+    text.add_argument("--prompt", default="a photo of", help="the beginning of the text; default: a photo of")
+    text.add_argument("--num-beams", type=int, default=5, metavar="N", help="beams of the search; default: 5")
+    text.add_argument("--max-new-tokens", type=int, default=30, metavar="N", help="longest text; default: 30")
     arguments = parser.parse_args()
     try:
         texts = generate(
             arguments.weights, arguments.image, arguments.prompt, arguments.num_beams, arguments.max_new_tokens
         )
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     lines = [json.dumps({"image": str(i), "text": text}) for i, text in zip(arguments.image, texts, strict=True)]
     if arguments.output:

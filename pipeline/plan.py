@@ -1,6 +1,6 @@
-"""`python -m pipeline.plan --recipe R.yaml --gpus N --gpu a100-40gb`: memory, time and traffic before a run.
+"""`python -m pipeline.plan --recipe R.yaml --gpus N --gpu a100-40gb`: plan memory, time and traffic of a run.
 
-Needs no GPU and no weights: the recipe's own step runs at its real shapes on tensors that hold nothing.
+Needs no GPU and no weights: the recipe's own step runs at its real shapes on tensors without content.
 """
 
 import argparse
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 PAPERS_RUN = {1: "ViT-g in less than 6 days on 16 A100s: 11%", 2: "FlanT5-XXL in less than 3 days on 16 A100s: 15%"}
 """The paper's largest run of a stage (section 3.4), and the share of the peak that it reached at least (our FLOPs)."""
 ADVICE = {
-    "vision tower": "set vision.precision=fp16, or name a smaller vision.name",
-    "language model": "set run.layout=sharded with run.zero=ds_configs/zero3.json, or name a smaller language.name",
+    "vision tower": "set vision.precision=fp16, or a smaller vision.name",
+    "language model": "set run.layout=sharded with run.zero=ds_configs/zero3.json, or a smaller language.name",
     "bridge": "use more GPUs, or run.zero=ds_configs/zero2_offload.json",
     "activations, language model": "set language.activation_checkpointing=true, or lower batch.micro_size",
-    "communication buffers": "set reduce_bucket_size in the file of run.zero (by default 500M elements)",
+    "communication buffers": "set reduce_bucket_size in the file of run.zero (default: 500M elements)",
 }
 OTHERWISE = "lower batch.micro_size"
 
 
 def text_of(plan: "Plan", recipe: Recipe, gpu: Gpu, assumed: "Assumptions") -> str:
-    """The plan for people."""
+    """The plan as text."""
     return "\n".join(
         [*_memory_lines(plan, recipe, gpu), "", *_time_lines(plan, recipe, gpu, assumed), "", *_traffic_lines(plan)]
     )
@@ -42,61 +42,62 @@ def _gib(num_bytes: float) -> str:
 
 def _memory_lines(plan: "Plan", recipe: Recipe, gpu: Gpu) -> list[str]:
     verdict = "fits" if plan.total_bytes <= gpu.memory_bytes else "DOES NOT FIT"
-    lines = [f"memory of a GPU, micro batch {recipe.batch.micro_size}, captions of the longest (data.max_text_tokens)"]
+    lines = [f"memory of a GPU, micro batch {recipe.batch.micro_size}, longest captions (data.max_text_tokens)"]
     lines += [f"  {part:<36}{_gib(size)}" for part, size in plan.memory.items()]
-    lines += [f"  {'in all':<36}{_gib(plan.total_bytes)}  of {gpu.memory_bytes / GIB:.1f} GiB: {verdict}"]
-    lines += [f"  not added, at another time: the vision tower's passes {_gib(plan.vision_peak).strip()}"]
+    lines += [f"  {'total':<36}{_gib(plan.total_bytes)}  of {gpu.memory_bytes / GIB:.1f} GiB: {verdict}"]
+    lines += [f"  not added, as it is used at another time: the vision tower's passes {_gib(plan.vision_peak).strip()}"]
     if plan.host_bytes:
-        lines += [f"  in the host's memory, a rank: {_gib(plan.host_bytes).strip()}"]
+        lines += [f"  in the host's memory, for each rank: {_gib(plan.host_bytes).strip()}"]
     share = recipe.batch.micro_size * (recipe.batch.accumulation or 1)
     dividing = max((size for size in range(1, plan.largest_micro + 1) if share % size == 0), default=0)
     lines += [
-        f"largest micro batch that fits: {plan.largest_micro} (the recipe's: {recipe.batch.micro_size}); "
-        f"largest of those that divide a rank's {share} samples a step: {dividing}"
+        f"largest micro batch that fits: {plan.largest_micro} (the recipe has {recipe.batch.micro_size}); "
+        f"largest one that divides a rank's {share} samples of a step: {dividing}"
     ]
     checkpoint = f"checkpoint: {_gib(plan.checkpoint_bytes).strip()}, the bridge's {plan.trained_elements / 1e6:.1f}M"
     return [*lines, f"{checkpoint} weights and two moments each in fp32"]
 
 
 def _time_lines(plan: "Plan", recipe: Recipe, gpu: Gpu, assumed: "Assumptions") -> list[str]:
-    lines = ["FLOPs of a sample, forward and backward (2mnk a product, attention too, padding as far as captions go)"]
+    lines = ["FLOPs of a sample, forward and backward (a product of m x k and k x n counts 2mnk; attention counts too)"]
     lines += [f"  {part:<36}{flops / 1e9:9.1f} GFLOP" for part, flops in plan.flops.items() if flops > 5e7]
-    lines += [f"  {'in all':<36}{sum(plan.flops.values()) / 1e9:9.1f} GFLOP"]
+    lines += [f"  {'total':<36}{sum(plan.flops.values()) / 1e9:9.1f} GFLOP"]
     lines += [f"step: {plan.step_s:.2f} s ({', '.join(f'{why} {s:.3f} s' for why, s in plan.seconds.items())})"]
     lines += [f"{recipe.run.steps} steps: {plan.days(recipe.run.steps):.1f} days"]
     lines += [
-        f"  assumed: {assumed.utilisation:.0%} of the peak {gpu.peak_flops / 1e12:.0f} TFLOP/s is reached "
+        f"  assumed: the run reaches {assumed.utilisation:.0%} of the peak {gpu.peak_flops / 1e12:.0f} TFLOP/s "
         f"({gpu.peak_fp32_flops / 1e12:.3g} in fp32); the paper trained {PAPERS_RUN[recipe.stage]} or more"
     ]
     lines += [
-        f"  assumed: captions of {assumed.caption_tokens} tokens in the mean; padding to the longest is not timed"
+        f"  assumed: captions have {assumed.caption_tokens} tokens on average; padding to the longest is not counted"
     ]
     lines += [
         f"  assumed: {gpu.within_node / 1e9:.0f} GB/s a GPU within a node of {assumed.gpus_per_node}, "
         f"{gpu.between_nodes / 1e9:.0f} GB/s between nodes, {gpu.memory_bandwidth / 1e9:.0f} GB/s of memory; nothing "
-        "overlaps; data, checkpoints and validation cost no time"
+        "overlaps; data, checkpoints and validation take no time"
     ]
     if plan.host_bytes:
-        lines += [f"  assumed: {HOST_BANDWIDTH / 1e9:.0f} GB/s to the host's memory; its own AdamW costs no time"]
+        lines += [f"  assumed: {HOST_BANDWIDTH / 1e9:.0f} GB/s to the host's memory; AdamW there takes no time"]
     return lines
 
 
 def _traffic_lines(plan: "Plan") -> list[str]:
-    lines = ["network: bytes a rank sends in a step"]
+    lines = ["network: bytes that a rank sends in a step"]
     for each in plan.transfers:
         where = " (within the node)" if each.within_node else ""
         lines += [f"  {each.purpose:<36}{each.num_bytes / 1e6:11.2f} MB{where}"]
     if not plan.transfers:
         lines += ["  nothing: one rank"]
     if plan.gathering_all_images:
-        lines += [f"  (gathering all image features: {plan.gathering_all_images / 1e6:.2f} MB, and again backwards)"]
+        all_images = f"{plan.gathering_all_images / 1e6:.2f} MB"
+        lines += [f"  (gathering all image features instead: {all_images}, and again in the backward pass)"]
     return lines
 
 
-def fault_of(plan: "Plan", recipe: Recipe, gpu: Gpu) -> str | None:
-    """Why the recipe does not fit, in one line that says what to change; None when it fits."""
+def check_fits(plan: "Plan", recipe: Recipe, gpu: Gpu) -> None:
+    """Raises ValueError when the recipe does not fit, in one line that says what to change."""
     if plan.total_bytes <= gpu.memory_bytes:
-        return None
+        return
     groups: dict[str, int] = {}
     for part, size in plan.memory.items():
         group = "bridge" if part.startswith("bridge,") else part.removesuffix(", this rank's part")
@@ -104,7 +105,7 @@ def fault_of(plan: "Plan", recipe: Recipe, gpu: Gpu) -> str | None:
     largest = max(groups, key=lambda group: groups[group])
     advice = ADVICE.get(largest, OTHERWISE)
     if largest == "language model" and recipe.run.layout == "sharded":
-        advice = "use more GPUs, or name a smaller language.name"
+        advice = "use more GPUs, or set a smaller language.name"
     if largest == "activations, language model" and recipe.language and recipe.language.activation_checkpointing:
         advice = OTHERWISE
     if plan.largest_micro:
@@ -113,7 +114,7 @@ def fault_of(plan: "Plan", recipe: Recipe, gpu: Gpu) -> str | None:
             if "micro_size" in advice
             else (f", or batch.micro_size to at most {plan.largest_micro}")
         )
-    return (
+    raise ValueError(
         f"does not fit {gpu.name}: {plan.total_bytes / GIB:.1f} of {gpu.memory_bytes / GIB:.1f} GiB; the largest part "
         f"is {largest} ({groups[largest] / GIB:.1f} GiB): {advice}"
     )
@@ -136,23 +137,27 @@ def write_json(path: Path, plan: "Plan", recipe: Recipe, gpu: Gpu, assumed: "Ass
 
 def _arguments() -> argparse.Namespace:
     parser = Parser(prog="pipeline.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, required=True, help="YAML recipe; the shipped ones: pipeline/recipes/")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="edit the recipe")
-    parser.add_argument("--gpus", type=int, required=True, metavar="N", help="how many in all, a rank each")
-    parser.add_argument("--gpu", required=True, metavar="TYPE", help=", ".join(known()))
-    parser.add_argument("--gpus-per-node", type=int, default=8, metavar="G", help="default: 8")
-    parser.add_argument("--utilisation", type=float, default=0.4, help="share of the peak reached; default: 0.4")
-    parser.add_argument("--caption-tokens", type=int, default=12, help="of a caption in the mean; default: 12")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there, too")
+    recipe = parser.add_argument_group("the recipe")
+    recipe.add_argument("--recipe", type=Path, required=True, help="the recipe, a YAML file; see pipeline/recipes/")
+    recipe.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="change fields")
+    gpus = parser.add_argument_group("the GPUs")
+    gpus.add_argument("--gpu", required=True, metavar="TYPE", help=f"one of {', '.join(known())}")
+    gpus.add_argument("--gpus", type=int, required=True, metavar="N", help="number of all GPUs; each has one rank")
+    gpus.add_argument("--gpus-per-node", type=int, default=8, metavar="G", help="GPUs of a node; default: 8")
+    assumed = parser.add_argument_group("what to assume")
+    assumed.add_argument("--utilisation", type=float, default=0.4, metavar="X", help="share of the peak; default: 0.4")
+    assumed.add_argument("--caption-tokens", type=int, default=12, metavar="N", help="mean of a caption; default: 12")
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to this file")
     arguments = parser.parse_args()
     for name in ("gpus", "gpus_per_node", "caption_tokens"):
         if getattr(arguments, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(arguments, name)}: needs at least 1")
+            parser.error(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
     if not 0 < arguments.utilisation <= 1:
-        parser.error(f"--utilisation {arguments.utilisation}: needs a share above 0, at most 1")
+        parser.error(f"--utilisation {arguments.utilisation}: must be above 0 and at most 1")
     if arguments.gpu not in known():
         parser.error(
-            f"--gpu {arguments.gpu}: not in the table of pipeline/cost/gpus.py; there are {', '.join(known())}"
+            f"--gpu {arguments.gpu}: is not in the table of pipeline/cost/gpus.py; there are {', '.join(known())}"
         )
     return arguments
 
@@ -170,21 +175,19 @@ def main() -> int:
         if arguments.caption_tokens > recipe.data.max_text_tokens:
             raise ValueError(
                 f"--caption-tokens {arguments.caption_tokens}: captions are cut to data.max_text_tokens "
-                f"{recipe.data.max_text_tokens}; give at most that"
+                f"{recipe.data.max_text_tokens}; give at most so many"
             )
         if arguments.json and (arguments.json.is_dir() or not arguments.json.absolute().parent.is_dir()):
-            raise ValueError(f"--json {arguments.json}: is a folder, or lies in one that does not exist; name a file")
+            raise ValueError(f"--json {arguments.json}: is a folder, or its folder does not exist; give a file")
         print(dump_recipe(recipe))
         print(f"{arguments.gpus} {gpu.name}, {arguments.gpus_per_node} a node", flush=True)
         plan = Planner(recipe, ds_config, gpu, assumed).plan()
         print(f"\n{text_of(plan, recipe, gpu, assumed)}")
         if arguments.json:
             write_json(arguments.json, plan, recipe, gpu, assumed)
-        fault = fault_of(plan, recipe, gpu)
+        check_fits(plan, recipe, gpu)
     except (ValueError, OSError) as error:
-        fault = one_line(error)
-    if fault:
-        print(f"error: {fault}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     if arguments.json:
         print(arguments.json)

@@ -1,4 +1,4 @@
-"""Padded token ids and which of them are real: what data hands to models."""
+"""Padded token ids, and which of them are real: the form in which data gives texts to models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tokens:
-    """int64 ids [B, L] and bool is_token [B, L]; padded on the right unless said otherwise. L may be 0."""
+    """int64 ids [B, L] and bool is_token [B, L]; usually padded on the right. L may be 0."""
 
     ids: Tensor
     is_token: Tensor

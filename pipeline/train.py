@@ -1,4 +1,4 @@
-"""`deepspeed --num_gpus N --module pipeline.train --recipe R.yaml`: train one stage. Recipe -> parts -> fit."""
+"""`deepspeed --num_gpus N --module pipeline.train --recipe R.yaml`: train one stage; the same command resumes it."""
 
 import argparse
 import logging
@@ -54,7 +54,7 @@ def build_parts(recipe: Recipe, device: str) -> tuple["Stage1Task | Stage2Task",
 
 
 def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: StopRequest) -> bool:
-    """Build the parts, resume if this run folder holds a checkpoint, and fit. False when a signal stopped it."""
+    """Build the parts, resume if the run folder holds a checkpoint, and fit. False when a signal stopped it."""
     import torch
 
     from pipeline.cost.flops import utilisation_of_one_sample_a_second
@@ -63,6 +63,7 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
     from pipeline.models.precision import choose_attention_kernel
     from pipeline.training import checkpoint, engine_state, loop, run_folder
     from pipeline.training.engine import build_engine
+    from pipeline.training.progress import Progress
     from pipeline.training.telemetry import Telemetry
     from pipeline.training.validation import Validation
     from pipeline.training.watchdog import Watchdog
@@ -92,19 +93,27 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
         Telemetry(recipe.run.output, state.step, recipe.run.steps, utilisation) as telemetry,
         Watchdog(recipe.run.output, recipe.run.hang_deadline_s) as watchdog,
     ):
-        return loop.fit(engine, loader, recipe, state, stop, telemetry, watchdog, validation)
+        parts = loop.RunParts(recipe, engine, loader, validation, telemetry, watchdog, stop)
+        return loop.fit(parts, Progress(recipe, state, task.loss_scale))
 
 
 def _arguments() -> argparse.Namespace:
     parser = Parser(prog="pipeline.train", description=__doc__)
-    parser.add_argument("--recipe", type=Path, required=True, help="YAML recipe; the shipped ones: pipeline/recipes/")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="edit the recipe")
+    parser.add_argument("--recipe", type=Path, required=True, help="the recipe, a YAML file; see pipeline/recipes/")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change recipe fields; see pipeline/RECIPE.md",
+    )
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return parser.parse_args()
 
 
-def _is_to_be_said_here(error: Exception, rank: int) -> bool:
-    """Of a fault that every rank meets rank 0 speaks; of one of its own data or files, the rank that met it."""
+def _is_printed_here(error: Exception, rank: int) -> bool:
+    """Rank 0 prints an error that every rank has; a rank prints one of its own data or files itself."""
     from pipeline.data.stream import UnreadableShardError
     from pipeline.distributed.collectives import OtherRankFaultError, RankFaultError
 
@@ -113,7 +122,7 @@ def _is_to_be_said_here(error: Exception, rank: int) -> bool:
 
 
 def main() -> int:
-    arguments, rank, stop = _arguments(), process_group.rank(), StopRequest()  # heard while loading, too
+    arguments, rank, stop = _arguments(), process_group.rank(), StopRequest()  # so a signal counts while loading, too
     level = logging.INFO if rank == 0 else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
@@ -137,7 +146,7 @@ def main() -> int:
         with run_folder.opened(recipe, ds_config):
             finished = train(recipe, data, ds_config, stop)
     except (ValueError, OSError) as error:
-        if _is_to_be_said_here(error, rank):
+        if _is_printed_here(error, rank):
             print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     finally:

@@ -12,6 +12,7 @@ from pipeline.cost.gpu_kernels import gpu_kernels
 from pipeline.cost.recorder import REST, Recorder
 from pipeline.cost.unweighted import caption_batch, unweighted_task
 from pipeline.distributed.rehearsal import as_one_of
+from pipeline.models.loading import first_line
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.training.stage1_task import Stage1Task
 from pipeline.training.stage2_task import Stage2Task
@@ -33,8 +34,8 @@ QUERY_PATH = "Q-Former and projection"
 class DryRun:
     """What one micro batch of one rank takes.
 
-    `flops` by part, backward passes apart. Bytes: `kept` for the way back by part, at the end of the way forward;
-    `peak` the most that lives at any time beside weights and their gradients, `vision_peak` of the vision tower's time.
+    `flops` by part, backward passes apart. Bytes: `kept` for the backward pass by part, at the end of the forward pass;
+    `peak`, the most that lives at any time beside weights and their gradients; `vision_peak`, that of the vision tower.
     """
 
     flops: dict[str, float]
@@ -60,10 +61,11 @@ class UnweightedRecipe:
             try:
                 with self.mode:
                     self.runs[asked] = dry_run(self.task, caption_batch(self.recipe, micro_size, lengths), num_ranks)
-            except Exception as error:  # each architecture has its own kinds, as where a step depends on values
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            except Exception as error:  # each architecture has kinds of its own, as where a step depends on values
                 towers = [self.recipe.vision.name, *([self.recipe.language.name] if self.recipe.language else [])]
-                raise ValueError(f"{' with '.join(towers)}: cannot be run without weights ({reason})") from error
+                raise ValueError(
+                    f"{' with '.join(towers)}: cannot run without weights ({first_line(error)})"
+                ) from error
         return self.runs[asked]
 
     def image_shape(self) -> tuple[int, int]:
@@ -103,7 +105,7 @@ def _modules(task: Stage1Task | Stage2Task) -> list[nn.Module]:
 
 @contextmanager
 def _gradients_dropped(bridge: nn.Module) -> Iterator[None]:
-    """Gradients of weights are counted elsewhere: an engine has ways of its own to hold them."""
+    """Gradients of weights are counted elsewhere: DeepSpeed holds them in its own way."""
 
     def drop(parameter: Tensor) -> None:
         parameter.grad = None
@@ -142,7 +144,7 @@ def _parts_watched(task: Stage1Task | Stage2Task, recorder: Recorder) -> Iterato
 
 
 def _backward_begins(recorder: Recorder) -> Any:
-    """A hook of the stage-2 bridge: a gradient at its soft prompts ends the language model's way back."""
+    """A hook of the stage-2 bridge: a gradient at its soft prompts ends the language model's backward pass."""
 
     def on_gradient(_gradient: Tensor) -> None:
         recorder.part = BRIDGE_BACKWARD

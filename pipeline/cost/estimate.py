@@ -20,7 +20,7 @@ SECONDS_A_DAY = 86400.0
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What no recipe says."""
+    """What a recipe does not say."""
 
     num_gpus: int
     gpus_per_node: int
@@ -78,7 +78,7 @@ def largest_that_fits(bytes_of: Callable[[int], int], least: int, likely: int, r
 
 
 class Planner:
-    """A recipe (its accumulation decided) on GPUs of one type; runs without weights are kept for more than one use."""
+    """A recipe (its accumulation decided) on GPUs of one type. Runs without weights are kept and used again."""
 
     def __init__(self, recipe: Recipe, ds_config: dict[str, Any], gpu: Gpu, assumed: Assumptions) -> None:
         self.recipe, self.gpu, self.assumed = recipe, gpu, assumed
@@ -168,7 +168,7 @@ class Planner:
         return self.gpu.peak_fp32_flops if precision == "fp32" else self.gpu.peak_flops
 
     def plan(self) -> Plan:
-        """All of it. Takes some ten runs without weights, to find the largest micro batch."""
+        """The whole plan. Makes some ten runs without weights, to find the largest micro batch."""
         least = 2
         mean = self.unweighted.run(least, mean_lengths(self.recipe, self.assumed.caption_tokens))
         flops = {part: total / least for part, total in mean.flops.items()}

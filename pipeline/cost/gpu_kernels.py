@@ -1,4 +1,4 @@
-"""What a GPU's fused kernels keep for the way back, in the place of a CPU's own ways to do the same.
+"""What a GPU's fused kernels keep for the backward pass, put in the place of the CPU's kernels.
 
 Shapes: B batch, H heads, M query rows, N key rows, E width of a head.
 """
@@ -18,8 +18,8 @@ from pipeline.distributed.rehearsal import replaced
 def gpu_kernels(losses: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
     """Within: attention keeps its inputs, output and a row's log-sum-exp, no weights; dropout a byte an element.
 
-    What cross-entropies do is done within `losses()`. Functions are replaced, not watched by a mode of torch's: that
-    would be off on the way back, where checkpointed layers run again.
+    Cross-entropies run within `losses()`. Functions are replaced, not watched by a mode of torch's: that would be off
+    in the backward pass, where checkpointed layers run again.
     """
     cross_entropy = functional.cross_entropy
 

@@ -1,4 +1,4 @@
-"""GPU types: how much memory, arithmetic and bandwidth one has. Makers' figures; of the network an assumption."""
+"""GPU types: memory, arithmetic and bandwidth, by the makers' figures; the network is an assumption."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ class Gpu:
     """One GPU. Rates are peaks, a second: dense FLOP in bf16 or fp16 and in fp32 (not TF32), and bytes one way.
 
     `memory_bytes` is what the driver lets programs have. `between_nodes` is a rank's share of its node's network, one
-    200 Gbit/s port a GPU for A100 nodes and 400 Gbit/s for the later ones: an assumption that a cluster may well miss.
+    200 Gbit/s port a GPU for A100 nodes and 400 Gbit/s for later ones: an assumption, a cluster may have less.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""A recipe's task at its real shapes without any weight: tensors that know size and dtype, and hold nothing."""
+"""A recipe's task at its real shapes without weights: its tensors have size and dtype, and no content."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +26,7 @@ from pipeline.training.stage2_task import Stage2Task
 
 
 class _NoTokenizer:
-    """What a language tower asks of its tokenizer while it only scores; a plan needs no vocabulary file."""
+    """What a language tower needs of its tokenizer for a loss; so a plan needs no vocabulary file."""
 
     pad_token_id, unk_token_id = 0, None
 
@@ -37,7 +37,7 @@ class _NoTokenizer:
 def unweighted_task(recipe: Recipe, mode: Any) -> Stage1Task | Stage2Task:
     """The recipe's task with fake tensors of `mode` in the place of weights.
 
-    Raises ValueError in one line when a tower's configuration cannot be had.
+    Raises ValueError in one line when a tower's configuration cannot be loaded.
     """
     vision = VisionTower(encoder_on_meta(recipe.vision), CLIP_MEAN, CLIP_STD, recipe.vision.precision)
     with torch.device("meta"):
@@ -96,7 +96,7 @@ def caption_batch(recipe: Recipe, micro_size: int, lengths: tuple[int, int]) -> 
 
 
 def mean_lengths(recipe: Recipe, caption_tokens: int) -> tuple[int, int]:
-    """Tokens of context and of target of a caption of so many, special ones among them.
+    """Tokens of context and of target, for a caption of so many tokens, special ones included.
 
     A seq2seq model reads the beginning, to a point between the first token and the middle, and both parts get an end.
     """

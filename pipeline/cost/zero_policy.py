@@ -1,4 +1,4 @@
-"""What of a ZeRO policy decides memory and traffic, with DeepSpeed's own values for what the file does not say."""
+"""The part of a ZeRO policy that decides memory and traffic; DeepSpeed's own values where the file has none."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +21,10 @@ class ZeroPolicy:
 
 
 def read_policy(ds_config: dict[str, Any]) -> ZeroPolicy:
-    """Of a resolved DeepSpeed configuration. Raises ValueError for what is not counted."""
+    """The policy of a resolved DeepSpeed configuration. Raises ValueError for options that are not counted."""
     zero = ds_config["zero_optimization"]
     if zero.get("offload_param", {}).get("device", "none") != "none":
-        raise ValueError("run.zero: offload_param is not planned; plan without it, or measure a short run")
+        raise ValueError("run.zero: offload_param cannot be planned; plan without it, or measure a short run")
     stage = int(zero["stage"])
     overlaps = zero.get("overlap_comm")
     overlaps = stage == 3 if overlaps is None else overlaps

@@ -20,20 +20,20 @@ log = logging.getLogger(__name__)
 DataSource = Manifest | ShardUrls
 
 
-GRACE_S = 15  # for a rank to come to its step's end
+GRACE_S = 15  # time for a rank to finish its step
 
 
 def leave_signals_to_the_rank(_worker: int) -> None:
-    """In a worker: a stop signal to the whole group is the rank's to hear, which still needs its batches.
+    """A worker ignores a stop signal that was sent to the whole process group: its rank still needs its batches.
 
-    SIGTERM is heard after GRACE_S, since it is also how Python ends a worker that does not leave by itself.
+    SIGTERM ends it after GRACE_S, since Python sends it, too, to a worker that does not end by itself.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda _number, _frame: signal.alarm(GRACE_S))
 
 
 def open_source(recipe: Recipe, world_size: int) -> DataSource:
-    """Read the manifest or expand the URLs. ValueError when a run on `world_size` ranks cannot be fed from it."""
+    """Read the manifest or expand the URLs. Raises ValueError when there is too little data for `world_size` ranks."""
     data = recipe.data
     if data.urls:
         urls = expand_urls(data.urls)
@@ -50,16 +50,16 @@ def open_source(recipe: Recipe, world_size: int) -> DataSource:
 def build_loader(
     recipe: Recipe, source: DataSource, collate: Collate, rank: int, world_size: int, first_step: int
 ) -> Iterable[Batch]:
-    """This rank's micro batches from step `first_step` to the recipe's last; every rank has as many.
+    """This rank's micro batches from step `first_step` to the recipe's last; every rank has the same number.
 
-    Rank 0 logs what an epoch is, and of URLs what they cannot promise.
+    Rank 0 logs what an epoch is, or what streaming cannot promise.
     """
     data, batch, steps = recipe.data, recipe.batch, recipe.run.steps
     settings: dict[str, Any] = {
         "collate_fn": collate,
         "worker_init_fn": leave_signals_to_the_rank,
         "num_workers": data.num_workers,
-        "generator": torch.Generator(),  # else each loader's start would draw from the stream that dropout draws from
+        "generator": torch.Generator(),  # else each start of a loader would draw from the numbers that dropout uses
         "pin_memory": torch.cuda.is_available(),
     }
     size_px = recipe.vision.image_size_px

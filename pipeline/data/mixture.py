@@ -45,7 +45,7 @@ def _weigh(name: str, shards: list[int], sizes: NDArray[np.int64], weight: float
     source = Source(name, np.array(shards), samples, passes, round((weight - passes) * samples))
     if weight and not source.samples_of_epoch:
         raise ValueError(
-            f"data.source_weights.{name} {weight}: not one of its {samples} samples would occur; 0 leaves it out"
+            f"data.source_weights.{name} {weight}: none of its {samples} samples would occur; set a larger weight, or 0"
         )
     return source
 

@@ -24,12 +24,12 @@ MAX_CORRUPT_IN_A_ROW = 64
 
 
 class UnreadableShardError(ValueError):
-    """Too many samples in a row cannot be read. A fault of one rank's own data: the other ranks need not meet it."""
+    """Too many samples in a row cannot be read. It may happen on one rank alone, which then prints it."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and one of its captions. Collation draws on from `rng`; `corrupt` counts samples passed over."""
+    """One image and one of its captions. Collation draws from `rng`, too; `corrupt` counts skipped samples."""
 
     key: str
     pixels_3SS: Tensor
@@ -42,10 +42,10 @@ def read_record(text: bytes) -> tuple[str, list[str]]:
     """Key and captions of a sample's JSON. Raises ValueError when they are not there."""
     content = json.loads(text)
     if not isinstance(content, dict) or not isinstance(content.get("key"), str):
-        raise ValueError("no key")
+        raise ValueError("its JSON has no key")
     captions = content.get("captions")
     if not isinstance(captions, list) or not captions:
-        raise ValueError("no captions")
+        raise ValueError("its JSON has no captions")
     return content["key"], [str(caption) for caption in captions]
 
 
@@ -91,7 +91,7 @@ class SampleStream:
         try:
             return picture, *read_record(text)
         except ValueError as error:
-            raise ValueError(f"{self.manifest.shards[shard].path}: row {row}: {error}") from error
+            raise ValueError(f"{self.manifest.shards[shard].path}: row {row} is damaged: {error}") from error
 
     def __getitem__(self, place: tuple[int, int]) -> Sample:
         epoch, position = place
@@ -111,4 +111,7 @@ class SampleStream:
             rng = random.Random(f"{self.order.seed}/{epoch}/{key}{again}")
             return draw_sample(key, pixels, captions, corrupt, rng, self.settings, self.image_size_px)
         path = self.manifest.shard_path(self.manifest.shards[shard])
-        raise UnreadableShardError(f"shard {path}: no readable sample in {tries} rows from row {row} on ({fault})")
+        raise UnreadableShardError(
+            f"shard {path}: no readable sample in {tries} rows from row {row} on ({fault}); check the data with "
+            "`python -m data_prep.verify MANIFEST`"
+        )

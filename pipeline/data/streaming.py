@@ -1,9 +1,9 @@
-"""Shards from HTTP(S) URLs and `pipe:` commands, read from begin to end through webdataset: where there is no manifest.
+"""Shards from HTTP(S) URLs and `pipe:` commands, without a manifest: read from begin to end, through webdataset.
 
 Each worker of each rank passes endlessly over shards of its own, in an order that is drawn anew for each pass, through
 a buffer of `SHUFFLE_SAMPLES`. A tar is not compressed and holds `KEY.jpg` and either `KEY.json` with `key` and
-`captions`, as data_prep writes, or `KEY.txt`. What the seeking stream promises and this cannot, a run says when it
-starts (`CANNOT_PROMISE`). A `pipe:` command is run by the shell: it comes from the recipe, never from a manifest.
+`captions`, as data_prep writes, or `KEY.txt`. A run logs at its start what streaming cannot promise (`CANNOT_PROMISE`).
+A `pipe:` command is run by the shell: it comes from the recipe, never from a manifest.
 
 This is the one module that knows webdataset, of which it uses the reading of tars, the grouping of their members into
 samples, and the shuffle buffer. It opens URLs itself: webdataset would call `curl` through a shell with the URL in it.
@@ -39,10 +39,9 @@ BACK_OFF_S = 1.0  # before the second try; twice as long before each one after
 TIMEOUT_S = 60.0  # of a connection that says nothing
 SHUFFLE_SAMPLES = 1000  # a worker; still encoded: about 100 MB
 CANNOT_PROMISE = (
-    "streaming from data.urls, without a manifest: the order of samples depends on the numbers of ranks and workers; "
-    "a resume begins a new pass over the shards instead of going on where it stopped; how many samples there are is "
-    "unknown, so run.steps alone says when the run ends and no epoch is exact; each rank passes over its own shards, "
-    "so that samples of ranks with fewer come more often"
+    "streaming from data.urls, without a manifest: the order of samples depends on the number of ranks and workers; "
+    "a resume begins a new pass over the shards; the number of samples is unknown, so the run ends after run.steps "
+    "and no epoch is exact; each rank reads its own shards, so samples of a rank with fewer shards come more often"
 )
 _FAULTS = (OSError, http.client.HTTPException, tarfile.TarError, EOFError, zlib.error)
 
@@ -58,7 +57,7 @@ class ShardUrls:
         return hashlib.sha256("\n".join(self.urls).encode()).hexdigest()
 
     def check_readers(self, world_size: int, num_workers: int) -> None:
-        """Raises ValueError when a worker of a rank would have no shard."""
+        """Raises ValueError when there are fewer shards than workers of all ranks."""
         readers = world_size * max(1, num_workers)
         if len(self.urls) < readers:
             raise ValueError(
@@ -75,15 +74,15 @@ def expand_urls(patterns: Sequence[str]) -> ShardUrls:
     for pattern in patterns:
         if not pattern.startswith(SCHEMES):
             raise ValueError(
-                f"data.urls {pattern}: begins with none of {', '.join(SCHEMES)}; local shards are read by data.manifest"
+                f"data.urls {pattern}: must begin with {' or '.join(SCHEMES)}; for local shards set data.manifest"
             )
         try:
             urls += braceexpand(pattern)
         except ValueError as error:
-            raise ValueError(f"data.urls {pattern}: {error}") from error
+            raise ValueError(f"data.urls {pattern}: its braces cannot be expanded ({error})") from error
     if len(set(urls)) < len(urls):
         twice = next(url for url in urls if urls.count(url) > 1)
-        raise ValueError(f"data.urls {twice}: comes twice")
+        raise ValueError(f"data.urls {twice}: is named twice; remove one of them")
     return ShardUrls(tuple(urls))
 
 
@@ -103,7 +102,7 @@ class _Tar:
         return self.url
 
     def finish(self) -> bool:
-        """Read what the tar's reader left. Raises OSError when the tar has no end; False when it has other content."""
+        """Read what is left of the tar. Raises OSError when its end is missing; False when there is other content."""
         only_zeros = True
         while content := self.read(1 << 20):
             only_zeros &= not content.strip(b"\0")
@@ -165,7 +164,7 @@ class StreamedSamples(IterableDataset[Sample]):
         return islice(self._endless(own), num_batches * self.batch_size)
 
     def _endless(self, urls: list[str]) -> Iterator[Sample]:
-        corrupt, fault = 0, ValueError("no sample in them")
+        corrupt, fault = 0, ValueError("the tars hold no sample")
         for number in count():
             found = False
             for raw in _one_pass(urls, f"{self.seed}/{number}"):
@@ -175,21 +174,22 @@ class StreamedSamples(IterableDataset[Sample]):
                     corrupt, fault = corrupt + 1, error
                     if corrupt == MAX_CORRUPT_IN_A_ROW:
                         raise UnreadableShardError(
-                            f"data.urls {raw['__url__']}: no readable sample among {corrupt} in a row ({error})"
+                            f"data.urls {raw['__url__']}: no readable sample among {corrupt} in a row ({error}); "
+                            "check the tar"
                         ) from error
                 else:
                     corrupt, found = 0, True
                     yield sample
             if not found:
                 raise UnreadableShardError(
-                    f"data.urls {urls[0]} and {len(urls) - 1} more: no readable sample ({fault})"
+                    f"data.urls {urls[0]} and {len(urls) - 1} more: no readable sample ({fault}); check the tars"
                 )
 
     def _sample(self, raw: dict[str, Any], number: int, corrupt: int) -> Sample:
         if "fault" in raw:
             raise ValueError(raw["fault"])
         if "jpg" not in raw:
-            raise ValueError(f"{raw['__key__']}: no jpg")
+            raise ValueError(f"{raw['__key__']}: has no jpg")
         try:
             key, captions = read_record(raw.get("json", b"{}"))
         except ValueError:
@@ -211,7 +211,7 @@ def _one_pass(urls: Sequence[str], seed: str) -> Iterator[dict[str, Any]]:
 
 
 def _patiently(url: str) -> Iterator[dict[str, Any]]:
-    """The samples of one shard. One that fails is opened again, up to `TRIES` times, and what was read passed over."""
+    """The samples of one shard. After a failure it is read again, `TRIES` times at most, without the samples given."""
     given = 0
     for tries in range(1, TRIES + 1):
         try:
@@ -222,9 +222,11 @@ def _patiently(url: str) -> Iterator[dict[str, Any]]:
         except _FAULTS as error:
             reason = f"{type(error).__name__}: {error.args[0] if error.args else error}"
             if tries == TRIES:
-                raise UnreadableShardError(f"data.urls {url}: failed {TRIES} times, last with {reason}") from error
+                raise UnreadableShardError(
+                    f"data.urls {url}: failed {TRIES} times, the last time with {reason}; check the URL and the network"
+                ) from error
             wait_s = BACK_OFF_S * 2 ** (tries - 1)
-            log.warning("%s: %s after %d samples; again in %g s", url, reason, given, wait_s)
+            log.warning("%s: %s after %d samples; trying again in %g s", url, reason, given, wait_s)
             time.sleep(wait_s)
 
 
@@ -244,4 +246,4 @@ def _members(url: str) -> Iterator[dict[str, Any]]:
         for error in faults:
             yield {"__url__": url, "fault": f"{url}: {error.args[0]}"}
         if not tar.finish():
-            yield {"__url__": url, "fault": f"{url}: damaged before byte {tar.bytes}; the rest of it is not read"}
+            yield {"__url__": url, "fault": f"{url}: is damaged before byte {tar.bytes}; the rest is not read"}

@@ -20,7 +20,7 @@ def decode(picture: bytes | Path) -> Tensor:
             rgb = ImageOps.exif_transpose(image).convert("RGB")
     except Exception as error:  # a damaged file makes Pillow raise many kinds, struct.error and TypeError among them
         named = "a picture" if isinstance(picture, bytes) else str(picture)
-        raise ValueError(f"{named}: not readable as a picture ({error})") from error
+        raise ValueError(f"{named}: is not readable as a picture ({error})") from error
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
 
 

@@ -11,17 +11,17 @@ from pipeline.distributed.stopwatch import STOPWATCH
 
 
 class RankFaultError(ValueError):
-    """What went wrong on this rank, the first of those where it did: the one to report it."""
+    """An error of this rank, the first of the ranks that have one: this rank prints it."""
 
 
 class OtherRankFaultError(ValueError):
-    """Something went wrong on another rank, which reports it."""
+    """An error of another rank, which prints it."""
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """A block without collectives in which a ValueError or OSError on one rank ends every rank, instead of leaving
-    the others waiting. Raises RankFaultError on the first such rank, OtherRankFaultError on the rest."""
+    """A block without collectives in which a ValueError or OSError on one rank ends every rank: else the others would
+    wait for ever. Raises RankFaultError on the first such rank, OtherRankFaultError on the rest."""
     fault: Exception | None = None
     try:
         yield
@@ -32,7 +32,7 @@ def together() -> Iterator[None]:
         return
     if fault is not None and (_alone() or failed[0] == dist.get_rank()):
         raise RankFaultError(str(fault)) from fault
-    raise OtherRankFaultError(f"rank {failed[0]} has failed")
+    raise OtherRankFaultError(f"rank {failed[0]} failed; see its output")
 
 
 def _alone() -> bool:

@@ -36,10 +36,10 @@ def device_name() -> str:
 
 
 def export_rank_variables() -> None:
-    """Under srun, say in the launcher's variables what SLURM says in its own (torch and DeepSpeed read the former)."""
+    """Under srun, copy what SLURM's variables say into the launcher's, which torch and DeepSpeed read."""
     os.environ.update(RANK=str(rank()), WORLD_SIZE=str(world_size()), LOCAL_RANK=str(local_rank()))
     if "MASTER_ADDR" not in os.environ and int(os.environ.get("SLURM_NNODES", "1")) > 1:
-        raise ValueError("MASTER_ADDR: not set, on several nodes; slurm/train.sbatch takes the first of the node list")
+        raise ValueError("MASTER_ADDR: is not set, and several nodes need it; set it to the first node")
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500")
 
@@ -47,7 +47,7 @@ def export_rank_variables() -> None:
 def initialise(even_alone: bool = False) -> None:
     """Join the process group (gloo on CPU, NCCL on GPUs); a single rank only if `even_alone`, as DeepSpeed wants it.
 
-    Raises ValueError in one line when the ranks cannot meet, as when another program listens on the port.
+    Raises ValueError in one line when the ranks cannot connect, as when another program uses the port.
     """
     import torch
     import torch.distributed as dist
@@ -67,8 +67,8 @@ def initialise(even_alone: bool = False) -> None:
         except dist.DistNetworkError as error:
             place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             raise ValueError(
-                f"MASTER_PORT {place}: the ranks cannot meet there ({str(error).splitlines()[0]}); if another program "
-                "has the port, choose one with `deepspeed --master_port N`"
+                f"MASTER_PORT {place}: the ranks cannot connect ({str(error).splitlines()[0]}); if another program "
+                "uses the port, set another one with `deepspeed --master_port N`"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Collectives that send nothing: what one of W ranks would hold, for counting without the other ranks."""
+"""Collectives that send nothing, to count what one of W ranks holds without the other ranks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from pipeline.distributed import collectives
 
 @contextmanager
 def replaced(module: ModuleType, functions: dict[str, Any]) -> Iterator[None]:
-    """Within, a module's functions of these names are others."""
+    """Inside the block, a module's functions of these names are replaced."""
     originals = {name: getattr(module, name) for name in functions}
     for name, function in functions.items():
         setattr(module, name, function)
@@ -25,7 +25,7 @@ def replaced(module: ModuleType, functions: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def as_one_of(num_ranks: int) -> Iterator[None]:
-    """Within, gathers and exchanges of rows have the sizes of so many ranks, and values that mean nothing."""
+    """Inside the block, gathers and exchanges of rows have the sizes of so many ranks, and values without meaning."""
 
     def gather_rows(local_BX: Tensor) -> Tensor:
         return local_BX.new_empty((num_ranks * local_BX.shape[0], *local_BX.shape[1:]))

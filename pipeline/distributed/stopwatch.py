@@ -1,4 +1,4 @@
-"""Where a process's time goes: seconds by kind, on the host's clock, or on the GPU's stream for collectives."""
+"""What a process spends its time on: seconds by kind, by the host's clock, or by the GPU's stream for collectives."""
 
 import time
 from collections import defaultdict
@@ -13,7 +13,7 @@ COMMUNICATION = "communication"
 
 
 class Stopwatch:
-    """Adds up what is measured; within one measure, others are not counted twice."""
+    """Adds up what is measured; a measure inside another is not counted twice."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -35,7 +35,7 @@ class Stopwatch:
 
     @contextmanager
     def communicate(self) -> Iterator[None]:
-        """What a collective takes: on a GPU the time for which its stream waits, which costs no synchronisation."""
+        """The time of a collective: on a GPU, the time for which its stream waits; this needs no synchronisation."""
         import torch
 
         if self.running or not torch.cuda.is_available():
@@ -74,14 +74,14 @@ class Stopwatch:
 
 
 STOPWATCH = Stopwatch()
-"""The process's own, as a logger is."""
+"""One for the process, as a logger is."""
 BACKEND_COLLECTIVES = (
     "all_reduce", "reduce", "broadcast", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor", "barrier",
 )  # fmt: skip
 
 
 def watch(backend: Any) -> None:
-    """Measure the collectives of a backend object, as DeepSpeed's. Those that it starts and waits for later count
-    as far as starting them takes."""
+    """Measure the collectives of a backend object, such as DeepSpeed's. For those that run in the background, only
+    the time to start them counts."""
     for name in BACKEND_COLLECTIVES:
         setattr(backend, name, STOPWATCH.collective(getattr(backend, name)))

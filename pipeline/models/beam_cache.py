@@ -1,11 +1,11 @@
-"""What a model has read of a prompt, copied for the beams of transformers' generate(), which would read it for each."""
+"""A model's cache of a prompt, copied for the beams of transformers' generate(), which would read it once a beam."""
 
 from typing import Any
 
 
 def has_plain_cache(model: Any) -> bool:
-    """Whether generate() keeps each layer's keys and values whole: no sliding window, no recurrent state, and nothing
-    else that the model's own generation settings ask for."""
+    """Whether generate() keeps each layer's whole keys and values: no sliding window, no recurrent state, and no other
+    cache that the model's own generation settings ask for."""
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
     settings = model.generation_config
@@ -19,7 +19,7 @@ def has_plain_cache(model: Any) -> bool:
 
 
 def copied_for_beams(read: Any, num_beams: int) -> dict[str, Any]:
-    """generate()'s argument of what a model has read, a row a beam; nothing when that is no cache of transformers'."""
+    """generate()'s argument with the cache, one row for each beam; empty when `read` has no cache of transformers'."""
     from transformers.cache_utils import Cache
 
     cache = getattr(read, "past_key_values", None)

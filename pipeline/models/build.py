@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from pipeline.config import QFormer as QFormerSettings
 from pipeline.config import Recipe
 from pipeline.models.language import LanguageTower, language_width
+from pipeline.models.loading import not_loaded
 from pipeline.models.qformer import QFormer, QFormerShape
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.stage2 import Stage2Bridge
@@ -21,13 +22,8 @@ def _from_bert(settings: QFormerSettings, auto_class: Any) -> Any:
     """Load one thing of the BERT folder. Raises ValueError in one line when it is missing or does not fit."""
     try:
         return auto_class.from_pretrained(settings.bert)
-    except Exception as error:  # transformers and safetensors raise many kinds; all mean that it cannot be had
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"qformer.bert {settings.bert!r}: cannot be loaded ({reason}). A folder that is there is damaged: fetch "
-            "it anew. Without network, fetch the weights once where there is one (`hf download NAME` keeps them under "
-            "HF_HOME) and copy HF_HOME, or name a local folder: --set qformer.bert=FOLDER"
-        ) from error
+    except Exception as error:  # transformers and safetensors raise many kinds of errors
+        raise not_loaded(f"qformer.bert {settings.bert!r}", error) from error
 
 
 def build_tokenizer(settings: QFormerSettings) -> Any:
@@ -121,7 +117,7 @@ def build_bridge(recipe: Recipe) -> Stage1Bridge | Stage2Bridge:
 
 
 def log_frozen_and_trainable(frozen: dict[str, nn.Module], trainable: nn.Module) -> None:
-    """Freeze the towers, and say how many parameters are frozen and how many are trained."""
+    """Freeze the towers, and log how many parameters are frozen and how many are trained."""
     for name, module in frozen.items():
         module.requires_grad_(False).eval()
         log.info("%s: %.1fM parameters, frozen", name, sum(p.numel() for p in module.parameters()) / 1e6)

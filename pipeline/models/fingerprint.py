@@ -1,4 +1,4 @@
-"""Fingerprints of frozen models: whether weights, or what else decides about their outputs, are those of before."""
+"""Fingerprints of frozen models: they change when the weights change, or anything else that decides the outputs."""
 
 import hashlib
 import json
@@ -10,13 +10,16 @@ if TYPE_CHECKING:
 
 STEP = 0x9E3779B97F4A7C15 - (1 << 64)  # odd, its bits well mixed (2^64 over the golden ratio), as a signed number
 CHUNK = 1 << 24  # elements that are weighted at once: bounds the memory
-SMALL = 1 << 12  # elements of a buffer that is told whole
+SMALL = 1 << 12  # elements; smaller buffers go whole into the fingerprint
 UNTOLD = ("transformers_version", "_name_or_path", "_from_model_config")
 
 
 def fingerprint(module: "nn.Module") -> str:
-    """sha256 over each parameter's and saved buffer's name, type, shape and the sum of its bits, each element's times a
-    number of its own place. Read once where it lies; the sum is an integer's, so that no order of adding changes it."""
+    """sha256 over each parameter's and saved buffer's name, type, shape and sum of bits.
+
+    An element's bits are multiplied by a number of its place. Tensors are read once, on their device, and integer sums
+    do not depend on the order.
+    """
     import torch
 
     saved = module.state_dict().keys()

@@ -33,7 +33,7 @@ class RetrievalModel:
         self.embedding_width = recipe.qformer.projection_width
 
     def fingerprints(self) -> dict[str, str]:
-        """Of all that training left as it was, to know it again."""
+        """Fingerprints of all that training does not change, to notice when something has changed."""
         settings = fingerprint_of_settings([self.vision], self.tokenizer)
         return {"vision": fingerprint(self.vision), "settings": settings}
 
@@ -91,7 +91,7 @@ class LanguageModel:
         self.language_kind = language.kind
 
     def fingerprints(self) -> dict[str, str]:
-        """Of all that training left as it was, to know it again."""
+        """Fingerprints of all that training does not change, to notice when something has changed."""
         towers = {"vision": self.vision, "language": self.language.model}
         settings = fingerprint_of_settings(towers.values(), self.language.tokenizer)
         return {name: fingerprint(tower) for name, tower in towers.items()} | {"settings": settings}

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from pipeline.config import Language
 from pipeline.models.beam_cache import copied_for_beams, has_plain_cache
+from pipeline.models.loading import not_loaded
 from pipeline.models.precision import DTYPES, at_least_fp32
 from pipeline.tokens import Tokens
 
@@ -31,7 +32,7 @@ class Decoding:
 
 
 class LanguageTower(Protocol):
-    """What stage 2 asks of a language model. Implementations never train it."""
+    """What stage 2 needs of a language model. It is never trained."""
 
     kind: Literal["causal", "seq2seq"]
     model: Any
@@ -53,7 +54,7 @@ def _scored(logits_BLV: Tensor, target: Tokens) -> Tensor:
 
 
 class _Tower:
-    """What causal and seq2seq towers share: the frozen model, its tokenizer, and inputs of prompts and text."""
+    """What causal and seq2seq towers share: the frozen model, its tokenizer, and the inputs from prompts and text."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
@@ -99,15 +100,13 @@ class CausalTower(_Tower):
         super().__init__(model, tokenizer)
         ids = tokenizer(end_text, add_special_tokens=False).input_ids
         if not ids or ids[-1] == tokenizer.unk_token_id:
-            raise ValueError(
-                f"language.end_text {end_text!r}: this tokenizer has no token for it; set another end of captions"
-            )
+            raise ValueError(f"language.end_text {end_text!r}: the tokenizer has no token for it; set another text")
         self.end_token_id: int = ids[-1]
 
     def loss_sum(self, prompts_BQH: Tensor, context: Tokens, target: Tokens) -> Tensor:
         embeddings, mask = self._inputs(prompts_BQH, context.then(target))
         length = target.ids.shape[1]
-        # The language head runs on the positions that predict the target alone.
+        # The language head runs only on the positions that predict the target: its logits are the largest tensor.
         output = self.model(inputs_embeds=embeddings, attention_mask=mask, logits_to_keep=length + 1, use_cache=False)
         logits_BLV = output.logits
         return _scored(logits_BLV[:, -length - 1 : -1], target)
@@ -119,8 +118,11 @@ class CausalTower(_Tower):
 
     @torch.no_grad()
     def _read_for_beams(self, embeddings_BLH: Tensor, mask_BL: Tensor, num_beams: int) -> dict[str, Any]:
-        """What generate() needs not compute: keys and values of all positions but the last, read once and copied for
-        each beam. It would copy the prompt and read it once a beam."""
+        """Keys and values of all positions but the last, computed once and copied for each beam.
+
+        generate() alone would copy the prompt and read it once a beam; the answers are the same. It is left to
+        do so with other caches than whole keys and values, as those of sliding windows or recurrent states.
+        """
         if num_beams == 1 or not self.cache_can_be_copied or embeddings_BLH.shape[1] == 1:
             return {}
         read = self.model.generate(
@@ -150,7 +152,7 @@ class Seq2SeqTower(_Tower):
         return _scored(output.logits, target)
 
     def _decoder_ids(self, labels_BL: Tensor) -> Tensor:
-        """The labels shifted right, as the model itself does it: mBART puts the language there, most a start token."""
+        """The labels shifted right, as the model itself does it: most put a start token first, mBART the language."""
         prepare = getattr(self.model, "prepare_decoder_input_ids_from_labels", None)
         if prepare:
             return cast(Tensor, prepare(labels_BL))
@@ -164,8 +166,10 @@ class Seq2SeqTower(_Tower):
 
     @torch.no_grad()
     def _read_for_beams(self, embeddings_BLH: Tensor, mask_BL: Tensor, num_beams: int) -> dict[str, Any]:
-        """What generate() need not compute: the encoder's output, and its keys and values in each decoder layer,
-        projected once and copied for the beams. It would copy the output and project it once a beam."""
+        """The encoder's output, and its keys and values in each decoder layer, computed once and copied for the beams.
+
+        generate() alone would copy the output and project it once a beam.
+        """
         encoded = self.model.get_encoder()(inputs_embeds=embeddings_BLH, attention_mask=mask_BL)
         if num_beams == 1 or not self.cache_can_be_copied:
             return {"encoder_outputs": encoded}
@@ -175,7 +179,7 @@ class Seq2SeqTower(_Tower):
         )
         copied = copied_for_beams(read, num_beams)
         if copied:
-            copied["past_key_values"].crop(-1)  # without that token
+            copied["past_key_values"].crop(-1)  # remove the token that was only there to fill the cache
         return {"encoder_outputs": encoded, **copied}
 
 
@@ -188,19 +192,21 @@ def language_config(settings: Language) -> Any:
 
     try:
         config = AutoConfig.from_pretrained(settings.name)
-    except Exception as error:  # transformers raises many kinds; all mean that it cannot be had
+    except Exception as error:  # transformers raises many kinds of errors
         raise _not_loaded(settings, error) from error
     for field, value in settings.config.items():
         if not hasattr(config, field):
-            raise ValueError(f"language.config.{field}: a configuration of {config.model_type!r} has no such field")
+            raise ValueError(f"language.config.{field}: {config.model_type!r} models have no such field; remove it")
         try:
             setattr(config, field, value)
-        except Exception as error:  # a strict configuration's own kinds
+        except Exception as error:  # strict configurations raise kinds of their own
             raise ValueError(
-                f"language.config.{field}: {value!r} does not fit ({' '.join(str(error).split())})"
+                f"language.config.{field} {value!r}: is not a valid value ({' '.join(str(error).split())})"
             ) from error
     if "t5" in config.model_type and settings.precision == "fp16":
-        raise ValueError(f"language {settings.name!r} in fp16: T5's activations overflow fp16 to inf and NaN; use bf16")
+        raise ValueError(
+            f"language.precision 'fp16': the activations of {settings.name!r}, a T5, overflow to inf and NaN; use bf16"
+        )
     return config
 
 
@@ -213,7 +219,7 @@ def language_on_meta(settings: Language) -> Any:
     try:
         with torch.device("meta"):
             return auto_class.from_config(config, dtype=DTYPES[settings.precision])
-    except Exception as error:  # as above; an activation that does not exist, too
+    except Exception as error:  # as above; also for an activation that does not exist
         raise _not_loaded(settings, error) from error
 
 
@@ -231,10 +237,10 @@ def build_language(settings: Language, device: str) -> LanguageTower:
     try:
         model = auto_class.from_pretrained(settings.name, config=config, dtype=DTYPES[settings.precision])
         tokenizer = AutoTokenizer.from_pretrained(settings.name)
-    except Exception as error:  # transformers and safetensors raise many kinds; all mean that it cannot be had
+    except Exception as error:  # transformers and safetensors raise many kinds of errors
         raise _not_loaded(settings, error) from error
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token  # any token will do: padding is masked and not scored
     model.requires_grad_(False).eval().to(device)
     if settings.activation_checkpointing:
         checkpoint_layers(model)
@@ -244,7 +250,11 @@ def build_language(settings: Language, device: str) -> LanguageTower:
 
 
 def checkpoint_layers(model: Any) -> None:
-    """Keep only each layer's input for the way back. transformers' own switch acts in training mode alone."""
+    """Keep only each layer's input for the backward pass, and compute the layer again there.
+
+    transformers' own switch acts in training mode alone, and a frozen tower stays in evaluation mode. Loss and gradient
+    are equal to the bit; of the bytes that 12 layers keep, a sixth is left.
+    """
     from torch.utils.checkpoint import checkpoint
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -254,9 +264,4 @@ def checkpoint_layers(model: Any) -> None:
 
 
 def _not_loaded(settings: Language, error: Exception) -> ValueError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return ValueError(
-        f"language {settings.name!r} in {settings.precision}: cannot be loaded ({reason}). A folder that is there is "
-        "damaged: fetch it anew. Without network, fetch the weights once where there is one (`hf download NAME` keeps "
-        "them under HF_HOME) and copy HF_HOME, or name a local folder: --set language.name=FOLDER"
-    )
+    return not_loaded(f"language.name {settings.name!r} in {settings.precision}", error)

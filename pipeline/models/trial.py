@@ -1,6 +1,6 @@
-"""One small pass through a frozen tower before a run: what it cannot do is said at once, in one line.
+"""One small pass through a frozen tower before a run: a model that cannot serve is an error at once, in one line.
 
-Any timm or transformers model can be named in a recipe; not every one can serve.
+A recipe can name any timm or transformers model, but not every one can serve. A list of architectures would grow old.
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline.config import Language, Vision
 from pipeline.models.language import Decoding, LanguageTower
+from pipeline.models.loading import first_line
 from pipeline.models.vision import VisionTower
 from pipeline.tokens import Tokens
 
@@ -19,16 +20,19 @@ MAX_DIFFERENCE = 0.05  # of two passes over one picture, relative to the largest
 
 def try_vision(tower: VisionTower, settings: Vision) -> None:
     """Encode one picture twice. Raises ValueError when that fails, or gives no fixed sequence of tokens."""
-    side, where = settings.image_size_px, f"vision.name {settings.name!r}"
+    side = settings.image_size_px
     values = torch.arange(3 * side * side, device=tower.get_buffer("mean").device) % 251
     pixels_B3SS = values.to(torch.uint8).view(1, 3, side, side)
     try:
         tokens, again = tower(pixels_B3SS), tower(pixels_B3SS)
     except Exception as error:  # every architecture has its own kinds
-        raise ValueError(f"{where}: cannot encode a picture of {side} px ({_first_line(error)})") from error
+        raise ValueError(
+            f"vision.name {settings.name!r}: cannot encode a picture of {side} px ({first_line(error)}); set another "
+            "vision.image_size_px, or name a plain ViT"
+        ) from error
     fault = _fault_of_tokens(tokens, again, tower.width)
     if fault:
-        raise ValueError(f"{where}: cannot serve as the image encoder, {fault}; name a plain ViT")
+        raise ValueError(f"vision.name {settings.name!r}: cannot serve as the image encoder, {fault}; name a plain ViT")
 
 
 def _fault_of_tokens(tokens: Any, again: Any, width: int) -> str | None:
@@ -54,15 +58,11 @@ def try_language(tower: LanguageTower, settings: Language) -> None:
         tower.generate(prompts_BQH.detach(), ["a photo of"], Decoding(num_beams=2, max_new_tokens=2))
     except Exception as error:  # every architecture has its own kinds
         raise ValueError(
-            f"language.name {settings.name!r}: cannot be driven by soft prompts ({_first_line(error)}); name a causal "
-            "or seq2seq LM of transformers that takes inputs_embeds"
+            f"language.name {settings.name!r}: does not work with soft prompts ({first_line(error)}); name a causal or "
+            "seq2seq language model of transformers that takes inputs_embeds"
         ) from error
     if not bool(loss.isfinite() and gradient.isfinite().all()):
         raise ValueError(
-            f"language {settings.name!r} in {settings.precision}: its loss or gradient is not finite; use another "
-            "precision"
+            f"language.precision {settings.precision!r}: the loss or gradient of {settings.name!r} is not finite; use "
+            "another precision"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import Vision
+from pipeline.models.loading import first_line, not_loaded
 from pipeline.models.precision import DTYPES, autocast
 
 TRANSFORMERS = "transformers:"  # before the name of a transformers model in recipes
@@ -110,7 +111,7 @@ def build_vision(settings: Vision) -> VisionTower:
     of_transformers = settings.name.startswith(TRANSFORMERS)
     try:
         model, mean, std = _load_transformers(settings) if of_transformers else _load_timm(settings)
-    except Exception as error:  # timm, transformers and safetensors raise many kinds; all mean that it cannot be had
+    except Exception as error:  # timm, transformers and safetensors raise many kinds of errors
         raise _not_loaded(settings, error) from error
     return VisionTower(_encoder(model, settings), mean, std, settings.precision)
 
@@ -121,7 +122,7 @@ def _encoder(model: Any, settings: Vision) -> TimmEncoder | TransformersEncoder:
             return TransformersEncoder(model)
         set_image_size(model, settings.image_size_px)
         return TimmEncoder(model)
-    except Exception as error:  # what an architecture lacks, each says in its own way
+    except Exception as error:  # each architecture has kinds of its own
         raise _not_a_vit(settings, error) from error
 
 
@@ -202,18 +203,12 @@ def set_image_size(model: Any, size_px: int) -> None:
 
 
 def _not_a_vit(settings: Vision, error: Exception) -> ValueError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return ValueError(
-        f"vision.name {settings.name!r} at {settings.image_size_px} px: cannot serve as the image encoder ({reason}); "
-        "name a plain ViT"
+        f"vision.name {settings.name!r} at {settings.image_size_px} px: cannot serve as the image encoder "
+        f"({first_line(error)}); name a plain ViT"
     )
 
 
 def _not_loaded(settings: Vision, error: Exception) -> ValueError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return ValueError(
-        f"vision.name {settings.name!r}: cannot be loaded ({reason}). A folder that is there is damaged: fetch it "
-        "anew. Without network, fetch the weights once where there is one (timm and transformers keep them under "
-        "HF_HOME) and copy HF_HOME, or name a local folder: local-dir:FOLDER of timm (config.json, model.safetensors) "
-        "or transformers:FOLDER"
-    )
+    folders = "local-dir:FOLDER of timm (config.json, model.safetensors) or transformers:FOLDER"
+    return not_loaded(f"vision.name {settings.name!r}", error, folders)

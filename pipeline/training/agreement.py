@@ -1,4 +1,4 @@
-"""What ranks must know of one another before a step: tokens, lengths, and whether any is to stop."""
+"""What ranks must know of one another before a step: tokens, lengths, and whether any rank is to stop."""
 
 import hashlib
 

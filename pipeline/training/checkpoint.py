@@ -1,4 +1,4 @@
-"""Checkpoints: a folder a step, whole only with its COMPLETE file; trainables and AdamW's state, no frozen tower.
+"""Checkpoints: a folder for a step, whole only with its COMPLETE file; trained weights and AdamW's state, no tower.
 
     step_00001000/  trainable.safetensors  optimizer.safetensors  state.json  COMPLETE
 
@@ -33,12 +33,12 @@ class SaveError(OSError):
 
 @dataclass(frozen=True)
 class State:
-    """What resuming needs beside weights and optimizer. `step` steps are done, `consumed` samples trained on.
+    """What resuming needs beside weights and optimizer. Random draws need no state: they depend on seed, step and rank.
 
-    `settings` are the recipe's fields that decide what a run computes, `towers` the frozen weights' fingerprints,
-    `digests` the sha256 of the checkpoint's files. `skipped` of the steps left the weights as they were; `loss_scale`
-    is an fp16 tower's, and its good steps; `recent_losses` are what a leap is measured by; `validation_loss` is there
-    when it was measured at this very step. Random draws need no state: they are functions of seed, step and rank.
+    `step` steps are done, `consumed` samples trained on; `skipped` of the steps did not change the weights. `settings`
+    are the recipe's fields that decide what a run computes, `towers` the frozen weights' fingerprints, `digests` the
+    sha256 of the checkpoint's files. `loss_scale` is that of an fp16 tower, with its good steps. A spike is measured by
+    `recent_losses`. `validation_loss` is set when it was measured after this very step.
     """
 
     step: int
@@ -78,18 +78,23 @@ def prune_incomplete(run_folder: Path) -> None:
 
 
 def save(engine: Any, recipe: Recipe, state: State, run_folder: Path) -> Path:
-    """Every rank calls this at the same step; rank 0 writes, COMPLETE last, and then removes what need not be kept.
+    """Every rank calls this at the same step; rank 0 writes, COMPLETE last, and then removes old checkpoints.
 
-    A step that is saved already is left as it is: writing over it would leave nothing whole if that were cut short.
+    A step that is saved already is not written again: if that were cut short, nothing whole would be left.
     Raises SaveError on every rank when it cannot be written, as on a full disk; then nothing of it is left.
     """
     folder, writes = folder_of(run_folder, state.step), process_group.rank() == 0
     if collectives.any_rank(writes and (folder / COMPLETE).exists()):
         return folder
     weights, moments = engine_state.gather(engine, keep=writes)
-    fault = _write(folder, weights, moments, recipe, state) if writes else None
+    fault = None
+    try:
+        if writes:
+            _write(folder, weights, moments, recipe, state)
+    except SaveError as error:  # raised again below, where every rank raises it
+        fault = error
     if collectives.any_rank(fault is not None):
-        raise SaveError(fault or f"checkpoint {folder}: rank 0 could not write it")
+        raise fault or SaveError(f"checkpoint {folder}: rank 0 could not write it; see the output of rank 0")
     if writes:
         _remove_old(run_folder, recipe)
     return folder
@@ -97,8 +102,8 @@ def save(engine: Any, recipe: Recipe, state: State, run_folder: Path) -> Path:
 
 def _write(
     folder: Path, weights: dict[str, "Tensor"], moments: dict[str, "Tensor"], recipe: Recipe, state: State
-) -> str | None:
-    """Write one checkpoint; what went wrong in one line, if anything did."""
+) -> None:
+    """Write one checkpoint. Raises SaveError in one line, with nothing of it left."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -113,9 +118,10 @@ def _write(
     except (OSError, ValueError, SafetensorError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         whole = complete_checkpoints(folder.parents[1])
-        stands = f"the last whole one is {whole[-1]}" if whole else "there is none before it"
-        return f"checkpoint {folder}: cannot be written ({error}); {stands}"
-    return None
+        earlier = f"the last whole checkpoint is {whole[-1]}" if whole else "there is no earlier checkpoint"
+        raise SaveError(
+            f"checkpoint {folder}: cannot be written ({error}); {earlier}. Remove the cause, and run the command again"
+        ) from error
 
 
 def _remove_old(run_folder: Path, recipe: Recipe) -> None:
@@ -137,9 +143,9 @@ def _read_json(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads((folder / "state.json").read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"checkpoint {folder}: state.json is not readable ({error}); remove the checkpoint") from error
+        raise ValueError(f"checkpoint {folder}: state.json is not readable ({error}); remove the folder") from error
     if not isinstance(content, dict) or content.keys() != State.__dataclass_fields__.keys():
-        raise ValueError(f"checkpoint {folder}: state.json is not of this version; start a new run folder (run.output)")
+        raise ValueError(f"checkpoint {folder}: state.json is not of this version of the project; set a new run.output")
     return content
 
 
@@ -152,7 +158,7 @@ def _differences(found: Any, wanted: Any, name: str) -> list[tuple[str, str]]:
 
 
 def read_state(folder: Path, expected: State, despite: tuple[str, ...] = ()) -> State:
-    """How far a checkpoint is, in this run. Raises ValueError naming what differs first from the run that saved it.
+    """How far a checkpoint is, in this run. Raises ValueError naming the first difference from the run that saved it.
 
     `despite` lists names (or beginnings of them, to a dot) of what may differ: `manifest`, `towers`, `optimizer`, ...
     """
@@ -164,10 +170,10 @@ def read_state(folder: Path, expected: State, despite: tuple[str, ...] = ()) -> 
             name = full_name.removeprefix("settings.")
             if not any(name == allowed or name.startswith(f"{allowed}.") for allowed in despite):
                 raise ValueError(
-                    f"checkpoint {folder}: {difference.removeprefix('settings.')}; put it back, start a new run folder "
-                    f"(run.output), or go on with it by --set run.resume_despite=[{name}]"
+                    f"checkpoint {folder}: {difference.removeprefix('settings.')}; change it back, set a new "
+                    f"run.output, or allow the difference with --set run.resume_despite=[{name}]"
                 )
-            log.warning("going on, though %s", difference)
+            log.warning("resuming (run.resume_despite), although %s", difference)
     progress = {field: getattr(state, field) for field in PROGRESS}
     pairs = {"loss_scale": tuple(state.loss_scale), "recent_losses": tuple(state.recent_losses)}
     return replace(expected, **progress | pairs)
@@ -183,9 +189,9 @@ def read_optimizer(folder: Path, state: State) -> dict[str, "Tensor"]:
         changed = [name for name, digest in state.digests.items() if sha256_of(folder / name) != digest]
     if collectives.any_rank(bool(changed)):
         name = changed[0] if changed else "a file"
-        raise ValueError(f"checkpoint {folder}: {name} is not what was saved; remove the checkpoint")
+        raise ValueError(f"checkpoint {folder}: {name} differs from the file that was saved; remove the folder")
     try:
         moments: dict[str, Tensor] = load_file(folder / OPTIMIZER)
         return moments
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"checkpoint {folder}: {OPTIMIZER} is not readable ({error}); remove it") from error
+        raise ValueError(f"checkpoint {folder}: {OPTIMIZER} is not readable ({error}); remove the folder") from error

@@ -14,18 +14,19 @@ from pipeline.training.optimizer import build_optimizer
 
 
 def resolve_ds_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
-    """The complete DeepSpeed configuration of a run. Raises ValueError naming file and field of what is no policy."""
+    """The complete DeepSpeed configuration of a run. Raises ValueError naming the file and field of a bad policy."""
     zero = _read_policy(recipe.run.zero)
     if recipe.run.layout == "sharded" and zero["stage"] != 3:
         raise ValueError(
-            f"run.layout 'sharded': needs ZeRO-3; set run.zero to ds_configs/zero3.json, not {str(recipe.run.zero)!r}"
+            f"run.layout 'sharded': needs ZeRO-3, and run.zero is {str(recipe.run.zero)!r}; set "
+            "run.zero=ds_configs/zero3.json"
         )
     if "zero_hpz_partition_size" in zero:
         size = zero["zero_hpz_partition_size"] = min(int(zero["zero_hpz_partition_size"]), world_size)
         if world_size % size:
             raise ValueError(
                 f"run.zero {str(recipe.run.zero)!r}: zero_hpz_partition_size {size} does not divide {world_size} "
-                "ranks; set it to the number of GPUs of a node"
+                "ranks; set it to the number of GPUs in a node"
             )
     # No fp16 / bf16 section: the bridge keeps fp32 master weights and autocasts, frozen towers hold their own dtype.
     return {
@@ -44,23 +45,28 @@ def _read_policy(path: Path) -> dict[str, Any]:
     """The `zero_optimization` section of a policy file, as DeepSpeed itself would take it."""
     from pydantic import ValidationError
 
-    named = f"run.zero {str(path)!r}"
+    name = str(path)
     if not path.is_file():
-        raise ValueError(f"{named}: no such file; the shipped policies are in ds_configs/")
+        raise ValueError(f"run.zero {name!r}: no such file; ds_configs/ has the policies")
     try:
         policy = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{named}: not valid JSON ({error})") from error
+        raise ValueError(f"run.zero {name!r}: is not valid JSON ({error}); see ds_configs/") from error
     zero = policy.get("zero_optimization") if isinstance(policy, dict) else None
     if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
-        raise ValueError(f'{named}: needs {{"zero_optimization": {{"stage": 1, 2 or 3}}}}, as in ds_configs/')
+        raise ValueError(
+            f'run.zero {name!r}: is not a ZeRO policy; write {{"zero_optimization": {{"stage": 1, 2 or 3}}}}, as in '
+            "ds_configs/"
+        )
     foreign = sorted(set(policy) - {"zero_optimization"})
     if foreign:
-        raise ValueError(f"{named}: {foreign[0]!r} is not ZeRO policy; set it in the recipe")
+        raise ValueError(f"run.zero {name!r}: {foreign[0]!r} is not part of a ZeRO policy; set it in the recipe")
     automatic = [name for name, value in zero.items() if value == "auto"]
     if automatic:
-        raise ValueError(f"{named}: {automatic[0]} 'auto' is for transformers' Trainer; give a value or leave it out")
-    _say_that_there_is_no_gpu()
+        raise ValueError(
+            f"run.zero {name!r}: {automatic[0]} 'auto' works in transformers' Trainer alone; set a value, or remove it"
+        )
+    _tell_deepspeed_without_gpu()
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     try:
@@ -68,12 +74,14 @@ def _read_policy(path: Path) -> dict[str, Any]:
     except ValidationError as error:
         fault = error.errors()[0]
         field = ".".join(str(part) for part in fault["loc"])
-        raise ValueError(f"{named}: {field} {fault['input']!r}: {fault['msg']}") from error
+        raise ValueError(
+            f"run.zero {name!r}: {field} {fault['input']!r}: {fault['msg']}; see DeepSpeed's ZeRO options"
+        ) from error
     return zero
 
 
-def _say_that_there_is_no_gpu() -> None:
-    """To DeepSpeed, which otherwise looks for one when it is imported and warns of what it did not find."""
+def _tell_deepspeed_without_gpu() -> None:
+    """Without a GPU, say so: else DeepSpeed looks for one when it is imported, and warns that it found none."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
@@ -82,8 +90,8 @@ def build_engine(task: nn.Module, recipe: Recipe, ds_config: dict[str, Any]) -> 
     """Wrap a stage's task: its parameters (the bridge alone) are sharded, averaged and stepped by DeepSpeed."""
     import deepspeed
 
-    # DeepSpeed would compile a shared-memory all-reduce for CPU ranks at first use: a minute and a compiler, for
-    # gradients of a few MB that gloo carries as well, between nodes too.
+    # DeepSpeed would compile a shared-memory all-reduce for CPU ranks at first use. It takes 90 s and a compiler, and
+    # it serves one node only; gloo sends these few MB as well, between nodes too.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     engine, *_ = deepspeed.initialize(
         model=task, optimizer=build_optimizer(task, recipe.optimizer), config=ds_config, dist_init_required=False

@@ -1,9 +1,9 @@
-"""A polite request to stop: SIGTERM or SIGUSR1 set a flag that the loop reads at step boundaries."""
+"""A request to stop: SIGTERM or SIGUSR1 sets a flag that the loop reads between two steps."""
 
 import signal
 from types import FrameType
 
-EXIT_STOPPED = 75  # sysexits' EX_TEMPFAIL: stopped on a signal with everything saved; run again
+EXIT_STOPPED = 75  # sysexits' EX_TEMPFAIL: stopped on a signal, all saved; the same command resumes
 
 
 class StopRequest:

@@ -1,4 +1,4 @@
-"""A run's folder: what makes two runs the same, one writer at a time, and what is left there for people."""
+"""A run's folder: what must be equal for a resume, one writer at a time, and the files that describe the run."""
 
 import fcntl
 import json
@@ -54,14 +54,14 @@ def is_complete(recipe: Recipe, manifest_digest: str) -> bool:
 
 
 def newest_checkpoint(recipe: Recipe) -> Path | None:
-    """The checkpoint to go on from. Collective. Raises ValueError when ranks do not see the same one."""
+    """The checkpoint to resume from. Collective. Raises ValueError when ranks do not see the same one."""
     found = checkpoint.complete_checkpoints(recipe.run.output)[-1:]
     own = int(found[0].name.removeprefix("step_")) if found else -1
     steps = [row[0] for row in collectives.gather_integers([own])]
     if len(set(steps)) > 1:
         raise ValueError(
-            f"run.output {recipe.run.output}: ranks see different last checkpoints there, of steps {steps} (-1: none); "
-            "it must lie on a file system that all nodes share"
+            f"run.output {recipe.run.output}: ranks see different last checkpoints, of steps {steps} (-1: none); set a "
+            "folder on a file system that all nodes share"
         )
     return found[0] if found else None
 
@@ -81,7 +81,7 @@ def opened(recipe: Recipe, ds_config: dict[str, Any]) -> Iterator[Path]:
         except (OSError, ValueError) as error:
             fault = str(error)
     if collectives.any_rank(fault is not None):
-        raise ValueError(fault or f"run.output {folder}: cannot be opened by rank 0")
+        raise ValueError(fault or f"run.output {folder}: rank 0 cannot open it; see the output of rank 0")
     try:
         yield folder
     finally:
@@ -99,11 +99,12 @@ def _lock(folder: Path) -> int:
         holder = os.pread(file, 200, 0).decode(errors="replace").strip()
         os.close(file)
         raise ValueError(
-            f"run.output {folder}: another run writes there ({holder}); wait for it, stop it, or name another folder"
+            f"run.output {folder}: another run is writing there ({holder}); wait for it, stop it, or set another folder"
         ) from error
     except OSError as error:
         log.warning(
-            "run.output %s: this file system has no locks (%s); see that one run alone writes there", folder, error
+            "run.output %s: this file system has no locks (%s); make sure that only one run writes there",
+            *(folder, error),
         )
         return file
     os.ftruncate(file, 0)

@@ -39,7 +39,7 @@ class Stage1Task(nn.Module):
 
     def forward(self, batch: Batch, place: StepPlace) -> dict[str, Tensor]:
         """The losses, `loss` their weighted sum. The mean over ranks and micro batches is the joined batch's loss."""
-        with autocast(batch.pixels_B3SS.device.type, self.precision):  # in here: the engine turns an outer one off
+        with autocast(batch.pixels_B3SS.device.type, self.precision):  # inside: DeepSpeed switches an outer one off
             return self._losses(batch, place)
 
     def _losses(self, batch: Batch, place: StepPlace) -> dict[str, Tensor]:
@@ -103,7 +103,7 @@ class Stage1Task(nn.Module):
         """Logits and labels of the 3B pairs: (image, text), (image, negative text), (negative image, text)."""
         negative_ids = collectives.gather_rows(text.ids)[negative_texts_B]
         negative_is_token = collectives.gather_rows(text.is_token)[negative_texts_B]
-        # The frozen features themselves are exchanged: the ViT is frozen, so nothing is lost without a gradient.
+        # The frozen features themselves are exchanged. The ViT is frozen, so no gradient is lost.
         negative_image = self.bridge.project_image(collectives.exchange_rows(frozen_BPI, negative_images_B))
         ids, is_token = torch.cat([text.ids, negative_ids]), torch.cat([text.is_token, negative_is_token])
         own_image_logits = self.bridge.match(image, ids, is_token)
@@ -113,9 +113,9 @@ class Stage1Task(nn.Module):
         return torch.cat([own_image_logits, negative_image_logits]), labels
 
     def _generate(self, text: Tokens, query_cache: list[KeysValues]) -> tuple[Tensor, Tensor]:
-        """ITG's summed loss, with and without smoothing (the latter to look at, without gradient).
+        """ITG's summed loss, with smoothing, and without (that one is only logged; it has no gradient).
 
-        [CLS] becomes [DEC], and the queries' keys and values are those of the ITC pass.
+        [CLS] becomes [DEC]. The queries' keys and values come from the ITC pass.
         """
         ids = torch.cat([torch.full_like(text.ids[:, :1], self.decode_token_id), text.ids[:, 1:]], dim=1)
         logits = self.bridge.qformer.decode_text(ids, text.is_token, query_cache)

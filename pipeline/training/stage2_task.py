@@ -13,7 +13,7 @@ from pipeline.training.task import StepPlace, Towers
 
 
 class Stage2Task(nn.Module):
-    """The bridge is the only submodule, unless the language model is to be sharded: it then lies in the engine, too."""
+    """The bridge is the only submodule, unless the language model is sharded: then that one is in the engine, too."""
 
     def __init__(
         self,
@@ -51,7 +51,8 @@ class Stage2Task(nn.Module):
         with autocast(batch.pixels_B3SS.device.type, self.precision):  # the language model holds its own precision
             prompts_BQH = self.bridge(self.towers.vision(batch.pixels_B3SS))
         if prompts_BQH.requires_grad and self.loss_scale.value != 1:
-            prompts_BQH = prompts_BQH.float()  # where the gradient is as it was, an fp16 tower's way back is over
+            # Unscale where the gradient leaves the fp16 tower: the bridge has fp32 weights and needs no scaling.
+            prompts_BQH = prompts_BQH.float()
             prompts_BQH.register_hook(lambda gradient: gradient / self.loss_scale.value)
         loss = self.towers.language.loss_sum(prompts_BQH, batch.context, batch.target) * place.token_weight
         return {"loss": loss, "language_loss": loss, "language_nll": loss}

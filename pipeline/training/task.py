@@ -1,4 +1,4 @@
-"""What a stage's step has in common: where in the run it stands, and the frozen towers it reads."""
+"""What the steps of both stages share: the place of a micro batch in its step, and the frozen towers."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,8 +14,8 @@ from pipeline.training.faults import LossScale
 class StepPlace:
     """What a micro batch must know of the whole step.
 
-    `token_weight` is ranks x accumulation / scored tokens of the whole step: a summed token loss times this has, as
-    its mean over ranks and micro batches, the mean over all the step's tokens.
+    `token_weight` is ranks x accumulation / scored tokens of the whole step. A summed token loss times this weight,
+    averaged over ranks and micro batches, is the mean over all the step's tokens.
     """
 
     rank: int
@@ -37,7 +37,7 @@ class Towers:
     language: Any = None
 
     def fingerprints(self) -> dict[str, str]:
-        """Of each tower's weights, to know them again."""
+        """A fingerprint of each tower's weights, to notice when they have changed."""
         found = {"vision": fingerprint(self.vision)}
         return found | ({"language": fingerprint(self.language.model)} if self.language else {})
 

@@ -1,4 +1,4 @@
-"""What a run says of itself: metrics.jsonl, TensorBoard and a progress bar, from rank 0 alone."""
+"""The metrics of a run: metrics.jsonl, TensorBoard and a progress bar, written by rank 0 alone."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ from pipeline.distributed.stopwatch import COMMUNICATION, STOPWATCH
 from pipeline.files import replace_file
 
 log = logging.getLogger(__name__)
-SHARES = ("data", COMMUNICATION, "checkpoint")  # of time, waiting for them
+SHARES = ("data", COMMUNICATION, "checkpoint")  # shares of the time, spent waiting for them
 
 
 class Telemetry:
@@ -92,7 +92,7 @@ class Telemetry:
             for name, value in numbers.items():
                 self.tensorboard.add_scalar(f"{prefix}{name}", value, line["step"])
         except OSError as error:  # a full disk: the run matters more than its curves
-            log.warning("step %d is not in metrics.jsonl or TensorBoard (%s)", line["step"], error)
+            log.warning("step %d could not be written to metrics.jsonl and TensorBoard (%s)", line["step"], error)
             self.tensorboard = None
         if self.progress.disable:
             shown = " ".join(f"{name} {value:.4g}" for name, value in numbers.items())

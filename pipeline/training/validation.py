@@ -27,10 +27,12 @@ class Validation:
         self.recipe, self.every_steps = recipe, recipe.validation.every_steps
         manifest, ranks = load_manifest(recipe.validation.manifest), process_group.world_size()
         size = recipe.batch.micro_size * ranks
-        self.steps = min(recipe.validation.samples, manifest.samples) // size
+        samples = min(recipe.validation.samples, manifest.samples)
+        self.steps = samples // size
         if not self.steps:
             raise ValueError(
-                f"validation.manifest {recipe.validation.manifest}: fewer samples than one pass of all ranks, {size}"
+                f"validation.manifest {recipe.validation.manifest}: {samples} samples are fewer than one pass of all "
+                f"ranks, {size}; use more (validation.samples), or lower batch.micro_size"
             )
         settings = recipe.data.model_copy(update={"crop_scale": (1.0, 1.0), "horizontal_flip": False})
         order = SampleOrder(manifest, 0, recipe.data.shuffle_shards)

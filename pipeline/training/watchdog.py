@@ -1,4 +1,4 @@
-"""A deadline for every step: a rank that hangs, or waits for one that does, leaves its stacks and ends the job."""
+"""A deadline for every step: a rank that hangs, or waits for a rank that hangs, writes its stacks and ends the job."""
 
 import faulthandler
 import os
@@ -15,7 +15,7 @@ GRACE_S = 10.0  # between a rank's stacks and its end, in which the others write
 
 
 class Watchdog:
-    """`beat` at each step; without one for `deadline_s`, stacks go to RUN/stacks/rankN.txt and the process ends.
+    """`beat` at each step. After `deadline_s` without one, stacks go to RUN/stacks/rankN.txt and the process ends.
 
     Python's faulthandler writes them from a thread of its own: also when the interpreter is stuck in a library.
     """
@@ -33,9 +33,9 @@ class Watchdog:
         self.ends = time.monotonic() + seconds
         faulthandler.dump_traceback_later(seconds, file=self.file)
 
-    def beat(self, step: int) -> None:
-        """`step` begins now."""
-        self.step = step
+    def beat(self, step: int | None = None) -> None:
+        """`step` begins now; without a number, the same step has moved on."""
+        self.step = self.step if step is None else step
         self._arm(self.deadline_s)
 
     def _watch(self) -> None:
@@ -43,8 +43,8 @@ class Watchdog:
             if time.monotonic() > self.ends + GRACE_S:
                 where = f"in step {self.step}" if self.step >= 0 else "before its first step"
                 print(
-                    f"error: rank {process_group.rank()} did not move for {self.deadline_s:.0f} s {where} "
-                    f"(run.hang_deadline_s); every rank's stacks: {self.path.parent}",
+                    f"error: run.hang_deadline_s {self.deadline_s:.0f}: rank {process_group.rank()} hung for so many "
+                    f"seconds {where}; {self.path.parent} has the stacks of all ranks",
                     file=sys.stderr,
                     flush=True,
                 )

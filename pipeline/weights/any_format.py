@@ -1,4 +1,4 @@
-"""The whole model of weights in any of the three formats, for evaluation; and the files that decide what they are."""
+"""The whole model of weights in any of the three formats, for evaluation, and the sha256 of their files."""
 
 import hashlib
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ FOLDER_FILES = ("*.json", "*.safetensors")  # of a transformers folder
 
 @dataclass(frozen=True)
 class WeightsSource:
-    """Weights somewhere: LAVIS' file and transformers' folder need a recipe, which names their towers."""
+    """Weights at a path. LAVIS's file and transformers' folder need a recipe, which names their towers."""
 
     path: Path
     kind: Literal["native", "lavis", "huggingface"]
@@ -34,7 +34,7 @@ class WeightsSource:
         return hashlib.sha256("\n".join([*lines, decides]).encode()).hexdigest()
 
     def converted_from(self) -> str:
-        """Of native weights that were converted from a format of others: that format and place; else nothing."""
+        """The format and place that native weights were converted from; empty for weights that were trained here."""
         return native.read_metadata(self.files[0]).get("converted_from", "") if self.kind == "native" else ""
 
     def step(self) -> int | None:
@@ -44,7 +44,7 @@ class WeightsSource:
 
 
 def find_weights(path: Path, recipe: Recipe | None) -> WeightsSource:
-    """What lies at `path`. Raises ValueError in one line for nothing, or a recipe that is missing or in the way."""
+    """The weights at `path`. Raises ValueError when there are none, or --recipe is missing or not needed."""
     if recipe is not None:
         from pipeline.weights.huggingface import local_folder
 
@@ -56,14 +56,15 @@ def find_weights(path: Path, recipe: Recipe | None) -> WeightsSource:
         kind, files = "huggingface", tuple(sorted(each for kind in FOLDER_FILES for each in path.glob(kind)))
     else:
         kind, files = "native", (native.weights_file(path),)
-    if (kind == "native") != (recipe is None):
-        wrong = "leave it out: native weights hold theirs" if recipe else f"needed: {kind} weights name no towers"
-        raise ValueError(f"--recipe for --weights {path}: {wrong}")
+    if kind == "native" and recipe is not None:
+        raise ValueError(f"--recipe: --weights {path} are native and hold their own recipe; remove --recipe")
+    if kind != "native" and recipe is None:
+        raise ValueError(f"--recipe: is missing, and --weights {path} ({kind}) do not name their towers; give a recipe")
     return WeightsSource(path, kind, files, recipe)
 
 
 def load_any(source: WeightsSource, device: str) -> tuple["RetrievalModel | LanguageModel", list[str]]:
-    """The model, and notes on what the weights held without a place. Raises ValueError when anything does not fit."""
+    """The model, and notes on what of the weights has no place. Raises ValueError when something does not fit."""
     if source.kind == "native":
         return native.load_model(source.files[0], device), []
     from pipeline.weights.foreign import read_foreign

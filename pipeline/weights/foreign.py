@@ -1,6 +1,6 @@
-"""A bridge out of a file of LAVIS or a folder of transformers, checked against the recipe, with notes on what was left.
+"""A bridge from a file of LAVIS or a folder of transformers, compared with the recipe; notes list what was left out.
 
-Shapes: any. A note is `WHAT: NAME` for one tensor, so that each is accounted for.
+A note is `WHAT: NAME`, one for each tensor.
 """
 
 from dataclasses import dataclass
@@ -46,13 +46,13 @@ def read_foreign(
     found = read(source, list(own), recipe, vision, image_encoder is not None)
     notes = list(found.notes)
     if found.vision and vision is None:
-        raise ValueError(f"vision.name {recipe.vision.name!r}: {source} holds a ViT of timm; name that in the recipe")
+        raise ValueError(f"vision.name {recipe.vision.name!r}: {source} holds a timm ViT; name that ViT in the recipe")
     if found.vision:
         wanted = towers.Wanted(towers.shapes_of(vision.state_dict()))
-        towers.compare(towers.shapes_of(found.vision), wanted, f"weights {source}, image encoder")
+        towers.compare(towers.shapes_of(found.vision), wanted, f"{source}, image encoder")
     if found.language and recipe.language:
         wanted = towers.wanted_language(recipe.language)
-        towers.compare(towers.shapes_of(found.language), wanted, f"weights {source}, language model")
+        towers.compare(towers.shapes_of(found.language), wanted, f"{source}, language model")
     tensors = dict(found.bridge)
     if read_as == "huggingface":
         notes += [] if found.vision else ["no image encoder in the folder: the recipe's is taken"]
@@ -66,7 +66,9 @@ def read_foreign(
     notes += [f"stored as {dtype}, kept in fp32 here: {name}" for name, dtype in others]
     if image_encoder is not None:
         if not found.vision:
-            raise ValueError(f"--image-encoder {image_encoder}: {source} holds no image encoder; leave it out")
+            raise ValueError(
+                f"--image-encoder {image_encoder}: {source} holds no image encoder; remove --image-encoder"
+            )
         name = towers.write_timm_folder(found.vision, recipe.vision, image_encoder.absolute())
         recipe = recipe.model_copy(update={"vision": recipe.vision.model_copy(update={"name": name})})
     return bridge, recipe, notes

@@ -1,7 +1,8 @@
 """transformers' BLIP-2 folders: `Blip2ForConditionalGeneration` (stage 2) and `Blip2ForImageTextRetrieval` (stage 1).
 
-Such a folder holds the towers as well. Written, it is whole, with processor; read, the bridge alone is taken, and the
-towers come from where the recipe says. ln_vision has eps 1e-5 here and the tower's, 1e-6, there.
+Such a folder holds the towers as well. A folder that is written is whole, with its processor. Of a folder that is read
+only the bridge is taken; the towers are loaded from the recipe's names. The epsilon of ln_vision is 1e-5 here and 1e-6
+there.
 """
 
 import re
@@ -35,15 +36,15 @@ def local_folder(source: Path) -> Path:
 
     try:
         return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:  # the hub's library raises many kinds; all mean that it cannot be had
+    except Exception as error:  # the hub's library raises many kinds of errors
         raise ValueError(
-            f"SRC {source}: no such folder, and not to be had from the hub ({str(error).splitlines()[0]}). Without "
-            "network, fetch it where there is one (`hf download NAME`) and copy HF_HOME"
+            f"SRC {source}: no such folder, and the hub does not give it ({str(error).splitlines()[0]}); without "
+            "network, download it on another machine (`hf download NAME`) and copy its HF_HOME here"
         ) from error
 
 
 def read_folder(folder: Path, own_names: list[str]) -> tuple[dict[str, "Tensor"], dict[str, Path], list[str]]:
-    """Of a folder: the bridge under our names, the towers' tensors by name (where each lies), and skipped buffers.
+    """A folder's bridge under our names, the file of each tower tensor by name, and skipped buffers.
 
     Raises ValueError in one line when the folder holds no readable safetensors files.
     """
@@ -53,7 +54,7 @@ def read_folder(folder: Path, own_names: list[str]) -> tuple[dict[str, "Tensor"]
     skipped: list[str] = []
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ValueError(f"weights {folder}: no *.safetensors there; name a folder of save_pretrained()")
+        raise ValueError(f"weights {folder}: has no *.safetensors; give a folder that save_pretrained() wrote")
     _check_files(folder, files)
     for path in files:
         with _opened(path) as opened:
@@ -61,13 +62,13 @@ def read_folder(folder: Path, own_names: list[str]) -> tuple[dict[str, "Tensor"]
                 if name in BUFFERS:
                     skipped.append(name)
                 elif ours.get(name) in tensors or name in towers:
-                    raise ValueError(f"weights {path}: {name!r} is in another file of the folder, too; remove one")
+                    raise ValueError(f"weights {path}: {name!r} is in a second file of the folder, too; remove one")
                 elif name in ours:
                     tensors[ours[name]] = opened.get_tensor(name)
                 elif name.startswith(FROZEN):
                     towers[name] = path
                 else:
-                    raise ValueError(f"weights {path}: {name!r} has no place in this model")
+                    raise ValueError(f"weights {path}: {name!r} has no place in this model; check --recipe")
     return tensors, towers, skipped
 
 
@@ -80,9 +81,11 @@ def _check_files(folder: Path, files: list[Path]) -> None:
         try:
             wanted = set(json.loads(index.read_text())["weight_map"].values())
         except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-            raise ValueError(f"weights {index}: not a readable index ({type(error).__name__})") from error
+            raise ValueError(f"weights {index}: is not readable ({type(error).__name__}); download it again") from error
         if wanted - names:
-            raise ValueError(f"weights {folder}: {min(wanted - names)} is missing, which {index.name} names")
+            raise ValueError(
+                f"weights {folder}: {min(wanted - names)} is missing, and {index.name} names it; download it again"
+            )
 
 
 @contextmanager
@@ -93,7 +96,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as opened:
             yield opened
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"weights {path}: not a readable safetensors file ({error})") from error
+        raise ValueError(f"weights {path}: is not a readable safetensors file ({error}); copy it again") from error
 
 
 def read_tower(towers: dict[str, Path], prefix: str, with_values: bool) -> dict[str, "Tensor"]:
@@ -124,7 +127,9 @@ def write_folder(model: "RetrievalModel | LanguageModel", folder: Path) -> list[
     names = {name: huggingface_name(name) for name in bridge}
     state = {theirs: bridge[name] for name, theirs in names.items() if theirs is not None}
     if not isinstance(encoder, TimmEncoder):
-        raise ValueError(f"vision.name {recipe.vision.name!r}: only a timm ViT has a place in transformers' BLIP-2")
+        raise ValueError(
+            f"vision.name {recipe.vision.name!r}: transformers' BLIP-2 takes timm ViTs alone; convert to lavis instead"
+        )
     for name, tensor in vision_state(encoder.model, recipe.vision.name).items():
         state[f"vision_model.{name}"] = tensor
     settings: dict[str, Any] = {
@@ -155,8 +160,8 @@ def write_folder(model: "RetrievalModel | LanguageModel", folder: Path) -> list[
             whole: Any = Blip2ForConditionalGeneration(config)
         if type(whole.language_model) is not type(language):
             raise ValueError(
-                f"language {recipe.language.name if recipe.language else ''!r}: transformers' BLIP-2 would make a "
-                f"{type(whole.language_model).__name__} of this {type(language).__name__}; convert to lavis instead"
+                f"language.name {recipe.language.name if recipe.language else ''!r}: is a {type(language).__name__}, "
+                f"and transformers' BLIP-2 builds a {type(whole.language_model).__name__}; convert to lavis instead"
             )
         whole.language_model = language
         state |= {f"language_model.{name}": tensor for name, tensor in language.state_dict().items()}
@@ -169,7 +174,7 @@ def write_folder(model: "RetrievalModel | LanguageModel", folder: Path) -> list[
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(
-            f"these towers have no place in transformers' BLIP-2 ({reason}); convert to lavis instead"
+            f"vision.name, language.name: do not fit transformers' BLIP-2 ({reason}); convert to lavis instead"
         ) from error
     whole.save_pretrained(folder)
     _processor(tokenizer, recipe, model.vision, shape.num_query_tokens if model.stage == 2 else None).save_pretrained(

@@ -1,5 +1,8 @@
-"""config.json of transformers' BLIP-2 folders: compared with the recipe, since the same tensors compute something else
-under another activation, number of heads or epsilon."""
+"""config.json of transformers' BLIP-2 folders is compared with the recipe.
+
+Under another activation, number of heads or epsilon, the same tensors compute something else. No tensor shows it: the
+public FlanT5 folders say `dense_act_fn: gelu`, stock FlanT5 says `gelu_new`.
+"""
 
 import json
 from pathlib import Path
@@ -56,7 +59,7 @@ def check_config(folder: Path, recipe: Recipe, shape: QFormerShape, vision: Any)
         found = Blip2Config.from_pretrained(folder)
     except Exception as error:  # hostile JSON, strict configurations: many kinds
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"weights {path}: not the configuration of a BLIP-2 of transformers ({reason})") from error
+        raise ValueError(f"weights {path}: is not the config.json of a transformers BLIP-2 ({reason})") from error
     _compare(found.qformer_config, qformer_config(shape, recipe.stage == 1), QFORMER_FIELDS, f"{path}, Q-Former")
     if vision is not None:
         wanted = vision_config(vision, recipe)
@@ -65,14 +68,17 @@ def check_config(folder: Path, recipe: Recipe, shape: QFormerShape, vision: Any)
         return
     wanted = language_config(recipe.language)
     if family != wanted.model_type:
-        raise ValueError(f"weights {folder}: its language model is a {family!r}, the recipe's a {wanted.model_type!r}")
+        raise ValueError(
+            f"weights {folder}: the language model is of type {family!r}, the recipe's of type {wanted.model_type!r}; "
+            "give the recipe of these weights"
+        )
     fields = [name for name in _own_fields(wanted) if not any(part in name for part in WITHOUT_EFFECT)]
     hint = "; if the recipe's model is right, --set language.config.{field}={value}"
     _compare(found.text_config, wanted, fields, f"{path}, language model", hint)
 
 
 def _own_fields(config: Any) -> list[str]:
-    """What a configuration says of its own family, without what every configuration says."""
+    """The fields that a configuration has beside those that every configuration has."""
     from transformers import PretrainedConfig
 
     return [name for name in config.to_dict() if name not in PretrainedConfig().to_dict() and not name.startswith("_")]

@@ -37,8 +37,8 @@ def vision_names(model: Any, name: str) -> dict[str, str]:
             names[key] = theirs
         elif not key.endswith(EVA_BIASES):
             raise ValueError(
-                f"vision.name {name!r}: {key!r} has no place in transformers' BLIP-2, whose image encoder is a plain "
-                "ViT as EVA's; convert to lavis instead, which holds the bridge alone"
+                f"vision.name {name!r}: {key!r} has no place in transformers' BLIP-2, which takes plain ViTs such as "
+                "EVA's; convert to lavis instead, which holds the bridge alone"
             )
     return names
 
@@ -70,7 +70,7 @@ def vision_from_huggingface(tensors: dict[str, "Tensor"], model: Any, name: str)
             continue
         query, keys, value = tensor.chunk(3)
         if not keys.is_meta and bool(keys.any()):
-            raise ValueError(f"vision_model.{key}: biases the keys, for which {name!r} has no place")
+            raise ValueError(f"vision_model.{key}: has a bias for the keys, and {name!r} has none; set vision.name")
         found |= {f"{block}attn.q_bias": query.clone(), f"{block}attn.v_bias": value.clone()}
     return found
 
@@ -95,7 +95,10 @@ def vision_config(model: Any, recipe: Recipe) -> Any:
     block = model.blocks[0]
     activations = {torch.nn.GELU: "gelu", QuickGELU: "quick_gelu"}
     if type(block.mlp.act) not in activations or getattr(block.mlp.act, "approximate", "none") != "none":
-        raise ValueError(f"vision.name {recipe.vision.name!r}: its activation {block.mlp.act} is not one of BLIP-2's")
+        raise ValueError(
+            f"vision.name {recipe.vision.name!r}: transformers' BLIP-2 does not have its activation {block.mlp.act}; "
+            "convert to lavis instead"
+        )
     fused = block.attn.qkv.bias is not None or getattr(block.attn, "q_bias", None) is not None
     return Blip2VisionConfig(
         hidden_size=model.num_features,

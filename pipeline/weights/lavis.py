@@ -1,4 +1,4 @@
-"""LAVIS's `.pth` files: `{"model": state_dict}` of what BLIP-2 trains. Read without running any code of the file."""
+"""LAVIS's `.pth` files: `{"model": state_dict}` of what BLIP-2 trains. No code of the file is run."""
 
 import warnings
 from pathlib import Path
@@ -18,11 +18,11 @@ TIED = {"Qformer.cls.predictions.decoder.weight": WORDS, "Qformer.cls.prediction
 BUFFERS = ("Qformer.bert.embeddings.position_ids",)
 VISION = "visual_encoder."
 FROZEN = (VISION, "t5_model.", "opt_model.")
-"""Towers, which some files hold beside the bridge; ours come from where the recipe says."""
+"""Towers, which some files hold beside the bridge; ours are loaded from the recipe's names."""
 
 
 def read_file(path: Path) -> dict[str, "Tensor"]:
-    """The state dict of a `.pth` file. Raises ValueError in one line when it is none, or wants to run code."""
+    """The state dict of a `.pth` file. Raises ValueError in one line when it is another file, or would run code."""
     import torch
 
     try:
@@ -33,10 +33,10 @@ def read_file(path: Path) -> dict[str, "Tensor"]:
         reason = "it would run code, or is damaged" if isinstance(error, UnpicklingError) else type(error).__name__
         if isinstance(error, OSError | RuntimeError):
             reason = str(error).splitlines()[0]
-        raise ValueError(f"weights {path}: not a .pth file of plain tensors ({reason}); nothing was loaded") from error
+        raise ValueError(f"weights {path}: is no .pth file of plain tensors ({reason}); nothing was loaded") from error
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict):
-        raise ValueError(f"weights {path}: needs the form {{'model': {{name: tensor}}}}, as LAVIS writes it")
+        raise ValueError(f"weights {path}: is not {{'model': {{name: tensor}}}}, the form that LAVIS writes")
     for name, value in state.items():
         if not (isinstance(name, str) and (name in BUFFERS or _is_plain(value))):
             raise ValueError(f"weights {path}: {name!r} is not a dense tensor of real floating-point numbers")
@@ -82,7 +82,9 @@ def from_lavis(
         first = TIED.get(name)
         if first in state:
             if not torch.equal(state[first], tensor):
-                raise ValueError(f"weights {source}: {name!r} must equal {first!r}, to which it is tied, and does not")
+                raise ValueError(
+                    f"weights {source}: {name!r} must be equal to {first!r}, and is not; the file is damaged"
+                )
             skipped.append(name)
         elif name.startswith(FROZEN):
             towers[name] = tensor
@@ -91,7 +93,7 @@ def from_lavis(
         elif name in ours:
             tensors[ours[name]] = tensor
         else:
-            raise ValueError(f"weights {source}: {name!r} has no place in this model")
+            raise ValueError(f"weights {source}: {name!r} has no place in this model; check --recipe")
     if "temperature" in tensors and tensors["temperature"].numel() == 1:
         tensors["temperature"] = tensors["temperature"].reshape(1)
     return tensors, towers, skipped

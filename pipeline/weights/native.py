@@ -1,4 +1,4 @@
-"""The project's own weights: one safetensors file of the trainables, with recipe and provenance in its metadata."""
+"""The project's own weights: one safetensors file of what is trained, with recipe and origin in its metadata."""
 
 import json
 from pathlib import Path
@@ -19,16 +19,16 @@ FILE_NAME = "trainable.safetensors"
 def weights_file(path: Path) -> Path:
     """The weights file of a run folder (its newest whole checkpoint), of a checkpoint folder, or the path itself."""
     if path.name.startswith("step_") and path.is_dir() and not (path / "COMPLETE").is_file():
-        raise ValueError(f"weights {path}: a checkpoint that was not finished (it has no COMPLETE); name another one")
+        raise ValueError(f"weights {path}: is an unfinished checkpoint (it has no COMPLETE); give another one")
     newest = sorted(path.glob("checkpoints/step_*/COMPLETE"))[-1:]
     file = newest[0].parent / FILE_NAME if newest else path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(f"weights {path}: no {FILE_NAME} there; name a run folder, or one of its checkpoints/step_*")
+        raise ValueError(f"weights {path}: has no {FILE_NAME}; give a run folder, or one of its checkpoints/step_*")
     return file
 
 
 def save_weights(bridge: "nn.Module", recipe: Recipe, step: int, folder: Path, **provenance: str) -> Path:
-    """Write the trainables with their recipe and where they are from; the file is on disk when this returns."""
+    """Write the trained weights with their recipe and origin; the file is on disk when this returns."""
     return save_tensors(bridge.state_dict(), recipe, step, folder, **provenance)
 
 
@@ -45,7 +45,7 @@ def save_tensors(tensors: dict[str, "Tensor"], recipe: Recipe, step: int, folder
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a weights file says of itself. Raises ValueError in one line when it is missing or corrupt."""
+    """A weights file's metadata. Raises ValueError in one line when the file is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     file = weights_file(path)
@@ -53,18 +53,18 @@ def read_metadata(path: Path) -> dict[str, str]:
         with safe_open(file, framework="pt") as opened:
             return dict(opened.metadata() or {})
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"weights {file}: not a readable safetensors file ({error})") from error
+        raise ValueError(f"weights {file}: is not a readable safetensors file ({error}); copy it again") from error
 
 
 def read_provenance(path: Path) -> tuple[int, str]:
-    """Of a file that `read_weights` reads: its training step (0: unknown), and what an earlier conversion noted."""
+    """A weights file's training step (0: unknown), and the notes of an earlier conversion."""
     metadata = read_metadata(path)
     step = metadata.get("step", "0")
     return int(step) if step.isdecimal() else 0, metadata.get("notes", "")
 
 
 def read_weights(path: Path) -> tuple[Recipe, dict[str, "Tensor"]]:
-    """The recipe and tensors of a weights file. Raises ValueError in one line when it is missing or corrupt."""
+    """The recipe and tensors of a weights file. Raises ValueError in one line when it is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     file = weights_file(path)
@@ -73,24 +73,25 @@ def read_weights(path: Path) -> tuple[Recipe, dict[str, "Tensor"]]:
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a mapping)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"weights {file}: not a readable safetensors file ({error})") from error
+        raise ValueError(f"weights {file}: is not a readable safetensors file ({error}); copy it again") from error
     if metadata.get("format") != FORMAT:
-        raise ValueError(f"weights {file}: format {metadata.get('format')!r}, expected {FORMAT!r}")
+        raise ValueError(f"weights {file}: is of format {metadata.get('format')!r}, expected {FORMAT!r}")
     try:
         content = json.loads(metadata["recipe"])
     except (KeyError, ValueError, RecursionError) as error:
-        raise ValueError(f"weights {file}: no readable recipe in its metadata ({error})") from error
+        raise ValueError(f"weights {file}: has no readable recipe in its metadata ({error})") from error
     return parse_recipe(content), tensors
 
 
 def load_into(bridge: "nn.Module", tensors: dict[str, "Tensor"], source: Path) -> None:
-    """Copy tensors into the bridge by name. A missing, extra or misshapen one raises ValueError; nothing is copied."""
+    """Copy tensors into the bridge by name. Raises ValueError, and copies nothing, when one does not fit."""
     own = bridge.state_dict()
     extra = [name for name in tensors if name not in own]
     missing = [name for name in own if name not in tensors]
-    for fault, names in (("has no place in this model", extra), ("is missing", missing)):
-        if names:
-            raise ValueError(f"weights {source}: {names[0]!r} {fault} ({len(names)} such tensors)")
+    if extra:
+        raise ValueError(f"weights {source}: {extra[0]!r} has no place in this model ({len(extra)} such tensors)")
+    if missing:
+        raise ValueError(f"weights {source}: {missing[0]!r} is missing ({len(missing)} such tensors)")
     for name, tensor in own.items():
         if tensors[name].shape != tensor.shape:
             found, wanted = tuple(tensors[name].shape), tuple(tensor.shape)
@@ -117,7 +118,7 @@ def initialise(bridge: "nn.Module", recipe: Recipe) -> None:
 
 
 def _check_same_towers(trained: Recipe, recipe: Recipe, source: Path) -> None:
-    """A bridge knows one image encoder and one language model. Their precision and the image size may change."""
+    """A bridge fits one image encoder and one language model. Only their precision and the image size may change."""
     pairs = {"vision.name": (trained.vision.name, recipe.vision.name)}
     if trained.language and recipe.language:
         pairs["language.name"] = (trained.language.name, recipe.language.name)
@@ -125,8 +126,8 @@ def _check_same_towers(trained: Recipe, recipe: Recipe, source: Path) -> None:
     for field, (before, now) in pairs.items():
         if before != now:
             raise ValueError(
-                f"init_weights {source}: trained with {field} {before}, the recipe has {now}; put it right, or say "
-                "--set init_from_other_towers=true (a folder that has moved, say)"
+                f"init_weights {source}: were trained with {field} {before}, the recipe has {now}; correct the recipe, "
+                "or allow it with --set init_from_other_towers=true (as for a folder that was moved)"
             )
 
 
@@ -149,7 +150,7 @@ def load_model(path: Path, device: str) -> "RetrievalModel | LanguageModel":
 
 
 def inference_model(recipe: Recipe, bridge: "nn.Module", device: str) -> "RetrievalModel | LanguageModel":
-    """A loaded bridge between the recipe's towers, each tried once. Raises ValueError for towers that cannot serve."""
+    """A loaded bridge with the recipe's towers, each tried once. Raises ValueError for towers that cannot serve."""
     from pipeline.models.build import build_tokenizer
     from pipeline.models.inference import LanguageModel, RetrievalModel
     from pipeline.models.language import build_language

@@ -1,7 +1,7 @@
-"""Towers that other people's files hold beside the bridge: compared with the recipe's; the image encoder written out.
+"""Towers that files of others hold beside the bridge: compared with the recipe's; the image encoder can be written out.
 
-A bridge works with the towers it was trained with alone. Files fine-tuned on COCO or VQA hold an image encoder that
-is no longer the public one, and can be taken along as a folder that timm loads.
+A bridge works only with the towers that it was trained with. Files that were fine-tuned on COCO or VQA hold an image
+encoder of their own, which can be written to a folder that timm loads.
 """
 
 import json
@@ -98,16 +98,16 @@ def compare(found: Shapes, wanted: Wanted, where: str) -> None:
         if any(re.search(pattern, name) for pattern in wanted.ignored):
             continue
         if name not in wanted.shapes:
-            raise ValueError(f"{where}: {name!r} is not a tensor of the recipe's; name the tower it was trained with")
+            raise ValueError(f"weights {where}: {name!r} is not in the recipe's tower; name the tower of these weights")
         expected = wanted.shapes[name]
         rows = wanted.rows is not None and expected[:1] == (wanted.rows,)
         grown = rows and shape[:1] >= expected[:1] and shape[1:] == expected[1:]
         if shape != expected and not grown:
-            hint = "set vision.image_size_px to its size" if name == "pos_embed" else "is it the same tower?"
-            raise ValueError(f"{where}: {name!r} has shape {shape}, the recipe's {expected}; {hint}")
+            hint = "set vision.image_size_px to its size" if name == "pos_embed" else "name the same tower"
+            raise ValueError(f"weights {where}: {name!r} has shape {shape}, the recipe's {expected}; {hint}")
     missing = [name for name in wanted.shapes if name not in found and name not in wanted.second]
     if missing:
-        raise ValueError(f"{where}: {missing[0]!r} is missing ({len(missing)} such tensors)")
+        raise ValueError(f"weights {where}: {missing[0]!r} is missing ({len(missing)} such tensors)")
 
 
 def write_timm_folder(tensors: dict[str, "Tensor"], settings: Vision, folder: Path) -> str:
@@ -126,7 +126,7 @@ def write_timm_folder(tensors: dict[str, "Tensor"], settings: Vision, folder: Pa
     for name, tensor in model.state_dict().items():
         unused = name.startswith((last, "norm.", "fc_norm.", "head."))
         if name not in tensors and not unused:
-            raise ValueError(f"the file's image encoder lacks {name!r}; leave out --image-encoder")
+            raise ValueError(f"--image-encoder {folder}: {name!r} is missing in SRC; remove --image-encoder")
         whole[name] = tensors.get(name, torch.zeros(tensor.shape)).contiguous()
     side = settings.image_size_px
     pixels = {key: model.pretrained_cfg[key] for key in ("mean", "std") if key in model.pretrained_cfg}

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import dump_recipe, for_ranks, load_recipe, parse_recipe
+from pipeline.config import Recipe, Section, dump_recipe, for_ranks, load_recipe, parse_recipe
+from pipeline.config.__main__ import page
 
-SHIPPED = sorted((Path(__file__).parents[2] / "pipeline" / "recipes").glob("*.yaml"))
+PIPELINE = Path(__file__).parents[2] / "pipeline"
+SHIPPED = sorted((PIPELINE / "recipes").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -100,5 +102,19 @@ def test_what_a_resume_is_to_overlook_must_have_a_name() -> None:
     for typo in ("manifst", "vision.nme", "optimiser"):
         with pytest.raises(ValueError, match=f"run.resume_despite '{typo}'"):
             load_recipe(SHIPPED[0], [f"run.resume_despite=[{typo}]"])
-    with pytest.raises(ValueError, match=r"data.urls 5: needs a list"):
+    with pytest.raises(ValueError, match=r"data.urls 5: is not a list"):
         load_recipe(SHIPPED[0], ["data.urls=5"])
+
+
+def test_the_page_of_fields_is_made_from_the_fields() -> None:
+    assert (PIPELINE / "RECIPE.md").read_text() == page(), "python -m pipeline.config > pipeline/RECIPE.md"
+
+
+def test_every_field_has_a_description_and_a_row_on_the_page() -> None:
+    sections = {section.__name__.lower(): section for section in Section.__subclasses__() if section is not Recipe}
+    text = page()
+    for prefix, section in (("", Recipe), *((f"{name}.", section) for name, section in sections.items())):
+        for name, field in section.model_fields.items():
+            if prefix or name not in sections:
+                assert field.description, f"{prefix}{name} has no description"
+                assert text.count(f"\n| `{prefix}{name}` |") == 1

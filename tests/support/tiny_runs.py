@@ -50,12 +50,13 @@ def train_and_watch(arguments: list[str]) -> tuple[int, str, list[list[int]], di
     ids, dtypes = [], {}
     train_step, fit = loop.train_step, loop.fit
 
-    def fit_and_compare(engine: Any, *others: Any) -> bool:
-        if hasattr(engine.module, "language_model"):
-            return fit(engine, *others)  # sharded: a rank holds parts, more of them after a step than before
-        before = engine.module.towers.fingerprints()
-        finished = fit(engine, *others)
-        assert engine.module.towers.fingerprints() == before, "a frozen tower has changed"
+    def fit_and_compare(parts: Any, progress: Any) -> bool:
+        task = parts.engine.module
+        if hasattr(task, "language_model"):
+            return fit(parts, progress)  # sharded: a rank holds parts, more of them after a step than before
+        before = task.towers.fingerprints()
+        finished = fit(parts, progress)
+        assert task.towers.fingerprints() == before, "a frozen tower has changed"
         return finished
 
     def watched(engine: Any, batches: Any, *others: Any) -> Any:

@@ -145,6 +145,6 @@ def test_a_recipe_that_is_missing_or_in_the_way_is_named(
     exported: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(exported["opt.lavis"], "vqa", sets["vqav2"], tmp_path / "out") == 1
-    assert "needed: lavis weights name no towers" in capsys.readouterr().err
+    assert "(lavis) do not name their towers; give a recipe" in capsys.readouterr().err
     assert run(exported["opt"], "vqa", sets["vqav2"], tmp_path / "out", "--recipe", exported["opt.yaml"]) == 1
-    assert "leave it out: native weights hold theirs" in capsys.readouterr().err
+    assert "hold their own recipe; remove --recipe" in capsys.readouterr().err

@@ -85,7 +85,7 @@ def test_a_run_on_weighted_sources_says_what_its_epoch_is_and_refuses_other_weig
     assert code == 1 and "data.source_weights.human was 2.0" in log.splitlines()[-1]
     (code, _, log), _ = run_on_ranks(2, train_and_log, write(source_weights={"wbe": 0.5}))
     assert code == 1 and log.splitlines()[-1].endswith(
-        "data.source_weights.wbe: no shard of the manifest is of it; there are human, web"
+        "data.source_weights.wbe: the manifest has no such source; there are human, web"
     )
 
 

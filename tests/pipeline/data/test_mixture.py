@@ -182,5 +182,5 @@ def test_weights_of_sources_that_are_not_there_or_of_no_sample_are_refused() -> 
     manifest = manifest_of([("coco", 7), ("cc3m", 5)])
     with pytest.raises(ValueError, match=r"data\.source_weights\.laion: .*there are cc3m, coco$"):
         build_order(manifest, Data(manifest=Path("none"), source_weights={"laion": 1.0}), 0)
-    with pytest.raises(ValueError, match=r"data\.source_weights\.coco 0\.01: not one of its 7 samples"):
+    with pytest.raises(ValueError, match=r"data\.source_weights\.coco 0\.01: none of its 7 samples"):
         build_order(manifest, Data(manifest=Path("none"), source_weights={"coco": 0.01}), 0)

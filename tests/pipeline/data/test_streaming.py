@@ -270,9 +270,9 @@ def test_too_few_shards_for_the_readers_is_one_line_with_the_numbers() -> None:
 @pytest.mark.parametrize(
     ("urls", "named"),
     [
-        ("shards/{0..3}.tar", r"data\.urls shards/\{0\.\.3\}\.tar: begins with none of https://, http://, pipe:"),
-        ("file:///etc/{0..3}.tar", "begins with none of"),
-        (["http://x/1.tar", "http://x/{0..2}.tar"], r"data\.urls http://x/1\.tar: comes twice"),
+        ("shards/{0..3}.tar", r"data\.urls shards/\{0\.\.3\}\.tar: must begin with https:// or http:// or pipe:"),
+        ("file:///etc/{0..3}.tar", "must begin with"),
+        (["http://x/1.tar", "http://x/{0..2}.tar"], r"data\.urls http://x/1\.tar: is named twice"),
         ("http://x/{0..2.tar}}", r"data\.urls http://x/\{0\.\.2\.tar\}\}: "),
     ],
 )
@@ -284,10 +284,10 @@ def test_urls_that_cannot_be_are_named(urls: str | list[str], named: str) -> Non
 @pytest.mark.parametrize(
     ("data", "named"),
     [
-        ({}, "data: needs either manifest or urls"),
-        ({"manifest": "x", "urls": "http://x/1.tar"}, "data: needs either manifest or urls"),
-        ({"urls": []}, "data: needs either manifest or urls"),
-        ({"urls": "http://x/1.tar", "source_weights": {"a": 2.0}}, "data: source_weights: only a manifest"),
+        ({}, "data: needs exactly one of manifest and urls"),
+        ({"manifest": "x", "urls": "http://x/1.tar"}, "data: needs exactly one of manifest and urls"),
+        ({"urls": []}, "data: needs exactly one of manifest and urls"),
+        ({"urls": "http://x/1.tar", "source_weights": {"a": 2.0}}, "data: source_weights: cannot be used with urls"),
     ],
 )
 def test_a_recipe_names_one_place_of_samples(data: dict[str, Any], named: str) -> None:

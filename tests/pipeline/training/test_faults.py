@@ -69,10 +69,10 @@ def hang_rank_1(arguments: list[str]) -> None:
 
     train_step = loop.train_step
 
-    def hanging(engine: Any, batches: Any, places: Any, recipe: Any, step: int, *others: Any) -> Any:
-        if step == 2 and os.environ["RANK"] == "1":
+    def hanging(engine: Any, batches: Any, places: Any, recipe: Any, progress: Any) -> Any:
+        if progress.step == 2 and os.environ["RANK"] == "1":
             time.sleep(600)
-        return train_step(engine, batches, places, recipe, step, *others)
+        return train_step(engine, batches, places, recipe, progress)
 
     with mock.patch.object(loop, "train_step", hanging), mock.patch.object(watchdog, "GRACE_S", 2.0):
         train_here(arguments)
@@ -97,7 +97,7 @@ def train_with_bad_losses(arguments: list[str], bad_steps: list[int], factor: fl
     forward, train_step, sums = Stage2Task.forward, loop.train_step, []
 
     def watched(engine: Any, *others: Any) -> Any:
-        current.append(others[3])
+        current.append(others[3].step)
         before = torch.cat([p.detach().flatten() for p in engine.module.bridge.parameters()]).clone()
         values = train_step(engine, *others)
         after = torch.cat([p.detach().flatten() for p in engine.module.bridge.parameters()])
@@ -140,7 +140,7 @@ def test_a_leap_of_the_loss_is_skipped_and_too_many_stop_the_run_unsaved(folder:
     arguments = write("leap", batch={"global_size": 4, "micro_size": 2}, faults=faults, run={"steps": 16})
     answers = run_on_ranks(2, train_with_bad_losses, arguments, [7, 10, 11], 50.0)
     for code, _, _, unchanged in answers:
-        assert code == 1 and [step for step, same in enumerate(unchanged) if same] == [7, 10]
+        assert code == 1 and [step for step, same in enumerate(unchanged) if same] == [7, 10, 11]
     [line] = [line for line in answers[0][2].splitlines() if line.startswith("error")]
     assert "2 steps in a row" in line and "step 11" in line
     assert checkpoint.complete_checkpoints(folder / "leap")[-1].name == "step_00000010"
@@ -205,13 +205,13 @@ def train_on_a_filling_disk(arguments: list[str], disk: str) -> Any:
 
     train_step, filler = loop.train_step, Path(disk) / "filler"
 
-    def filling(engine: Any, batches: Any, places: Any, recipe: Any, step: int, *others: Any) -> Any:
-        if step == 2:
+    def filling(engine: Any, batches: Any, places: Any, recipe: Any, progress: Any) -> Any:
+        if progress.step == 2:
             with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
                 while True:
                     file.write(bytes(4096))
-        values = train_step(engine, batches, places, recipe, step, *others)
-        if step == 5:
+        values = train_step(engine, batches, places, recipe, progress)
+        if progress.step == 5:
             filler.unlink()
         return values
 
@@ -317,7 +317,7 @@ def test_changed_frozen_weights_and_files_are_refused_by_name(folder: Path, writ
     told = [*first, "run.resume_despite=[towers.vision]"]
     [(code, _, errors)] = run_on_ranks(1, train_here, told)
     [line] = [line for line in errors.splitlines() if line.startswith("error")]
-    assert code == 1 and f"{checkpoint.OPTIMIZER} is not what was saved" in line
+    assert code == 1 and f"{checkpoint.OPTIMIZER} differs from the file that was saved" in line
     optimizer.write_bytes(whole)
     [(code, _, errors)] = run_on_ranks(1, train_here, told)
     assert code == 0, errors

@@ -160,10 +160,10 @@ def load_and_compare(arguments: list[str]) -> dict[str, bool]:
 
     compared: dict[str, bool] = {}
 
-    def compare(engine: Any, _loader: Any, recipe: Any, state: checkpoint.State, *_others: Any) -> bool:
-        wanted = native.read_weights(checkpoint.folder_of(recipe.run.output, state.step))[1]
-        found = engine.module.bridge.state_dict()
-        compared.update({name: torch.equal(found[name], wanted[name]) for name in wanted}, step=state.step == 4)
+    def compare(parts: Any, progress: Any) -> bool:
+        wanted = native.read_weights(checkpoint.folder_of(parts.recipe.run.output, progress.step))[1]
+        found = parts.engine.module.bridge.state_dict()
+        compared.update({name: torch.equal(found[name], wanted[name]) for name in wanted}, step=progress.step == 4)
         return True
 
     with mock.patch.object(loop, "fit", compare):

@@ -1,0 +1,22 @@
+"""The recipe: its fields and checks (`sections`), and how it is read (`reading`). Imports nothing of the project."""
+
+from pipeline.config.reading import dump_recipe, for_ranks, load_recipe, parse_recipe
+from pipeline.config.sections import (
+    Batch,
+    Data,
+    Faults,
+    Language,
+    Objectives,
+    Optimizer,
+    QFormer,
+    Recipe,
+    Run,
+    Section,
+    Validation,
+    Vision,
+)
+
+__all__ = [
+    "Batch", "Data", "Faults", "Language", "Objectives", "Optimizer", "QFormer", "Recipe", "Run", "Section",
+    "Validation", "Vision", "dump_recipe", "for_ranks", "load_recipe", "parse_recipe",
+]  # fmt: skip

@@ -1,0 +1,80 @@
+"""A recipe from its YAML file and `--set` edits, checked; and back to YAML."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import BaseModel, ValidationError
+
+from pipeline.config.sections import Recipe
+
+FIELD_AND_VALUE = re.compile(r"\w+(\.\w+)*=.*", re.DOTALL)  # an item of --set
+
+
+def for_ranks(recipe: Recipe, world_size: int) -> Recipe:
+    """The recipe with its accumulation decided and the batch identity checked. Raises ValueError naming the numbers."""
+    batch = recipe.batch
+    # Stage 1's losses compare the pairs of one pass: another accumulation would be another run, so none is chosen.
+    passes = 1 if recipe.stage == 1 and batch.accumulation is None else batch.num_passes(world_size)
+    decided = batch.model_copy(update={"accumulation": passes})
+    decided.check(world_size)
+    return recipe.model_copy(update={"batch": decided})
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first fault of a validation, as `field value: what is wrong`."""
+    fault = error.errors()[0]
+    field = ".".join(str(part) for part in fault["loc"])
+    value = "" if isinstance(fault["input"], dict | BaseModel) else f" {fault['input']!r}"
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        message = "unknown field; pipeline/RECIPE.md lists the fields"
+    if fault["type"] == "tuple_type":
+        message = "is not a list; write [a, b]"
+    return f"{field}{value}: {message}" if field else message
+
+
+def parse_recipe(content: dict[str, Any]) -> Recipe:
+    """Validate a recipe's content. Raises ValueError with one line that names the field, its value and the fault."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(f"recipe: {_one_line(error)}") from error
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a YAML recipe, apply `a.b=v` overrides, validate. Raises ValueError with one line naming file and field."""
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    if not path.is_file():
+        raise ValueError(
+            f"recipe {path}: no such file; the recipes that come with the project are in pipeline/recipes/"
+        )
+    try:
+        settings = OmegaConf.load(path)
+    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"recipe {path}: is not readable as YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(settings, DictConfig):
+        raise ValueError(f"recipe {path}: is not a mapping of fields; write `field: value` lines")
+    for item in overrides:
+        if not FIELD_AND_VALUE.fullmatch(item):
+            raise ValueError(f"--set {item}: is not of the form field.name=value")
+        try:
+            settings = OmegaConf.merge(settings, OmegaConf.from_dotlist([item]))
+        except (OmegaConfBaseException, YAMLError) as error:
+            raise ValueError(f"--set {item}: is not readable as YAML ({str(error).splitlines()[0]})") from error
+    try:
+        content = cast(dict[Any, Any], OmegaConf.to_container(settings, resolve=True))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"recipe {path}: a value cannot be resolved ({str(error).splitlines()[0]})") from error
+    return parse_recipe({str(key): value for key, value in content.items()})
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, every field spelled out."""
+    import yaml
+
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)

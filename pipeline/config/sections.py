@@ -1,0 +1,278 @@
+"""The recipe's sections: the typed fields of one run of one stage, their defaults (the paper's values) and checks.
+
+The text under a field is its description: RECIPE.md is made of it.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Positive = Annotated[int, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0, le=1000)]
+OneOrMore = Annotated[tuple[str, ...], BeforeValidator(lambda it: (it,) if isinstance(it, str) else it)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and an unknown field is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Vision(Section):
+    """The frozen image encoder."""
+
+    name: str
+    """a timm ViT (its name, `hf-hub:OWNER/NAME` or `local-dir:FOLDER`) or a transformers vision model
+    (`transformers:NAME` or `transformers:FOLDER`)"""
+    precision: Precision = "fp16"
+    """number format of its weights"""
+    image_size_px: Positive = 224
+    """side of the square picture, in pixels"""
+
+
+class QFormer(Section):
+    """The Querying Transformer, which is trained."""
+
+    bert: str = "bert-base-uncased"
+    """the BERT that gives its size, its first weights and its tokenizer: a hub id or a folder"""
+    num_query_tokens: Positive = 32
+    """learned queries; each becomes a soft prompt of the language model"""
+    cross_attention_every: Positive = 2
+    """every N-th layer, the first one included, reads the picture"""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """dropout probability in training"""
+    projection_width: Positive = 256
+    """width of the image and text features that ITC compares"""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """number format of its computation; its weights stay fp32"""
+
+
+class Language(Section):
+    """The frozen language model of stage 2: any causal or seq2seq language model of transformers."""
+
+    name: str
+    """a hub id or a folder"""
+    precision: Precision
+    """number format of its weights; T5 models overflow in fp16"""
+    end_text: str = "\n"
+    """the end of a caption, for a causal model"""
+    config: dict[str, bool | int | float | str] = {}
+    """values that replace fields of the model's own config.json, by name"""
+    activation_checkpointing: bool = False
+    """compute each layer again in the backward pass: less memory, a third more work"""
+
+
+class Objectives(Section):
+    """The three losses of stage 1 (paper, section 3.2)."""
+
+    itc_weight: float = 1.0
+    """factor on the image-text contrastive loss"""
+    itm_weight: float = 1.0
+    """factor on the image-text matching loss"""
+    itg_weight: float = 1.0
+    """factor on the image-grounded text generation loss"""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """label smoothing of ITC and ITG"""
+    negatives: Literal["softmax", "softmax_plus_epsilon"] = "softmax"
+    """how ITM draws hard negatives; `softmax_plus_epsilon` is the older rule of the public weights"""
+
+
+class Data(Section):
+    """Where the samples come from, and how a picture and a caption are drawn. Set either `manifest` or `urls`."""
+
+    manifest: Path | None = None
+    """the manifest of the shards, as `data_prep.index` writes it"""
+    urls: OneOrMore | None = None
+    """tars to stream instead: `https:`, `http:`, or `pipe:` with a shell command; braces such as `{0..9}` expand"""
+    source_weights: dict[str, Weight] | None = None
+    """how often a sample of a source occurs in an epoch, on average; without a weight 1 time; 0 leaves a source out"""
+    num_workers: Annotated[int, Field(ge=0)] = 4
+    """processes of a rank that load pictures"""
+    max_text_tokens: Positive = 32
+    """longest caption, in tokens; longer ones are cut"""
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    """smallest and largest share of the picture's area that a random crop takes"""
+    horizontal_flip: bool = True
+    """mirror half of the pictures"""
+    shuffle_shards: Positive = 64
+    """samples are mixed within a block of N shards"""
+
+    @model_validator(mode="after")
+    def _crop_scale_is_a_range(self) -> "Data":
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_scale {self.crop_scale}: is not a range; set [low, high] with 0 < low <= high <= 1")
+        return self
+
+    @model_validator(mode="after")
+    def _samples_come_from_one_place(self) -> "Data":
+        if (self.manifest is None) == (not self.urls):
+            raise ValueError("needs exactly one of manifest and urls; set one, and set the other to null")
+        if self.urls and self.source_weights:
+            raise ValueError(
+                "source_weights: cannot be used with urls, which do not say their source; remove it, or use a manifest"
+            )
+        return self
+
+    def check_sources(self, there: Collection[str]) -> None:
+        """Raises ValueError when a weight names a source that is not `there`."""
+        for name in self.source_weights or {}:
+            if name not in there:
+                known = ", ".join(sorted(there))
+                raise ValueError(f"data.source_weights.{name}: the manifest has no such source; there are {known}")
+
+
+class Validation(Section):
+    """Held-out pairs: their losses are logged, and the checkpoint with the lowest loss is kept."""
+
+    manifest: Path
+    """the manifest of the held-out pairs"""
+    every_steps: Positive = 1000
+    """steps between two measurements"""
+    samples: Positive = 2048
+    """pairs that are measured, from the beginning of a fixed order"""
+
+
+class Batch(Section):
+    """The batch: global_size = micro_size x accumulation x number of ranks. This is checked before a run."""
+
+    global_size: Positive
+    """samples of one optimizer step, over all ranks"""
+    micro_size: Positive
+    """samples that a rank computes at a time"""
+    accumulation: Positive | None = None
+    """micro batches of a rank in one step; if null, stage 2 takes what the number of ranks needs, stage 1 takes 1"""
+
+    def num_passes(self, world_size: int) -> int:
+        """Micro batches a rank has in one optimizer step."""
+        return self.accumulation or max(1, self.global_size // (self.micro_size * world_size))
+
+    def check(self, world_size: int) -> None:
+        """Raises ValueError, naming the numbers, when the batch identity does not hold."""
+        passes = self.num_passes(world_size)
+        product = self.micro_size * passes * world_size
+        if product != self.global_size:
+            raise ValueError(
+                f"batch: global_size {self.global_size} is not micro_size {self.micro_size} x accumulation "
+                f"{passes} x {world_size} ranks = {product}; change one of them"
+            )
+
+    def check_samples(self, samples: int, of: str = "the manifest") -> None:
+        """Raises ValueError when `of`, an epoch's samples, is smaller than one global batch."""
+        if samples < self.global_size:
+            raise ValueError(f"batch.global_size {self.global_size}: {of} has only {samples} samples; lower it")
+
+
+class Optimizer(Section):
+    """AdamW, with linear warmup and a cosine decay to a minimum (paper, section 4.1)."""
+
+    peak_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
+    """learning rate after the warmup"""
+    minimum_learning_rate: Annotated[float, Field(ge=0)] = 1e-5
+    """learning rate at the last step"""
+    warmup_steps: Annotated[int, Field(ge=0)] = 2000
+    """steps in which the learning rate rises from 0"""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's two decay rates"""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """decay of weights with two or more dimensions; biases and norms have none"""
+    max_gradient_norm: Annotated[float, Field(ge=0)] = 1.0
+    """a larger gradient is scaled down to this norm; 0 switches it off"""
+
+
+class Run(Section):
+    """How long a run takes, where it writes, and how often it logs and saves."""
+
+    output: Path
+    """the run folder"""
+    steps: Positive
+    """optimizer steps of the whole run"""
+    zero: Path = Path("ds_configs/zero1.json")
+    """the ZeRO policy: a file of `ds_configs/`"""
+    layout: Literal["replicated", "sharded"] = "replicated"
+    """`replicated`: each rank holds the whole language model; `sharded`: the ranks share it, under ZeRO-3"""
+    log_every_steps: Positive = 50
+    """steps between two lines of metrics.jsonl"""
+    checkpoint_every_steps: Positive = 1000
+    """steps between two checkpoints"""
+    keep_checkpoints: Positive = 2
+    """how many of the last checkpoints stay"""
+    keep_every_steps: Positive | None = None
+    """checkpoints of every N-th step stay as well; null: none"""
+    resume_despite: OneOrMore = ()
+    """what may differ from the run that saved the checkpoint: field names, `manifest`, `towers`"""
+    hang_deadline_s: Annotated[float, Field(ge=1, le=1_000_000)] = 1800.0
+    """seconds that a step may take; after them the job ends, and every rank's stacks are in RUN/stacks/"""
+
+
+class Faults(Section):
+    """What happens after a loss spike or a loss that is not finite, and when a checkpoint cannot be written."""
+
+    spike_factor: Annotated[float, Field(gt=1)] | None = None
+    """skip a step whose loss exceeds this factor times the usual loss (median of the last logged); null: skip none"""
+    stop_after: Positive = 10
+    """number of skipped steps in a row that ends the run, without saving"""
+    save_failure: Literal["stop", "continue"] = "stop"
+    """what the run does when a checkpoint cannot be written, as on a full disk"""
+
+
+class Recipe(Section):
+    """One run of one stage."""
+
+    stage: Literal[1, 2]
+    """1 trains the Q-Former with the image encoder alone, 2 with the language model"""
+    seed: int = 42
+    """decides the order of samples, crops, captions, dropout and fresh weights"""
+    init_weights: Path | None = None
+    """weights to start from: a run folder, a checkpoint or a converted folder; stage 2 starts from stage 1's"""
+    init_from_other_towers: bool = False
+    """take `init_weights` although they were trained with other towers"""
+    vision: Vision
+    qformer: QFormer = QFormer()
+    language: Language | None = None
+    objectives: Objectives = Objectives()
+    data: Data
+    validation: Validation | None = None
+    batch: Batch
+    optimizer: Optimizer = Optimizer()
+    faults: Faults = Faults()
+    run: Run
+
+    @model_validator(mode="after")
+    def _stage_has_its_parts(self) -> "Recipe":
+        if self.stage == 2 and self.language is None:
+            raise ValueError("language: is missing, and stage 2 needs a language model; add the section")
+        if self.stage == 1 and self.language is not None:
+            raise ValueError("language: stage 1 has no language model; remove the section")
+        if self.stage == 1 and self.run.layout == "sharded":
+            raise ValueError("run.layout 'sharded': stage 1 has no language model to share; remove run.layout")
+        pairs_of_a_pass = self.batch.global_size // (self.batch.accumulation or 1)
+        if self.stage == 1 and self.objectives.itm_weight and pairs_of_a_pass < 2:
+            raise ValueError(
+                f"batch: {pairs_of_a_pass} pair a pass, and image-text matching draws negatives among the pairs of a "
+                "pass; set batch.global_size and batch.accumulation for two pairs or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_may_differ_has_a_name(self) -> "Recipe":
+        for name in self.run.resume_despite:
+            known = name.split(".")[0] in ("manifest", "towers") or name == "batch.pass_size"  # what states have beside
+            if not known and not _is_field(name.split("."), Recipe):
+                raise ValueError(
+                    f"run.resume_despite {name!r}: is not a field; name a recipe field, `manifest` or `towers`"
+                )
+        return self
+
+
+def _is_field(path: list[str], section: type[Section]) -> bool:
+    """Whether a dotted name leads to a field of a section, or into one that has no fields of its own."""
+    field = section.model_fields.get(path[0])
+    if field is None or len(path) == 1:
+        return field is not None
+    kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]
+    sections = [kind for kind in kinds if issubclass(kind, Section)]
+    return _is_field(path[1:], sections[0]) if sections else True
