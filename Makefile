@@ -41,6 +41,5 @@ bench: $(VENV)/installed ## speeds on CPU as ratios, each beside a named referen
 clean: ## remove the environment and the miniature's runs
 	rm -rf $(VENV) runs/miniature
 
-help: ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
-	@echo 'python -m pipeline lists the commands: prepare data, train, evaluate, look'
+help: ## the map of all commands, a line each
+	@python3 -m pipeline

@@ -68,7 +68,7 @@ def command_map() -> str:
 
 
 def main() -> None:
-    Parser(prog="pipeline", description="Print the map of all commands of the project.").parse_args()
+    Parser(prog="python -m pipeline", description="Print the map of all commands of the project.").parse_args()
     print(command_map())
     print("\nEach `python -m` command answers --help. pipeline.train runs by `deepspeed --module` on several GPUs.")
 
