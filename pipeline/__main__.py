@@ -36,6 +36,7 @@ INTERNAL = {
     "data_prep.miniature.towers": "a step of make demo",
     "data_prep.miniature.own_pictures": "a step of make demo",
     "data_prep.miniature.summary": "a step of make demo",
+    "data_prep.miniature.report_picture": "makes the picture of the README",
 }
 """Modules that can be run and are not on the map, and why."""
 COMMAND_IN_DOCSTRING = re.compile(r":? ?`(python -m|deepspeed) [^`]*`:? ?")
