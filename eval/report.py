@@ -15,6 +15,7 @@ from pathlib import Path
 from eval.command_line import Parser, finish, print_settings
 
 PAGE_START = b"<!doctype html"
+TEMPLATES = Path(__file__).with_name("reporting")
 
 
 @dataclass
@@ -72,27 +73,35 @@ def check_page(path: Path) -> None:
                 raise ValueError(f"--output {path}: is there and is no HTML page, perhaps an input; name another file")
 
 
-def render(
+def report_page(
     contents: Contents, title: str, summary: Path | None, each: int, seed: int, training: Sequence[Path] = ()
 ) -> str:
     """The page."""
-    from eval.reporting.checkpoints import checkpoints_section
+    from eval.reporting.checkpoints import checkpoint_charts
     from eval.reporting.evaluations import read_evaluation, with_baselines
-    from eval.reporting.galleries import gallery_section
-    from eval.reporting.manifests import manifest_section
-    from eval.reporting.overlap import overlap_section
-    from eval.reporting.scores import scores_section
-    from eval.reporting.summary import summary_section
-    from eval.reporting.training_curves import curves_section
-    from pipeline.pages.page import page
+    from eval.reporting.galleries import gallery_of
+    from eval.reporting.overlap import set_overlaps
+    from eval.reporting.score_cards import score_card
+    from eval.reporting.summary import read_summary
+    from eval.reporting.training_curves import training_charts
+    from eval.reporting.training_data import training_data
+    from pipeline.pages.page import render
 
     compared = with_baselines([read_evaluation(folder) for folder in contents.evaluations])
-    sections = [summary_section(summary) if summary else "", scores_section(compared), curves_section(contents.runs)]
-    sections.insert(2, checkpoints_section(contents.over_steps))
-    sections.append(overlap_section([each_compared.main for each_compared in compared], training))
-    sections += [gallery_section(each_compared, each, seed) for each_compared in compared]
-    sections += [manifest_section(manifest, 2 * each, seed) for manifest in contents.manifests]
-    return page(title, sections)
+    over_steps = [(folder.name, checkpoint_charts(folder)) for folder in contents.over_steps]
+    return render(
+        TEMPLATES,
+        "report.html",
+        title=title,
+        summary=read_summary(summary) if summary else None,
+        score_cards=[score_card(each_compared) for each_compared in compared],
+        over_steps=[(name, charts) for name, charts in over_steps if charts],
+        runs=[(run.name, training_charts(run)) for run in contents.runs],
+        overlaps=set_overlaps([each_compared.main for each_compared in compared], training),
+        is_compared=bool(training),
+        galleries=[gallery for each_compared in compared if (gallery := gallery_of(each_compared, each, seed))],
+        training_data=[training_data(manifest, 2 * each, seed) for manifest in contents.manifests],
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from eval.tasks.predictions import write_durably
 
         check_page(options.output)
-        content = render(
+        content = report_page(
             classify(options.folders),
             options.title,
             options.summary,

@@ -2,14 +2,14 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
-from html import escape
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from eval.reporting.evaluations import PER_SAMPLE, QUESTION_SCORES, Compared, Evaluation
-from eval.reporting.retrieval_gallery import retrieval_gallery
-from eval.reporting.scores import BASELINE_NAMES
-from pipeline.pages.page import picture
+from eval.reporting.retrieval_gallery import RetrievalCard, retrieval_data, retrieval_groups
+from eval.reporting.score_tables import BASELINE_NAMES
+from pipeline.pages.thumbnails import Thumbnail, thumbnail
 
 RIGHT_FROM = 60.0  # percent: at least two of ten people said so
 REFERENCES_SHOWN = 5
@@ -17,43 +17,101 @@ REFERENCES_SHOWN = 5
 Sample = dict[str, Any]
 
 
-def gallery_section(compared: Compared, each: int, seed: int) -> str:
-    """`each` samples of each kind: right and wrong answers, best and worst captions, and random ones."""
+@dataclass(frozen=True)
+class Card:
+    """A picture and what was said of it. `verdict` is a CSS class of an answer: right, partly or wrong."""
+
+    kind: str  # answer, caption or unscored
+    picture: Thumbnail
+    prediction: str
+    score: float = 0.0
+    verdict: str = ""
+    question: str = ""
+    answers: list[tuple[str, int]] = field(default_factory=list)  # of people, with their number
+    references: list[str] = field(default_factory=list)
+    domain: str = ""
+    baselines: list[tuple[str, str]] = field(default_factory=list)  # name, prediction
+
+    @property
+    def num_answers(self) -> int:
+        return sum(count for _, count in self.answers)
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The samples of one evaluation, in groups with a title; a note where there are none."""
+
+    title: str
+    folder_name: str
+    groups: Sequence[tuple[str, Sequence[Card | RetrievalCard]]] = ()
+    note: str = ""
+
+
+def gallery_of(compared: Compared, each: int, seed: int) -> Gallery | None:
+    """`each` samples of each kind: right and wrong answers, best and worst captions, and random ones.
+
+    None for an evaluation without scores and captions.
+    """
     main = compared.main
-    heading = f"<h2>{escape(main.title)} <small>{escape(main.folder.name)}</small></h2>"
+    title, name = main.title, main.folder.name
     if not main.samples:
         if main.metrics is None:
-            return heading + _unscored(main, each, seed) if main.predictions else ""
-        wanted = escape(str(main.folder / PER_SAMPLE))
-        return f'{heading}<p class="note">No samples: run eval.score with --per-sample {wanted}.</p>'
+            return Gallery(title, name, _unscored(main, each, seed)) if main.predictions else None
+        return Gallery(title, name, note=f"No samples: run eval.score with --per-sample {main.folder / PER_SAMPLE}.")
     if main.kind == "retrieval":
-        return heading + retrieval_gallery(main, each, seed)
+        try:
+            data = retrieval_data(main)
+        except ValueError as error:
+            return Gallery(title, name, note=f"No samples: {error}")
+        return Gallery(title, name, retrieval_groups(main, data, each, seed))
     asked = main.kind in QUESTION_SCORES
     score = QUESTION_SCORES.get(main.kind, "cider")
     identity, text = ("question_id", "answer") if asked else ("image_id", "caption")
-    others = {
-        BASELINE_NAMES[name]: {sample[identity]: str(sample[text]) for sample in baseline.samples}
+    said = {
+        BASELINE_NAMES[name].lower(): {sample[identity]: str(sample[text]) for sample in baseline.samples}
         for name, baseline in compared.baselines.items()
     }
-    card: Callable[[Sample], str] = lambda sample: _card(  # noqa: E731  (with its type)
-        score, sample, picture(main.images[sample["image_id"]], str(sample[text])),
-        {name: texts[sample[identity]] for name, texts in others.items() if sample[identity] in texts},
-    )  # fmt: skip
-    parts = []
-    for title, chosen in _choices(main.samples, score, identity, each, seed):
-        if chosen:
-            parts.append(f'<h3>{title}</h3><div class="cards">{"".join(map(card, chosen))}</div>')
-    return heading + "".join(parts)
+
+    def card(sample: Sample) -> Card:
+        baselines = [(name, texts[sample[identity]]) for name, texts in said.items() if sample[identity] in texts]
+        picture = thumbnail(main.images[sample["image_id"]])
+        return _answer(sample, score, picture, baselines) if asked else _caption(sample, picture, baselines)
+
+    groups = _choices(main.samples, score, identity, each, seed)
+    return Gallery(title, name, [(group, [card(sample) for sample in chosen]) for group, chosen in groups if chosen])
 
 
-def _unscored(main: Evaluation, each: int, seed: int) -> str:
+def _unscored(main: Evaluation, each: int, seed: int) -> list[tuple[str, list[Card]]]:
     """Random predictions of an evaluation that nobody scored: a picture and what was said of it."""
-    cards = [
-        f'<article class="card"><div class="picture">{picture(main.images[entry["id"]], str(entry["text"]))}</div>'
-        f'<div class="body"><p class="prediction">{_text(str(entry["text"]))}</p></div></article>'
-        for entry in _draw(random.Random(f"gallery, seed {seed}"), main.predictions, each)
-    ]
-    return f'<h3>Random, not scored</h3><div class="cards">{"".join(cards)}</div>'
+    drawn = _draw(random.Random(f"gallery, seed {seed}"), main.predictions, each)
+    cards = [Card("unscored", thumbnail(main.images[entry["id"]]), str(entry["text"])) for entry in drawn]
+    return [("Random, not scored", cards)]
+
+
+def _answer(sample: Sample, score: str, picture: Thumbnail, baselines: list[tuple[str, str]]) -> Card:
+    accuracy = float(sample[score])
+    return Card(
+        "answer",
+        picture,
+        sample["answer"],
+        accuracy,
+        verdict="right" if accuracy >= RIGHT_FROM else "partly" if accuracy > 0 else "wrong",
+        question=sample["question"] or "",
+        answers=Counter[str](sample["answers"]).most_common(),
+        baselines=baselines,
+    )
+
+
+def _caption(sample: Sample, picture: Thumbnail, baselines: list[tuple[str, str]]) -> Card:
+    return Card(
+        "caption",
+        picture,
+        sample["caption"],
+        float(sample["cider"]),
+        references=sample["references"][:REFERENCES_SHOWN],
+        domain=sample.get("domain", ""),
+        baselines=baselines,
+    )
 
 
 def _choices(
@@ -80,39 +138,3 @@ def _choices(
 
 def _draw(rng: random.Random, samples: Sequence[Sample], count: int) -> list[Sample]:
     return rng.sample(list(samples), min(count, len(samples)))
-
-
-def _card(score: str, sample: Sample, shown: str, others: dict[str, str]) -> str:
-    body = _caption(sample) if score == "cider" else _answer(sample, sample[score])
-    baselines = "".join(
-        f'<p class="other"><span>{escape(name.lower())}</span> {_text(text)}</p>' for name, text in others.items()
-    )
-    return (
-        f'<article class="card"><div class="picture">{shown}</div><div class="body">{body}{baselines}</div></article>'
-    )
-
-
-def _answer(sample: Sample, accuracy: float) -> str:
-    verdict = "right" if accuracy >= RIGHT_FROM else "partly" if accuracy > 0 else "wrong"
-    people: Counter[str] = Counter(sample["answers"])
-    given = ", ".join(
-        f"{escape(answer)}{f' &times;{count}' if count > 1 else ''}" for answer, count in people.most_common()
-    )
-    return (
-        f'<p class="question">{escape(sample["question"] or "")}</p>'
-        f'<p class="prediction {verdict}">{_text(sample["answer"])}<span class="score">{accuracy:.0f}</span></p>'
-        f'<p class="references">{"People" if len(sample["answers"]) > 1 else "Answer"}: {given}</p>'
-    )
-
-
-def _caption(sample: Sample) -> str:
-    domain = f'<span class="chip">{escape(sample["domain"])}</span>' if "domain" in sample else ""
-    references = "".join(f"<li>{escape(each)}</li>" for each in sample["references"][:REFERENCES_SHOWN])
-    return (
-        f'<p class="prediction">{_text(sample["caption"])}<span class="score">CIDEr {sample["cider"]:.0f}</span></p>'
-        f'{domain}<ul class="references">{references}</ul>'
-    )
-
-
-def _text(text: str) -> str:
-    return escape(text) or "<i>(nothing)</i>"

@@ -37,6 +37,10 @@ class PaperRow:
             return None
         return None if found is None else float(found)
 
+    def printed(self, name: str) -> list[str]:
+        """The number of each subset, as the paper prints it."""
+        return [f"{value:.{self.decimals}f} {subset}" for subset, value in self.values[name].items()]
+
 
 @lru_cache
 def _content() -> dict[str, Any]:

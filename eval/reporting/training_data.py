@@ -3,27 +3,45 @@
 import json
 import random
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.manifest import Manifest, Shard, load_manifest
-from pipeline.pages.page import picture
+from pipeline.pages.thumbnails import Thumbnail, thumbnail
 
 SHARDS_READ = 3  # of a source
 SIDE_TABLE = ".candidates.parquet"
 
 
-def manifest_section(path: Path, count: int, seed: int) -> str:
+@dataclass(frozen=True)
+class Card:
+    """One picture. `web` and `others` are rows of the side table that were not kept."""
+
+    picture: Thumbnail
+    key: str
+    kept: list[tuple[str, float | None, str]]  # caption, score, source
+    web: list[dict[str, Any]]
+    others: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """A manifest's numbers, and some of its pictures."""
+
+    name: str
+    num_pictures: int
+    num_captions: int
+    num_shards: int
+    cards: list[Card]
+
+
+def training_data(path: Path, count: int, seed: int) -> TrainingData:
     """`count` samples drawn at random from a few shards of each source."""
     manifest = load_manifest(path)
-    cards = "".join(_card(record, jpeg, candidates) for record, jpeg, candidates in draw(manifest, count, seed))
-    numbers = f"{manifest.samples:,} pictures, {manifest.captions:,} captions, {len(manifest.shards)} shards"
-    return (
-        f"<h2>Training data <small>{escape(path.parent.name)}/{escape(path.name)}</small></h2>"
-        f'<p class="note">{numbers}. Tinted: kept for training. Scores: cosine of picture and caption.</p>'
-        f'<div class="cards">{cards}</div>'
-    )
+    cards = [_card(record, jpeg, candidates) for record, jpeg, candidates in draw(manifest, count, seed)]
+    name = f"{path.parent.name}/{path.name}"
+    return TrainingData(name, manifest.samples, manifest.captions, len(manifest.shards), cards)
 
 
 def draw(manifest: Manifest, count: int, seed: int) -> list[tuple[dict[str, Any], bytes, list[dict[str, Any]]]]:
@@ -70,30 +88,13 @@ def _read(manifest: Manifest, shard: Shard, row: int) -> tuple[dict[str, Any], b
     return record, jpeg
 
 
-def _card(record: dict[str, Any], jpeg: bytes, candidates: Sequence[dict[str, Any]]) -> str:
-    kept = "".join(
-        _line("kept", source, caption, score, "")
-        for caption, score, source in zip(record["captions"], record["scores"], record["sources"], strict=True)
-    )
-    web = [row for row in candidates if row["source"] == "web" and not row["kept"]]
-    lost = sorted(
-        (row for row in candidates if not row["kept"] and row["source"] != "web"),
-        key=lambda row: -(row["score"] or -1.0),
-    )
-    shown_web = "".join(_line("lost", "web", row["caption"], row["score"], row["reason"]) for row in web)
-    others = "".join(_line("lost", row["source"], row["caption"], row["score"], row["reason"]) for row in lost)
-    return (
-        f'<article class="card"><div class="picture">{picture(jpeg, record["key"])}</div>'
-        f'<div class="body">{kept}{shown_web}'
-        + (f"<details><summary>{len(lost)} more candidates</summary>{others}</details>" if lost else "")
-        + "</div></article>"
-    )
-
-
-def _line(fate: str, source: str, caption: str, score: float | None, reason: str) -> str:
-    shown = "" if score is None else f'<span class="score">{score:.3f}</span>'
-    why = f'<span class="why">{escape(reason.replace("_", " "))}</span>' if reason else ""
-    return (
-        f'<p class="caption {fate}"><span class="chip {escape(source, quote=True)}">{escape(source)}</span>'
-        f"<q>{escape(caption) or '<i>(empty)</i>'}</q>{why}{shown}</p>"
+def _card(record: dict[str, Any], jpeg: bytes, candidates: Sequence[dict[str, Any]]) -> Card:
+    dropped = [row for row in candidates if not row["kept"]]
+    dropped.sort(key=lambda row: -1.0 if row["score"] is None else row["score"], reverse=True)
+    return Card(
+        thumbnail(jpeg),
+        record["key"],
+        kept=list(zip(record["captions"], record["scores"], record["sources"], strict=True)),
+        web=[row for row in dropped if row["source"] == "web"],
+        others=[row for row in dropped if row["source"] != "web"],
     )
