@@ -1,7 +1,8 @@
-"""A gallery of a data set in one HTML file: `python -m data_prep.gallery MANIFEST --output FILE.html`.
+"""Show a data set on one HTML page: `python -m data_prep.gallery MANIFEST --output FILE.html`.
 
-It shows pictures with their web caption, the captions kept, with scores, and why the others were dropped, and how
-sizes, lengths, scores and losses are distributed. The page asks nothing of any server.
+The page shows random pictures. Each has its web caption, the captions that were kept, their scores, and why the other
+captions were dropped. Charts show picture sizes, caption lengths, scores and what was dropped. The page loads nothing
+from the network.
 """
 
 import sys
@@ -15,13 +16,12 @@ from data_prep.shards.checked_manifest import load_accounts, load_checked
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.gallery", description=__doc__)
-    parser.add_argument("manifest", metavar="MANIFEST", type=Path)
-    parser.add_argument("--output", metavar="FILE.html", type=Path, required=True)
-    parser.add_argument("--samples", metavar="N", type=positive, default=48, help="pictures to show")
-    parser.add_argument(
-        "--ledger", metavar="DIR", type=Path, nargs="+", default=[], help="outputs of data_prep.download"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="which pictures are drawn")
+    parser.add_argument("manifest", metavar="MANIFEST", type=Path, help="a manifest of data_prep.index")
+    parser.add_argument("--output", metavar="FILE.html", type=Path, required=True, help="the page; it is replaced")
+    parser.add_argument("--samples", metavar="N", type=positive, default=48, help="number of pictures (default 48)")
+    ledger_help = "output folders of data_prep.download: adds charts of dropped rows and of hosts"
+    parser.add_argument("--ledger", metavar="DIR", type=Path, nargs="+", default=[], help=ledger_help)
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the random choice (default 0)")
     options = parser.parse_args(arguments)
     print_settings(options)
 
@@ -30,9 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from data_prep.viewing.gallery_statistics import gather, read_ledgers
 
         manifest, empty = load_checked(options.manifest), load_accounts(options.manifest).empty
-        statistics, stories = gather(manifest, options.samples, options.seed, empty)
+        statistics, shown = gather(manifest, options.samples, options.seed, empty)
         ledgers = read_ledgers(options.ledger) if options.ledger else None
-        page = gallery_page(manifest, options.manifest.name, statistics, stories, ledgers)
+        page = gallery_page(manifest, options.manifest.name, statistics, shown, ledgers)
         tar_files.replace_file(options.output, page.encode("utf-8", "replace"))
         print(options.output)
         return 0

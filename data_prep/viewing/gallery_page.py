@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.viewing.gallery_statistics import Ledgers, Statistics, Story
+from data_prep.viewing.gallery_statistics import Ledgers, ShownSample, Statistics
 from pipeline.data.manifest import Manifest
 from pipeline.pages.charts import Chart, bars, histogram
 from pipeline.pages.page import render
@@ -28,11 +28,11 @@ class Card:
 
 
 def gallery_page(
-    manifest: Manifest, title: str, statistics: Statistics, stories: Sequence[Story], ledgers: Ledgers | None
+    manifest: Manifest, title: str, statistics: Statistics, shown: Sequence[ShownSample], ledgers: Ledgers | None
 ) -> str:
     """The page as text."""
     whole = statistics.samples == manifest.samples
-    part = f"{statistics.samples:,} of {manifest.samples:,} pictures, from shards spread evenly"
+    part = f"{statistics.samples:,} of {manifest.samples:,} pictures, from shards at even distances"
     return render(
         Path(__file__).parent,
         "gallery.html",
@@ -42,7 +42,7 @@ def gallery_page(
         basis="all pictures" if whole else part,
         charts=_charts(statistics),
         ledgers={"rows": f"{ledgers.rows:,}", "charts": _download_charts(ledgers)} if ledgers else None,
-        cards=[_card(story) for story in stories],
+        cards=[_card(each) for each in shown],
     )
 
 
@@ -52,7 +52,7 @@ def _tiles(manifest: Manifest, statistics: Statistics) -> list[tuple[str, str]]:
     return [
         (f"{manifest.samples:,}", "pictures"),
         (f"{manifest.captions:,}", "captions"),
-        (f"{manifest.captions / manifest.samples:.2f}", "captions a picture"),
+        (f"{manifest.captions / manifest.samples:.2f}", "captions per picture"),
         (f"{len(manifest.shards):,}", "shards"),
         (f"{sources:,}", "source" if sources == 1 else "sources"),
         (f"{size_gb:.2f} GB" if size_gb >= 0.1 else f"{1000 * size_gb:.1f} MB", "on disk"),
@@ -63,15 +63,15 @@ def _tiles(manifest: Manifest, statistics: Statistics) -> list[tuple[str, str]]:
 def _charts(statistics: Statistics) -> list[Chart]:
     by_source = statistics.source_drops if len(statistics.source_drops) > 1 else {}
     charts = [
-        histogram("Score of each candidate", dict(sorted(statistics.scores.items(), reverse=True))),
-        bars("What became of the candidate captions", statistics.caption_fates),
-        bars("Source of the kept captions", statistics.kept_sources),
-        histogram("Words in a kept caption", {"words": statistics.words}),
+        histogram("Scores of candidate captions", dict(sorted(statistics.scores.items(), reverse=True))),
+        bars("Candidate captions, kept or dropped", statistics.caption_fates),
+        bars("Sources of kept captions", statistics.kept_sources),
+        histogram("Words per kept caption", {"words": statistics.words}),
         histogram("Short side of the picture", {"pixels": statistics.short_side_px}, unit=" px"),
-        histogram("Aspect, width / height", {"aspect": statistics.aspect}),
-        bars("Captions kept a picture", statistics.captions_each),
-        bars("Pictures dropped", statistics.sample_drops),
-        bars("Pictures dropped by source", by_source),
+        histogram("Aspect ratio (width / height)", {"aspect": statistics.aspect}),
+        bars("Kept captions per picture", statistics.captions_each),
+        bars("Dropped pictures by reason", statistics.sample_drops),
+        bars("Dropped pictures by source", by_source),
     ]
     return [chart for chart in charts if chart]
 
@@ -80,13 +80,17 @@ def _download_charts(ledgers: Ledgers) -> list[Chart]:
     hosts = {
         f"{host} ({100 * ledgers.host_kept[host] / rows:.0f}% kept)": rows for host, rows in ledgers.host_rows.items()
     }
-    return [chart for chart in (bars("What became of the rows", ledgers.reasons), bars("Rows by host", hosts)) if chart]
+    return [
+        chart
+        for chart in (bars("Rows of the input tables, kept or dropped", ledgers.reasons), bars("Rows by host", hosts))
+        if chart
+    ]
 
 
-def _card(story: Story) -> Card:
-    record = story.sample.record
-    web = [row for row in story.candidates if row["source"] == "web"]
-    others = [row for row in story.candidates if not row["kept"] and row["source"] != "web"]
+def _card(shown: ShownSample) -> Card:
+    record = shown.sample.record
+    web = [row for row in shown.candidates if row["source"] == "web"]
+    others = [row for row in shown.candidates if not row["kept"] and row["source"] != "web"]
     others.sort(key=lambda row: -1.0 if row["score"] is None else row["score"], reverse=True)
     kept = list(zip(record["captions"], record["scores"], record["sources"], strict=True))
-    return Card(thumbnail(story.sample.jpeg, LONGEST_PX), story.sample.key, record, kept, web, others)
+    return Card(thumbnail(shown.sample.jpeg, LONGEST_PX), shown.sample.key, record, kept, web, others)

@@ -1,9 +1,9 @@
-"""Curves of scores over the checkpoints of a run, from FOLDER/step_N/NAME/metrics.json."""
+"""Scores over the checkpoints of a run, read from FOLDER/step_N/NAME/metrics.json."""
 
 from pathlib import Path
 
 from eval.reporting.files import scores_over_steps
-from eval.reporting.score_tables import METRIC_NAMES, is_important
+from eval.reporting.scores import METRIC_NAMES, is_important
 from pipeline.pages.charts import LineChart, Points, line_chart
 
 

@@ -1,4 +1,4 @@
-"""Samples to look at: best, worst and random, with picture, prediction, references and what the baselines said."""
+"""Samples of an evaluation: best, worst and random ones, with picture, prediction, references and baselines."""
 
 import random
 from collections import Counter
@@ -8,10 +8,10 @@ from typing import Any
 
 from eval.reporting.evaluations import PER_SAMPLE, QUESTION_SCORES, Compared, Evaluation
 from eval.reporting.retrieval_gallery import RetrievalCard, retrieval_data, retrieval_groups
-from eval.reporting.score_tables import BASELINE_NAMES
+from eval.reporting.scores import BASELINE_NAMES
 from pipeline.pages.thumbnails import Thumbnail, thumbnail
 
-RIGHT_FROM = 60.0  # percent: at least two of ten people said so
+RIGHT_FROM = 60.0  # percent: the accuracy when two of ten people gave this answer
 REFERENCES_SHOWN = 5
 
 Sample = dict[str, Any]
@@ -19,7 +19,7 @@ Sample = dict[str, Any]
 
 @dataclass(frozen=True)
 class Card:
-    """A picture and what was said of it. `verdict` is a CSS class of an answer: right, partly or wrong."""
+    """A picture and its prediction. `verdict` is the CSS class of an answer: right, partly or wrong."""
 
     kind: str  # answer, caption or unscored
     picture: Thumbnail
@@ -27,7 +27,7 @@ class Card:
     score: float = 0.0
     verdict: str = ""
     question: str = ""
-    answers: list[tuple[str, int]] = field(default_factory=list)  # of people, with their number
+    answers: list[tuple[str, int]] = field(default_factory=list)  # answer of people, and how many gave it
     references: list[str] = field(default_factory=list)
     domain: str = ""
     baselines: list[tuple[str, str]] = field(default_factory=list)  # name, prediction
@@ -39,7 +39,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The samples of one evaluation, in groups with a title; a note where there are none."""
+    """The samples of one evaluation, in groups with a title. `note` says why there are none."""
 
     title: str
     folder_name: str
@@ -50,7 +50,7 @@ class Gallery:
 def gallery_of(compared: Compared, each: int, seed: int) -> Gallery | None:
     """`each` samples of each kind: right and wrong answers, best and worst captions, and random ones.
 
-    None for an evaluation without scores and captions.
+    None when there is nothing to show: no scores and no captions.
     """
     main = compared.main
     title, name = main.title, main.folder.name
@@ -82,7 +82,7 @@ def gallery_of(compared: Compared, each: int, seed: int) -> Gallery | None:
 
 
 def _unscored(main: Evaluation, each: int, seed: int) -> list[tuple[str, list[Card]]]:
-    """Random predictions of an evaluation that nobody scored: a picture and what was said of it."""
+    """Random captions of an evaluation without scores."""
     drawn = _draw(random.Random(f"gallery, seed {seed}"), main.predictions, each)
     cards = [Card("unscored", thumbnail(main.images[entry["id"]]), str(entry["text"])) for entry in drawn]
     return [("Random, not scored", cards)]
@@ -117,17 +117,14 @@ def _caption(sample: Sample, picture: Thumbnail, baselines: list[tuple[str, str]
 def _choices(
     samples: Sequence[Sample], score: str, identity: str, each: int, seed: int
 ) -> list[tuple[str, list[Sample]]]:
-    """Titled picks. Answers: by a seeded draw among the right and among the wrong; captions: by their score."""
+    """Groups with a title. Answers: random ones of all, the right and the wrong. Captions: random, best, worst."""
     order = sorted(samples, key=lambda sample: str(sample[identity]))
     rng = random.Random(f"gallery, seed {seed}")
     if score != "cider":
         right = [sample for sample in order if sample[score] >= RIGHT_FROM]
         wrong = [sample for sample in order if sample[score] == 0]
-        return [
-            (f"Random answers, {each} of {len(order)}", _draw(rng, order, each)),
-            (f"Right answers, {each} of {len(right)}", _draw(rng, right, each)),
-            (f"Wrong answers, {each} of {len(wrong)}", _draw(rng, wrong, each)),
-        ]
+        kinds = (("Random answers", order), ("Right answers", right), ("Wrong answers", wrong))
+        return [(f"{title}, {min(each, len(kind))} of {len(kind)}", _draw(rng, kind, each)) for title, kind in kinds]
     by_score = sorted(order, key=lambda sample: -float(sample[score]))
     return [
         ("Random", _draw(rng, order, each)),

@@ -1,4 +1,4 @@
-"""The guard: training pictures that look like evaluation pictures, and training sources known to share pictures."""
+"""Overlap of training and evaluation: pictures that look alike, and training sources that contain the set."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +14,15 @@ from eval.reporting.training_sources import known_overlaps, of_unknown_training
 from eval.sets.official_files import SampleId
 
 SHOWN = 10  # pictures of a set
-NAMES_SHOWN = 3  # training pictures near one
+NAMES_SHOWN = 3  # training pictures for each of them
 
 
 @dataclass(frozen=True)
 class Search:
-    """What the comparison of hashes found. `hits` are the first pictures with the names of training pictures near them.
+    """What the comparison of perceptual hashes found.
 
-    `not_compared` says which pictures have no hash and why.
+    `hits` are the first evaluation pictures found, with the names of the training pictures that look like them.
+    `not_compared` says how many pictures have no hash, and why.
     """
 
     num_pictures: int
@@ -33,7 +34,7 @@ class Search:
 
 @dataclass(frozen=True)
 class SetOverlap:
-    """What is known of one evaluation set: shared sources (source, why), runs of unknown training, and the search."""
+    """What is known of one evaluation set: shared sources (source, why), runs with unknown training data, a search."""
 
     title: str
     sources: list[tuple[str, str]]

@@ -1,4 +1,4 @@
-"""Retrieval to look at: texts found for an image, and images found for a text, the right ones marked."""
+"""Samples of retrieval: the texts found for an image and the images found for a text, with the right ones marked."""
 
 import random
 from collections.abc import Sequence
@@ -16,19 +16,19 @@ FOUND_SHOWN = 5
 
 @dataclass(frozen=True)
 class RetrievalCard:
-    """A query, an image or a text, with the first things found (each with whether it is right).
+    """A query (an image or a text) with the first results, each with whether it is right.
 
-    `place` is that of the first right one, from 1.
+    `rank` is that of the first right result, from 1.
     """
 
     kind: str  # image or text
     query: Thumbnail | str
     found: Sequence[tuple[str | Thumbnail, bool]]
-    place: int
+    rank: int
 
 
 def retrieval_data(main: Evaluation) -> RetrievalData:
-    """The images and texts of the evaluation. Raises ValueError when they are gone or are not readable."""
+    """The images and texts of the evaluation. Raises ValueError when they are missing or not readable."""
     limit = None if main.task["limit"] == "all" else int(main.task["limit"])
     return load_retrieval(Path(main.task["data"]), main.task["split"], limit)
 
@@ -38,7 +38,7 @@ def retrieval_groups(
 ) -> list[tuple[str, list[RetrievalCard]]]:
     """Random, best and worst queries of both directions, by the last stage that was scored.
 
-    Many queries have the best rank: those shown are drawn among them.
+    Many queries share the best rank: random ones of them are shown.
     """
     protocol = [name for name in main.samples[0] if name.startswith("ret/")][-1]
     ranked = [sample for sample in main.samples if protocol in sample]
@@ -60,15 +60,15 @@ def retrieval_groups(
 
 
 def _check_range(main: Evaluation, ranked: list[dict[str, Any]], protocol: str, data: RetrievalData) -> None:
-    """Raise ValueError for samples of another gallery than the data folder has now."""
+    """Raise ValueError when the scores are not of the images and texts that the data folder has now."""
     images, texts = len(data.image_paths), len(data.texts)
     for sample in ranked:
         query, found = ("image", texts) if "image" in sample else ("text", images)
         size = images if query == "image" else texts
         if not (0 <= sample[query] < size and all(0 <= place < found for place in sample[protocol]["first"])):
             raise ValueError(
-                f"{main.folder / PER_SAMPLE}: {query} {sample[query]}: not of the {images} images and {texts} texts of "
-                f"{data.annotations}; score anew"
+                f"{main.folder / PER_SAMPLE}: {query} {sample[query]} is not among the {images} images and {texts} "
+                f"texts of {data.annotations}; run eval.score again"
             )
 
 

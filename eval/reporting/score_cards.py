@@ -1,10 +1,10 @@
-"""The cards under "Scores": one for each evaluation, with its table, what is missing, and what the paper says."""
+"""The cards under "Scores": one for each evaluation, with its table, what is missing, and a note on the paper."""
 
 from dataclasses import dataclass
 
 from eval.reporting.evaluations import QUESTION_SCORES, Compared, Evaluation
 from eval.reporting.paper import PaperRow, paper_row
-from eval.reporting.score_tables import (
+from eval.reporting.scores import (
     BASELINE_NAMES,
     METRIC_NAMES,
     Table,
@@ -17,10 +17,10 @@ from eval.reporting.verdicts import deviations, why_not_comparable
 
 @dataclass(frozen=True)
 class PaperNote:
-    """The paper's row, and how far it is the same thing that was measured here.
+    """The paper's row, and whether it can be compared.
 
-    `reasons` make the numbers not comparable. `deviations` of the recipe do not; None when they are not known. `data`
-    and `first_weights` are the names in the recipe.
+    `reasons` make the numbers not comparable. `deviations` of the recipe do not; None means that they are not known.
+    `data` and `first_weights` are the names in the recipe.
     """
 
     row: PaperRow
@@ -32,7 +32,7 @@ class PaperNote:
 
 @dataclass(frozen=True)
 class ScoreCard:
-    """One evaluation. Without a `table` it is not scored; `metrics_path` is where eval.score should write."""
+    """One evaluation. Without a `table` it has no scores; `metrics_path` is where eval.score should write them."""
 
     title: str
     about: str
@@ -44,6 +44,7 @@ class ScoreCard:
 
 
 def score_card(compared: Compared) -> ScoreCard:
+    """The card of an evaluation."""
     main, paper = compared.main, paper_row(compared.main)
     reasons = why_not_comparable(main, paper) if paper else []
     metrics, table = main.metrics or {}, None

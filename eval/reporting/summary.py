@@ -1,4 +1,4 @@
-"""Numbers of a summary.json: a tile for each that stands alone, a panel for each group of them."""
+"""The numbers of a summary.json: a tile for each single number, a panel for each group of numbers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ NAMES = {
     "ir_at_1_itc_only": "image retrieval R@1, ITC alone",
     "chance_at_1": "chance",
     **{"vqa": "VQA", "t5": "T5", "opt": "OPT", "cider": "CIDEr", "shuffled_cider": "CIDEr, another picture"},
-    **{"blind": "accuracy without picture", "peak_rss_mb": "MB of memory at the peak"},
+    **{"blind": "accuracy without picture", "peak_rss_mb": "peak memory, MB"},
 }
 
 
@@ -40,10 +40,10 @@ class Summary:
 
 
 def read_summary(path: Path) -> Summary:
-    """Raises ValueError in one line when the file is no JSON object."""
+    """Read the file. Raises ValueError in one line when it is not a JSON object."""
     content = read_json(path)
     if not isinstance(content, dict):
-        raise ValueError(f"--summary {path}: expected a JSON object")
+        raise ValueError(f"--summary {path}: is not a JSON object; give nested numbers, each with a name")
     tiles = [(_shown(value), _words(name)) for name, value in content.items() if not isinstance(value, dict)]
     return Summary(tiles, [_panel(name, value) for name, value in content.items() if isinstance(value, dict)])
 

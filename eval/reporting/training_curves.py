@@ -1,4 +1,4 @@
-"""Curves of training runs from metrics.jsonl: losses, accuracies, learning rate, speed and the like."""
+"""Curves of a training run, read from its metrics.jsonl: losses, accuracies, learning rate, speed and others."""
 
 import json
 import math
@@ -9,11 +9,11 @@ from typing import Any
 from eval.sets.official_files import field_of
 from pipeline.pages.charts import LineChart, Points, line_chart
 
-TITLES = {
-    "learning_rate": "Learning rate",
-    "gradient_norm": "Gradient norm",
-    "samples_per_s": "Samples a second",
-    "temperature": "Temperature",
+TITLES = {  # of numbers whose name does not read well
+    "samples_per_s": "Samples per second",
+    "tokens_per_s": "Tokens per second",
+    "memory_mib": "Memory, MiB",
+    "itg_perplexity": "ITG perplexity",
 }
 NOT_DRAWN = ("step", "samples", "split", "epoch")
 
@@ -24,8 +24,10 @@ def training_charts(run: Path) -> list[LineChart]:
 
 
 def read_metrics(path: Path) -> dict[str, Points]:
-    """Each number by step; those of lines with a split are named `name (split)`. A torn line is left out,
-    and so are numbers that are always 0, and a part of the loss that is all of it."""
+    """Each number by step. A number from a line with a split is named `name (split)`.
+
+    Left out are: a torn line, a number that is always 0, and a part of the loss that equals the whole loss.
+    """
     series: dict[str, Points] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:

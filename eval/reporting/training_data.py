@@ -1,4 +1,4 @@
-"""Training pictures of a manifest to look at: web caption, captions kept with their scores, and those left out."""
+"""Pictures of a training manifest: the captions that were kept, with their scores, and those that were dropped."""
 
 import json
 import random
@@ -10,13 +10,13 @@ from typing import Any
 from pipeline.data.manifest import Manifest, Shard, load_manifest
 from pipeline.pages.thumbnails import Thumbnail, thumbnail
 
-SHARDS_READ = 3  # of a source
+SHARDS_READ = 3  # of each source
 SIDE_TABLE = ".candidates.parquet"
 
 
 @dataclass(frozen=True)
 class Card:
-    """One picture. `web` and `others` are rows of the side table that were not kept."""
+    """One picture. `web` and `others` are dropped captions, rows of the side table."""
 
     picture: Thumbnail
     key: str
@@ -37,7 +37,7 @@ class TrainingData:
 
 
 def training_data(path: Path, count: int, seed: int) -> TrainingData:
-    """`count` samples drawn at random from a few shards of each source."""
+    """`count` random samples from a few shards of each source."""
     manifest = load_manifest(path)
     cards = [_card(record, jpeg, candidates) for record, jpeg, candidates in draw(manifest, count, seed)]
     name = f"{path.parent.name}/{path.name}"
@@ -45,7 +45,7 @@ def training_data(path: Path, count: int, seed: int) -> TrainingData:
 
 
 def draw(manifest: Manifest, count: int, seed: int) -> list[tuple[dict[str, Any], bytes, list[dict[str, Any]]]]:
-    """Random samples, as many of each source: record, JPEG bytes, and its candidate captions where a table has them."""
+    """Random samples, equally many of each source: record, JPEG bytes, and candidate captions if there is a table."""
     rng = random.Random(f"manifest {manifest.digest()}, seed {seed}")
     by_source: dict[str, list[Shard]] = {}
     for shard in manifest.shards:

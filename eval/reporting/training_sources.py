@@ -1,4 +1,4 @@
-"""Which sources an evaluation's weights were trained on, and what those sources share with published sets."""
+"""The sources that an evaluation's weights were trained on, and what they share with published sets."""
 
 import json
 from collections.abc import Sequence
@@ -9,15 +9,17 @@ import yaml
 
 from eval.reporting.evaluations import Evaluation
 
-MOST_STAGES = 4  # of weights that began with others
+MOST_STAGES = 4  # of training, each from the weights of the one before
 WEIGHTS = "trainable.safetensors"
-MOST_HEADER_BYTES = 100_000_000  # as safetensors has it
+MOST_HEADER_BYTES = 100_000_000  # the limit of safetensors
 KNOWN_FILE = Path(__file__).with_name("shared_pictures.yaml")
 
 
 def known_overlaps(evaluations: Sequence[Evaluation]) -> list[tuple[str, str]]:
-    """(training source, what it shares) for the sources that weights evaluated on this set were trained on; of
-    published sets and parts of them alone, as only their pictures are known."""
+    """(training source, what it shares) for each source that weights evaluated on this set were trained on.
+
+    Only published sets and parts of them count: of other pictures nothing is known.
+    """
     known = yaml.safe_load(KNOWN_FILE.read_text(encoding="utf-8"))
     found = {
         (source, known.get(source, {}).get(each.format_of))
@@ -29,13 +31,15 @@ def known_overlaps(evaluations: Sequence[Evaluation]) -> list[tuple[str, str]]:
 
 
 def of_unknown_training(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """Those on a published set with weights of whose training some part is not known."""
+    """Evaluations on a published set whose training data is not fully known."""
     return [each for each in evaluations if each.is_of_published and not _sources(each)[1]]
 
 
 def _sources(evaluation: Evaluation) -> tuple[set[str], bool]:
-    """Of the manifests, where they still lie, that the weights and those they began with were trained on; and whether
-    that is all: weights of others, URLs, a manifest or weights that are gone hide what they held."""
+    """The sources of all stages of training, and whether they are all known.
+
+    Not known are: the training of converted weights, data from URLs, and a manifest or weights that are missing.
+    """
     from pipeline.data.manifest import load_manifest
 
     sources, recipe, all_known = set[str](), evaluation.task.get("recipe"), evaluation.is_trained_here
@@ -45,7 +49,7 @@ def _sources(evaluation: Evaluation) -> tuple[set[str], bool]:
         manifest = recipe.get("data", {}).get("manifest")
         try:
             sources |= {shard.source for shard in load_manifest(Path(manifest or "")).shards}
-        except (ValueError, OSError):  # it is gone, or something else lies there now
+        except (ValueError, OSError):  # it is missing, or another file is there now
             all_known = False
         if not recipe.get("init_weights"):
             break
@@ -54,15 +58,14 @@ def _sources(evaluation: Evaluation) -> tuple[set[str], bool]:
 
 
 def _recipe_of(weights: Path) -> dict[str, Any] | None:
-    """The recipe by which native weights were trained, of their metadata, read without torch; None where there are none
-    any more, or those of others."""
+    """The recipe in the metadata of native weights, read without torch. None for missing or converted weights."""
     newest = sorted(weights.glob("checkpoints/step_*/COMPLETE"))[-1:]
     file = newest[0].parent / WEIGHTS if newest else weights / WEIGHTS if weights.is_dir() else weights
     try:
         with file.open("rb") as opened:
             size = int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(min(size, MOST_HEADER_BYTES)))
-        if "converted_from" in header["__metadata__"]:  # its recipe names towers, not what it was trained on
+        if "converted_from" in header["__metadata__"]:  # its recipe names the towers, not the training
             return None
         found = json.loads(header["__metadata__"]["recipe"])
     except (OSError, ValueError, KeyError, TypeError):

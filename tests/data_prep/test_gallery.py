@@ -140,4 +140,4 @@ def test_what_shards_without_samples_dropped_is_shown(captioned: Path) -> None:
     index_shards([captioned / "captioned"], captioned / "train.json")
     assert gallery.main([str(captioned / "train.json"), "--output", str(captioned / "page.html")]) == 0
     text = Page(captioned / "page.html").text
-    assert "43pictures dropped" in text and "undecodable picture" in text and "Pictures dropped by source" in text
+    assert "43pictures dropped" in text and "undecodable picture" in text and "Dropped pictures by source" in text

@@ -1,4 +1,4 @@
-"""Tables of scores: each with its interval, beside blind, shuffled and chance, and the paper's number."""
+"""Tables of scores: each score with its interval, its baselines (blind, shuffled, chance) and the paper's number."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ RULE_NAMES = {
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a cell; each part has its own look, and most cells have one or two."""
+    """The parts of a cell. Each part has its own look; most cells have one or two."""
 
     score: str = ""
     text: str = ""
@@ -73,7 +73,7 @@ def generated_table(compared: Compared, paper: PaperRow | None, reasons: list[st
 
 
 def retrieval_table(main: Evaluation, paper: PaperRow | None, reasons: list[str]) -> Table:
-    """One row for each recall: ITC alone, after the rerank, chance, paper."""
+    """One row for each recall. Columns: ITC alone, after the ITM rerank, chance, the paper."""
     protocols = list(dict.fromkeys(row["protocol"] for row in main.rows() if "/any-tie-order" not in row["protocol"]))
     stages = [protocol for protocol in protocols if protocol != CHANCE]
     titles = ["ITC alone" if stage == "ret/itc" else "ITM rerank" for stage in stages]
@@ -96,7 +96,7 @@ def retrieval_table(main: Evaluation, paper: PaperRow | None, reasons: list[str]
 
 def difference_table(against: dict[str, Any]) -> Table:
     """The overall differences to another run's predictions, `against` of metrics.json."""
-    title = f"Against {Path(against['predictions']).parent.name}, in pairs"
+    title = f"Compared with {Path(against['predictions']).parent.name}, in pairs"
     rows = [
         [_label(row), Cell(score=f"{row['value']:+.2f}"), Cell(interval=_interval(row))]
         for row in against["metrics"]
@@ -113,7 +113,7 @@ def is_important(row: dict[str, Any]) -> bool:
 
 
 def _label(row: dict[str, Any]) -> Cell:
-    """The metric, its rule where there are several, and the subset; an accuracy's is named without the metric."""
+    """Metric, rule and subset. A subset of an accuracy is named without the metric."""
     label, rule = METRIC_NAMES.get(row["name"], row["name"]), RULE_NAMES.get(row["protocol"], "")
     if row["subset"] == "overall":
         return Cell(text=f"{label}, {rule}" if rule else label)
@@ -122,7 +122,7 @@ def _label(row: dict[str, Any]) -> Cell:
 
 
 def _paper_cell(row: dict[str, Any], paper: PaperRow, reasons: list[str]) -> Cell:
-    """The paper's number, and whether ours agrees with it; empty where the paper has none."""
+    """The paper's number, and whether ours agrees. Empty when the paper has none."""
     printed = paper.value(row["name"], row["subset"])
     if printed is None:
         return Cell()
