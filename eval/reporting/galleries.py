@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from eval.reporting.evaluations import PER_SAMPLE, QUESTION_SCORES, Compared, Evaluation
@@ -19,22 +19,28 @@ Sample = dict[str, Any]
 
 @dataclass(frozen=True)
 class Card:
-    """A picture and its prediction. `verdict` is the CSS class of an answer: right, partly or wrong."""
+    """A picture, its prediction, and the rest of the line in per_sample.jsonl or predictions.jsonl (`sample`)."""
 
     kind: str  # answer, caption or unscored
     picture: Thumbnail
     prediction: str
+    sample: Sample
     score: float = 0.0
-    verdict: str = ""
-    question: str = ""
-    answers: list[tuple[str, int]] = field(default_factory=list)  # answer of people, and how many gave it
-    references: list[str] = field(default_factory=list)
-    domain: str = ""
-    baselines: list[tuple[str, str]] = field(default_factory=list)  # name, prediction
+    baselines: Sequence[tuple[str, str]] = ()  # name, prediction
 
     @property
-    def num_answers(self) -> int:
-        return sum(count for _, count in self.answers)
+    def verdict(self) -> str:
+        """The CSS class of an answer."""
+        return "right" if self.score >= RIGHT_FROM else "partly" if self.score > 0 else "wrong"
+
+    @property
+    def answers(self) -> list[tuple[str, int]]:
+        """The answers of people, and how many people gave each."""
+        return Counter[str](self.sample["answers"]).most_common()
+
+    @property
+    def references(self) -> list[str]:
+        return list(self.sample["references"][:REFERENCES_SHOWN])
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ def gallery_of(compared: Compared, each: int, seed: int) -> Gallery | None:
     def card(sample: Sample) -> Card:
         baselines = [(name, texts[sample[identity]]) for name, texts in said.items() if sample[identity] in texts]
         picture = thumbnail(main.images[sample["image_id"]])
-        return _answer(sample, score, picture, baselines) if asked else _caption(sample, picture, baselines)
+        return Card(text, picture, str(sample[text]), sample, float(sample[score]), baselines)
 
     groups = _choices(main.samples, score, identity, each, seed)
     return Gallery(title, name, [(group, [card(sample) for sample in chosen]) for group, chosen in groups if chosen])
@@ -84,34 +90,8 @@ def gallery_of(compared: Compared, each: int, seed: int) -> Gallery | None:
 def _unscored(main: Evaluation, each: int, seed: int) -> list[tuple[str, list[Card]]]:
     """Random captions of an evaluation without scores."""
     drawn = _draw(random.Random(f"gallery, seed {seed}"), main.predictions, each)
-    cards = [Card("unscored", thumbnail(main.images[entry["id"]]), str(entry["text"])) for entry in drawn]
+    cards = [Card("unscored", thumbnail(main.images[entry["id"]]), str(entry["text"]), entry) for entry in drawn]
     return [("Random, not scored", cards)]
-
-
-def _answer(sample: Sample, score: str, picture: Thumbnail, baselines: list[tuple[str, str]]) -> Card:
-    accuracy = float(sample[score])
-    return Card(
-        "answer",
-        picture,
-        sample["answer"],
-        accuracy,
-        verdict="right" if accuracy >= RIGHT_FROM else "partly" if accuracy > 0 else "wrong",
-        question=sample["question"] or "",
-        answers=Counter[str](sample["answers"]).most_common(),
-        baselines=baselines,
-    )
-
-
-def _caption(sample: Sample, picture: Thumbnail, baselines: list[tuple[str, str]]) -> Card:
-    return Card(
-        "caption",
-        picture,
-        sample["caption"],
-        float(sample["cider"]),
-        references=sample["references"][:REFERENCES_SHOWN],
-        domain=sample.get("domain", ""),
-        baselines=baselines,
-    )
 
 
 def _choices(

@@ -27,12 +27,10 @@ class Card:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """A manifest's numbers, and some of its pictures."""
+    """A manifest, and some of its pictures."""
 
     name: str
-    num_pictures: int
-    num_captions: int
-    num_shards: int
+    manifest: Manifest
     cards: list[Card]
 
 
@@ -40,8 +38,7 @@ def training_data(path: Path, count: int, seed: int) -> TrainingData:
     """`count` random samples from a few shards of each source."""
     manifest = load_manifest(path)
     cards = [_card(record, jpeg, candidates) for record, jpeg, candidates in draw(manifest, count, seed)]
-    name = f"{path.parent.name}/{path.name}"
-    return TrainingData(name, manifest.samples, manifest.captions, len(manifest.shards), cards)
+    return TrainingData(f"{path.parent.name}/{path.name}", manifest, cards)
 
 
 def draw(manifest: Manifest, count: int, seed: int) -> list[tuple[dict[str, Any], bytes, list[dict[str, Any]]]]:
