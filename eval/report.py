@@ -1,8 +1,12 @@
-"""`python -m eval.report DIR... --output report.html`: one HTML file of scores, curves and samples to look at.
+"""Show scores, curves and samples on one HTML page: `python -m eval.report DIR... --output report.html`.
 
-DIR is a training run's folder (metrics.jsonl), an evaluation's (task.json of eval.run, metrics.json of eval.score, and
-per_sample.jsonl where eval.score wrote one), a folder of eval.watch (step_N/NAME: curves over checkpoints, and the last
-step in full), or a data manifest. The page asks nothing of any server.
+DIR is one of these:
+- a training run: metrics.jsonl
+- an evaluation: task.json of eval.run, metrics.json and per_sample.jsonl of eval.score
+- a folder of eval.watch, with step_N/NAME: shows curves over the checkpoints, and the last step in full
+- a data manifest, or the folder of one
+
+The page loads nothing from the network.
 """
 
 import argparse
@@ -15,11 +19,12 @@ from pathlib import Path
 from pipeline.command_line import Parser, finish, print_settings
 
 PAGE_START = b"<!doctype html"
+TEMPLATES = Path(__file__).with_name("reporting")
 
 
 @dataclass
 class Contents:
-    """What the given folders hold."""
+    """The given folders, by what they are."""
 
     evaluations: list[Path] = field(default_factory=list)
     runs: list[Path] = field(default_factory=list)
@@ -28,7 +33,7 @@ class Contents:
 
 
 def classify(paths: Sequence[Path]) -> Contents:
-    """Sort the given folders and files by what they are. Raises ValueError for one that is nothing of this."""
+    """Sort the given folders and files by what they are. Raises ValueError for a folder that is none of these."""
     found = Contents()
     for path in paths:
         known = False
@@ -42,14 +47,15 @@ def classify(paths: Sequence[Path]) -> Contents:
                 known = True
         if evaluated := [task.parent for task in sorted(path.glob("step_*/*/task.json"))]:
             found.over_steps.append(path)
-            last = {folder.name: folder for folder in evaluated}  # of each evaluation, the last step that is scored,
-            last |= {folder.name: folder for folder in evaluated if (folder / "metrics.json").is_file()}  # if any is
+            # The last step of each evaluation; if some steps are scored, the last of those.
+            last = {folder.name: folder for folder in evaluated}
+            last |= {folder.name: folder for folder in evaluated if (folder / "metrics.json").is_file()}
             found.evaluations += last.values()
             known = True
         if not known:
             raise ValueError(
-                f"{path}: no task.json, metrics.jsonl or manifest in it; name folders of eval.run or pipeline.train, "
-                "or a manifest of data_prep.index"
+                f"DIR {path}: has no task.json, metrics.jsonl or manifest; give a folder of eval.run, eval.watch or "
+                "pipeline.train, or a manifest of data_prep.index"
             )
     return found
 
@@ -65,46 +71,59 @@ def _is_manifest(file: Path) -> bool:
 
 
 def check_page(path: Path) -> None:
-    """Raise ValueError for a file that is there and is no page: it may be one of those that the report is made from."""
+    """Raise ValueError for a file that is not a page: it may be an input of this report."""
     if path.is_file() and path.stat().st_size:
         with path.open("rb") as file:
             if not file.read(len(PAGE_START)).lower() == PAGE_START:
-                raise ValueError(f"--output {path}: is there and is no HTML page, perhaps an input; name another file")
+                raise ValueError(
+                    f"--output {path}: exists and is not an HTML page, perhaps an input; give another file"
+                )
 
 
-def render(
-    contents: Contents, title: str, summary: Path | None, each: int, seed: int, training: Sequence[Path] = ()
+def report_page(
+    contents: Contents, title: str, summary: Path | None, num_samples: int, seed: int, training: Sequence[Path] = ()
 ) -> str:
-    """The page."""
-    from eval.reporting.checkpoints import checkpoints_section
+    """The page as text, its sections in their order. `training` are the files and folders of --training-hashes."""
+    from eval.reporting.checkpoints import checkpoint_charts
     from eval.reporting.evaluations import read_evaluation, with_baselines
-    from eval.reporting.galleries import gallery_section
-    from eval.reporting.manifests import manifest_section
-    from eval.reporting.overlap import overlap_section
-    from eval.reporting.scores import scores_section
-    from eval.reporting.summary import summary_section
-    from eval.reporting.training_curves import curves_section
-    from pipeline.pages.page import page
+    from eval.reporting.galleries import gallery_of
+    from eval.reporting.overlap import set_overlaps
+    from eval.reporting.score_cards import score_card
+    from eval.reporting.summary import read_summary
+    from eval.reporting.training_curves import training_charts
+    from eval.reporting.training_data import training_data
+    from pipeline.pages.page import render
 
-    compared = with_baselines([read_evaluation(folder) for folder in contents.evaluations])
-    sections = [summary_section(summary) if summary else "", scores_section(compared), curves_section(contents.runs)]
-    sections.insert(2, checkpoints_section(contents.over_steps))
-    sections.append(overlap_section([each_compared.main for each_compared in compared], training))
-    sections += [gallery_section(each_compared, each, seed) for each_compared in compared]
-    sections += [manifest_section(manifest, 2 * each, seed) for manifest in contents.manifests]
-    return page(title, sections)
+    evaluations = with_baselines([read_evaluation(folder) for folder in contents.evaluations])
+    galleries = [gallery_of(each, num_samples, seed) for each in evaluations]
+    over_steps = [(folder.name, checkpoint_charts(folder)) for folder in contents.over_steps]
+    return render(
+        TEMPLATES,
+        "report.html",
+        title=title,
+        summary=read_summary(summary) if summary else None,
+        score_cards=[score_card(each) for each in evaluations],
+        over_steps=[(name, charts) for name, charts in over_steps if charts],
+        runs=[(run.name, training_charts(run)) for run in contents.runs],
+        overlaps=set_overlaps([each.main for each in evaluations], training),
+        is_compared=bool(training),
+        galleries=[gallery for gallery in galleries if gallery],
+        training_data=[training_data(manifest, 2 * num_samples, seed) for manifest in contents.manifests],
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m eval.report", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR")
-    parser.add_argument("--output", type=Path, required=True, metavar="report.html")
-    parser.add_argument("--title", default="Evaluation report")
-    parser.add_argument("--summary", type=Path, metavar="summary.json", help="nested numbers to show on top")
-    parser.add_argument("--samples", type=int, default=8, help="how many of each kind the galleries show (default 8)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random samples")
-    parser.add_argument("--training-hashes", type=Path, nargs="+", default=[], metavar="P",
-                        help="parquets with a column phash, or folders: names pictures near one")  # fmt: skip
+    files = parser.add_argument_group("files")
+    files.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="see above")
+    files.add_argument("--output", type=Path, required=True, metavar="report.html", help="the page; it is replaced")
+    files.add_argument("--summary", type=Path, metavar="summary.json", help="nested numbers, shown at the top")
+    hashes_help = "parquet files with a column phash, or folders of them: compares the evaluation pictures with these"
+    files.add_argument("--training-hashes", type=Path, nargs="+", default=[], metavar="P", help=hashes_help)
+    page = parser.add_argument_group("page")
+    page.add_argument("--title", default="Evaluation report", help="default: Evaluation report")
+    page.add_argument("--samples", type=int, default=8, metavar="N", help="samples of each kind (default 8)")
+    page.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random choice (default 0)")
     options = parser.parse_args(arguments)
     if options.samples < 1:
         parser.error(f"argument --samples: {options.samples}, expected at least 1")
@@ -114,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from pipeline.files import replace_file
 
         check_page(options.output)
-        content = render(
+        content = report_page(
             classify(options.folders),
             options.title,
             options.summary,
@@ -122,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.seed,
             options.training_hashes,
         )
-        replace_file(options.output, content.encode(errors="replace"))  # names of folders may be no Unicode
+        replace_file(options.output, content.encode(errors="replace"))  # a folder name can be invalid Unicode
         print(options.output)
 
     return finish(work)

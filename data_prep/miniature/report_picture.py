@@ -4,16 +4,17 @@ The panels are training curves, a caption with an answer, and scores. Chromium l
 of the page keeps the panels, which it finds by their headings.
 """
 
-import argparse
 import json
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from html import unescape
 from pathlib import Path
 from typing import TypedDict
+from urllib.parse import unquote
+
+from pipeline.command_line import Parser, finish
 
 WIDTH_PX, MAX_HEIGHT_PX = 1180, 1600
 PIXELS_PER_PX = 1.5  # sharp on the screens of today, and still a small file
@@ -27,35 +28,8 @@ class Layout(TypedDict):
     height: int
 
 
-KEEPS_PANELS = """<script>addEventListener("load", () => {
-  const all = (selector) => [...document.querySelectorAll(selector)]
-  const says = (element, text) => element.textContent.trim().toLowerCase().startsWith(text)
-  const after = (heading) => (element) => heading && heading.compareDocumentPosition(element) & 4
-  const chart = (title) => all("figcaption").find((each) => says(each, title))?.closest("figure")
-  const table = (title) => all("h3").find((each) => says(each, title))?.closest("article")
-  const card = (title) => all("article").filter(after(all("h2").find((each) => says(each, title))))
-    .find((each) => each.querySelector("img"))
-  const panels = {
-    "Training curves of stage 1": [chart("losses"), chart("accuracies")],
-    "A caption and an answer": [card("captions: coco"), card("visual question answering")],
-    "Scores beside their baselines": [table("retrieval"), table("vqa"), table("captions")],
-  }
-  const main = document.createElement("main")
-  main.id = "picture"
-  for (const [title, parts] of Object.entries(panels)) {
-    const column = main.appendChild(document.createElement("div"))
-    column.appendChild(document.createElement("h3")).textContent = title
-    column.append(...parts.filter((part) => part))
-  }
-  const missing = Object.keys(panels).filter((title) => panels[title].some((part) => !part))
-  document.body.replaceChildren(main)
-  document.title = JSON.stringify({missing, height: Math.ceil(main.getBoundingClientRect().height)})
-})</script>
-<style>
-  #picture { display: grid; grid-template-columns: 1fr 0.9fr 1fr; gap: 18px; padding: 12px 18px 18px; }
-  #picture > div { display: flex; flex-direction: column; gap: 12px; min-width: 0; }
-  #picture > div > h3 { margin: 0; }
-</style>"""
+KEEPS_PANELS = Path(__file__).with_suffix(".html")
+"""A script and a style for the head of the page."""
 
 
 def make_picture(page: Path, output: Path) -> Path:
@@ -69,7 +43,7 @@ def make_picture(page: Path, output: Path) -> Path:
     content = re.sub("<meta[^>]*Content-Security-Policy[^>]*>", "", page.read_text())
     with tempfile.TemporaryDirectory() as folder:
         copy, shot = Path(folder) / "panels.html", Path(folder) / "panels.png"
-        copy.write_text(content.replace("</head>", f"{KEEPS_PANELS}</head>"))
+        copy.write_text(content.replace("</head>", f"{KEEPS_PANELS.read_text()}</head>"))
         told = _lay_out(copy, shot, Path(folder) / "profile")
         if told["missing"]:
             raise ValueError(
@@ -86,27 +60,28 @@ def _lay_out(page: Path, shot: Path, profile: Path) -> Layout:
     size = f"--window-size={WIDTH_PX},{MAX_HEIGHT_PX}"
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", size, f"--screenshot={shot}"]
     flags += [f"--force-device-scale-factor={PIXELS_PER_PX}", f"--user-data-dir={profile}", "--dump-dom"]
-    done = subprocess.run(
-        ["chromium", *flags, page.as_uri()], check=False, capture_output=True, text=True, timeout=DEADLINE_S
-    )
+    command = ["chromium", *flags, page.as_uri()]
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=DEADLINE_S)
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(f"{page}: chromium has no picture of it after {DEADLINE_S} s; try again") from error
     title = re.search("<title>(.*?)</title>", done.stdout)
     if done.returncode or title is None or not shot.is_file():
         raise ValueError(f"{page}: chromium took no picture of it ({done.stderr.strip()[-200:]})")
-    told: Layout = json.loads(unescape(title[1]))
+    told: Layout = json.loads(unquote(title[1]))
     return told
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="data_prep.miniature.report_picture", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m data_prep.miniature.report_picture", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a finished demo, e.g. runs/miniature")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.webp")
-    arguments = parser.parse_args()
-    try:
-        print(make_picture(arguments.folder / "report.html", arguments.output))
-    except (ValueError, OSError, subprocess.TimeoutExpired) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    options = parser.parse_args()
+
+    def work() -> None:
+        print(make_picture(options.folder / "report.html", options.output))
+
+    return finish(work)
 
 
 if __name__ == "__main__":

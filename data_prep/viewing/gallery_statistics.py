@@ -1,4 +1,4 @@
-"""What a gallery shows, gathered from a manifest: numbers over its shards, and samples with their story."""
+"""What a gallery shows, read from the shards of a manifest: numbers, and samples with their candidate captions."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from data_prep.shards.tar_files import Sample
 from pipeline.data.manifest import Manifest, Shard, dropped_by_source
 
 MOST_SHARDS = 32
-"""Shards whose records are read; with more, as many are taken at even distances, and the page says so."""
+"""The most shards that are read. Of a larger manifest they are taken at even distances, and the page says so."""
 
 
 @dataclass
 class Statistics:
-    """Columns of numbers over the samples that were read, and counts."""
+    """Numbers of the samples that were read, one list for each chart, and counts."""
 
     samples: int = 0
     short_side_px: list[float] = field(default_factory=list)
@@ -37,8 +37,8 @@ class Statistics:
 
 
 @dataclass(frozen=True)
-class Story:
-    """A sample with all its candidate captions (rows of the side table; none for human captions)."""
+class ShownSample:
+    """A sample with its candidate captions: rows of the side table. Human captions have no such table."""
 
     sample: Sample
     candidates: list[dict[str, Any]]
@@ -46,7 +46,7 @@ class Story:
 
 @dataclass
 class Ledgers:
-    """What download's ledgers say: rows by reason, and rows and kept rows by host."""
+    """Counts of rows in the ledgers of data_prep.download: by reason, by host, and those kept by host."""
 
     rows: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
@@ -55,11 +55,11 @@ class Ledgers:
 
 
 def gather(
-    manifest: Manifest, num_stories: int, seed: int, empty: Sequence[Shard] = ()
-) -> tuple[Statistics, list[Story]]:
-    """Statistics over at most MOST_SHARDS shards, and `num_stories` samples drawn from them (all, when fewer).
+    manifest: Manifest, num_samples: int, seed: int, empty: Sequence[Shard] = ()
+) -> tuple[Statistics, list[ShownSample]]:
+    """Statistics of at most MOST_SHARDS shards, and `num_samples` random samples of them (all, if there are fewer).
 
-    What was dropped is counted over all shards, those without samples (`empty`) among them.
+    Dropped pictures are counted over all shards, and over `empty`, the shards without samples.
     """
     statistics = Statistics()
     for source, reasons in dropped_by_source([*manifest.shards, *empty]).items():
@@ -69,17 +69,17 @@ def gather(
     count = min(MOST_SHARDS, len(manifest.shards))
     chosen = [manifest.shards[number * len(manifest.shards) // count] for number in range(count)]
     places = [(position, row) for position, shard in enumerate(chosen) for row in range(shard.samples)]
-    order = np.random.default_rng(seed).permutation(len(places))[:num_stories]
+    order = np.random.default_rng(seed).permutation(len(places))[:num_samples]
     wanted = {places[number]: rank for rank, number in enumerate(order.tolist())}
-    stories: dict[int, Story] = {}
+    shown: dict[int, ShownSample] = {}
     for position, shard in enumerate(chosen):
         rows = {row: rank for (place, row), rank in wanted.items() if place == position}
-        _read_shard(manifest, shard, rows, statistics, stories)
-    return statistics, [stories[rank] for rank in sorted(stories)]
+        _read_shard(manifest, shard, rows, statistics, shown)
+    return statistics, [shown[rank] for rank in sorted(shown)]
 
 
 def _read_shard(
-    manifest: Manifest, shard: Shard, wanted: dict[int, int], statistics: Statistics, stories: dict[int, Story]
+    manifest: Manifest, shard: Shard, wanted: dict[int, int], statistics: Statistics, shown: dict[int, ShownSample]
 ) -> None:
     tar = manifest.shard_path(shard)
     table = read_side_table(tar) if side_table_path(tar).is_file() else []
@@ -95,7 +95,7 @@ def _read_shard(
                 sample = tar_files.read_at(file, tar, offsets)
                 _count(sample.record, statistics)
                 if number in wanted:
-                    stories[wanted[number]] = Story(sample, candidates.get(sample.key, []))
+                    shown[wanted[number]] = ShownSample(sample, candidates.get(sample.key, []))
     except OSError as error:
         raise ValueError(f"{tar}: cannot be read ({error.strerror}); run data_prep.verify on the manifest") from error
 
@@ -112,12 +112,12 @@ def _count(record: dict[str, Any], statistics: Statistics) -> None:
 
 
 def read_ledgers(folders: Sequence[Path]) -> Ledgers:
-    """Sum up the ledgers in `folders`. Raises ValueError, naming the folder, when there is none or one is damaged."""
+    """Count the rows of all ledgers in `folders`. Raises ValueError for a folder without a ledger or a damaged one."""
     ledgers = Ledgers()
     for folder in folders:
         paths = sorted(folder.glob("*.ledger.parquet"))
         if not paths:
-            raise ValueError(f"--ledger {folder}: no *.ledger.parquet in it; name the output of data_prep.download")
+            raise ValueError(f"--ledger {folder}: has no *.ledger.parquet; give an output folder of data_prep.download")
         for path in paths:
             for row in read_ledger(path, ("url", "status", "reason")):
                 host, kept = _host(row["url"]), row["status"] == "kept"

@@ -1,1 +1,1 @@
-"""The parts of the report: what lies in the folders, and its HTML. No torch."""
+"""The sections of the report: reading the folders, and the templates that draw them. Without torch."""

@@ -1,4 +1,4 @@
-"""Folders of `eval.run` with their scores, and which of them is another's baseline."""
+"""Folders of eval.run with their scores, and which folder is a baseline of another."""
 
 import json
 from collections.abc import Sequence
@@ -29,9 +29,9 @@ SAME_SETTINGS = (
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One folder: task.json, metrics.json (None when not scored), and its samples with their scores if written.
+    """One folder: task.json, metrics.json (None when not scored), and the scores of its samples, if there are any.
 
-    `predictions` are an unscored captioning's, whose ids are those of the pictures.
+    `predictions` are the captions of an evaluation without scores.
     """
 
     folder: Path
@@ -46,31 +46,30 @@ class Evaluation:
 
     @property
     def format_of(self) -> str:
-        """The published set that the data is, or whose format it has."""
+        """The name of the published set, or of the set whose format the data has."""
         return str(self.task.get("data_set") or Path(self.task["annotations"]).name)
 
     @property
     def is_published(self) -> bool:
-        """Whether the data is that set, and all of it."""
+        """Whether the data is the whole of that published set."""
         return bool(self.task.get("is_published_set"))
 
     @property
     def is_of_published(self) -> bool:
-        """Whether the data is that set, or a part of it (`--limit`)."""
+        """Whether the data is that published set or a part of it (`--limit`)."""
         return bool(self.task.get("is_of_published_set", self.is_published))
 
     @property
     def is_trained_here(self) -> bool:
-        """Whether the recipe is the one that the weights were trained by: those of others are given one for their
-        towers."""
+        """Whether the weights were trained by this recipe. The recipe of converted weights only names their towers."""
         return self.task.get("weights_format", "native") == "native" and not self.task.get("converted_from")
 
     @property
     def title(self) -> str:
         name = self.format_of
         if not self.is_published:
-            part = "" if self.task["limit"] == "all" else f"{self.task['limit']} samples, "
-            name = f"{Path(self.task['data']).name} ({part}{name} by its format)"
+            part = "" if self.task["limit"] == "all" else f"{self.task['limit']} samples "
+            name = f"{Path(self.task['data']).name} ({part}in the format of {name})"
         return f"{TASK_NAMES[self.kind]}: {name}"
 
     @property
@@ -78,7 +77,7 @@ class Evaluation:
         return {image_id: Path(path) for image_id, path, *_ in self.task["images"]}
 
     def rows(self, protocol: str | None = None) -> list[dict[str, Any]]:
-        """The rows of metrics.json, of one protocol or all."""
+        """The rows of metrics.json, of one protocol or of all."""
         rows = self.metrics["metrics"] if self.metrics else []
         return [row for row in rows if protocol in (None, row["protocol"])]
 
@@ -91,14 +90,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Compared:
-    """An evaluation and its baselines: the same task and weights, shown no picture or another one."""
+    """An evaluation and its baselines: the same task and weights, without a picture or with another picture."""
 
     main: Evaluation
     baselines: dict[str, Evaluation]
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """Raises ValueError in one line for a folder whose files do not fit together."""
+    """Read one folder. Raises ValueError in one line when its files do not belong together."""
     task = read_task(folder / "task.json")
     scored, per_sample, said = folder / "metrics.json", folder / PER_SAMPLE, folder / "predictions.jsonl"
     metrics = read_metrics(scored, task["task"]) if scored.is_file() else None
@@ -111,7 +110,7 @@ def read_evaluation(folder: Path) -> Evaluation:
 
 
 def with_baselines(evaluations: Sequence[Evaluation]) -> list[Compared]:
-    """Those on own pictures, each with its ablations; an ablation without such a one stands for itself."""
+    """Evaluations with the right pictures, each with its baselines. A baseline of no other evaluation stands alone."""
 
     def key(evaluation: Evaluation) -> str:
         return json.dumps([evaluation.task.get(name) for name in SAME_SETTINGS])

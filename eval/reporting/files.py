@@ -1,4 +1,4 @@
-"""What the report reads, checked: task.json, metrics.json, per_sample.jsonl; a fault is one line with its field."""
+"""Read and check task.json, metrics.json and per_sample.jsonl. An error is one line that names the field."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from eval.sets.official_files import SampleId, field_of, read_json
 from eval.tasks.predictions import read_log
 from pipeline.files import sha256_of
 
-SCORED_AS = {"captioning": "captions"}  # eval.score's name of a task of eval.run, where it is another
+SCORED_AS = {"captioning": "captions"}  # tasks of eval.run that have another name in eval.score
 Score = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -24,7 +24,7 @@ Picture = Annotated[list[Any], Field(min_length=2), AfterValidator(_id_and_path)
 
 
 class _Part(BaseModel):
-    """Strict types, as JSON has them; fields that the report does not use may be there."""
+    """Strict JSON types. Fields that the report does not use are allowed."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -123,44 +123,44 @@ class _Predicted(_Part):
 
 
 def read_task(path: Path) -> dict[str, Any]:
-    """task.json of eval.run. Raises ValueError in one line for another file."""
+    """Read task.json of eval.run. Raises ValueError in one line for any other file."""
     content = read_json(path)
     prompted = isinstance(content, dict) and content.get("prompt") is not None
     return _checked(path, content, _PromptedTask if prompted else _Task, "eval.run")
 
 
 def read_metrics(path: Path, task: str | None = None) -> dict[str, Any]:
-    """metrics.json of eval.score, of `task` of eval.run if that is given."""
+    """Read metrics.json of eval.score. With `task`, the scores must be of that task of eval.run."""
     content = _checked(path, read_json(path), _Metrics, "eval.score")
     if task is not None and content["task"] != _scored_as(task):
         raise ValueError(
-            f"{path}: task {content['task']!r}, but task.json beside it has {task!r}: run eval.score {_scored_as(task)}"
+            f"{path}: task {content['task']!r}, but task.json beside it has {task!r}; run eval.score {_scored_as(task)}"
         )
     return content
 
 
 def check_scores_are_of(scored: Path, metrics: dict[str, Any], predictions: Path) -> None:
-    """Raise ValueError when the predictions beside the scores are others than those that were scored."""
+    """Raise ValueError when the predictions have changed since they were scored."""
     expected = metrics.get("predictions_sha256")
     if expected is not None and predictions.is_file() and sha256_of(predictions) != expected:
-        raise ValueError(f"{scored}: scores of another {predictions.name} than lies beside it: run eval.score again")
+        raise ValueError(f"{scored}: these are not the scores of {predictions.name} beside it; run eval.score again")
 
 
 def score_files(folder: Path) -> list[Path]:
-    """All that is scored in FOLDER/step_N/NAME."""
+    """Every FOLDER/step_N/NAME/metrics.json."""
     return sorted(folder.glob("step_*/*/metrics.json"))
 
 
 def scores_at_step(path: Path) -> tuple[int, list[dict[str, Any]]]:
-    """N and rows of step_N/NAME/metrics.json. Raises ValueError when N is no number or the file is another."""
+    """N and the rows of step_N/NAME/metrics.json. Raises ValueError when N is not a number, or for another file."""
     number = path.parent.parent.name.removeprefix("step_")
     if not number.isdecimal():
-        raise ValueError(f"{path}: step {number!r} is no whole number; name the folder step_N")
+        raise ValueError(f"{path}: step {number!r} is not a whole number; rename the folder to step_N")
     return int(number), read_metrics(path)["metrics"]
 
 
 def scores_over_steps(folder: Path) -> Iterator[tuple[int, Path, dict[str, Any]]]:
-    """Step, file and row of all that is scored in FOLDER/step_N/NAME. Raises ValueError at the first bad file."""
+    """Step, file and row of every score in FOLDER/step_N/NAME. Raises ValueError at the first bad file."""
     for path in score_files(folder):
         step, rows = scores_at_step(path)
         for row in rows:
@@ -168,7 +168,7 @@ def scores_over_steps(folder: Path) -> Iterator[tuple[int, Path, dict[str, Any]]
 
 
 def read_samples(path: Path, task: dict[str, Any], score: str) -> list[dict[str, Any]]:
-    """per_sample.jsonl of eval.score, of the task's kind and pictures; an answer must have `score`."""
+    """Read per_sample.jsonl of eval.score. It must fit the task and its pictures; an answer must have `score`."""
     kind, writer = _KINDS.get(task["task"], _Answered), f"eval.score {_scored_as(task['task'])}"
     samples = _lines(path, kind, writer)
     for number, sample in enumerate(samples, start=1):
@@ -177,18 +177,20 @@ def read_samples(path: Path, task: dict[str, Any], score: str) -> list[dict[str,
         rankings = [name for name in sample if name.startswith("ret/")]
         if kind is _Ranked:
             if not rankings or ("image" in sample) == ("text" in sample):
-                raise ValueError(f"{path}: line {number}: no ranking of an image or a text; not as {writer} writes it")
+                raise ValueError(
+                    f"{path}: line {number}: has no ranking of an image or a text; write the file with {writer}"
+                )
             for name in rankings:
                 _checked(path, sample[name], _Ranking, writer, f"line {number}: {name}")
     if kind is not _Ranked:
-        _check_pictures(path, samples, "image_id", task)
+        _check_pictures(path, samples, "image_id", task, writer)
     return samples
 
 
 def read_predictions(path: Path, task: dict[str, Any]) -> list[dict[str, Any]]:
-    """predictions.jsonl of eval.run, whose ids are those of task.json's pictures."""
+    """Read predictions.jsonl of eval.run. Each id must be a picture of task.json."""
     entries = _lines(path, _Predicted, "eval.run")
-    _check_pictures(path, entries, "id", task)
+    _check_pictures(path, entries, "id", task, "eval.run")
     return entries
 
 
@@ -199,11 +201,11 @@ def _scored_as(task: str) -> str:
     return SCORED_AS.get(task, task)
 
 
-def _check_pictures(path: Path, entries: list[dict[str, Any]], name: str, task: dict[str, Any]) -> None:
+def _check_pictures(path: Path, entries: list[dict[str, Any]], name: str, task: dict[str, Any], writer: str) -> None:
     known = {picture[0] for picture in task["images"]}
-    stranger = next((entry[name] for entry in entries if entry[name] not in known), None)
-    if stranger is not None:
-        raise ValueError(f"{path}: {name} {stranger!r} is none of the pictures of task.json beside it")
+    unknown = next((entry[name] for entry in entries if entry[name] not in known), None)
+    if unknown is not None:
+        raise ValueError(f"{path}: {name} {unknown!r} is not a picture of task.json beside it; run {writer} again")
 
 
 def _lines(path: Path, model: type[_Part], writer: str) -> list[dict[str, Any]]:
@@ -212,7 +214,7 @@ def _lines(path: Path, model: type[_Part], writer: str) -> list[dict[str, Any]]:
 
 
 def _checked(path: Path, content: Any, model: type[_Part], writer: str, place: str = "") -> dict[str, Any]:
-    """The content as it is, when it fits. Raises ValueError in one line that names the first field that does not."""
+    """The content unchanged. Raises ValueError in one line that names the first wrong field."""
     try:
         model.model_validate(content)
     except ValidationError as error:
@@ -220,6 +222,6 @@ def _checked(path: Path, content: Any, model: type[_Part], writer: str, place: s
         where = ": ".join(filter(None, [place, ".".join(str(part) for part in first["loc"])]))
         found = "" if first["type"] == "missing" else f" (found {first['input']!r:.60})"
         said = f"{where}: {first['msg']}" if where else first["msg"]
-        raise ValueError(f"{path}: {said}{found}; not as {writer} writes it") from error
+        raise ValueError(f"{path}: {said}{found}; write the file with {writer}") from error
     checked: dict[str, Any] = content
     return checked

@@ -1,4 +1,4 @@
-"""The paper's row that a result may be set beside, and why it may not be compared."""
+"""The row of the paper that stands beside a result, read from eval/paper.yaml."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +14,7 @@ PAPER_FILE = Path(__file__).parent.parent / "paper.yaml"
 
 @dataclass(frozen=True)
 class PaperRow:
-    """The paper's numbers for one task: of the same towers (comparable), or the best of the table for orientation."""
+    """The paper's numbers for one task: of the same towers (`comparable`), otherwise the best row of the table."""
 
     model: str
     setting: str
@@ -22,8 +22,8 @@ class PaperRow:
     comparable: bool
     values: dict[str, Any]
     evaluation: dict[str, Any]  # how the paper predicted: fields of task.json
-    hidden: bool  # whether the answers are a server's
-    decimals: int  # of the numbers, as printed
+    hidden: bool  # whether only a server has the answers
+    decimals: int  # of the numbers in the paper
 
     @property
     def is_fine_tuned(self) -> bool:
@@ -37,6 +37,10 @@ class PaperRow:
             return None
         return None if found is None else float(found)
 
+    def printed(self, name: str) -> list[str]:
+        """The number of each subset, as the paper prints it."""
+        return [f"{value:.{self.decimals}f} {subset}" for subset, value in self.values[name].items()]
+
 
 @lru_cache
 def _content() -> dict[str, Any]:
@@ -45,8 +49,10 @@ def _content() -> dict[str, Any]:
 
 
 def paper_row(evaluation: Evaluation) -> PaperRow | None:
-    """The row of the paper's table for this task and data set, of several tables that with this picture size, else the
-    first; None where the paper has none."""
+    """The paper's row for this task and data set; None when the paper has none.
+
+    Of several tables, it is the one with this picture size, otherwise the first.
+    """
     tables = [table for table in _content()["tables"] if _is_of(table, evaluation)]
     if not tables:
         return None

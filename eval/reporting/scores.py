@@ -1,14 +1,13 @@
-"""The scores of each evaluation with their intervals, beside blind, shuffled and chance, and the paper's row."""
+"""Tables of scores: each score with its interval, its baselines (blind, shuffled, chance) and the paper's number."""
 
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eval.metrics.vqa_accuracy import LEGACY, OFFICIAL
 from eval.reporting.evaluations import QUESTION_SCORES, Compared, Evaluation
-from eval.reporting.paper import PaperRow, paper_row
-from eval.reporting.verdicts import deviations, verdict, why_not_comparable
-from pipeline.pages.page import table
+from eval.reporting.paper import PaperRow
+from eval.reporting.verdicts import verdict
 
 CHANCE = "ret/chance"
 BASELINE_NAMES = {"none": "Without picture", "shuffled": "Another picture"}
@@ -20,83 +19,90 @@ METRIC_NAMES = {
     **{f"ir_at_{k}": f"Image retrieval R@{k}" for k in (1, 5, 10)},
 }
 RULE_NAMES = {
-    OFFICIAL: ", official rule",
-    LEGACY: ", legacy rule",
-    "okvqa/official-2021": ", official rule",
-    "okvqa/legacy-2017": ", legacy rule",
-    "okvqa/official-2021+lemmas": ", official rule, lemmas",
-    "okvqa/legacy-2017+lemmas": ", legacy rule, lemmas",
-    "gqa/exact": ", exact",
-    "gqa/normalised": ", both sides normalised",
-    "gqa/lavis": ", prediction normalised",
+    OFFICIAL: "official rule",
+    LEGACY: "legacy rule",
+    "okvqa/official-2021": "official rule",
+    "okvqa/legacy-2017": "legacy rule",
+    "okvqa/official-2021+lemmas": "official rule, lemmas",
+    "okvqa/legacy-2017+lemmas": "legacy rule, lemmas",
+    "gqa/exact": "exact",
+    "gqa/normalised": "both sides normalised",
+    "gqa/lavis": "prediction normalised",
 }
 
 
-def scores_section(compared: list[Compared]) -> str:
-    """One card an evaluation."""
-    if not compared:
-        return ""
-    return f'<h2>Scores</h2><div class="scores">{"".join(map(_card, compared))}</div>'
+@dataclass(frozen=True)
+class Cell:
+    """The parts of a cell. Each part has its own look; most cells have one or two."""
+
+    score: str = ""
+    text: str = ""
+    subset: str = ""
+    interval: tuple[str, str] | None = None
+    small: str = ""
+    verdict: str = ""
 
 
-def _card(compared: Compared) -> str:
-    main, paper = compared.main, paper_row(compared.main)
-    if main.metrics is None:
-        body = f'<p class="note">{_not_scored(main, paper)}</p>'
-    else:
-        body = _retrieval(main, paper) if main.kind == "retrieval" else _generated(compared, paper)
-    return (
-        f'<article class="panel"><h3>{escape(main.title)}</h3><p class="note">{escape(_about(main))}</p>'
-        f"{body}{_outside_note(main)}{_paper_note(main, paper) if main.metrics else ''}</article>"
-    )
+Row = list[Cell]
 
 
-def _not_scored(main: Evaluation, paper: PaperRow | None) -> str:
-    """How to have it scored; of hidden answers, what the paper has from the same server."""
-    if paper is None or not paper.hidden:
-        return f"Not scored: run eval.score with --output {escape(str(main.folder / 'metrics.json'))}."
-    numbers = ", ".join(f"{value:.{paper.decimals}f} {subset}" for subset, value in paper.values["accuracy"].items())
-    return (
-        "Not scored: the answers are the server's; eval.submit writes its file, of all of test2015. "
-        f"Paper: {escape(paper.model)}, {escape(paper.setting)}: {numbers}."
-    )
+@dataclass(frozen=True)
+class Table:
+    """The first cell of each row is its heading. `folded` are further rows, shown on a click."""
+
+    header: Row
+    rows: list[Row]
+    folded: list[Row]
 
 
-def _about(evaluation: Evaluation) -> str:
-    task, parts = evaluation.task, [evaluation.folder.name]
-    if task["image_source"] != "own":
-        parts.append(BASELINE_NAMES[task["image_source"]].lower())
-    if task.get("language"):
-        parts.append(f"language model {task['language'].rsplit('/', 1)[-1]}")
-    if evaluation.metrics:
-        counted = "questions" if evaluation.kind in QUESTION_SCORES else "images"
-        texts = f", {evaluation.metrics['texts']} texts" if "texts" in evaluation.metrics else ""
-        parts.append(f"{evaluation.metrics['n']} {counted}{texts}")
-    if task.get("prompt") is not None:
-        parts.append(f'prompt "{task["prompt"]}"')
-        parts.append(f"{task['num_beams']} beams, {task['min_new_tokens']}-{task['max_new_tokens']} tokens")
-    parts.append(f"weights {task['weights_sha256'][:12]}")
-    return " · ".join(parts)
-
-
-def _generated(compared: Compared, paper: PaperRow | None) -> str:
-    """Captions and answers: one row a metric and subset, a column a baseline."""
-    main = compared.main
+def generated_table(compared: Compared, paper: PaperRow | None, reasons: list[str]) -> Table:
+    """Captions and answers: one row for each metric and subset, a column for each baseline."""
     header = ["", "Score", "95% interval"]
     header += [BASELINE_NAMES[name] for name in compared.baselines] + (["Paper"] if paper else [])
-    reasons = why_not_comparable(main, paper) if paper else []
-    shown: list[list[str]] = []
-    folded: list[list[str]] = []
-    for row in main.rows():
+    shown: list[Row] = []
+    folded: list[Row] = []
+    for row in compared.main.rows():
         name, protocol, subset = row["name"], row["protocol"], row["subset"]
         baselines = [each.value(name, protocol, subset) for each in compared.baselines.values()]
-        beside = _with_verdict(row, paper, reasons) if paper and protocol == paper.protocol else ""
-        decimals = paper.decimals if paper and beside else 1
-        cells = [_label(row), f"<b>{_number(row['value'], decimals)}</b>", _interval(row, decimals)]
-        cells += [*map(_number, baselines), *([beside] if paper else [])]
-        (shown if beside or is_important(row) else folded).append(cells)
-    more = f"<details><summary>{len(folded)} more</summary>{table(header, folded)}</details>" if folded else ""
-    return table(header, shown) + more
+        beside = _paper_cell(row, paper, reasons) if paper and protocol == paper.protocol else Cell()
+        decimals = paper.decimals if paper and beside.text else 1
+        cells = [_label(row), Cell(score=_number(row["value"], decimals)), Cell(interval=_interval(row, decimals))]
+        cells += [Cell(text=_number(value)) for value in baselines] + ([beside] if paper else [])
+        (shown if beside.text or is_important(row) else folded).append(cells)
+    return Table([Cell(text=each) for each in header], shown, folded)
+
+
+def retrieval_table(main: Evaluation, paper: PaperRow | None, reasons: list[str]) -> Table:
+    """One row for each recall. Columns: ITC alone, after the ITM rerank, chance, the paper."""
+    protocols = list(dict.fromkeys(row["protocol"] for row in main.rows() if "/any-tie-order" not in row["protocol"]))
+    stages = [protocol for protocol in protocols if protocol != CHANCE]
+    titles = ["ITC alone" if stage == "ret/itc" else "ITM rerank" for stage in stages]
+    header = [Cell(), *(Cell(text=title, small="(95%)") for title in titles), Cell(text="Chance")]
+    header += [Cell(text="Paper")] if paper else []
+    last_stage = [row for stage in stages[-1:] for row in main.rows(stage)]
+    rows = []
+    for name in (name for name in METRIC_NAMES if "_at_" in name):
+        cells = [Cell(text=METRIC_NAMES[name])]
+        for stage in stages:
+            found = [row for row in main.rows(stage) if row["name"] == name]
+            cells.append(Cell(score=_number(found[0]["value"]), interval=_interval(found[0])) if found else Cell())
+        cells.append(Cell(text=_number(main.value(name, CHANCE, "overall"))))
+        if paper:
+            found = [row for row in main.rows(paper.protocol) or last_stage if row["name"] == name]
+            cells.append(_paper_cell(found[0], paper, reasons) if found else Cell())
+        rows.append(cells)
+    return Table(header, rows, [])
+
+
+def difference_table(against: dict[str, Any]) -> Table:
+    """The overall differences to another run's predictions, `against` of metrics.json."""
+    title = f"Compared with {Path(against['predictions']).parent.name}, in pairs"
+    rows = [
+        [_label(row), Cell(score=f"{row['value']:+.2f}"), Cell(interval=_interval(row))]
+        for row in against["metrics"]
+        if row["subset"] == "overall"
+    ]
+    return Table([Cell(text=each) for each in (title, "Difference", "95% interval")], rows, [])
 
 
 def is_important(row: dict[str, Any]) -> bool:
@@ -106,102 +112,28 @@ def is_important(row: dict[str, Any]) -> bool:
     return subset == "overall" or row["name"] == "cider" or by_answer
 
 
-def _label(row: dict[str, Any]) -> str:
-    """The metric, its rule where there are several, and the subset; an accuracy's is named without the metric."""
+def _label(row: dict[str, Any]) -> Cell:
+    """Metric, rule and subset. A subset of an accuracy is named without the metric."""
     label, rule = METRIC_NAMES.get(row["name"], row["name"]), RULE_NAMES.get(row["protocol"], "")
     if row["subset"] == "overall":
-        return f"{label}{rule}"
-    subset = escape(row["subset"].split("=")[-1])
-    soft = rule.removeprefix(", ") if rule else subset
-    return f'{subset if rule else label}<span class="subset">{soft}</span>'
+        return Cell(text=f"{label}, {rule}" if rule else label)
+    subset = row["subset"].split("=")[-1]
+    return Cell(text=subset, subset=rule) if rule else Cell(text=label, subset=subset)
 
 
-def _retrieval(main: Evaluation, paper: PaperRow | None) -> str:
-    """One row a recall; ITC alone, after the rerank, chance, paper."""
-    protocols = list(dict.fromkeys(row["protocol"] for row in main.rows() if "/any-tie-order" not in row["protocol"]))
-    stages = [protocol for protocol in protocols if protocol != CHANCE]
-    titles = ["ITC alone" if stage == "ret/itc" else "ITM rerank" for stage in stages]
-    header = ["", *(f'{title} <span class="interval">(95%)</span>' for title in titles), "Chance"]
-    header += ["Paper"] if paper else []
-    reasons = why_not_comparable(main, paper) if paper else []
-    rows = []
-    for name in (name for name in METRIC_NAMES if "_at_" in name):
-        cells = [METRIC_NAMES[name]]
-        for stage in stages:
-            found = [row for row in main.rows(stage) if row["name"] == name]
-            cells.append(f"<b>{_number(found[0]['value'])}</b> {_interval(found[0])}" if found else "")
-        cells.append(_number(main.value(name, CHANCE, "overall")))
-        if paper:
-            found = [row for row in main.rows(paper.protocol) or main.rows(stages[-1]) if row["name"] == name]
-            cells.append(_with_verdict(found[0] if found else None, paper, reasons))
-        rows.append(cells)
-    return table(header, rows)
-
-
-def _learnt_from(main: Evaluation) -> str:
-    """The data and the weights that a recipe names: only their names are known here."""
-    recipe = main.task["recipe"] or {}
-    data, first = recipe.get("data", {}), recipe.get("init_weights")
-    data = data.get("manifest") or data.get("urls")
-    begun = f", begun with {escape(str(first))}" if first else ""
-    return f"on {escape(str(data))}{begun}, whose contents are not compared"
-
-
-def _paper_note(main: Evaluation, paper: PaperRow | None) -> str:
-    if paper is None:
-        return ""
-    note = f"Paper: {escape(paper.model)}, {escape(paper.setting)} (<code>{escape(paper.protocol)}</code>)"
-    if reasons := why_not_comparable(main, paper):
-        return f'<p class="note">{note} &ndash; <b>not comparable</b>: {escape("; ".join(reasons))}.</p>'
-    found = deviations(main)
-    listed = "".join(f"<li>{escape(each)}</li>" for each in found or ())
-    trained = f"trained by a recipe without deviations from the shipped one, {_learnt_from(main)}"
-    if found is None:
-        trained = "how these weights were trained is not known, or no shipped recipe has these towers"
-    note += " &ndash; the same towers, set and decoding; "
-    if paper.is_fine_tuned:
-        note += "whether these weights were fine-tuned so is not known; "
-    return (
-        f'<p class="note">{note}{trained}.</p>'
-        if not listed
-        else (
-            f'<p class="note">{note}the recipe deviates from the shipped one:</p><ul class="deviations">{listed}</ul>'
-        )
-    )
-
-
-def _with_verdict(row: dict[str, Any] | None, paper: PaperRow, reasons: list[str]) -> str:
-    """The paper's number, and what ours says of it."""
-    printed = paper.value(row["name"], row["subset"]) if row else None
-    if row is None or printed is None:
-        return ""
+def _paper_cell(row: dict[str, Any], paper: PaperRow, reasons: list[str]) -> Cell:
+    """The paper's number, and whether ours agrees. Empty when the paper has none."""
+    printed = paper.value(row["name"], row["subset"])
+    if printed is None:
+        return Cell()
     said = verdict(row, printed, reasons, paper.decimals)
-    return f'{printed:.{paper.decimals}f} <span class="verdict {said.replace(" ", "-")}">{said}</span>'
-
-
-def _outside_note(main: Evaluation) -> str:
-    """What was not computed, and the differences to another run."""
-    parts = []
-    metrics = main.metrics or {}
-    if left := metrics.get("not_computed"):
-        names = ", ".join(METRIC_NAMES.get(name, name) for name in left)
-        parts.append(f'<p class="note">Not computed: {escape(names)}.</p>')
-    if against := metrics.get("against"):
-        rows = [
-            [_label(row), f"<b>{row['value']:+.2f}</b>", _interval(row)]
-            for row in against["metrics"]
-            if row["subset"] == "overall"
-        ]
-        title = f"Against {escape(Path(against['predictions']).parent.name)}, in pairs"
-        parts.append(table([title, "Difference", "95% interval"], rows))
-    return "".join(parts)
+    return Cell(text=f"{printed:.{paper.decimals}f}", verdict=said)
 
 
 def _number(value: float | None, decimals: int = 1) -> str:
     return "" if value is None else f"{value:.{decimals}f}"
 
 
-def _interval(row: dict[str, Any], decimals: int = 1) -> str:
-    if row["low"] is None or row["high"] is None:
-        return ""
-    return f'<span class="interval">{row["low"]:.{decimals}f} &ndash; {row["high"]:.{decimals}f}</span>'
+def _interval(row: dict[str, Any], decimals: int = 1) -> tuple[str, str] | None:
+    low, high = row["low"], row["high"]
+    return None if low is None or high is None else (_number(low, decimals), _number(high, decimals))

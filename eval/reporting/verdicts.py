@@ -1,7 +1,7 @@
 """Whether a number agrees with the paper's: "matches", "within noise", "differs", or "not comparable" and why not.
 
-Comparable are numbers of the same towers on the whole published set, predicted as the paper did. How the weights were
-trained otherwise than by the shipped recipe (the paper's values) does not make them incomparable; it is listed.
+Numbers are comparable when towers, data set and decoding are the paper's, and the data set is whole. Differences to the
+shipped recipe, which has the paper's values, are listed beside the number; they do not make it incomparable.
 """
 
 from functools import lru_cache
@@ -13,7 +13,7 @@ from eval.reporting.paper import PaperRow
 
 MATCHES, WITHIN_NOISE, DIFFERS, NOT_COMPARABLE = "matches", "within noise", "differs", "not comparable"
 RECIPES = Path(__file__).parents[2] / "pipeline" / "recipes"
-# What may differ without changing what is learnt: places, speed, how often something is written.
+# Fields that do not change what is learnt: paths, speed, how often something is written.
 NOT_A_DEVIATION = (
     *("run.output", "run.zero", "run.layout", "run.log_every_steps", "run.checkpoint_every_steps"),
     *("run.keep_checkpoints", "run.keep_every_steps", "run.resume_despite", "run.hang_deadline_s", "seed"),
@@ -24,7 +24,7 @@ NOT_A_DEVIATION = (
 
 
 def verdict(row: dict[str, Any], printed: float, reasons: list[str], decimals: int = 1) -> str:
-    """Of one row of metrics.json and the number that the paper prints, with so many decimals."""
+    """Compare a row of metrics.json with the paper's number, which is printed with this many decimals."""
     if reasons:
         return NOT_COMPARABLE
     if abs(row["value"] - printed) <= 0.1**decimals / 2:
@@ -35,20 +35,20 @@ def verdict(row: dict[str, Any], printed: float, reasons: list[str], decimals: i
 
 
 def why_not_comparable(main: Evaluation, paper: PaperRow) -> list[str]:
-    """What makes the paper's number one of something else; empty when nothing does."""
+    """The reasons why the paper's number measures something else; empty when it is the same."""
     task, reasons = main.task, []
     if not paper.comparable:
         towers = [task.get(part) for part in ("vision", "language")]
-        named = " + ".join(str(tower).rsplit("/", 1)[-1] for tower in towers if tower) or "other towers"
-        reasons.append(f"these weights stand on {named}")
+        named = " + ".join(str(tower).rsplit("/", 1)[-1] for tower in towers if tower) or "unnamed ones"
+        reasons.append(f"these weights have other towers: {named}")
     if not main.is_published:
-        reasons.append(f"this is not {main.format_of}, or not all of it")
+        reasons.append(f"the data is not the whole of {main.format_of}")
     if paper.is_fine_tuned and main.is_trained_here:
-        reasons.append("these weights are of pre-training, the paper's were fine-tuned, the image encoder too")
+        reasons.append("these weights are pre-trained; the paper's are fine-tuned, with the image encoder")
     if task["image_source"] != "own":
-        reasons.append("the pictures were not shown")
+        reasons.append("the model did not see the right pictures")
     if not main.rows(paper.protocol):
-        reasons.append(f"not scored by {paper.protocol}")
+        reasons.append(f"there is no score by {paper.protocol}")
     for name, wanted in paper.evaluation.items():
         if name not in task:
             reasons.append(f"{name} is not known, the paper has {wanted!r}")
@@ -58,10 +58,10 @@ def why_not_comparable(main: Evaluation, paper: PaperRow) -> list[str]:
 
 
 def deviations(main: Evaluation) -> list[str] | None:
-    """Each field of the weights' recipe that differs from the shipped recipe of the same towers.
+    """Each field of the weights' recipe that differs from the shipped recipe with the same towers.
 
-    None when it is not known how they were trained (weights of others come without a recipe; the one named with them
-    says towers and sizes only), or when no shipped recipe has these towers.
+    None when the training is not known (the recipe of converted weights names only towers and sizes), or when no
+    shipped recipe has these towers.
     """
     recipe = main.task.get("recipe")
     if not recipe or not main.is_trained_here:
@@ -92,7 +92,7 @@ def _same(recipe: dict[str, Any], other: dict[str, Any], part: str) -> bool:
 
 
 def _plain(tower: dict[str, Any]) -> str:
-    """A tower's name, however it is written: timm's `hf-hub:timm/NAME.TAG` is its `NAME`."""
+    """One name for each tower: `hf-hub:timm/NAME.TAG` and `NAME` are the same timm model."""
     name = str(tower["name"]).removeprefix("hf-hub:timm/")
     return name if "/" in name or ":" in name else name.partition(".")[0]
 

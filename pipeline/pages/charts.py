@@ -1,91 +1,156 @@
-"""Small charts as inline SVG and HTML: histograms and bars, without scripts or requests, every text escaped."""
+"""Bars, histograms and line charts: where everything stands. Each chart names the template that draws it.
 
+In a template: `{% include chart.template %}`, where `chart` is one of these.
+"""
+
+import math
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-WIDTH, HEIGHT = 360, 150
-"""Size of a histogram in SVG units; the page scales it."""
-LEFT, BOTTOM, TOP = 4, 22, 8
+from pipeline.pages.axis import Frame, nice_ticks, shown_number
+
+MAX_POINTS = 400
+"""Points of a line; a longer line is thinned evenly."""
+
+Points = list[tuple[float, float]]
 
 
-def histogram(title: str, series: Mapping[str, Sequence[float]], *, bins: int = 24, unit: str = "") -> str:
-    """A figure with one histogram per series, overlaid, on common bins from the 0.5th to the 99.5th percentile.
+@dataclass(frozen=True)
+class Bar:
+    """One row: `length_percent` is relative to the longest bar, `share_percent` to the sum of all."""
 
-    Values beyond those are counted in the outermost bins. Several series are drawn as shares, each of its own whole.
-    "" when there is no value at all.
+    name: str
+    count: int
+    length_percent: float
+    share_percent: float
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A horizontal bar per name."""
+
+    template: ClassVar[str] = "pages/bars.html"
+    title: str
+    rows: list[Bar]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """One histogram per series, overlaid. Of each bin: its height (1 is the highest), and its hint for the mouse.
+
+    `labels` stand at the left, in the middle and at the right.
     """
-    values = np.concatenate([np.asarray(each, dtype=np.float64) for each in series.values()])
-    if values.size == 0:
-        return ""
-    low, high = (float(edge) for edge in np.percentile(values, [0.5, 99.5]))
-    whole = bool(np.all(values == np.round(values))) and high - low < 2 * bins
-    if whole:  # whole numbers: a bin each
-        edges = np.arange(np.floor(low) - 0.5, np.ceil(high) + 1.0)
-    else:
-        edges = np.linspace(low, high if high > low else low + 1.0, bins + 1)
-    counts = {
-        name: np.histogram(np.clip(np.asarray(each, dtype=np.float64), edges[0], edges[-1]), edges)[0]
-        for name, each in series.items()
-    }
-    peak = max(each.max() / max(each.sum(), 1) for each in counts.values())
-    shapes = "".join(_bars(name, each, edges, peak, number) for number, (name, each) in enumerate(counts.items()))
-    ends = (edges[0] + 0.5, edges[-1] - 0.5) if whole else (edges[0], edges[-1])
-    legend = "".join(
-        f'<span class="key s{number}">{escape(name)}</span>' for number, name in enumerate(series) if len(series) > 1
-    )
-    axis = f'<line class="axis" x1="0" x2="{WIDTH}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>'
-    return (
-        f'<figure class="chart"><figcaption>{escape(title)}{legend}</figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
-        f"{shapes}{axis}{_labels(*ends, unit)}</svg>"
-        f'<p class="note">median {_number(float(np.median(values)))}{escape(unit)}, {values.size:,} values</p></figure>'
-    )
+
+    template: ClassVar[str] = "pages/histogram.html"
+    frame: ClassVar[Frame] = Frame(width=360, height=150, left=4, right=4, top=8, bottom=22)
+    title: str
+    series: dict[str, list[tuple[float, str]]]
+    labels: tuple[str, str, str]
+    median: str
+    num_values: int
 
 
-def bars(title: str, counts: Mapping[str, int], *, most: int = 12) -> str:
-    """A figure with a horizontal bar per name, longest first; what comes after `most` is summed up in one line."""
+@dataclass(frozen=True)
+class Line:
+    """One line: its points in the picture, and its last value."""
+
+    name: str
+    last: str
+    points: Points
+
+
+@dataclass(frozen=True)
+class LineChart:
+    """Lines over steps. `ticks` are (y, number) of the grid; `first` and `last` are the ends of the step axis."""
+
+    template: ClassVar[str] = "pages/line_chart.html"
+    frame: ClassVar[Frame] = Frame(width=420, height=220, left=52, right=12, top=10, bottom=26)
+    num_colours: ClassVar[int] = 6  # classes c0 to c5 of page.css
+    title: str
+    ticks: list[tuple[float, str]]
+    first: tuple[float, str]
+    last: tuple[float, str]
+    lines: list[Line]
+
+
+Chart = Bars | Histogram | LineChart
+
+
+def bars(title: str, counts: Mapping[str, int], *, most: int = 12) -> Bars | None:
+    """Bars, the longest first. What comes after `most` names is summed up in one row. None without any name."""
     ordered = sorted(counts.items(), key=lambda each: (-each[1], each[0]))
-    if not ordered:
-        return ""
     shown, rest = ordered[:most], ordered[most:]
     if rest:
         shown.append((f"{len(rest)} others", sum(number for _, number in rest)))
-    total, peak = sum(counts.values()), max(number for _, number in shown)
-    rows = "".join(
-        f"<tr><th>{escape(name.replace('_', ' '))}</th>"
-        f'<td class="track"><i style="width:{100 * number / max(peak, 1):.1f}%"></i></td>'
-        f"<td>{number:,}</td><td>{100 * number / max(total, 1):.1f}%</td></tr>"
-        for name, number in shown
+    if not shown:
+        return None
+    total, peak = max(sum(counts.values()), 1), max(1, *(number for _, number in shown))
+    return Bars(title, [Bar(name, number, 100 * number / peak, 100 * number / total) for name, number in shown])
+
+
+def histogram(title: str, series: Mapping[str, Sequence[float]], *, bins: int = 24, unit: str = "") -> Histogram | None:
+    """Histograms on common bins from the 0.5th to the 99.5th percentile. None without any value.
+
+    Values beyond those percentiles are counted in the outermost bins. Each series is drawn as shares of its own sum.
+    """
+    arrays = {name: np.asarray(each, dtype=np.float64) for name, each in series.items()}
+    values = np.concatenate([*arrays.values(), np.empty(0)])
+    if values.size == 0:
+        return None
+    low, high = (float(edge) for edge in np.percentile(values, [0.5, 99.5]))
+    if np.all(values == np.round(values)) and high - low < 2 * bins:  # whole numbers: a bin each
+        low, high = math.floor(low), math.ceil(high)
+        edges = np.arange(low - 0.5, high + 1.0)
+    else:
+        high = high if high > low else low + 1.0
+        edges = np.linspace(low, high, bins + 1)
+    counts = {name: np.histogram(np.clip(each, edges[0], edges[-1]), edges)[0] for name, each in arrays.items()}
+    peak = max(each.max() / max(each.sum(), 1) for each in counts.values())
+    left, middle, right = (f"{shown_number(value)}{unit}" for value in (low, (low + high) / 2, high))
+    return Histogram(
+        title,
+        {name: _bins(name, each, edges, peak) for name, each in counts.items()},
+        (left, middle, right),
+        f"{shown_number(float(np.median(values)))}{unit}",
+        values.size,
     )
-    return f'<figure class="chart"><figcaption>{escape(title)}</figcaption><table class="bars">{rows}</table></figure>'
 
 
-def _bars(name: str, counts: NDArray[np.int64], edges: NDArray[np.float64], peak: float, number: int) -> str:
-    room, step = HEIGHT - TOP - BOTTOM, (WIDTH - 2 * LEFT) / len(counts)
-    shapes = []
-    for position, count in enumerate(counts.tolist()):
-        height = room * count / max(int(counts.sum()), 1) / peak
-        tip = f"{name}: {_number(float(edges[position]))} to {_number(float(edges[position + 1]))}: {count:,}"
-        shapes.append(
-            f'<rect class="s{number}" x="{LEFT + position * step:.2f}" y="{HEIGHT - BOTTOM - height:.2f}" '
-            f'width="{max(step - 1, 0.5):.2f}" height="{height:.2f}"><title>{escape(tip)}</title></rect>'
-        )
-    return "".join(shapes)
+def _bins(name: str, counts: NDArray[np.int64], edges: NDArray[np.float64], peak: float) -> list[tuple[float, str]]:
+    heights = (counts / max(int(counts.sum()), 1) / peak).tolist()
+    names = [shown_number(edge) for edge in edges.tolist()]
+    places = zip(heights, counts.tolist(), names[:-1], names[1:], strict=True)
+    return [(height, f"{name}: {low} to {high}: {count:,}") for height, count, low, high in places]
 
 
-def _labels(low: float, high: float, unit: str) -> str:
-    places = [(LEFT, low, "start"), (WIDTH / 2, (low + high) / 2, "middle"), (WIDTH - LEFT, high, "end")]
-    return "".join(
-        f'<text x="{place:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{_number(value)}{escape(unit)}</text>'
-        for place, value, anchor in places
+def line_chart(title: str, series: Mapping[str, Points]) -> LineChart:
+    """Lines over steps, one per series. Every series has at least one point (step, value)."""
+    every = [point for points in series.values() for point in points]
+    first, last = min(x for x, _ in every), max(x for x, _ in every)
+    low, high = min(0.0, *(y for _, y in every)), max(y for _, y in every)
+    ticks = nice_ticks(low, high)
+    low, high = min(low, ticks[0]), max(high, ticks[-1])
+
+    def across(x: float) -> float:
+        return LineChart.frame.across((x - first) / (last - first) if last > first else 0.5)
+
+    def up(y: float) -> float:
+        return LineChart.frame.up((y - low) / (high - low) if high > low else 0.5)
+
+    lines = {name: [(across(x), up(y)) for x, y in _thinned(points)] for name, points in series.items()}
+    return LineChart(
+        title,
+        [(up(tick), shown_number(tick)) for tick in ticks],
+        (across(first), f"{first:,.0f}"),
+        (across(last), f"{last:,.0f}"),
+        [Line(name, shown_number(series[name][-1][1]), points) for name, points in lines.items()],
     )
 
 
-def _number(value: float) -> str:
-    """Three significant digits, without an exponent for everyday sizes."""
-    if value == 0:
-        return "0"
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+def _thinned(points: Points) -> Points:
+    stride = math.ceil(len(points) / MAX_POINTS)
+    return points[::stride] if (len(points) - 1) % stride == 0 else [*points[::stride], points[-1]]

@@ -1,54 +1,39 @@
-"""One self-contained HTML page: style, escaping, pictures as data: URIs. It asks nothing of any server."""
+"""Make an HTML page from templates. A page is one file: it asks nothing of any server and runs no script.
 
-import base64
-import io
-from html import escape
-from pathlib import Path
-
-THUMBNAIL_PX = 256  # the longest side of a picture in the page
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-
-
-def page(title: str, sections: list[str]) -> str:
-    """The whole document; sections are HTML already, empty ones are left out."""
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    body = "\n".join(section for section in sections if section)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{escape(title)}</title>
-<style>{style}</style>
-</head>
-<body><main>
-<h1>{escape(title)}</h1>
-{body}
-</main></body>
-</html>
+Templates are jinja2 files. A folder of the program holds its own templates; `pages/NAME` is a shared one.
 """
 
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-def picture(source: Path | bytes, alt: str) -> str:
-    """An <img> of a file or of its bytes, made small; words in its place when it cannot be read."""
-    from PIL import Image, ImageOps
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB")
-    except Exception as error:  # a damaged file makes Pillow raise many kinds
-        return f'<p class="unreadable">picture not readable: {escape(str(error))}</p>'
-    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    content = io.BytesIO()
-    image.save(content, "JPEG", quality=82)
-    encoded = base64.b64encode(content.getvalue()).decode()
-    size = f'width="{image.width}" height="{image.height}"'
-    return f'<img src="data:image/jpeg;base64,{encoded}" {size} alt="{escape(alt, quote=True)}">'
+SHARED = Path(__file__).with_name("templates")
 
 
-def table(header: list[str], rows: list[list[str]], css_class: str = "") -> str:
-    """A table; cells are HTML already, the first of a row is its heading."""
-    head = "".join(f"<th>{cell}</th>" for cell in header)
-    body = "".join(f"<tr><th>{row[0]}</th>{''.join(f'<td>{cell}</td>' for cell in row[1:])}</tr>" for row in rows)
-    return f'<table class="{css_class}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+def render(folder: Path, template: str, **values: Any) -> str:
+    """The text of `template`, a file in `folder` or `pages/NAME`, filled with the values."""
+    return environment(folder).get_template(template).render(values)
+
+
+@lru_cache
+def environment(folder: Path) -> "Environment":
+    """How templates are read.
+
+    Every value is escaped, in every template: a value is text and never becomes a tag. A name without a value is an
+    error (jinja2.UndefinedError), not an empty place on the page.
+    """
+    from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PrefixLoader, StrictUndefined
+
+    loader = ChoiceLoader([FileSystemLoader(folder), PrefixLoader({"pages": FileSystemLoader(SHARED)})])
+    return Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,  # a line that holds only a {% tag %} leaves no line on the page
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        auto_reload=False,
+    )

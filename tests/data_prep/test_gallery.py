@@ -4,7 +4,6 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,10 +15,12 @@ from data_prep.index import index_shards
 from data_prep.shards import tar_files
 from data_prep.shards.receipts import Receipt, write_receipt
 from data_prep.shards.tar_files import Sample
-from pipeline.pages.charts import bars, histogram
 from tests.support.tiny_shards import tiny_manifest, tiny_sample
 
-HOSTILE = '</q><script>alert("x")</script><img src=http://evil.invalid/a.png onerror=alert(1)> & "dog"'
+HOSTILE = (
+    '</q><script>alert("x")</script><img src=http://evil.invalid/a.png onerror=alert(1)> & "dog" '
+    '"onload="x" {{7*7}} {% raw %}'
+)
 
 
 class Page(HTMLParser):
@@ -140,21 +141,4 @@ def test_what_shards_without_samples_dropped_is_shown(captioned: Path) -> None:
     index_shards([captioned / "captioned"], captioned / "train.json")
     assert gallery.main([str(captioned / "train.json"), "--output", str(captioned / "page.html")]) == 0
     text = Page(captioned / "page.html").text
-    assert "43pictures dropped" in text and "undecodable picture" in text and "Pictures dropped by source" in text
-
-
-def test_histograms_count_every_value() -> None:
-    rng = np.random.default_rng(0)
-    series = {"one": rng.normal(size=500).tolist(), "two": [0.0] * 7}
-    found = histogram("scores", series)
-    for name, values in series.items():
-        tips = re.findall(rf"<title>{name}: .*?: ([\d,]+)</title>", found)
-        assert sum(int(count.replace(",", "")) for count in tips) == len(values)
-    assert histogram("nothing", {"none": []}) == ""
-    assert "5 px" in histogram("one value", {"px": [5.0]}, unit=" px")
-
-
-def test_bars_sum_up_what_they_do_not_show() -> None:
-    found = bars("hosts", {f"host-{number}": number + 1 for number in range(20)}, most=3)
-    rows = re.findall(r"<th>(.*?)</th>.*?<td>([\d,]+)</td>", found)
-    assert rows == [("host-19", "20"), ("host-18", "19"), ("host-17", "18"), ("17 others", str(sum(range(1, 18))))]
+    assert "43pictures dropped" in text and "undecodable picture" in text and "Dropped pictures by source" in text

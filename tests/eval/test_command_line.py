@@ -87,7 +87,7 @@ def test_a_report_replaces_nothing_but_a_page(files: Path, capsys: pytest.Captur
     before = held(run)
     assert report([str(run), "--output", str(run / "metrics.jsonl")]) == 1
     error = capsys.readouterr().err
-    assert "is there and is no HTML page" in error and error.count("\n") == 1 and held(run) == before
+    assert "exists and is not an HTML page" in error and error.count("\n") == 1 and held(run) == before
     for _ in range(2):  # a page of before is replaced
         assert report([str(run), "--output", str(run / "report.html")]) == 0
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from eval.report import main
-from eval.reporting.training_curves import nice_ticks, read_metrics, shown_number
+from eval.reporting.training_curves import read_metrics
 from eval.score import main as score
 
 Folders = dict[str, Path]
-NASTY = '<script>alert("1")</script>&amp;'
+NASTY = '<script>alert("1")</script>&amp; "onload="x" {{7*7}} {% raw %}'
 
 
 class Page(HTMLParser):
@@ -28,12 +28,14 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.references: list[str] = []
+        self.handlers: list[str] = []
         self.text = ""
         self.feed(content)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.references += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
 
     def handle_data(self, data: str) -> None:
         self.text += data
@@ -115,7 +117,7 @@ def test_no_two_rows_of_a_card_are_called_alike(vqa_folders: list[Path], tmp_pat
 
 def test_everything_lies_in_the_file_and_data_is_only_text(vqa_folders: list[Path], tmp_path: Path) -> None:
     page = report(vqa_folders, tmp_path / "report.html", "--title", NASTY)
-    assert not {"script", "link", "iframe", "object", "form"} & set(page.tags)
+    assert not {"script", "link", "iframe", "object", "form"} & set(page.tags) and not page.handlers
     assert page.references and all(reference.startswith("data:image/jpeg;base64,") for reference in page.references)
     assert page.text.count(NASTY) >= 3  # title, prompt, the blind model's answers
     assert "default-src 'none'" in (tmp_path / "report.html").read_text()
@@ -233,20 +235,6 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, capsys: pytest.Ca
     assert main([str(tmp_path), "--output", str(tmp_path / "r.html")]) == 1
     error = capsys.readouterr().err
     assert "no task.json, metrics.jsonl or manifest" in error and error.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "ticks"),
-    [(0, 8, [0, 2, 4, 6, 8]), (0, 0.001, [0, 0.0005, 0.001]), (-3, 10, [-5, 0, 5, 10]), (0, 0, [0])],
-)
-def test_ticks_are_round_and_span_the_values(low: float, high: float, ticks: list[float]) -> None:
-    assert nice_ticks(low, high) == pytest.approx(ticks)
-
-
-def test_numbers_are_shown_shortly() -> None:
-    assert [shown_number(value) for value in (0, 0.25, 2.34567, 1234, 1e-5, 123456)] == [
-        "0", "0.25", "2.35", "1,234", "1e-5", "1.23e5",
-    ]  # fmt: skip
 
 
 def test_nan_and_torn_lines_leave_the_rest_of_the_curve(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_the_guard_names_evaluation_pictures_that_were_trained_on(
     pyarrow.parquet.write_table(ledger, tmp_path / "ledgers" / "laion" / "00000.parquet")
     pyarrow.parquet.write_table(pyarrow.table({"other": [1]}), tmp_path / "ledgers" / "other.parquet")
     text = page_of(evaluation(tmp_path / "a", images=images), "--training-hashes", tmp_path / "ledgers")
-    assert "1 of 5 pictures are near one of 2 training pictures: image 1: https://host/one.jpg" in text
+    assert "1 of 5 pictures look like one of 2 training pictures: image 1: https://host/one.jpg" in text
     assert "three" not in text
     folder = evaluation(tmp_path / "b", images=images[4:])
     assert "none of 1 pictures" in page_of(folder, "--training-hashes", tmp_path / "ledgers")
@@ -78,10 +78,12 @@ def test_the_guard_says_which_pictures_it_could_not_compare(tmp_path: Path) -> N
     hashes, status = pyarrow.array([17], pyarrow.uint64()), ["kept"]
     pyarrow.parquet.write_table(pyarrow.table({"phash": hashes, "status": status}), tmp_path / "h.parquet")
     text = page_of(folder, "--training-hashes", tmp_path / "h.parquet")
-    said = "none of 2 pictures is near one of 1 training pictures; not compared: 1 too flat for a hash, 1 not readable"
+    said = (
+        "none of 2 pictures looks like one of 1 training pictures; not compared: 1 too flat for a hash, 1 not readable"
+    )
     assert said in text and str(tmp_path / "gone") in text
     pyarrow.parquet.write_table(pyarrow.table({"phash": hashes, "status": ["dropped"]}), tmp_path / "h.parquet")
-    assert "not checked: none of the training pictures" in page_of(folder, "--training-hashes", tmp_path / "h.parquet")
+    assert "not checked: no training picture has a hash" in page_of(folder, "--training-hashes", tmp_path / "h.parquet")
 
 
 def test_hashes_alone_are_enough_and_those_of_no_number_are_one_line(
@@ -96,10 +98,10 @@ def test_hashes_alone_are_enough_and_those_of_no_number_are_one_line(
     )
     folder = evaluation(tmp_path / "a", images=images)
     text = page_of(folder, "--training-hashes", tmp_path / "h.parquet")
-    assert "2 of 5 pictures are near one of 2 training pictures: image 1: h.parquet" in text
+    assert "2 of 5 pictures look like one of 2 training pictures: image 1: h.parquet" in text
     pyarrow.parquet.write_table(pyarrow.table({"phash": pyarrow.nulls(3)}), tmp_path / "n.parquet")
     text = page_of(folder, "--training-hashes", tmp_path / "h.parquet", tmp_path / "n.parquet")
-    assert "2 of 5 pictures are near one of 2 training pictures" in text
+    assert "2 of 5 pictures look like one of 2 training pictures" in text
     for wrong in (["ab"], [[1]]):
         pyarrow.parquet.write_table(pyarrow.table({"phash": wrong}), tmp_path / "h.parquet")
         flags = ["--output", str(tmp_path / "r.html"), "--training-hashes", str(tmp_path / "h.parquet")]
@@ -129,7 +131,9 @@ def test_evaluations_of_one_set_hide_nothing_of_each_other(tmp_path: Path) -> No
     for order in (folders, folders[::-1]):
         assert report([*map(str, order), "--output", str(tmp_path / "r.html"), "--training-hashes", str(tmp_path)]) == 0
         text = " ".join(Page((tmp_path / "r.html").read_text()).text.split())
-        assert "visual_genome: half of" in text and "1 of 3 pictures are near" in text and "not all that" not in text
+        assert (
+            "visual_genome: half of" in text and "1 of 3 pictures look like" in text and "not fully known" not in text
+        )
 
 
 def test_sources_that_contain_the_evaluation_set_are_named(tmp_path: Path) -> None:
@@ -161,7 +165,7 @@ def test_sources_that_contain_the_evaluation_set_are_named(tmp_path: Path) -> No
     manifest.write_text("[1]")
     task["recipe"]["init_weights"] = str(tmp_path)
     (folder / "task.json").write_text(json.dumps(task))
-    assert "a: not all that it was trained on is known here" in page_of(folder)
+    assert "a: the training data is not fully known" in page_of(folder)
     manifest.write_text(manifest_now)
     for place, seen in ((tmp_path, True), (tmp_path / "gone", False)):
         task["recipe"]["init_weights"] = str(place)

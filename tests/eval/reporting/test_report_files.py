@@ -83,7 +83,7 @@ def test_scores_of_other_predictions_than_lie_beside_them_are_never_shown(
     predictions = folder / "predictions.json"
     assert main([str(folder), "--output", str(folder / "r.html")]) == 0
     predictions.write_text(predictions.read_text().replace("red", "blue"))
-    assert "metrics.json: scores of another predictions.json than lies beside it" in refusal(folder, capsys)
+    assert "metrics.json: these are not the scores of predictions.json beside it" in refusal(folder, capsys)
 
 
 def test_scores_and_samples_of_another_task_or_gallery_are_named(
@@ -92,11 +92,11 @@ def test_scores_and_samples_of_another_task_or_gallery_are_named(
     samples, metrics = folder / "per_sample.jsonl", json.loads((folder / "metrics.json").read_text())
     kept = samples.read_text()
     samples.write_text('{"question_id": 1, "image_id": 0, "question": "q", "answer": "a", "answers": ["a"]}\n')
-    assert "per_sample.jsonl: line 1: caption: Field required; not as eval.score nocaps writes" in refusal(
+    assert "per_sample.jsonl: line 1: caption: Field required; write the file with eval.score nocaps" in refusal(
         folder, capsys
     )
     samples.write_text(kept.replace('"image_id": 5', '"image_id": 77'))
-    assert "image_id 77 is none of the pictures of task.json" in refusal(folder, capsys)
+    assert "image_id 77 is not a picture of task.json" in refusal(folder, capsys)
     samples.write_text(kept)
     (folder / "metrics.json").write_text(json.dumps(metrics | {"task": "vqa"}))
     assert "task 'vqa', but task.json beside it has 'nocaps'" in refusal(folder, capsys)
@@ -106,7 +106,7 @@ def test_scores_and_samples_of_another_task_or_gallery_are_named(
     data = load_retrieval(sets["flickr30k"], "test")
     other = evaluation(tmp_path / "r", "retrieval", sets["flickr30k"], data.annotations, data.image_paths, k_test=4)
     (other / "per_sample.jsonl").write_text('{"text": 99, "ret/itc": {"rank": 0, "first": [1]}}\n')
-    assert "text 99: not of the 9 images and 18 texts" in refusal(other, capsys)
+    assert "text 99 is not among the 9 images and 18 texts" in refusal(other, capsys)
     (other / "per_sample.jsonl").write_text('{"text": 1, "ret/itc": {"rank": 0}}\n')
     assert "line 1: ret/itc: first: Field required" in refusal(other, capsys)
 

@@ -66,8 +66,8 @@ def page_of(folder: Path, *more: object) -> str:
 
 def test_the_papers_own_setting_matches_and_nothing_deviates(tmp_path: Path) -> None:
     text = page_of(evaluation(tmp_path / "a"))
-    assert "63.1 matches" in text and "without deviations" in text and "not comparable" not in text
-    assert "whose contents are not compared" in text and "fine-tuned so" not in text
+    assert "63.1 matches" in text and "The recipe is the shipped one" in text and "not comparable" not in text
+    assert "their contents were not compared" in text and "fine-tuned in the same way" not in text
 
 
 @pytest.mark.parametrize(
@@ -91,22 +91,22 @@ def test_hidden_answers_stand_beside_the_papers_server_numbers(
     (folder / "metrics.json").unlink()
     text = page_of(folder)
     shown = ", ".join(f"{value} {subset}" for subset, value in printed.items())
-    assert "eval.submit writes its file" in text and "ViT-g + FlanT5-XL, " in text and f": {shown}." in text
+    assert "eval.submit writes the file for it" in text and "ViT-g + FlanT5-XL, " in text and f": {shown}." in text
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"is_published_set": False}, "this is not VQAv2 val, or not all of it"),
+        ({"is_published_set": False}, "the data is not the whole of VQAv2 val"),
         ({"num_beams": 1}, "num_beams 1, the paper has 5"),
         ({"prompt": "Q: {}"}, "prompt 'Q: {}', the paper has 'Question: {} Short answer:'"),
         ({"image_size_px": 364}, "image_size_px 364, the paper has 224"),
-        ({"vision": "vit_tiny"}, "these weights stand on vit_tiny + flan-t5-xl"),
+        ({"vision": "vit_tiny"}, "these weights have other towers: vit_tiny + flan-t5-xl"),
         (
             {"vision": "eva_giant_patch14_clip_224.merged2b"},
-            "these weights stand on eva_giant_patch14_clip_224.merged2b",
+            "these weights have other towers: eva_giant_patch14_clip_224.merged2b",
         ),
-        ({"image_source": "none"}, "the pictures were not shown"),
+        ({"image_source": "none"}, "the model did not see the right pictures"),
     ],
 )
 def test_what_makes_it_another_number_is_said(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
@@ -139,22 +139,22 @@ def test_stage_2_without_stage_1_is_a_deviation(tmp_path: Path) -> None:
 
     recipe = load_recipe(Path(VITG_T5), ["init_weights=null"]).model_dump(mode="json")
     text = page_of(evaluation(tmp_path / "a", recipe=recipe))
-    assert "init_weights None, shipped 'runs/stage1_vitg'" in text and "without deviations" not in text
+    assert "init_weights None, shipped 'runs/stage1_vitg'" in text and "The recipe is the shipped one" not in text
     recipe = load_recipe(Path(VITG_T5), ["init_weights=mine"]).model_dump(mode="json")
-    assert "without deviations" in page_of(evaluation(tmp_path / "b", recipe=recipe))
+    assert "The recipe is the shipped one" in page_of(evaluation(tmp_path / "b", recipe=recipe))
 
 
 @pytest.mark.parametrize("origin", [{"weights_format": "lavis"}, {"converted_from": "lavis: blip2_pretrained.pth"}])
 def test_how_weights_of_others_were_trained_is_not_claimed(origin: dict[str, str], tmp_path: Path) -> None:
     text = page_of(evaluation(tmp_path / "a", **origin))
-    assert "without deviations" not in text and "how these weights were trained is not known" in text
-    assert "a: not all that it was trained on is known here" in text
+    assert "The recipe is the shipped one" not in text and "It is not known how these weights were trained" in text
+    assert "a: the training data is not fully known" in text
 
 
 def test_pre_trained_weights_are_not_compared_with_fine_tuned_ones(tmp_path: Path) -> None:
     changes = {"task": "captioning", "data_set": "COCO Karpathy test", "split": "test", "image_size_px": 364,
                "prompt": "a photo of", "max_new_tokens": 30, "min_new_tokens": 8, "length_penalty": 1.0}  # fmt: skip
-    for name, origin, said in (("a", "native", "these weights are of pre-training"), ("b", "lavis", "144.5 differs")):
+    for name, origin, said in (("a", "native", "these weights are pre-trained"), ("b", "lavis", "144.5 differs")):
         folder = evaluation(tmp_path / name, weights_format=origin, **changes)
         rows = [{"name": "cider", "protocol": "captions/pycocoevalcap-1.2", "subset": "overall"} | row(100, 99, 101)]
         (folder / "metrics.json").write_text(json.dumps({"task": "captions", "n": 5000, "metrics": rows}))
