@@ -88,10 +88,10 @@ def run_java(name: str, options: Sequence[str], folder: Path, stdin: Path | None
             _kill_group(process)
     if code != 0:
         said = " ".join(errors.read_text(errors="replace").split())[-LAST_WORDS:]
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-        raise ValueError(
-            f"{name}: java {how}{f' ({said})' if said else ''}; run it again, or leave out --{name.lower()}"
-        )
+        more = f"{f' ({said})' if said else ''}; run it again, or leave out --{name.lower()}"
+        if code < 0:
+            raise ValueError(f"{name}: java was killed by {signal.Signals(-code).name}{more}")
+        raise ValueError(f"{name}: java exited with code {code}{more}")
     return output
 
 

@@ -65,7 +65,7 @@ def read_predictions(path: Path, id_field: str, text_field: str) -> dict[SampleI
     content = read_json(path)
     if not isinstance(content, list):
         raise ValueError(
-            f"{path}: expected a list of {{{id_field}, {text_field}}}, found {type(content).__name__}; write it so"
+            f"{path}: expected a list of {{{id_field}, {text_field}}}, found {type(content).__name__}; write that list"
         )
     predictions: dict[SampleId, str] = {}
     for entry in content:
