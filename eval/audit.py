@@ -1,7 +1,8 @@
-"""`python -m eval.audit --weights W --data DIR`: whether answers change with the batch, and what that points to.
+"""`python -m eval.audit --weights W --data DIR`: check that a model's answers do not depend on the batch.
 
-Answers a few questions of VQAv2 one at a time and together, and compares. Prompts of several lengths share a batch, so
-that padding on the wrong side, which costs a causal model several points of accuracy, shows.
+It answers some questions of VQAv2 one at a time and in batches, and compares the answers. The prompts of a batch have
+several lengths, so a model that is padded on the wrong side is found. That fault costs a causal model several points of
+accuracy.
 """
 
 import argparse
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.command_line import Parser, finish, print_settings
+from pipeline.command_line import Parser, finish, positive, print_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from pipeline.models.inference import LanguageModel
 
 BATCH = 32
-SHOWN = 3
-FEW = 0.05  # of answers may turn on the last digits of a sum, in half precision
+SHOWN = 3  # changed answers in a message
+FEW = 0.05  # the share of answers that may change: in half precision, a sum's last digits depend on the batch
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Changed:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What became of `total` prompts: how many were padded, and how many different answers there were alone."""
+    """Of `total` prompts: which answers changed, how many prompts were padded, how many different answers there are."""
 
     changed: list[Changed]
     num_padded: int
@@ -65,38 +66,42 @@ def compare(model: "LanguageModel", pixels_B3SS: "Tensor", prompts: Sequence[str
 
 
 def verdict(found: Comparison, kind: str) -> str:
-    """One line. Raises ValueError with it when the answers depend on the batch, and when nothing could have shown it:
-    no prompt was padded, or all are answered alike."""
+    """One line that says that the answers do not depend on the batch.
+
+    Raises ValueError when they do, and when the questions cannot show it: no prompt was padded, or all answers are the
+    same.
+    """
     changed, total = found.changed, found.total
     if not found.num_padded and len(changed) <= FEW * total:
-        raise ValueError(f"padding: cannot tell, the prompts of all {total} questions are equally long in their "
-                         "batches, so that none was padded; name more --samples, or other questions")  # fmt: skip
+        raise ValueError(f"--samples {total}: padding was not tested, because the prompts of each batch are equally "
+                         "long; give more samples, or other questions")  # fmt: skip
     if found.num_answers == 1 and not changed:
-        raise ValueError(f"padding: cannot tell, all {total} questions are answered alike, whatever is beside them; "
-                         "name more --samples, or weights that are trained further")  # fmt: skip
+        raise ValueError(f"--samples {total}: padding was not tested, because all answers are the same; give more "
+                         "samples, or weights that are trained longer")  # fmt: skip
     if not changed:
-        return f"answers alone and in batches of {BATCH} are the same ({total} questions)"
+        return f"the answers are the same, one at a time and in batches of {BATCH} ({total} questions)"
     shown = "; ".join(f"{each.prompt!r}: {each.alone!r} alone, {each.together!r} together" for each in changed[:SHOWN])
     counted = f"{len(changed)} of {total} answers change with the batch ({shown})"
     if all(each.padded for each in changed) and len(changed) > FEW * total:
         side = "left" if kind == "causal" else "right, and masked"
-        raise ValueError(f"padding: {counted}, all of prompts shorter than the longest beside them; the language model "
-                         f"({kind}) must be padded on the {side}")  # fmt: skip
+        raise ValueError(f"padding: {counted}, all of them to padded prompts; the language model ({kind}) must be "
+                         f"padded on the {side}")  # fmt: skip
     if len(changed) > FEW * total:
-        raise ValueError(f"batching: {counted}, also of prompts that were not padded")
-    return f"{counted}: few, as last digits in half precision do"
+        raise ValueError(f"batching: {counted}, also to prompts without padding; something else in a batch changes "
+                         "the answers")  # fmt: skip
+    return f"{counted}: few enough to be rounding in half precision"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m eval.audit", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True, metavar="W", help="of stage 2, as eval.run takes them")
-    parser.add_argument("--recipe", type=Path, help="of LAVIS' and transformers' weights")
+    parser.add_argument("--recipe", type=Path, help="needed for LAVIS' and transformers' weights")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="VQAv2's folder, as eval.run takes it")
-    parser.add_argument("--split", default="val")
-    parser.add_argument("--samples", type=int, default=4 * BATCH)
+    parser.add_argument("--split", default="val", help="of VQAv2 (default val)")
+    parser.add_argument("--samples", type=positive, default=4 * BATCH, help=f"questions (default {4 * BATCH})")
     options = parser.parse_args(arguments)
     if options.samples < 2:
-        parser.error(f"argument --samples: {options.samples}, expected at least 2")
+        parser.error(f"argument --samples: {options.samples}: a batch needs at least 2")
     print_settings(options)
 
     def work() -> None:
@@ -117,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         source = find_weights(options.weights, load_recipe(options.recipe) if options.recipe else None)
         model, _ = load_any(source, process_group.device_name())
         if not isinstance(model, LanguageModel):
-            raise ValueError(f"--weights {options.weights}: these are of stage 1, which writes no text")
+            raise ValueError(f"--weights {options.weights}: weights of stage 1 write no text; name weights of stage 2")
         data = load_vqa(options.data, options.split, options.samples)
         paths = [data.image_paths[sample.image_id] for sample in data.samples]
         pixels = torch.stack([load_evaluation_pixels(path, model.image_size_px) for path in paths])

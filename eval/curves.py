@@ -1,7 +1,7 @@
-"""`python -m eval.curves FOLDER...`: scores over checkpoints to TensorBoard, of FOLDER/step_N/NAME/metrics.json.
+"""`python -m eval.curves FOLDER...`: write the scores of FOLDER/step_N/NAME/metrics.json to TensorBoard, by step.
 
-What FOLDER/tensorboard does not show yet goes into a new event file there, so that it does not matter which job comes
-first or twice, and an open TensorBoard follows. A metrics.json that is not readable is named, and the others are drawn.
+A new event file in FOLDER/tensorboard takes the scores that are not shown there yet. Jobs may therefore come in any
+order, or twice, and an open TensorBoard follows. A metrics.json that is not readable is named; the others are drawn.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from eval.reporting.files import score_files, scores_at_step
 from eval.watching.event_files import Curves, add_what_is_new
-from pipeline.command_line import Parser, finish, print_settings
+from pipeline.command_line import Parser, finish, one_line, print_settings
 
 
 def scalars(folder: Path) -> tuple[Curves, list[str]]:
@@ -24,7 +24,7 @@ def scalars(folder: Path) -> tuple[Curves, list[str]]:
             step, rows = scores_at_step(path)
             scored = path.stat().st_mtime
         except (ValueError, OSError) as error:
-            faults.append(" ".join(str(error).split()))
+            faults.append(one_line(error))
             continue
         for row in rows:
             if row["subset"] == "overall":
@@ -34,38 +34,37 @@ def scalars(folder: Path) -> tuple[Curves, list[str]]:
 
 
 def write_tensorboard(folder: Path) -> tuple[Path | None, list[str]]:
-    """The new event file, None when there is nothing new, and a line for each file that is not readable.
+    """The new event file (None when nothing is new), and a line for each file that is not readable.
 
     Raises ValueError when nothing is scored yet.
     """
     if not score_files(folder):
-        raise ValueError(f"{folder}: no step_*/*/metrics.json in it; name a folder of eval.watch, below its output")
+        raise ValueError(f"{folder}: no step_*/*/metrics.json in it; name OUTPUT/RUN of eval.watch")
     target = folder / "tensorboard"
     target.mkdir(exist_ok=True)
     with (target / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        found, faults = scalars(folder)  # not before: who had the lock may have drawn what came since
+        found, faults = scalars(folder)  # under the lock, so that scores that came while it waited count too
         return add_what_is_new(target, found), faults
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m eval.curves", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="OUTPUT/RUN of eval.watch")
     options = parser.parse_args(arguments)
     print_settings(options)
 
-    num_faults = 0
-
-    def work() -> None:
-        nonlocal num_faults
+    def work() -> int:
+        code = 0
         for folder in options.folders:
             written, faults = write_tensorboard(folder)
-            num_faults += len(faults)
             for fault in faults:
+                code = 1
                 print(f"error: {fault}", file=sys.stderr)
             print(written or f"{folder / 'tensorboard'}: nothing new")
+        return code
 
-    return finish(work) or min(num_faults, 1)
+    return finish(work)
 
 
 if __name__ == "__main__":

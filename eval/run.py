@@ -1,7 +1,8 @@
-"""`python -m eval.run`: what one checkpoint predicts on one task, in the task's official format.
+"""`python -m eval.run`: predict with one checkpoint on one task, and write the task's official format.
 
-Also under `deepspeed --module eval.run` or srun, at any number of ranks. Stopped or killed anywhere, the same command
-goes on where it was, at any other number of ranks; finished, it does nothing. Score the result with `eval.score`.
+It runs as one process, under `deepspeed --module eval.run` or under srun, with any number of ranks. After a stop or a
+kill, run the same command again: it continues, also with another number of ranks. A finished folder is left as it is.
+Score the result with `eval.score`.
 """
 
 import argparse
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def predict(options: argparse.Namespace) -> Path:
-    """Run the task; returns the official file. Raises ValueError in one line for whatever does not fit."""
+    """Run the task; returns the official file. Raises ValueError in one line for inputs that do not fit."""
     from eval.tasks.task_folder import TaskFolder, official_name
     from pipeline.config import load_recipe
     from pipeline.distributed import process_group
@@ -56,7 +57,7 @@ def predict_missing(
     folder: "TaskFolder",
     source: "WeightsSource",
 ) -> None:
-    """Load the model, predict this rank's part, and on rank 0 put all parts together."""
+    """Load the model and predict this rank's part; rank 0 then merges all parts."""
     from eval.sets.samples import TaskData
     from eval.tasks import vqa
     from pipeline.distributed import collectives, process_group
@@ -73,12 +74,13 @@ def predict_missing(
     model, notes = load_any(source, process_group.device_name())
     left = [note for note in notes if note.startswith("left to the recipe's towers")]
     if left and process_group.rank() == 0:
-        print(f"{len(left)} tensors of towers in {source.path} are left to the recipe's; of fine-tuned weights, "
-              "take the image encoder along with pipeline.convert --image-encoder", file=sys.stderr)  # fmt: skip
+        print(f"--weights {source.path}: {len(left)} tensors of its towers are not used; the recipe's towers are. For "
+              "fine-tuned weights, write their image encoder with pipeline.convert --image-encoder first",
+              file=sys.stderr)  # fmt: skip
     needed = 1 if options.task == "retrieval" else 2
     if model.stage != needed:
         raise ValueError(
-            f"--weights {source.path}: these are of stage {model.stage}; task {options.task} needs those of stage "
+            f"--weights {source.path}: weights of stage {model.stage}; --task {options.task} needs weights of stage "
             f"{needed}"
         )
     settings |= {
@@ -90,10 +92,10 @@ def predict_missing(
     }
     if isinstance(model, LanguageModel) and options.task in QUESTION_TASKS and options.prompt is None:
         settings["prompt"] = vqa.DEFAULT_PROMPTS[model.language_kind]
-    settings = folder.adopt(settings)  # other frozen weights at an old path are other settings, too
-    if folder.is_complete():  # known only now: what frozen weights a path holds is seen by loading them
+    settings = folder.adopt(settings)  # again: frozen towers may have been replaced at their old path
+    if folder.is_complete():  # checked only here: the towers' fingerprints are known once they are loaded
         if process_group.rank() == 0:
-            print(f"complete already: {options.output}")
+            print(f"already complete: {options.output}")
         return
     if isinstance(model, LanguageModel):
         assert isinstance(data, TaskData)
@@ -104,8 +106,11 @@ def predict_missing(
 
 
 def pictures_used(folder: Path, data: "TaskData | RetrievalData", images: str) -> "Collection[SampleId]":
-    """The pictures that predictions in the folder were made of: those of finished samples. All, once there are any,
-    where a sample is shown another's picture, and in retrieval once all were embedded."""
+    """The pictures that the folder's predictions depend on.
+
+    With a sample's own picture: those of the finished samples. With shuffled pictures, or in retrieval: all of them as
+    soon as anything is predicted, since each sample may depend on any picture.
+    """
     from eval.sets.samples import TaskData
     from eval.tasks.predictions import finished
     from eval.tasks.retrieval import ITC

@@ -1,9 +1,9 @@
-"""`python -m eval.score vqa|okvqa|gqa|captions|nocaps|retrieval`: anyone's predictions against official files.
+"""`python -m eval.score vqa|okvqa|gqa|captions|nocaps|retrieval`: score prediction files against official files.
 
-Needs no model and no torch. Writes metrics.json: {"task", "n", "metrics": [{"name", "protocol", "subset", "value",
-"low", "high"}], "predictions_sha256"}: accuracies and recalls in percent, caption scores as papers print them, 95%
-intervals by bootstrap over images. --against OTHER adds "against": the paired differences to another prediction file,
-in rows like those.
+It needs no model and no torch. It writes metrics.json, one row a number:
+{"task", "n", "metrics": [{"name", "protocol", "subset", "value", "low", "high"}], "predictions_sha256"}.
+Accuracies and recalls are in percent, caption scores as papers print them. low and high are a 95% bootstrap interval
+over images. --against OTHER adds "against": rows of paired differences to another prediction file.
 """
 
 import argparse
@@ -26,7 +26,7 @@ PREDICTIONS_HELP = {
     "gqa": "JSON list of {question_id, answer}, or GQA's {questionId, prediction}",
     "captions": "JSON list of {image_id, caption}",
     "nocaps": "JSON list of {image_id, caption}",
-    "retrieval": ".npz with itc [images, texts], text_image [texts], optionally itm (NaN where not scored) and k_test",
+    "retrieval": ".npz with itc [images, texts], text_image [texts]; optional: itm (NaN where not scored), k_test",
 }
 
 
@@ -51,7 +51,7 @@ def score(options: argparse.Namespace, predictions: Path) -> "Scored":
 
 
 def compare(options: argparse.Namespace, scored: "Scored") -> dict[str, Any]:
-    """The paired differences to --against, and what it was."""
+    """The paired differences to --against, with that file's path and digest."""
     if options.task == "retrieval":
         from eval.scoring.retrieval import check_same_gallery
 
@@ -65,7 +65,7 @@ def compare(options: argparse.Namespace, scored: "Scored") -> dict[str, Any]:
 
 
 def print_overall(metrics: dict[str, Any]) -> None:
-    """A line a number over all samples, then the differences, then what was not computed."""
+    """One line for each number over all samples, then the differences, then the metrics that were not computed."""
     for title, rows in (("", metrics["metrics"]), ("difference ", metrics.get("against", {}).get("metrics", []))):
         for row in rows:
             if row["subset"] == "overall":
@@ -81,18 +81,22 @@ def _parser() -> Parser:
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK", parser_class=Parser)
     for task, format_help in PREDICTIONS_HELP.items():
         of_task = tasks.add_parser(task, help=format_help)
-        of_task.add_argument("--predictions", type=Path, required=True, metavar="P", help=format_help)
+        read = of_task.add_argument_group("files to read")
+        read.add_argument("--predictions", type=Path, required=True, metavar="P", help=format_help)
         if task != "retrieval":
-            of_task.add_argument("--annotations", type=Path, required=True, metavar="A", help="as published")
+            read.add_argument("--annotations", type=Path, required=True, metavar="A", help="the official answers file")
         if task in ("vqa", "okvqa"):
-            of_task.add_argument("--questions", type=Path, metavar="Q", help="checked to hold the same ids")
+            read.add_argument("--questions", type=Path, metavar="Q", help="official; checked to have the same ids")
+        read.add_argument("--against", type=Path, metavar="OTHER", help="other predictions, for paired differences")
         if task in ("captions", "nocaps"):
-            of_task.add_argument("--split", help="of a Karpathy dataset_*.json; other files need none")
-            of_task.add_argument("--meteor", action="store_true", help="by pycocoevalcap's jar; needs java")
-            of_task.add_argument("--spice", type=Path, metavar="spice-1.0.jar", help="yours, with its lib/ beside it")
-        of_task.add_argument("--against", type=Path, metavar="OTHER", help="predictions to compare with, in pairs")
-        of_task.add_argument("--output", type=Path, required=True, metavar="metrics.json")
-        of_task.add_argument("--per-sample", type=Path, metavar="FILE.jsonl", help="write each sample's scores there")
+            how = of_task.add_argument_group("what is scored")
+            how.add_argument("--split", help="of a Karpathy dataset_*.json; other files need none")
+            how.add_argument("--meteor", action="store_true", help="add METEOR, with pycocoevalcap's jar; needs java")
+            how.add_argument("--spice", type=Path, metavar="spice-1.0.jar",
+                             help="add SPICE, with your jar and its lib/ beside it; needs Java 8 to 14")  # fmt: skip
+        written = of_task.add_argument_group("files to write")
+        written.add_argument("--output", type=Path, required=True, metavar="metrics.json", help="all scores")
+        written.add_argument("--per-sample", type=Path, metavar="FILE.jsonl", help="each sample's scores")
     return parser
 
 

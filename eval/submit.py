@@ -1,7 +1,8 @@
-"""`python -m eval.submit vqa|nocaps`: a file that an evaluation server takes, validated before anyone uploads it.
+"""`python -m eval.submit vqa|nocaps`: write the file that an evaluation server takes, and check it before the upload.
 
-vqa: VQAv2 test-dev and test-standard take the same file, an answer to every question of test2015. nocaps: a caption of
-every image of nocaps_val or nocaps_test. Beside F stands F.provenance.json: what it was made from, its size and digest.
+vqa: an answer to every question of test2015; test-dev and test-standard take the same file.
+nocaps: a caption of every image of nocaps_val or nocaps_test.
+F.provenance.json, beside the output F, says what F was made from, its size and its digest.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from pipeline.files import sha256_of
 VQA_SUBSET = "test2015"
 PUBLISHED = {"vqa": (447_793,), "nocaps": (4_500, 10_600)}  # entries of test2015; of NoCaps val and test
 MOST_BYTES = 100_000_000  # a caption or answer of 200 characters for each of VQAv2's 447,793 questions is less
-LONGEST = {"vqa": 500, "nocaps": 1000}  # characters of one answer or caption: longer is a model that does not stop
+LONGEST = {"vqa": 500, "nocaps": 1000}  # characters of one text; a longer one means that the model does not stop
 PREDICTED_WITH = {"vqa": {"task": "vqa", "split": "test", "limit": "all"}, "nocaps": {"task": "nocaps", "limit": "all"}}
 FIELDS = {"vqa": ("question_id", "answer"), "nocaps": ("image_id", "caption")}
 REFERENCE_FLAG = {"vqa": "questions", "nocaps": "images"}
@@ -40,22 +41,23 @@ def expected_ids(task: str, path: Path, of_any_size: bool = False) -> list[Sampl
     subset = content.get("data_subtype")
     if task == "vqa" and subset != VQA_SUBSET:
         raise ValueError(
-            f"{path}: data_subtype {subset!r}; the server takes answers to all of {VQA_SUBSET}, which test-dev is part "
-            f"of: name v2_OpenEnded_mscoco_{VQA_SUBSET}_questions.json, and predict with --split test"
+            f"{path}: data_subtype {subset!r}: the server takes answers to all of {VQA_SUBSET}, and test-dev is only a "
+            f"part of it; name v2_OpenEnded_mscoco_{VQA_SUBSET}_questions.json, and predict with --split test"
         )
     if not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"{path}: {name} holds something that is no object")
+        raise ValueError(f"{path}: {name}: an entry is not an object; name the official file")
     ids = [entry.get(field) for entry in entries]
-    strange = next((each for each in ids if not isinstance(each, int) or isinstance(each, bool)), None)
-    if strange is not None or None in ids:
-        raise ValueError(f"{path}: {field} {strange!r} is no whole number; the server's ids are")
+    wrong = next((each for each in ids if not isinstance(each, int) or isinstance(each, bool)), None)
+    if wrong is not None or None in ids:
+        raise ValueError(f"{path}: {field} {wrong!r} is not a whole number, as all ids of the server are; name the "
+                         "official file")  # fmt: skip
     twice = next((each for each, count in Counter(ids).items() if count > 1), None)
     if twice is not None:
-        raise ValueError(f"{path}: {field} {twice} occurs twice")
+        raise ValueError(f"{path}: {field} {twice} occurs twice; name the official file")
     if len(ids) not in PUBLISHED[task] and not of_any_size:
         published = " or ".join(f"{count:,}" for count in PUBLISHED[task])
-        raise ValueError(f"{path}: {len(ids):,} {name}, the published file has {published}; a server of your own takes "
-                         "what it wants (--any-size)")  # fmt: skip
+        raise ValueError(f"{path}: {len(ids):,} {name}, but the published file has {published}; name the published "
+                         "file, or give --any-size for a server of your own")  # fmt: skip
     return ids
 
 
@@ -66,23 +68,24 @@ def validated(task: str, predictions: Path, reference: Path, of_any_size: bool =
     ids = expected_ids(task, reference, of_any_size)
     for sample_id, text in found.items():
         if not isinstance(sample_id, int):
-            raise ValueError(f"{predictions}: {id_field} {sample_id!r} is a string; the server compares whole numbers")
+            raise ValueError(f"{predictions}: {id_field} {sample_id!r} is a string; write it as a whole number")
         if len(text) > LONGEST[task]:
             raise ValueError(f"{predictions}: {id_field} {sample_id}: {text_field} of {len(text)} characters, at most "
-                             f"{LONGEST[task]}; is the end of text missing?")  # fmt: skip
+                             f"{LONGEST[task]} are allowed; check that the model ends its texts")  # fmt: skip
     check_same_ids(predictions, found, reference, ids)
     settings = settings_beside(predictions)
     if (shown := settings.get("image_source", "own")) != "own":
-        raise ValueError(f"{predictions}: predicted with --images {shown}, without each picture itself; predict anew")
+        raise ValueError(f"{predictions}: predicted with --images {shown}, not with each sample's own picture; predict "
+                         "again without --images")  # fmt: skip
     for name, wanted in PREDICTED_WITH[task].items():
         if settings.get(name, wanted) != wanted:
-            raise ValueError(f"{predictions}: task.json beside it has {name} {settings[name]!r}, a submission's "
-                             f"has {wanted!r}; predict anew")  # fmt: skip
+            raise ValueError(f"{predictions}: task.json beside it has {name} {settings[name]!r}, but a submission "
+                             f"needs {wanted!r}; predict again")  # fmt: skip
     return [{id_field: each, text_field: found[each]} for each in ids]
 
 
 def provenance(options: argparse.Namespace, reference: Path, content: bytes, entries: list[dict[str, Any]]) -> str:
-    """What the submission was made from: files by digest, and eval.run's settings where they lie beside them."""
+    """What the submission was made from: the files' digests, and eval.run's settings if task.json is beside them."""
     settings = settings_beside(options.predictions)
     empty = sum(not entry[FIELDS[options.task][1]].strip() for entry in entries)
     told = {
@@ -105,7 +108,7 @@ def settings_beside(predictions: Path) -> dict[str, Any]:
     task_file = predictions.parent / "task.json"
     settings = read_json(task_file) if task_file.is_file() else {}
     if not isinstance(settings, dict):
-        raise ValueError(f"{task_file}: expected an object, found {type(settings).__name__}")
+        raise ValueError(f"{task_file}: expected an object, found {type(settings).__name__}; remove it")
     return settings
 
 
@@ -114,11 +117,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK", parser_class=Parser)
     for task, (id_field, text_field) in FIELDS.items():
         of_task = tasks.add_parser(task)
-        shape = f"JSON list of {{{id_field}, {text_field}}}, raw, as eval.run writes it"
+        shape = f"JSON list of {{{id_field}, {text_field}}}, not normalised, as eval.run writes it"
         of_task.add_argument("--predictions", type=Path, required=True, metavar="P", help=shape)
-        of_task.add_argument(f"--{REFERENCE_FLAG[task]}", type=Path, required=True, metavar="Q", help="as published")
-        of_task.add_argument("--output", type=Path, required=True, metavar="F")
-        of_task.add_argument("--any-size", action="store_true", help="of a set of your own in the published format")
+        of_task.add_argument(f"--{REFERENCE_FLAG[task]}", type=Path, required=True, metavar="Q",
+                             help="the official file that lists what the server wants")  # fmt: skip
+        of_task.add_argument("--output", type=Path, required=True, metavar="F", help="the file to upload")
+        of_task.add_argument("--any-size", action="store_true",
+                             help="accept a set of your own, in the published format and of any size")  # fmt: skip
     options = parser.parse_args(arguments)
     print_settings(options)
 
@@ -138,7 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         entries = validated(options.task, options.predictions, reference, options.any_size)
         content = json.dumps(entries, ensure_ascii=True, separators=(",", ":")).encode()
         if len(content) > MOST_BYTES:
-            raise ValueError(f"{options.predictions}: {len(content)} bytes as a submission, at most {MOST_BYTES}")
+            raise ValueError(f"{options.predictions}: the submission would have {len(content)} bytes, at most "
+                             f"{MOST_BYTES} are allowed; shorten its texts")  # fmt: skip
         told = provenance(options, reference, content, entries)
         options.output.parent.mkdir(parents=True, exist_ok=True)
         replace_file(beside, told)

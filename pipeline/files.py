@@ -131,5 +131,6 @@ def first_fault(error: "ValidationError") -> str:
     fault = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in fault["loc"])
     message = fault["msg"].removeprefix("Value error, ")
-    found = "" if fault["type"] == "missing" else f" (found {fault['input']!r:.80})"
+    tells_all = fault["type"] == "missing" or (fault["type"] == "value_error" and not field)  # found: the whole file
+    found = "" if tells_all else f" (found {fault['input']!r:.80})"
     return f"{field}: {message}{found}" if field else f"{message}{found}"

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 RESAMPLES = 1000
 LEVEL = 0.95
-LEAST = 10  # clusters: resamples of fewer do not reach far enough (five images: 91% of the intervals hold the truth)
+LEAST = 10  # clusters: fewer give intervals that are too narrow (with five images, 91% of them hold the truth)
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -31,11 +31,11 @@ def interval(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> tuple[Floats, Floats]:
-    """95% percentile interval of `statistic`, drawing whole clusters with replacement (one image's samples are alike).
+    """95% percentile interval of `statistic`. Whole clusters are drawn: the samples of one image are not independent.
 
-    `sums` is [clusters, S]; `statistic` maps totals [R, S] to values [R, M]. `support` [M] says how many clusters hold
-    samples of each value, where that is not all. Returns low [M] and high [M], NaN for values of less than LEAST
-    clusters; the same seed gives the same interval.
+    `sums` is [clusters, S]; `statistic` maps totals [R, S] to values [R, M]. `support` [M]: how many clusters hold
+    samples of each value, when not all do. Returns low [M] and high [M], NaN for values with fewer than LEAST clusters;
+    the same seed gives the same interval.
     """
     rng = np.random.default_rng(seed)
     clusters = len(sums)
@@ -53,8 +53,11 @@ def interval(
 
 
 def tail_probability(clusters: int) -> float:
-    """What a percentile interval leaves out on either side: 2.5%, and less of few clusters, whose resamples vary less
-    than their source does. As wide as Student's interval for a mean (Hesterberg 2015, "expanded percentile")."""
+    """The share that a percentile interval leaves out on each side: 2.5% with many clusters, less with few.
+
+    Resamples of few clusters vary less than their source. The smaller share makes the interval as wide as Student's
+    interval for a mean (Hesterberg 2015, "expanded percentile").
+    """
     from scipy.special import ndtr, stdtrit
 
     margin = (1 - LEVEL) / 2

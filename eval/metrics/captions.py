@@ -1,7 +1,8 @@
-"""BLEU 1-4, ROUGE-L and CIDEr of pycocoevalcap 1.2, natively: the same numbers to 1e-9 from the same tokens.
+"""BLEU 1-4, ROUGE-L and CIDEr of pycocoevalcap 1.2 in numpy: the same numbers to 1e-9 from the same tokens.
 
-A tokenised caption is a string of tokens joined by spaces (`ptb_tokens.tokenize`). BLEU and CIDEr split it at any white
-space, ROUGE at plain spaces, as there. Scores are fractions here (CIDEr 1.216); papers print 100 times that.
+A tokenised caption is a string of tokens joined by spaces (`ptb_tokens.tokenize`). As in pycocoevalcap, BLEU and CIDEr
+split it at any white space, ROUGE at plain spaces. Scores are fractions here (CIDEr 1.216); papers print 100 times
+that.
 """
 
 from collections import Counter
@@ -142,7 +143,7 @@ def _cosine(gram: Integers, caption: Integers, image: Integers, images: int) -> 
     of_caption, of_gram = (entry // grams, entry % grams) if grams else (entry, entry)
     is_reference = of_caption >= images
     pairs = np.sort(image[of_caption[is_reference]] * grams + of_gram[is_reference])
-    pairs = pairs[np.diff(pairs, prepend=-1) > 0]  # np.unique hashes, which takes five times as long here
+    pairs = pairs[np.diff(pairs, prepend=-1) > 0]  # np.unique would hash them, which takes five times as long
     document_frequency = np.bincount(pairs % grams if grams else pairs, minlength=grams)
     weight = count * (np.log(float(images)) - np.log(np.maximum(1.0, document_frequency)))[of_gram]
     norm = np.sqrt(np.bincount(of_caption, weights=weight**2, minlength=captions))

@@ -1,6 +1,7 @@
-"""A Java program run once over files: forced locale, private temp folder, a deadline, and nothing left behind.
+"""A Java program run once over files, with a fixed locale, a private temporary folder and a deadline.
 
-Killed by SIGKILL, this process takes its Java with it (Linux); its folder goes when the next private folder is made.
+When this process is killed, even by SIGKILL, the kernel kills its Java too (Linux). Its folder is removed when the next
+private folder is made.
 """
 
 import ctypes
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ENGLISH = ("-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8")
-LAST_WORDS = 200  # characters of stderr in an error
+LAST_WORDS = 200  # characters of stderr in an error message
 LOCK = ".in_use"
 SIGNAL_AT_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of prctl(2)
 
@@ -47,7 +48,8 @@ def find_java(name: str) -> str:
     java = shutil.which("java")
     if java is None:
         raise ValueError(
-            f"{name}: java is not installed (Debian: openjdk-17-jre-headless); install it or leave {name} out"
+            f"{name}: java is not installed; install it (Debian: openjdk-17-jre-headless), or leave out "
+            f"--{name.lower()}"
         )
     return java
 
@@ -79,18 +81,22 @@ def run_java(name: str, options: Sequence[str], folder: Path, stdin: Path | None
         try:
             code = process.wait(deadline_s)
         except subprocess.TimeoutExpired:
-            raise ValueError(f"{name}: java has not ended after {deadline_s:g} s and was killed") from None
+            raise ValueError(
+                f"{name}: java has not ended after {deadline_s:g} s and was killed; run it again on a free machine"
+            ) from None
         finally:
             _kill_group(process)
     if code != 0:
         said = " ".join(errors.read_text(errors="replace").split())[-LAST_WORDS:]
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"left with {code}"
-        raise ValueError(f"{name}: java {how}{f' ({said})' if said else ''}")
+        more = f"{f' ({said})' if said else ''}; run it again, or leave out --{name.lower()}"
+        if code < 0:
+            raise ValueError(f"{name}: java was killed by {signal.Signals(-code).name}{more}")
+        raise ValueError(f"{name}: java exited with code {code}{more}")
     return output
 
 
 def _ends_with_parent() -> Callable[[], None] | None:
-    """What a child does first so that the kernel kills it when its parent dies; None where there is no prctl."""
+    """A function for the child that lets the kernel kill it when its parent dies; None on systems without prctl."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is None:
         return None
@@ -98,7 +104,7 @@ def _ends_with_parent() -> Callable[[], None] | None:
 
     def set_signal() -> None:
         prctl(SIGNAL_AT_PARENTS_DEATH, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it died before
+        if os.getppid() != parent:  # the parent died before prctl was called
             os.kill(os.getpid(), signal.SIGKILL)
 
     return set_signal

@@ -1,7 +1,7 @@
 """Lemmas of an answer's nouns and verbs, from lemminflect's lexicon: OK-VQA's ground truth is lemmatised.
 
-Without a tagger: a word that the lexicon knows as a noun becomes that noun's singular, else that verb's infinitive.
-Adjectives ("left", "red") stay, and so does a word that it does not know, but for a plural's ending.
+There is no tagger. A word that the lexicon knows as a noun becomes its singular, else a verb becomes its infinitive.
+Adjectives ("left", "red") stay. An unknown word stays too, except that a plural loses its ending.
 """
 
 from functools import lru_cache

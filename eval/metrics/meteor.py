@@ -1,4 +1,4 @@
-"""METEOR 1.5 (English, normalised) as pycocoevalcap has it: its jar aligns, the score of any sums is computed here.
+"""METEOR 1.5 (English, normalised) as in pycocoevalcap: its jar aligns the words, the score is computed here.
 
 Shapes: N images, 23 statistics an image. The statistics of a corpus are the sums of its images'.
 """
@@ -30,7 +30,7 @@ def meteor_statistics(
     jar: Path | None = None,
     deadline_s: float | None = None,
 ) -> Floats:
-    """The jar's statistics [N, 23] of tokenised captions. Raises ValueError in one line when they cannot be had."""
+    """The jar's statistics [N, 23] of tokenised captions. Raises ValueError in one line when Java fails."""
     lines = [
         f"SCORE {SEPARATOR} {f' {SEPARATOR} '.join(map(_clean, captions))} {SEPARATOR} {_clean(prediction)}\n"
         for prediction, captions in zip(predictions, references, strict=True)
@@ -47,10 +47,10 @@ def meteor_statistics(
     found = [answer.split() for answer in answers]
     strange = next((row for row, parts in enumerate(found) if not _are_statistics(parts)), None)
     if strange is not None:
-        raise ValueError(f"METEOR: java answered {answers[strange][:80]!r} for image row {strange}")
+        raise ValueError(f"METEOR: java answered {answers[strange][:80]!r} for image row {strange}; run again")
     statistics = np.array(found, dtype=np.float64)
     whole = (statistics[:, CHUNKS] == 1) & (statistics[:, WORDS] == statistics[:, LENGTHS]).all(axis=1)
-    statistics[whole, CHUNKS] = 0  # a caption equal to its reference is not broken up, in the jar's sums neither
+    statistics[whole, CHUNKS] = 0  # the jar's own sums count no chunk for a caption that equals its reference
     return statistics
 
 
@@ -85,7 +85,7 @@ def packaged_jar() -> Path:
     folders = list(spec.submodule_search_locations or []) if spec else []
     jar = Path(folders[0]) / "meteor" / "meteor-1.5.jar" if folders else None
     if jar is None or not jar.is_file():
-        raise ValueError("METEOR: no meteor-1.5.jar; install pycocoevalcap, or leave METEOR out")
+        raise ValueError("METEOR: no meteor-1.5.jar; install pycocoevalcap, or leave out --meteor")
     return jar
 
 

@@ -1,6 +1,6 @@
-"""The rules of Stanford's PTBTokenizer 3.4.1 as observed from outside: what is one token, as regular expressions.
+"""The rules of Stanford's PTBTokenizer 3.4.1 as regular expressions, found by observing the Java program.
 
-In each rule group 1 is the token and the rest of the match is lookahead. All rules ignore case, but for (?-i:...).
+In each rule, group 1 is the token and the rest of the match is lookahead. All rules ignore case, except (?-i:...).
 """
 
 # Abbreviations that keep their period: titles and the like; those that also end sentences; those only before a digit.
@@ -27,8 +27,8 @@ FILE_ENDINGS = (
     "php|pl|png|ppt|ps|py|sql|tar|txt|wav|x|xml|zip"
 )
 
-# Character classes (insides of [...]). Combining marks count as letters of plain words, as they do there, and so does
-# the soft hyphen, which is then left out.
+# Character classes (insides of [...]). As in the Java program, combining marks count as letters of plain words, and so
+# does the soft hyphen, which the token then loses.
 MARKS = (
     "\xad\u02c2-\u02c5\u02d2-\u02df\u02e5-\u02eb\u02ed\u02ef-\u036f\u0483-\u0487\u0591-\u05bd"
     "\u064b-\u065e\u0900-\u0903\u093e-\u094e"

@@ -1,13 +1,15 @@
 """Caption tokens as pycocoevalcap's Java tokenizer (Stanford PTBTokenizer 3.4.1, lower-cased) gives them, without Java.
 
-Written from the Java program's observed behaviour: at every position the rule that matches the longest text wins, the
-lookahead counted, the earlier rule on a tie. The captions of one call are one text of a line each, as they are there,
-because the Java program looks past a line's end: "plan b." ends in the token `b.`, but in `b` when the next line starts
-with "A " or "The ".
+The rules were found by observing the Java program. At every position, the rule that matches the longest text wins
+(lookahead included); on a tie, the earlier rule. The captions of one call are the lines of one text, as in
+pycocoevalcap, because the Java program looks past a line's end: "plan b." ends in the token `b.`, but in `b` when the
+next line starts with "A " or "The ".
 
-Known to differ: 1,013 of the first 65,536 characters (signs of Indic, Semitic and African scripts, letters newer than
-the Java program; none below U+01BF), about 1 in 200 lines that mix control characters, soft hyphens and addresses
-without spaces, and `&apos;` inside addresses and contractions.
+Known differences:
+- 1,013 of the first 65,536 characters: signs of Indic, Semitic and African scripts, and letters newer than the Java
+  program; none below U+01BF
+- about 1 in 200 lines that mix control characters, soft hyphens and addresses without spaces
+- `&apos;` inside addresses and contractions
 """
 
 import re
@@ -28,11 +30,11 @@ from eval.metrics.ptb_rules import (
     WORD,
 )
 
-# Tokens that pycocoevalcap drops. Lower-casing turns -LRB- into -lrb-, so parentheses stay in, there and here.
+# Tokens that pycocoevalcap drops. Lower-casing turns -LRB- into -lrb-, so parentheses stay in both there and here.
 PUNCTUATION = frozenset(
     ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
 )
-# What ends a line for Java or for str.splitlines: left in a caption, it would shift every later caption.
+# Characters that end a line for Java or for str.splitlines. Inside a caption they would shift every later caption.
 LINE_SEPARATORS = re.compile("[\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029]")
 BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 SYMBOLS = {
@@ -47,10 +49,10 @@ SYMBOLS = {
 SPLIT_WORDS = frozenset(["cannot", "gonna", "gotta", "lemme", "gimme", "wanna"])
 _SOFT = re.compile(rf"(?:{COMPOUND}|{NUMBER}|{WORD})\.?", re.IGNORECASE)  # tokens that lose their soft hyphens
 _COMPILED = [re.compile(rule, re.IGNORECASE) for rule in RULES]
-# The great majority: a plain word before a space, a comma or the end of a line or sentence, in no special list.
+# The common case, for speed: a plain word before a space, a comma or the end of a line or sentence.
 _PLAIN = re.compile(rf"{SPACE}*(?:([A-Za-z]{{2,}}(?:-[A-Za-z]+)*|[A-Za-z])|([A-Za-z]{{2,}})[,.]|([,.]))(?=[ \n]|\Z)")
 _WITH_PERIOD = frozenset(f"{ABBREVIATIONS}|{TERMINAL_ABBREVIATIONS}|{NUMBER_ABBREVIATIONS}".split("|"))
-_ENTITY = re.compile("&(?:amp|lt|gt);", re.IGNORECASE)  # of &quot; and &apos; the lower-case ones alone
+_ENTITY = re.compile("&(?:amp|lt|gt);", re.IGNORECASE)  # &quot; and &apos; count in lower case only
 _SKIPPED = re.compile(rf"(?:{SPACE}|&nbsp;)+", re.IGNORECASE)
 
 
@@ -80,7 +82,7 @@ def tokenize(captions: Sequence[str]) -> list[str]:
 
 
 def _as_read(line: Sequence[str]) -> Sequence[str]:
-    """A line's tokens as pycocoevalcap reads them back: without the spaces of any kind that end the line."""
+    """A line's tokens as pycocoevalcap reads them back: without any white space at the line's end."""
     return " ".join(filter(None, line)).rstrip().split(" ")
 
 

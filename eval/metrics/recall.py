@@ -1,8 +1,8 @@
 """Recall at K of image-text retrieval from score matrices: ITC alone, or ITM + ITC over the top k of ITC.
 
-A query's rank is that of its best-placed right answer. Ties: the candidate with the lower index comes first (stable).
-Beside that stable rank stand the best and the worst that another order among equal scores could give, of the candidates
-that the top k by ITC has: ties at its border are decided by the stable rule.
+A query's rank is the rank of its best-placed right answer. Ties: the candidate with the lower index comes first
+(stable). The best and the worst rank over all orders of equal scores are given too. They keep the candidates: at the
+border of the top k by ITC, ties are always decided by the stable rule.
 """
 
 import math
@@ -43,10 +43,10 @@ def rank_queries(
     rows = []
     for query, right in enumerate(positives):
         if len(right) == 0:
-            raise ValueError(f"text_image: query {query} has no right answer in the gallery")
+            raise ValueError(f"text_image: query {query} has no right answer in the gallery; give every image a text")
         scores = itc[query].astype(np.float64)
         if np.isnan(scores).any():
-            raise ValueError(f"itc: NaN in row {query}")
+            raise ValueError(f"itc: NaN in row {query}; every pair needs a score")
         if itm is not None:
             scores = _rerank(scores, itm[query].astype(np.float64), k, query)
         rows.append(_rank(scores, right))
@@ -71,11 +71,11 @@ def _rerank(itc: Floats, itm: Floats, k: int | None, query: int) -> Floats:
     if k is not None:
         chosen = top_k(itc, k)
         if np.isnan(itm[chosen]).any():
-            raise ValueError(f"itm: row {query} has no score for one of its top {k} by ITC")
+            raise ValueError(f"itm: row {query} has no score for one of its top {k} by ITC; correct k_test or itm")
         candidate[:] = False
         candidate[chosen] = True
     if not candidate.any():
-        raise ValueError(f"itm: row {query} has no score at all")
+        raise ValueError(f"itm: row {query} has no score at all; score at least one candidate of each query")
     reranked = itm + itc
     others = ~candidate
     if others.any():

@@ -1,6 +1,6 @@
-"""SPICE of a jar that the user has (it and its CoreNLP models are not shipped): each image's F score.
+"""SPICE by the user's own jar (the jar and its CoreNLP models are not shipped): each image's F score.
 
-Its cache of parsed captions is left out: it would serve this run alone, and its library is known to break.
+The jar's cache of parsed captions is switched off. It would serve one run only, and its library fails from Java 16 on.
 """
 
 import json
@@ -15,34 +15,34 @@ from eval.metrics.java_program import private_folder, run_java
 
 HEAP = "-Xmx8G"
 DEADLINE_S, DEADLINE_PER_IMAGE_S = 600.0, 1.0
-MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")  # which the jar's manifest names
-LAST_JAVA = 14  # the JavaScript engine, by which the jar writes its scores, went with Java 15
+MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")  # named in the jar's manifest
+LAST_JAVA = 14  # the jar writes its scores through a JavaScript engine that Java 15 removed
 VERSION_S = 60
 
 
 def check_spice(jar: Path) -> None:
-    """Raise ValueError in one line for what SPICE lacks: its jar, CoreNLP beside it, a Java that is old enough."""
+    """Raise ValueError in one line when the jar, CoreNLP beside it, or a Java that is old enough is missing."""
     if not jar.is_file():
-        raise ValueError(f"--spice {jar}: no such file; name spice-1.0.jar with its lib/ beside it, or leave SPICE out")
+        raise ValueError(f"--spice {jar}: no such file; name spice-1.0.jar with its lib/ beside it, or leave it out")
     for name in MODELS:
         if not (jar.parent / "lib" / name).is_file():
             raise ValueError(
-                f"--spice {jar}: no lib/{name} beside it; take it from Stanford CoreNLP 3.6.0, or leave SPICE out"
+                f"--spice {jar}: no lib/{name} beside it; take it from Stanford CoreNLP 3.6.0, or leave --spice out"
             )
     with private_folder("spice") as folder:
         run_java("SPICE", ["-version"], folder, None, VERSION_S)
         version = re.search(r'version "(?:1\.)?(\d+)', (folder / "stderr").read_text(errors="replace"))
     if version and int(version[1]) > LAST_JAVA:
         raise ValueError(
-            f"--spice {jar}: it cannot write its scores under Java {version[1]}, which comes first on PATH; put Java 8 "
-            f"to {LAST_JAVA} there, or leave SPICE out"
+            f"--spice {jar}: it cannot write its scores under Java {version[1]}, the first on PATH; put Java 8 to "
+            f"{LAST_JAVA} first, or leave --spice out"
         )
 
 
 def spice_scores(
     predictions: Sequence[str], references: Sequence[Sequence[str]], jar: Path, deadline_s: float | None = None
 ) -> NDArray[np.float64]:
-    """F scores [N] as fractions, NaN where SPICE gives none. Raises ValueError in one line when the step fails."""
+    """F scores [N] as fractions, NaN where SPICE gives none. Raises ValueError in one line when the jar fails."""
     check_spice(jar)
     entries = [
         {"image_id": place, "test": prediction, "refs": list(captions)}
@@ -58,5 +58,8 @@ def spice_scores(
             by_image = {int(each["image_id"]): each["scores"]["All"]["f"] for each in answers}
             found = [np.nan if (score := by_image[place]) is None else float(score) for place in range(len(entries))]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"SPICE: {jar} left no scores of every image ({type(error).__name__}: {error})") from error
+            raise ValueError(
+                f"SPICE: {jar} did not score every image ({type(error).__name__}: {error}); run again, or leave out "
+                "--spice"
+            ) from error
     return np.array(found)

@@ -1,8 +1,9 @@
 """VQA accuracy under both published rules: `vqa/official-2021` (the VQA team's script) and `vqa/legacy-2017` (LAVIS).
 
-Both compare a prediction with ten human answers: the mean, over leaving each answer out, of min(1, matches among the
-others / 3). They differ in what is normalised: officially both sides, and only when the answers differ; by the legacy
-rule the prediction always, the answers' punctuation only, when they differ.
+Both compare a prediction with ten human answers: leave each answer out once, and take the mean of
+min(1, matches among the other nine / 3). They differ in what they normalise:
+- official: the prediction and the answers, and only when the ten answers differ
+- legacy: the prediction always; of the answers only the punctuation, when they differ
 """
 
 import re
@@ -21,7 +22,7 @@ NUMBERS = {"none": "0"} | {
         ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
     )
 }
-CACHED = 200_000  # answers repeat: VQAv2 val has two million, of far fewer kinds
+CACHED = 200_000  # VQAv2 val has two million answers, and most of them repeat
 MAX_PERIODS_REMOVED = 32  # the published script passes a flag (re.UNICODE = 32) where the count stands
 
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")

@@ -1,1 +1,2 @@
-"""Scoring of one task each: official files in, rows of metrics.json and a line a sample out. No torch."""
+"""Scoring, one file a task: it reads official files and makes the rows of metrics.json and of per_sample.jsonl. No
+torch."""

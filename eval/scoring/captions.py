@@ -1,4 +1,4 @@
-"""Captions: BLEU, ROUGE-L, CIDEr, on request METEOR and SPICE; NoCaps also by domain, one idf over the whole set."""
+"""Captions: BLEU, ROUGE-L, CIDEr, on request METEOR and SPICE; NoCaps also by domain, one idf for all."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class OutsideSteps:
     spice: Path | None = None
 
     def check(self) -> None:
-        """Raise ValueError in one line for what is asked for and cannot be had: before anything is computed."""
+        """Raise ValueError in one line, before anything is computed, when a wanted metric cannot run."""
         if self.spice:
             check_spice(self.spice)
         if self.meteor:
@@ -38,7 +38,7 @@ class OutsideSteps:
             packaged_jar()
 
     def not_computed(self) -> dict[str, str]:
-        """What was left out, and how to have it."""
+        """The metrics that were left out, and how to get them."""
         hints = {
             "meteor": "run eval.score with --meteor (needs java)",
             "spice": "run eval.score with --spice spice-1.0.jar (needs Java 8 to 14)",
@@ -91,7 +91,10 @@ def _check_domains(path: Path, references: CaptionReferences) -> None:
     for image in references.captions:
         domain = references.domains.get(image)
         if domain not in NOCAPS_DOMAINS:
-            raise ValueError(f"{path}: image {image!r} has domain {domain!r}, not one of {NOCAPS_DOMAINS}")
+            raise ValueError(
+                f"{path}: image {image!r} has domain {domain!r}, not one of {NOCAPS_DOMAINS}; name NoCaps' "
+                "official file"
+            )
 
 
 def _tokenised_references(references: CaptionReferences) -> list[list[str]]:

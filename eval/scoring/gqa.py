@@ -1,5 +1,6 @@
-"""GQA: exact string equality as the official script has it; with both sides normalised as in VQA; and with the
-prediction alone normalised, as LAVIS does it (GQATask in lavis/tasks/vqa.py): there "t-shirt" is never right."""
+"""GQA under three rules: equal strings (the official script), both sides normalised as in VQA, and the prediction alone
+normalised (LAVIS: GQATask in lavis/tasks/vqa.py; a right "t-shirt" counts as wrong there).
+"""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ def score_gqa(predictions_path: Path, questions_path: Path) -> Scored:
     for question_id, entry in questions.items():
         if entry.answer is None:
             raise ValueError(
-                f"{questions_path}: question_id {question_id!r} has no answer; these are of the hidden test"
+                f"{questions_path}: question_id {question_id!r} has no answer; the test set's answers are hidden, name "
+                "another split's file"
             )
         answer = predictions[question_id]
         samples.append(

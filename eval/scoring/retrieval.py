@@ -1,4 +1,4 @@
-"""Retrieval: R@1/5/10 of both directions from score matrices, by ITC alone and after the ITM rerank, beside chance."""
+"""Retrieval: R@1/5/10 of both directions from score matrices, by ITC alone and after the ITM rerank, and by chance."""
 
 import zipfile
 import zlib
@@ -14,7 +14,7 @@ from eval.scoring.tables import Scored, Table, means_table
 
 TEXT_RETRIEVAL, IMAGE_RETRIEVAL = "tr", "ir"  # texts for an image; images for a text
 
-REAL_NUMBERS = "iuf"  # kinds of numpy's types
+REAL_NUMBERS = "iuf"  # numpy's kinds of types: signed, unsigned, floating
 
 
 def score_retrieval(path: Path) -> Scored:
@@ -45,7 +45,7 @@ def score_retrieval(path: Path) -> Scored:
             try:
                 ranks = rank_queries(oriented, positives[direction], oriented_itm, k)
             except ValueError as error:
-                raise ValueError(f"{path}: {error} ({direction})") from error
+                raise ValueError(f"{path}: {direction}: {error}") from error
             tables.append(_table(protocol, direction, ranks, clusters[direction]))
             rows += _tie_rows(protocol, direction, ranks)
             for query, (rank, first) in enumerate(zip(ranks.stable, ranks.first, strict=True)):
@@ -64,7 +64,7 @@ def _table(protocol: str, direction: str, ranks: Ranks, clusters: Integers) -> T
 
 
 def _tie_rows(protocol: str, direction: str, ranks: Ranks) -> list[dict[str, Any]]:
-    """Where ties could move R@K, its range under any other rule as rows of their own."""
+    """Rows with the range of R@K over all orders of equal scores; none when no tie can move it."""
     if (ranks.optimistic == ranks.pessimistic).all():
         return []
     recalls = [
@@ -90,13 +90,13 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
         zipfile.BadZipFile,
         zlib.error,
     ) as error:  # TypeError: of a .npy, a bare array
-        raise ValueError(f"{path}: not a readable .npz ({error})") from error
+        raise ValueError(f"{path}: not a readable .npz ({error}); name a file of np.savez") from error
     for name in ("itc", "text_image"):
         if name not in arrays:
-            raise ValueError(f"{path}: no array {name!r} in it; it holds {sorted(arrays)}")
+            raise ValueError(f"{path}: no array {name!r} in it, only {sorted(arrays)}; add it")
     for name in ("itc", "text_image", "itm", "k_test"):
         if name in arrays and arrays[name].dtype.kind not in REAL_NUMBERS:
-            raise ValueError(f"{path}: {name} holds {arrays[name].dtype}, no real numbers")
+            raise ValueError(f"{path}: {name} holds {arrays[name].dtype}; save it as real numbers")
     return arrays
 
 
@@ -105,16 +105,18 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
     itc, text_image = arrays["itc"], arrays["text_image"]
     if itc.ndim != 2 or text_image.shape != itc.shape[1:]:
         raise ValueError(
-            f"{path}: itc {itc.shape} and text_image {text_image.shape} do not fit ([images, texts], [texts])"
+            f"{path}: itc {itc.shape} and text_image {text_image.shape} do not fit; need [images, texts] and [texts]"
         )
     if not itc.size:
-        raise ValueError(f"{path}: itc {itc.shape} has no scores")
+        raise ValueError(f"{path}: itc {itc.shape} has no scores; expected [images, texts]")
     broken = np.flatnonzero(text_image != np.floor(text_image))  # NaN is not equal to itself
     if len(broken):
-        raise ValueError(f"{path}: text_image[{broken[0]}] is {text_image[broken[0]]}, no whole number")
+        raise ValueError(
+            f"{path}: text_image[{broken[0]}] is {text_image[broken[0]]}, not a whole number; give the row of its image"
+        )
     for name in ("itc", "itm"):
         if np.isinf(arrays.get(name, itc)).any():
-            raise ValueError(f"{path}: {name} has infinite scores")
+            raise ValueError(f"{path}: {name} has infinite scores; replace them by finite ones")
     k = arrays.get("k_test", np.array(1))
     if k.size != 1 or k.flat[0] < 1 or not float(k.flat[0]).is_integer():
         raise ValueError(f"{path}: k_test {k.tolist()}, expected one whole number, at least 1")
@@ -124,17 +126,20 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
         raise ValueError(f"{path}: itm has no score at all (NaN everywhere); leave it out to score itc alone")
     outside = np.flatnonzero((text_image < 0) | (text_image >= len(itc)))
     if len(outside):
-        raise ValueError(f"{path}: text_image[{outside[0]}] is {text_image[outside[0]]}, outside 0..{len(itc) - 1}")
+        raise ValueError(
+            f"{path}: text_image[{outside[0]}] is {text_image[outside[0]]}, outside 0..{len(itc) - 1}; give the row of "
+            "its image"
+        )
     return arrays
 
 
 def check_same_gallery(path: Path, other: Path) -> None:
-    """Raise ValueError when two score files are not of the same images, texts and stages."""
+    """Raise ValueError when two score files have different images, texts or protocols."""
     mine, others = _read(path), _read(other)
     for name in ("text_image", "image_ids"):
         if name in mine and name in others and not np.array_equal(mine[name], others[name]):
-            raise ValueError(f"--against {other}: its {name} is not that of {path}; compare runs on one gallery")
+            raise ValueError(f"--against {other}: its {name} differs from that of {path}; compare runs on one gallery")
     if ("itm" in mine) != ("itm" in others) or mine.get("k_test") != others.get("k_test"):
         raise ValueError(
-            f"--against {other}: its rerank (itm, k_test) is not that of {path}; compare the same protocol"
+            f"--against {other}: its rerank (itm, k_test) differs from that of {path}; compare runs of one protocol"
         )

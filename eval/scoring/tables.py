@@ -1,4 +1,4 @@
-"""A table of metrics as a function of sums over samples: its rows with intervals, and its paired difference to another.
+"""A table of metrics that are functions of sums over samples: rows with intervals, and paired differences.
 
 S sums, M metrics. Intervals are percentile bootstraps that draw whole clusters (images).
 """
@@ -18,7 +18,7 @@ Key = tuple[str, str, str]  # name, protocol, subset
 
 @dataclass(frozen=True)
 class Table:
-    """M metrics: `statistic` maps totals [..., S] of `sums` [clusters, S] to values [..., M] as metrics.json has.
+    """M metrics: `statistic` maps totals [..., S] of `sums` [clusters, S] to the values [..., M] of metrics.json.
 
     `support` [M]: how many clusters hold samples of a metric's subset, where that is not all.
     """
@@ -35,7 +35,7 @@ class Table:
         return self._rows(self.statistic(self.sums.sum(axis=0)), low, high)
 
     def difference_rows(self, other: "Table") -> list[dict[str, Any]]:
-        """This minus `other`, both on the same clusters in the same order and resampled together."""
+        """This minus `other`. Both have the same clusters in the same order, and are resampled together."""
         assert list(self.keys) == list(other.keys) and len(self.sums) == len(other.sums)
         width = self.sums.shape[1]
 
@@ -56,7 +56,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Scored:
-    """One prediction file scored: its tables, rows without an interval of their own, and a line a sample."""
+    """A scored prediction file: its tables, further rows (without a bootstrap interval), and a line a sample."""
 
     task: str
     n: int

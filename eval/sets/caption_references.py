@@ -16,8 +16,11 @@ class CaptionReferences:
 
 
 def read_caption_references(path: Path, split: str | None = None, *, of_nocaps: bool = False) -> CaptionReferences:
-    """Every image's captions. Raises ValueError in one line for a file of another format, an image without any, or
-    NoCaps' images where others are asked for."""
+    """Every image's captions.
+
+    Raises ValueError in one line for a file of another format, an image without a caption, or NoCaps' images where
+    others are wanted.
+    """
     content = read_json(path)
     if not of_nocaps:
         check_not_nocaps(path, content, "score them as nocaps")
@@ -25,12 +28,12 @@ def read_caption_references(path: Path, split: str | None = None, *, of_nocaps: 
         found = {image.id: list(image.captions) for image in captioned_images(path, content, split)[0]}
         references = CaptionReferences(found, {})
     elif split is not None:
-        raise ValueError(f"--split {split}: {path} does not tell splits apart; leave it out")
+        raise ValueError(f"--split {split}: {path} has no splits; leave --split out")
     else:
         references = _of_coco(path, content)
     bare = [image_id for image_id, captions in references.captions.items() if not captions]
     if bare:
-        raise ValueError(f"{path}: image {bare[0]!r} has no caption")
+        raise ValueError(f"{path}: image {bare[0]!r} has no caption; add one, or remove the image")
     return references
 
 
@@ -41,13 +44,15 @@ def _of_coco(path: Path, content: object) -> CaptionReferences:
     for image in listed(path, content, "images"):
         image_id = field_of(path, image, "id", (int, str))
         if image_id in captions:
-            raise ValueError(f"{path}: image id {image_id!r} occurs twice")
+            raise ValueError(f"{path}: image id {image_id!r} occurs twice; remove one of them")
         captions[image_id] = []
         if "domain" in image:
             domains[image_id] = field_of(path, image, "domain", (str,))
     for annotation in listed(path, content, "annotations"):
         image_id = field_of(path, annotation, "image_id", (int, str))
         if image_id not in captions:
-            raise ValueError(f"{path}: a caption of image_id {image_id!r}, which is not among its images")
+            raise ValueError(
+                f"{path}: a caption has image_id {image_id!r}, which is not in images; name the whole file"
+            )
         captions[image_id].append(field_of(path, annotation, "caption", (str,)))
     return CaptionReferences(captions, domains)

@@ -1,4 +1,4 @@
-"""Captioning and retrieval sets, as published, to samples with the paths of their pictures. No picture is opened here.
+"""Samples of the published captioning and retrieval sets, with the paths of their pictures; none is opened here.
 
 A data folder holds the annotation file and the pictures: `dataset_coco.json` and `images/val2014/COCO_val2014_*.jpg`.
 """
@@ -37,21 +37,21 @@ def load_captioning(folder: Path, split: str, limit: int | None = None) -> TaskD
 def load_nocaps(folder: Path, split: str, limit: int | None = None) -> TaskData:
     """NoCaps' JSON: {images: [{id, file_name, ...}]}."""
     if split not in NOCAPS_FILES:
-        raise ValueError(f"--data {folder}: nothing for split {split!r}; NoCaps has {', '.join(NOCAPS_FILES)}")
-    annotations, content = find_file(folder, [NOCAPS_FILES[split]], _is_nocaps, f"for split {split!r}")
+        raise ValueError(f"--split {split!r}: NoCaps has {', '.join(NOCAPS_FILES)}")
+    annotations, content = find_file(folder, [NOCAPS_FILES[split]], _is_nocaps)
     entries = listed(annotations, content, "images")
     check_not_coco(annotations, entries)
     told = _NOCAPS_NAME.match(annotations.name)
     for other in NOCAPS_FILES.keys() - {split}:
         if (told and told[1] == other) or len(entries) == NOCAPS_IMAGES[other]:
-            raise ValueError(f"{annotations}: of NoCaps {other} ({len(entries):,} images), not {split}; name it with "
-                             "--split, or the other file")  # fmt: skip
+            raise ValueError(f"{annotations}: of NoCaps {other} ({len(entries):,} images), not {split}; give --split "
+                             f"{other}, or name the other file")  # fmt: skip
     find = PictureFinder(folder, annotations)
     paths: dict[SampleId, Path] = {}
     for image in entries[:limit]:
         image_id = field_of(annotations, image, "id", (int, str))
         if image_id in paths:
-            raise ValueError(f"{annotations}: image id {image_id!r} occurs twice")
+            raise ValueError(f"{annotations}: image id {image_id!r} occurs twice; remove one of them")
         paths[image_id] = find(field_of(annotations, image, "file_name", (str,)))
     data_set = DataSet(f"NoCaps {split}", len(entries) == NOCAPS_IMAGES[split])
     return TaskData(annotations, data_set, paths, tuple(Sample(image_id, image_id) for image_id in paths))
@@ -71,15 +71,15 @@ def load_retrieval(folder: Path, split: str, limit: int | None = None) -> Retrie
 
 
 def retrieval_text(caption: str) -> str:
-    """Lower case, some punctuation as spaces, at most 50 words: the texts that published retrieval numbers rank."""
+    """Lower case, some punctuation as spaces, at most 50 words: published retrieval numbers rank these texts."""
     return " ".join(_RETRIEVAL_PUNCTUATION.sub(" ", caption.lower()).split()[:MAX_RETRIEVAL_WORDS])
 
 
 def _captioned(folder: Path, split: str, limit: int | None) -> tuple[Path, DataSet, list[tuple[CaptionedImage, Path]]]:
     names = [*KARPATHY_FILES, *(name.format(split) for name in LAVIS_FILES)]
     if len(both := [folder / name for name in KARPATHY_FILES if (folder / name).is_file()]) > 1:
-        raise ValueError(f"--data {folder}: two sets could be meant ({both[0]}, {both[1]}); keep them apart")
-    annotations, content = find_file(folder, names, is_captioned_images, f"for split {split!r}")
+        raise ValueError(f"--data {folder}: it holds two sets ({both[0]}, {both[1]}); give each set its own folder")
+    annotations, content = find_file(folder, names, is_captioned_images)
     check_not_nocaps(annotations, content, "use --task nocaps")
     images, data_set = captioned_images(annotations, content, split)
     find = PictureFinder(folder, annotations)

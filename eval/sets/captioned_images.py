@@ -1,4 +1,4 @@
-"""Captioned images of a file in any of the published layouts, and which published set it is, judged by its content.
+"""Captioned images of a file in one of the published layouts, and the published set that its content shows.
 
 - Karpathy's `dataset_coco.json`, `dataset_flickr30k.json`: {images: [{filename, split, sentences: [{raw}], cocoid or
   imgid}]}.
@@ -30,7 +30,7 @@ _NUMBER = re.compile(r"(\d+)$")
 
 @dataclass(frozen=True)
 class DataSet:
-    """The published set whose format a file has, and whether it is that set: its size and what it says of itself."""
+    """The published set whose format a file has, and whether it is that whole set (by its size and its own fields)."""
 
     name: str
     is_published: bool
@@ -55,20 +55,22 @@ def is_captioned_images(content: Any) -> bool:
 def captioned_images(path: Path, content: Any, split: str | None) -> tuple[list[CaptionedImage], DataSet]:
     """The images of a split (LAVIS: of the file), each id once. Raises ValueError in one line for anything else."""
     if not is_captioned_images(content):
-        raise ValueError(f"{path}: neither Karpathy's layout nor LAVIS' list of {{image, caption}}")
+        raise ValueError(
+            f"{path}: neither Karpathy's layout nor LAVIS' list of {{image, caption}}; name the official file"
+        )
     if isinstance(content, list):
         images = [_of_lavis(path, entry) for entry in content]
         kind = FLICKR if "flickr" in images[0].place.lower() else COCO
         says_so = all("COCO_" in each.place or kind == FLICKR for each in images)
-        named = next(
-            (each for each in SPLITS if each in path.stem), None
-        )  # a file has one split, and says it by its name
+        named = next((each for each in SPLITS if each in path.stem), None)  # LAVIS: one split a file, in its name
         if named and split and named != split:
-            raise ValueError(f"{path}: holds split {named!r}, not {split!r}; name it with --split, or the other file")
+            raise ValueError(
+                f"{path}: holds split {named!r}, not {split!r}; give --split {named}, or name the other file"
+            )
         says_so = says_so and named is not None
     else:
         if split is None:
-            raise ValueError(f"{path}: a Karpathy file; name one of its splits with --split")
+            raise ValueError(f"{path}: a Karpathy file has several splits; name one with --split")
         entries = [each for each in content["images"] if field_of(path, each, "split", (str,)) == split]
         images = [_of_karpathy(path, entry) for entry in entries]
         kind = COCO if "cocoid" in content["images"][0] else FLICKR
@@ -79,7 +81,7 @@ def captioned_images(path: Path, content: Any, split: str | None) -> tuple[list[
     seen: set[SampleId] = set()
     for image in images:
         if image.id in seen:
-            raise ValueError(f"{path}: image {image.id!r} occurs twice")
+            raise ValueError(f"{path}: image {image.id!r} occurs twice; remove one of them")
         seen.add(image.id)
     shown = split or next((each for each in SPLITS if each in path.stem), "")
     published = says_so and len(images) in PUBLISHED_IMAGES.get((kind, shown), ())
@@ -87,7 +89,7 @@ def captioned_images(path: Path, content: Any, split: str | None) -> tuple[list[
 
 
 def check_not_nocaps(path: Path, content: Any, instead: str) -> None:
-    """Raise ValueError for NoCaps' images in any layout: they have its fields, or all bear names of Open Images."""
+    """Raise ValueError for NoCaps' images in any layout: by NoCaps' fields, or by Open Images' file names."""
     images = content.get("images") if isinstance(content, dict) else content
     entries = [each for each in images if isinstance(each, dict)] if isinstance(images, list) else []
     names = [str(each.get("file_name") or each.get("image") or each.get("filename")) for each in entries]
@@ -95,14 +97,16 @@ def check_not_nocaps(path: Path, content: Any, instead: str) -> None:
         any("open_images_id" in each or each.get("domain") in NOCAPS_DOMAINS for each in entries)
         or all(_OPEN_IMAGES_STEM.fullmatch(name.rpartition("/")[2].partition(".")[0]) for name in names)
     ):
-        raise ValueError(f"{path}: holds NoCaps' pictures, which have a protocol of their own; {instead}")
+        raise ValueError(f"{path}: holds NoCaps' pictures, which are scored by NoCaps' own protocol; {instead}")
 
 
 def check_not_coco(path: Path, images: Sequence[Any]) -> None:
-    """Raise ValueError for COCO's images where NoCaps' are wanted, by the name of the first one's file."""
+    """Raise ValueError for COCO's images where NoCaps' are wanted, by the first image's file name."""
     name = str(images[0].get("file_name") if isinstance(images[0], dict) else "")
     if name.startswith("COCO_"):
-        raise ValueError(f"{path}: holds COCO's pictures ({name}), not NoCaps'; name NoCaps' file, or the other task")
+        raise ValueError(
+            f"{path}: holds COCO's pictures ({name}), not NoCaps'; name NoCaps' file, or choose the captions task"
+        )
 
 
 def _of_karpathy(path: Path, entry: Mapping[str, Any]) -> CaptionedImage:
@@ -120,7 +124,7 @@ def _of_lavis(path: Path, entry: Mapping[str, Any]) -> CaptionedImage:
     place = field_of(path, entry, "image", (str,))
     captions = field_of(path, entry, "caption", (str, list))
     if not all(isinstance(each, str) for each in captions):
-        raise ValueError(f"{path}: image {place!r} has a caption that is no text")
+        raise ValueError(f"{path}: image {place!r} has a caption that is not a string; correct it")
     stem = place.rpartition("/")[2].rpartition(".")[0]
     number = _NUMBER.search(stem)
     image_id: SampleId = int(number[1]) if number else stem

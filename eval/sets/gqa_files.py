@@ -28,12 +28,15 @@ def is_gqa(content: Any) -> bool:
 def gqa_questions(path: Path, content: Any) -> dict[SampleId, GqaQuestion]:
     """The questions by id. Raises ValueError in one line for a file of another format."""
     if not is_gqa(content):
-        raise ValueError(f"{path}: not GQA's questions, an object of question_id: {{imageId, question, answer}}")
+        raise ValueError(
+            f"{path}: not GQA's questions, an object of question_id: {{imageId, question, answer}}; name the official "
+            "file"
+        )
     found: dict[SampleId, GqaQuestion] = {}
     for question_id, entry in content.items():
         of = f"question_id {question_id!r}"
         if isinstance(entry, dict) and entry.get("isBalanced") is False:
-            raise ValueError(f"{path}: {of} is not of the balanced questions, which GQA's accuracy is about "
+            raise ValueError(f"{path}: {of} is not one of the balanced questions, which GQA's accuracy counts "
                              "(isBalanced is false); name a *_balanced_questions.json")  # fmt: skip
         types = field_of(path, entry, "types", (dict,), of) if "types" in entry else {}
         found[question_id] = GqaQuestion(
@@ -53,6 +56,8 @@ def read_gqa_predictions(path: Path) -> dict[SampleId, str]:
     found: dict[SampleId, str] = {}
     for sample_id, text in read_predictions(path, *names).items():
         if str(sample_id) in found:
-            raise ValueError(f"{path}: {names[0]} {sample_id} occurs twice, as a number and as a string")
+            raise ValueError(
+                f"{path}: {names[0]} {sample_id} occurs twice, as number and as string; remove one of them"
+            )
         found[str(sample_id)] = text
     return found

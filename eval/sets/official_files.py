@@ -1,4 +1,4 @@
-"""Prediction and annotation files in their published formats, read strictly: a fault is one line with file and id."""
+"""Prediction and annotation files in their published formats, read strictly: an error names file and id in one line."""
 
 import json
 import re
@@ -9,26 +9,29 @@ from typing import Any
 
 SampleId = int | str
 IDS_SHOWN = 5
-ID_FIELDS = ("question_id", "questionId", "image_id", "id", "cocoid", "imgid", "image")  # of entries, for messages
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes it; two in a row are one character
+ID_FIELDS = ("question_id", "questionId", "image_id", "id", "cocoid", "imgid", "image")  # to name entries in messages
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # JSON's escape; two in a row make one character
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file's content. Raises ValueError in one line when it is missing, is no JSON, has a key twice, or a text
-    that is no Unicode."""
+    """A JSON file's content.
+
+    Raises ValueError in one line when the file is missing, is not JSON, has a key twice, or a string that is not
+    Unicode.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text, object_pairs_hook=_once_each)
         check_whole_characters(text, content)
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not readable as JSON ({error})") from error
+        raise ValueError(f"{path}: not readable as JSON ({error}); name a whole JSON file") from error
     return content
 
 
 def check_whole_characters(text: str, content: Any) -> None:
-    """Raise ValueError, naming the entry, when JSON's `text` escapes half a character, which no file can hold."""
+    """Raise ValueError, naming the entry, when JSON's `text` escapes half of a character: it cannot be written."""
     if _SURROGATE.search(text) and (place := _half_character(content)):
-        raise ValueError(f"{place} holds half a character, a lone surrogate; remove it")
+        raise ValueError(f"{place} holds a lone surrogate, half of a character; remove it")
 
 
 def _half_character(content: Any, place: str = "a text") -> str | None:
@@ -49,7 +52,7 @@ def _half_character(content: Any, place: str = "a text") -> str | None:
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys are ids (GQA's questions) would lose one that occurs twice."""
+    """The object. A key that occurs twice is an error: where keys are ids (GQA's questions), one would be lost."""
     found = dict(pairs)
     if len(found) != len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
@@ -61,12 +64,14 @@ def read_predictions(path: Path, id_field: str, text_field: str) -> dict[SampleI
     """A list of {id_field, text_field}, each id once."""
     content = read_json(path)
     if not isinstance(content, list):
-        raise ValueError(f"{path}: expected a list of {{{id_field}, {text_field}}}, found {type(content).__name__}")
+        raise ValueError(
+            f"{path}: expected a list of {{{id_field}, {text_field}}}, found {type(content).__name__}; write that list"
+        )
     predictions: dict[SampleId, str] = {}
     for entry in content:
         sample_id = field_of(path, entry, id_field, (int, str))
         if sample_id in predictions:
-            raise ValueError(f"{path}: {id_field} {sample_id!r} occurs twice")
+            raise ValueError(f"{path}: {id_field} {sample_id!r} occurs twice; remove one of them")
         predictions[sample_id] = field_of(path, entry, text_field, (str,))
     return predictions
 
@@ -83,20 +88,22 @@ def check_same_ids(path: Path, found: Iterable[SampleId], reference: Path, expec
         if ids
     ]
     if faults:
-        raise ValueError(f"{path}: ids differ from those of {reference}: {', '.join(faults)}")
+        raise ValueError(f"{path}: ids differ from those of {reference}: {', '.join(faults)}; both need the same ids")
 
 
 def listed(path: Path, content: Any, name: str) -> Sequence[Any]:
-    """The list of that name in an object. Raises ValueError when there is none, or an empty one."""
+    """The list of that name in an object. Raises ValueError when it is missing or empty."""
     entries = content.get(name) if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{path}: expected an object with a list of {name}")
+        raise ValueError(f"{path}: expected an object with a list of {name}; name the official file")
     return entries
 
 
 def field_of(path: Path, entry: Any, name: str, types: tuple[type, ...], of: str = "") -> Any:
-    """A field of an entry, itself a part `of` something if said. Raises ValueError, naming file and entry, when it is
-    missing or of another type."""
+    """A field of an entry. `of` says what the entry belongs to, for messages.
+
+    Raises ValueError, naming file and entry, when the field is missing or of another type.
+    """
     if not isinstance(entry, dict) or name not in entry:
         raise ValueError(f"{path}: an entry{of and f' of {of}'} without {name!r}: {str(entry)[:80]}")
     value = entry[name]

@@ -1,6 +1,6 @@
-"""VQAv2, OK-VQA and GQA as published, to questions with the paths of their pictures.
+"""Questions of VQAv2, OK-VQA and GQA, as published, with the paths of their pictures.
 
-VQAv2 and OK-VQA name COCO's pictures by number (`val2014/COCO_val2014_000000000042.jpg`), GQA its own by id.
+VQAv2 and OK-VQA give COCO's picture numbers (`val2014/COCO_val2014_000000000042.jpg`); GQA gives its own picture ids.
 """
 
 import re
@@ -46,10 +46,12 @@ def load_gqa(folder: Path, split: str, limit: int | None = None) -> TaskData:
     if split not in PUBLISHED_QUESTIONS["GQA"]:
         raise ValueError(f"--split {split!r}: GQA has {', '.join(PUBLISHED_QUESTIONS['GQA'])}")
     names = [f"{GQA_NAMES.get(split, split)}_balanced_questions.json"]
-    annotations, content = find_file(folder, names, is_gqa, f"for split {split!r}")
+    annotations, content = find_file(folder, names, is_gqa)
     told = GQA_FILE.match(annotations.name)
     if told and told[1] != GQA_NAMES.get(split, split):
-        raise ValueError(f"{annotations}: by its name of split {told[1]!r}; name it with --split, or the other file")
+        raise ValueError(
+            f"{annotations}: its name says split {told[1]!r}, not {split!r}; change --split, or name the other file"
+        )
     questions = gqa_questions(annotations, content)
     data_set = DataSet(f"GQA {split}", len(questions) == PUBLISHED_QUESTIONS["GQA"][split])
     found = {question_id: (each.image_id, each.question) for question_id, each in questions.items()}
@@ -60,14 +62,17 @@ def _load_coco_questions(name: str, folder: Path, split: str, limit: int | None)
     subset = SUBSETS[name].get(split)
     if subset is None:
         raise ValueError(f"--split {split!r}: {name} has {', '.join(SUBSETS[name])}")
-    annotations, content = find_file(folder, [FILES[name].format(subset)], _has_questions, f"for split {split!r}")
+    annotations, content = find_file(folder, [FILES[name].format(subset)], _has_questions)
     check_set(annotations, content, name)
     told = content.get("data_subtype") if isinstance(content, dict) else None
     if told not in (None, subset):
-        raise ValueError(f"{annotations}: data_subtype {told!r}, but split {split!r} of {name} is {subset!r}")
+        raise ValueError(
+            f"{annotations}: data_subtype {told!r}, but split {split!r} of {name} is {subset!r}; change --split, or "
+            "name the other file"
+        )
     questions = questions_of(annotations, content)
     data_set = DataSet(f"{name} {split}", len(questions) == PUBLISHED_QUESTIONS[name][split])
-    pictures = subset.replace("test-dev", "test")  # test-dev's pictures are a part of test2015
+    pictures = subset.replace("test-dev", "test")  # test-dev asks about a part of test2015's pictures
     place = f"{pictures}/COCO_{pictures}_{{:0>12}}.jpg"
     return _task_data(folder, annotations, data_set, questions, limit, place)
 

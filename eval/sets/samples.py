@@ -1,6 +1,7 @@
 """What an evaluation predicts: samples with the paths of their pictures, and how a folder's files are found.
 
-A data folder holds the annotation file, known by its content when it has a name of its own, and the pictures.
+A data folder holds the annotation file and the pictures. The file is found by its published name, or else by its
+content.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,8 +45,8 @@ class RetrievalData:
     text_image: tuple[int, ...]
 
 
-def find_file(folder: Path, names: Sequence[str], is_wanted: Callable[[Any], bool], what: str) -> tuple[Path, Any]:
-    """The first file of a known name, or the only JSON file with the wanted content; and its content."""
+def find_file(folder: Path, names: Sequence[str], is_wanted: Callable[[Any], bool]) -> tuple[Path, Any]:
+    """The first file with a known name, else the only JSON file with the wanted content; and its content."""
     places = (folder, folder / "annotations")
     for name in names:
         for place in places:
@@ -58,31 +59,32 @@ def find_file(folder: Path, names: Sequence[str], is_wanted: Callable[[Any], boo
             found.append((path, content))
     if len(found) > 1:
         shown = ", ".join(str(path) for path, _ in found)
-        raise ValueError(f"--data {folder}: several files could be meant ({shown}); keep one in the folder")
+        raise ValueError(f"--data {folder}: several files fit ({shown}); keep one in the folder")
     if not found:
-        wanted = f"no {' or '.join(names)}" if names else f"nothing {what}"
-        raise ValueError(f"--data {folder}: {wanted} in it; name the folder of the official files")
+        raise ValueError(f"--data {folder}: no {' or '.join(names)} in it; name the folder of the official files")
     return found[0]
 
 
 class PictureFinder:
-    """Where a set's pictures lie: below `images/`, Flickr30K's own folder or the data folder itself, with or without
-    the subset's own folder."""
+    """Finds a set's pictures: in `images/`, in the data folder or in Flickr30K's folder, with or without a subset's
+    folder (`val2014/`)."""
 
     def __init__(self, folder: Path, annotations: Path) -> None:
         self.folder, self.annotations = folder, annotations
         self.layout: tuple[str, bool] | None = None
 
     def __call__(self, relative: str) -> Path:
-        """The path of a picture. Raises ValueError when its name leads out of the folder, or none is there."""
+        """The path of a picture. Raises ValueError when it is outside the data folder, or the first one is missing."""
         parts = PurePosixPath(relative)
         if parts.is_absolute() or ".." in parts.parts or "\\" in relative:
-            raise ValueError(f"{self.annotations}: picture {relative!r} leads out of the data folder")
+            raise ValueError(f"{self.annotations}: picture {relative!r} is outside the data folder; correct its name")
         if self.layout is None:
             layouts = [(below, whole) for below in PICTURE_FOLDERS for whole in (True, False)]
             self.layout = next((each for each in layouts if self._at(each, parts).is_file()), None)
             if self.layout is None:
-                raise ValueError(f"--data {self.folder}: picture {relative} is not there, nor below images/")
+                raise ValueError(
+                    f"--data {self.folder}: picture {relative} is not in it, nor in images/; add the pictures"
+                )
         return self._at(self.layout, parts)
 
     def _at(self, layout: tuple[str, bool], parts: PurePosixPath) -> Path:

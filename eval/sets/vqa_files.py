@@ -1,7 +1,7 @@
-"""VQAv2's and OK-VQA's question and annotation files, as published, and how one is known from the other.
+"""VQAv2's and OK-VQA's question and annotation files, as published, and how they are told apart.
 
-A file tells its set by what it says of itself, by fields that only that set has, or by its published name. One that
-tells nothing is taken for the user's own, of any size, in the format asked for.
+A file shows its set by its `info`, by fields that only one set has, or by its published name. A file that shows nothing
+counts as the user's own set, of any size, in the wanted format.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,8 @@ from typing import Any
 from eval.sets.official_files import SampleId, field_of, listed
 
 VQA_V2, VQA_V1, OK_VQA = "VQAv2", "VQA v1", "OK-VQA"
-SAYS = {"data_type": "mscoco", "task_type": "Open-Ended"}  # not drawn scenes, not one of several choices
-NUM_ANSWERS = 10  # of a question, by which both rules count
+SAYS = {"data_type": "mscoco", "task_type": "Open-Ended"}  # other files: drawn scenes, multiple choice
+NUM_ANSWERS = 10  # human answers to a question; both accuracy rules need ten
 Question = tuple[SampleId, str]  # image id, question
 
 
@@ -35,7 +35,10 @@ def answers_of(path: Path, content: Any) -> dict[SampleId, QuestionAnswers]:
         of, given = f"question_id {question_id!r}", field_of(path, entry, "answers", (list,))
         answers = tuple(field_of(path, answer, "answer", (str,), of) for answer in given)
         if len(answers) != NUM_ANSWERS:
-            raise ValueError(f"{path}: question_id {question_id!r} has {len(answers)} answers, not {NUM_ANSWERS}")
+            raise ValueError(
+                f"{path}: question_id {question_id!r} has {len(answers)} answers, not {NUM_ANSWERS}; name the official "
+                "file"
+            )
         found[question_id] = QuestionAnswers(
             field_of(path, entry, "image_id", (int, str)),
             _kind_of(path, entry, "question_type"),
@@ -63,24 +66,24 @@ def questions_of(path: Path, content: Any) -> dict[SampleId, Question]:
 def _new_id(path: Path, entry: Any, found: Mapping[SampleId, Any]) -> SampleId:
     question_id: SampleId = field_of(path, entry, "question_id", (int, str))
     if question_id in found:
-        raise ValueError(f"{path}: question_id {question_id!r} occurs twice")
+        raise ValueError(f"{path}: question_id {question_id!r} occurs twice; remove one of them")
     return question_id
 
 
 def check_set(path: Path, content: Any, wanted: str) -> None:
-    """Raise ValueError when a file is surely of another set than VQAv2 or OK-VQA, whichever is wanted."""
+    """Raise ValueError when a file is certainly of another set than the wanted one (VQAv2 or OK-VQA)."""
     if not isinstance(content, dict):
         return
     kind, why = _set_of(path, content)
     if kind not in ("", wanted):
-        raise ValueError(f"{path}: of {kind} ({why}), not of {wanted}; name {wanted}'s own file, or the other task")
+        raise ValueError(f"{path}: of {kind} ({why}), not of {wanted}; name {wanted}'s file, or choose the other task")
     for name, only in SAYS.items():
         if content.get(name, only) != only:
-            raise ValueError(f"{path}: {name} {content[name]!r}, but {wanted} has {only!r}; name the other file")
+            raise ValueError(f"{path}: {name} {content[name]!r}, but {wanted} has {only!r}; name {wanted}'s file")
 
 
 def _set_of(path: Path, content: Mapping[str, Any]) -> tuple[str, str]:
-    """The set and what tells it; empty where nothing does."""
+    """The set, and what shows it; empty when nothing does."""
     info = _object(content.get("info"))
     described, version = str(info.get("description", "")), str(info.get("version", ""))
     why = f"info: {described[:60]!r}, version {version!r}"
@@ -97,7 +100,7 @@ def _set_of(path: Path, content: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def check_same_set(annotations: Path, answers: Any, questions: Path, asked: Any) -> None:
-    """Raise ValueError when two VQA files' contents say that they are of different years, versions or pictures."""
+    """Raise ValueError when two VQA files have different years, versions, subsets or kinds of pictures."""
     for name in ("data_subtype", "data_type", "version", "year"):
         in_info = name in ("version", "year")
         told = [_object(each.get("info") if in_info else each).get(name) for each in (answers, asked)]
@@ -113,7 +116,7 @@ def check_same_pictures(
     questions: Path,
     asked: Mapping[SampleId, Question],
 ) -> None:
-    """Raise ValueError for the first question that is about different pictures in two files of the same ids."""
+    """Raise ValueError for the first question that has different pictures in the two files."""
     for question_id, answer in answers.items():
         image_id = asked[question_id][0]
         if answer.image_id != image_id:

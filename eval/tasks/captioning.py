@@ -1,4 +1,4 @@
-"""Captions of COCO, Flickr30K or NoCaps pictures: one prompt for all, the official list of {image_id, caption} out."""
+"""Captions of COCO, Flickr30K or NoCaps pictures: the prompt, and the official list of {image_id, caption}."""
 
 import json
 from collections.abc import Iterable

@@ -1,7 +1,7 @@
-"""Generated text for samples (captions, answers), batch by batch, each appended to this rank's log as it is done.
+"""Generated text for samples (captions, answers), batch by batch; each batch is appended to this rank's log.
 
-Questions about one picture stand together, and a batch has each picture once: VQAv2 asks five questions of a picture,
-GQA thirty.
+Questions about one picture are answered together, and a batch encodes each picture once: VQAv2 has five questions for a
+picture, GQA thirty.
 """
 
 import sys
@@ -30,7 +30,7 @@ def generate_all(
     seed: int,
     batch_size: int,
 ) -> None:
-    """Predict what no rank has predicted yet: this rank's part of it. A fault of one rank ends them all."""
+    """Predict this rank's part of what no rank has predicted yet. A fault of one rank ends all ranks."""
     from tqdm import tqdm
 
     from eval.tasks.job_log import job_log

@@ -1,4 +1,4 @@
-"""The log that a rank of a job writes, opened by all ranks together, and by no other job meanwhile."""
+"""The prediction log of each rank of a job: all ranks open theirs together, and no other job may write one."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,8 +11,11 @@ from pipeline.distributed import collectives, process_group
 
 @contextmanager
 def job_log(folder: Path) -> Iterator[tuple[PredictionLog, dict[SampleId, Entry]]]:
-    """This rank's log, and what all have predicted so far. To be entered by every rank; none goes on before all have
-    read. Raises ValueError on every rank while a process of another job still writes one of the folder's logs."""
+    """This rank's log, and all predictions so far. Every rank must enter it; none continues before all have read.
+
+    Raises ValueError on every rank while a process of another job still writes one of the folder's logs: such a rank
+    has outlived its job, and would predict the same samples.
+    """
     rank, world_size = process_group.rank(), process_group.world_size()
     with ExitStack() as stack:
         with collectives.together():

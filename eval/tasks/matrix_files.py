@@ -1,4 +1,4 @@
-"""Matrices larger than a rank should hold: rows appended to a .npy as they come, and ranks' files put back in order."""
+"""Matrices larger than a rank should hold: rows are appended to a .npy, and the ranks' files are merged in order."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +12,7 @@ Floats = NDArray[np.float32]
 
 
 def write_rows(path: Path, blocks: Iterable[Floats], width: int) -> None:
-    """Blocks [b, width] one below the other as one .npy of fp32, whole or not there; one block is held at a time."""
+    """Write blocks [b, width] as the rows of one fp32 .npy, whole or not at all; one block is in memory at a time."""
     rows = 0
     with replacing(path) as file:
         _write_header(file, 0, width)

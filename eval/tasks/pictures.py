@@ -1,4 +1,4 @@
-"""The picture that a sample is shown: its own, another image's (an ablation), or none; loaded ahead in threads."""
+"""The picture that a sample is shown: its own, another image's (a baseline), or none; threads load them ahead."""
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,11 +17,11 @@ BATCHES_AHEAD = 2
 
 
 def shown_images(image_paths: Mapping[SampleId, Path], ablation: Ablation, seed: int) -> dict[SampleId, Path]:
-    """For each image the picture shown in its place: its own, or by a seeded cycle through all, never its own."""
+    """For each image, the picture that is shown: its own, or another one by a seeded cycle through all images."""
     if ablation != "shuffled":
         return dict(image_paths)
     if len(image_paths) < 2:
-        raise ValueError(f"--images shuffled: {len(image_paths)} image, at least 2 are needed to exchange")
+        raise ValueError(f"--images shuffled: needs at least 2 images, found {len(image_paths)}; raise --limit")
     order = list(image_paths)
     random.Random(f"shuffled images, seed {seed}").shuffle(order)
     return {image_id: image_paths[other] for image_id, other in zip(order, [*order[1:], order[0]], strict=True)}
@@ -30,9 +30,9 @@ def shown_images(image_paths: Mapping[SampleId, Path], ablation: Ablation, seed:
 def load_batches(
     batches: Sequence[Sequence[SampleId]], paths: Mapping[SampleId, Path], size_px: int
 ) -> Iterator["Tensor"]:
-    """uint8 [B, 3, S, S] of each batch of image ids, in order, decoded ahead of their use.
+    """uint8 [B, 3, S, S] of each batch of image ids, in order, decoded before they are needed.
 
-    Raises ValueError naming id and file for one that cannot be read.
+    Raises ValueError naming id and file for a picture that cannot be read.
     """
     import torch
 

@@ -1,8 +1,8 @@
-"""Predictions on disk: append-only, fsynced, one JSON line a sample, each sample once, at any number of ranks.
+"""Predictions on disk: one JSON line a sample, appended and synced, each sample once, for any number of ranks.
 
-Rank r appends to predictions.rank{r}.jsonl. Whoever starts again, at whatever number of ranks, reads what all of them
-hold and goes on with the rest; a last line torn by a kill does not count. When all samples are there, rank 0 writes
-them in the data set's order to predictions.jsonl: the same bytes, however the work was divided.
+Rank r appends to predictions.rank{r}.jsonl. A new start, with any number of ranks, reads all these files and continues
+with the rest; a last line that a kill cut off does not count. When all samples are there, rank 0 writes them to
+predictions.jsonl in the data set's order: the same bytes, however the work was divided.
 """
 
 import fcntl
@@ -21,7 +21,7 @@ RANK_FILES = "predictions.rank*.jsonl"
 
 
 class PredictionLog:
-    """One rank's file, locked while open, so that two processes never write the same."""
+    """One rank's file. It is locked while it is open: two processes never write the same file."""
 
     def __init__(self, folder: Path, rank: int) -> None:
         self.path = folder / f"predictions.rank{rank}.jsonl"
@@ -55,7 +55,7 @@ class PredictionLog:
 
 
 def check_not_written(path: Path) -> None:
-    """Raise ValueError while a process has this log open: a rank that outlived its job, say."""
+    """Raise ValueError while a process has this log open, for example a rank that outlived its job."""
     with path.open("rb") as file:
         _lock(file, path)
 
@@ -68,7 +68,7 @@ def _lock(file: BinaryIO, path: Path) -> None:
 
 
 def read_log(path: Path) -> list[Entry]:
-    """A rank file's whole lines; a last one without its end was torn by a kill and is left out."""
+    """A rank file's whole lines. A last line without its end was cut off by a kill and is left out."""
     *lines, _torn = path.read_bytes().split(b"\n")
     entries: list[Entry] = []
     for number, line in enumerate(lines, start=1):
@@ -79,7 +79,7 @@ def read_log(path: Path) -> list[Entry]:
             check_whole_characters(line.decode(), entry)
         except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{path}: line {number} is no JSON object ({error}); remove the file to redo it"
+                f"{path}: line {number} is not a JSON object ({error}); remove the file to write it again"
             ) from error
         entries.append(entry)
     return entries
@@ -93,7 +93,7 @@ def finished(folder: Path) -> dict[SampleId, Entry]:
             sample_id = field_of(path, entry, "id", (int, str))
             if found.setdefault(sample_id, entry) != entry:
                 raise ValueError(
-                    f"{path}: id {sample_id!r} was predicted twice, differently; remove {folder} to restart"
+                    f"{path}: id {sample_id!r} has two different predictions; remove {folder} to start again"
                 )
     return found
 
@@ -104,7 +104,8 @@ def merge(folder: Path, order: Sequence[SampleId]) -> list[Entry]:
     missing = [sample_id for sample_id in order if sample_id not in found]
     if missing:
         raise ValueError(
-            f"{folder}: {len(missing)} of {len(order)} predictions missing, first {missing[0]!r}; run again"
+            f"{folder}: {len(missing)} of {len(order)} predictions missing, first {missing[0]!r}; run the same command "
+            "again"
         )
     entries = [found[sample_id] for sample_id in order]
     replace_file(folder / "predictions.jsonl", "".join(json.dumps(entry) + "\n" for entry in entries))
@@ -114,8 +115,11 @@ def merge(folder: Path, order: Sequence[SampleId]) -> list[Entry]:
 def batches_of_rank(
     ids: Sequence[SampleId], done: Mapping[SampleId, Entry], batch_size: int, rank: int, world_size: int
 ) -> list[list[SampleId]]:
-    """This rank's batches that have something left to predict, each whole. They are cut from the whole list, so that a
-    sample's neighbours, and with them the last digits of its scores, do not depend on the number of ranks, nor on where
-    an earlier run was stopped (but in the middle of writing a batch: the rest of it is then predicted alone)."""
+    """This rank's whole batches that have something left to predict.
+
+    Batches are cut from the whole list: a sample's neighbours decide the last digits of its scores, and must depend
+    neither on the number of ranks nor on where an earlier run was stopped. One exception: when a kill cuts off the
+    writing of a batch, the rest of that batch is predicted alone.
+    """
     whole = [list(ids[start : start + batch_size]) for start in range(0, len(ids), batch_size)]
     return [batch for batch in whole if any(each not in done for each in batch)][rank::world_size]

@@ -1,8 +1,8 @@
 """Image-text retrieval: ITC over the whole gallery, then ITM for the top k of each query of both directions.
 
-Work is divided by image. Ranks exchange text features and their rows of the ITC matrix as files in `work/`; the ITM
-scores of an image's candidates are one line of the rank's log. For one image the candidates of both directions are
-joined, so that its keys and values are projected once.
+Work is divided by image. Ranks exchange text features and their rows of the ITC matrix as files in `work/`. The ITM
+scores of an image's candidates are one line of the rank's log. An image's candidates of both directions are matched
+together: its keys and values are then projected once.
 
 Shapes: N images, T texts, Q queries, E projection width, P image tokens.
 """
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from pipeline.models.inference import RetrievalModel
     from pipeline.tokens import Tokens
 
-ITC = Path("work/itc.npy")  # below the folder, until scores.npz is there
+ITC = Path("work/itc.npy")  # in the task's folder, until scores.npz is written
 TEXTS_AT_ONCE = 128  # texts embedded, or matched with one image, in one call
 
 
 def rank_all(
     model: "RetrievalModel", data: RetrievalData, folder: Path, *, images: Ablation, seed: int, batch_size: int, k: int
 ) -> None:
-    """Score what no rank has scored yet: this rank's part of it. A fault of one rank ends them all."""
+    """Score this rank's part of what no rank has scored yet. A fault of one rank ends all ranks."""
     from tqdm import tqdm
 
     from eval.tasks.job_log import job_log
@@ -75,7 +75,7 @@ class Texts:
         self.lengths: Integers = self.tokens.is_token.sum(dim=1).cpu().numpy()
 
     def by_length(self, rows: Integers) -> Integers:
-        """Texts of like length together, so that little of a batch is padding."""
+        """The rows sorted by length: a batch of texts of one length has little padding."""
         return rows[np.argsort(self.lengths[rows], kind="stable")]
 
     def batches(self, rows: Integers) -> list["Tokens"]:
@@ -91,9 +91,9 @@ def write_itc(
     work: Path,
     batch_size: int,
 ) -> None:
-    """Embed the gallery, each rank its part, and leave the cosines of all pairs in itc.npy: [N, T] fp32.
+    """Embed the gallery, each rank its part, and write the cosines of all pairs to itc.npy: [N, T] fp32.
 
-    No rank holds more of that matrix than a batch's rows; what it holds whole are the texts' features [T, E].
+    A rank holds the rows of one batch at a time, and the features of all texts [T, E].
     """
     import torch
 
@@ -136,7 +136,7 @@ def candidates_by_image(
 ) -> list[NDArray[np.int64]]:
     """For each image of `wanted_N` the texts to match it with: its own top k, and those that have it in their top k.
 
-    Each rank looks at its part of the rows and columns; what it found, pairs of image and text, is exchanged by file.
+    Each rank searches its part of the rows and columns; the pairs of image and text are exchanged as files.
     """
     from pipeline.distributed import collectives
 

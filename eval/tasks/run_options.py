@@ -1,11 +1,11 @@
-"""What eval.run is asked: its flags, the data they name, and the settings that its predictions depend on."""
+"""The flags of eval.run, the data that they name, and the settings that its predictions depend on."""
 
 import argparse
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.command_line import Parser
+from pipeline.command_line import Parser, positive
 
 if TYPE_CHECKING:
     from eval.sets.samples import RetrievalData, TaskData
@@ -27,48 +27,50 @@ DECODING_FLAGS = ("num_beams", "max_new_tokens", "min_new_tokens", "length_penal
 def run_parser(description: str | None) -> Parser:
     """The flags of eval.run."""
     parser = Parser(prog="python -m eval.run", description=description, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--weights", type=Path, required=True, metavar="W",
-                        help="run or checkpoint folder, weights file, LAVIS' .pth, transformers' folder")  # fmt: skip
-    parser.add_argument("--recipe", type=Path, help="of LAVIS' and transformers' weights: names towers and sizes")
-    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="edits of the recipe")
-    parser.add_argument("--task", choices=TASKS, required=True)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="official annotation file and pictures")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--split", help="default: val for vqa, okvqa and nocaps, test-dev for gqa, test for the others")
-    parser.add_argument("--images", choices=("own", "none", "shuffled"), default="own",
-                        help="ablations: no picture (the language model alone), or another image's")  # fmt: skip
-    parser.add_argument("--prompt", help="default: the paper's; {} stands for a question")
-    parser.add_argument("--num-beams", type=int, help="default 5")
-    parser.add_argument("--max-new-tokens", type=int, help="default: captions 30, answers 10")
-    parser.add_argument("--min-new-tokens", type=int, help="default: captions 8, answers 1")
-    parser.add_argument("--length-penalty", type=float, help="default: captions 1, answers -1")
-    parser.add_argument("--k-test", type=int, default=128, help="retrieval: candidates of a query that ITM reranks")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--limit", type=int, help="only the first N images (or questions)")
-    parser.add_argument("--seed", type=int, default=0, help="of --images shuffled")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # some launchers pass it
+    model = parser.add_argument_group("model")
+    model.add_argument("--weights", type=Path, required=True, metavar="W",
+                       help="run or checkpoint folder, weights file, LAVIS' .pth, transformers' folder")  # fmt: skip
+    model.add_argument("--recipe", type=Path, help="names towers and sizes; for LAVIS' and transformers' weights")
+    model.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="edits of the recipe")
+    task = parser.add_argument_group("task and data")
+    task.add_argument("--task", choices=TASKS, required=True)
+    task.add_argument("--data", type=Path, required=True, metavar="DIR", help="official annotation file and pictures")
+    task.add_argument("--split", help="default: val for vqa, okvqa and nocaps, test-dev for gqa, test for the others")
+    task.add_argument("--limit", type=positive, help="only the first N images (or questions)")
+    task.add_argument("--output", type=Path, required=True, metavar="DIR", help="a folder of its own; same: continue")
+    baseline = parser.add_argument_group("baselines")
+    baseline.add_argument("--images", choices=("own", "none", "shuffled"), default="own",
+                          help="none: no picture, the language model alone; shuffled: another image's")  # fmt: skip
+    baseline.add_argument("--seed", type=int, default=0, help="of --images shuffled (default 0)")
+    text = parser.add_argument_group("captions and answers")
+    text.add_argument("--prompt", help="default: the paper's; {} stands for the question")
+    text.add_argument("--num-beams", type=positive, help="default 5")
+    text.add_argument("--max-new-tokens", type=positive, help="default: captions 30, answers 10")
+    text.add_argument("--min-new-tokens", type=positive, help="default: captions 8, answers 1")
+    text.add_argument("--length-penalty", type=float, help="default: captions 1, answers -1")
+    retrieval = parser.add_argument_group("retrieval")
+    retrieval.add_argument("--k-test", type=positive, default=128, help="candidates that ITM reranks (default 128)")
+    speed = parser.add_argument_group("speed")
+    speed.add_argument("--batch-size", type=positive, default=32, help="samples at a time on each rank (default 32)")
+    speed.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # some launchers pass it
     return parser
 
 
 def check_usage(parser: Parser, options: argparse.Namespace) -> None:
     """Exit 2 in one line for flags that contradict each other."""
     if options.set and not options.recipe:
-        parser.error(f"argument --set: {options.set[0]} without --recipe has nothing to edit")
-    for name in ("batch_size", "k_test", "limit", "num_beams", "max_new_tokens", "min_new_tokens"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            parser.error(f"argument --{name.replace('_', '-')}: {value}, expected at least 1")
+        parser.error(f"argument --set: {options.set[0]} needs --recipe, the file that it edits")
     if options.length_penalty is not None and not math.isfinite(options.length_penalty):
-        parser.error(f"argument --length-penalty: {options.length_penalty}, expected a finite number")
+        parser.error(f"argument --length-penalty: {options.length_penalty} is not a finite number")
     if options.task == "retrieval":
         given = [name for name in ("prompt", *DECODING_FLAGS) if getattr(options, name) is not None]
         if given or options.images == "none":
             flag = given[0].replace("_", "-") if given else "images none"
-            parser.error(f"argument --{flag}: retrieval has no use for it")
+            parser.error(f"argument --{flag}: has no effect with --task retrieval; leave it out")
 
 
 def load_data(options: argparse.Namespace, split: str) -> "TaskData | RetrievalData":
-    """The samples of the task. Raises ValueError in one line for a folder that does not hold them."""
+    """The samples of the task. Raises ValueError in one line when the folder does not hold them."""
     from eval.sets import captioned, question_sets
 
     if options.task == "retrieval":
@@ -86,9 +88,9 @@ def load_data(options: argparse.Namespace, split: str) -> "TaskData | RetrievalD
 def settings_of(
     options: argparse.Namespace, data: "TaskData | RetrievalData", source: "WeightsSource"
 ) -> dict[str, Any]:
-    """Everything that the predictions depend on, by content, and where it lay. None: decided by the weights."""
+    """All that the predictions depend on, by digest, and the paths. None: not known before the weights are loaded."""
     from eval.tasks import captioning, vqa
-    from eval.tasks.task_folder import FORMAT
+    from eval.tasks.task_file import FORMAT
     from pipeline.files import sha256_of
 
     settings: dict[str, Any] = {
@@ -117,6 +119,9 @@ def settings_of(
     decoding = dict(vqa.DECODING if asks else captioning.DECODING)
     decoding |= {name: getattr(options, name) for name in DECODING_FLAGS if getattr(options, name) is not None}
     if decoding["min_new_tokens"] > decoding["max_new_tokens"]:
-        raise ValueError(f"--max-new-tokens {decoding['max_new_tokens']}: less than --min-new-tokens")
+        raise ValueError(
+            f"--max-new-tokens {decoding['max_new_tokens']}: less than --min-new-tokens {decoding['min_new_tokens']}; "
+            "raise it"
+        )
     default = None if asks else captioning.DEFAULT_PROMPT
     return settings | decoding | {"prompt": default if options.prompt is None else options.prompt}

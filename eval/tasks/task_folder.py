@@ -1,20 +1,20 @@
-"""An output folder of `eval.run`: task.json says what was asked, addressed by content; COMPLETE, that it is done."""
+"""An output folder of `eval.run`: its settings and pictures in task.json, and COMPLETE when all is predicted."""
 
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.sets.official_files import SampleId, read_json
-from pipeline.files import replace_file
+from eval.sets.official_files import SampleId
+from eval.tasks.task_file import Picture, TaskFile
+from pipeline.files import read_validated, replace_file
 
-FORMAT = "blip2-eval/1"  # changes when the same settings would give other predictions
-NOT_COMPARED = (  # where things lie, what they are called, and how fast
+NOT_COMPARED = (  # places, names and speed: they change no prediction
     *("weights", "weights_format", "step", "data", "annotations", "images", "batch_size"),
     *("data_set", "is_published_set", "is_of_published_set", "recipe", "converted_from"),
 )
 SHOWN_CHARACTERS = 12
-# What eval.run and eval.score leave in a folder.
+# What eval.run and eval.score write into a folder.
 WRITTEN = ("predictions*", "scores.npz", "work", "COMPLETE", "metrics.json", "per_sample.jsonl")
 
 
@@ -31,24 +31,24 @@ class TaskFolder:
         self.task_file, self.complete_file = path / "task.json", path / "COMPLETE"
 
     def adopt(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """The settings, with what is None taken from an earlier task.json of the same task.
+        """The settings; those that are None are taken from an earlier task.json of the same task.
 
-        Raises ValueError naming the first difference when the folder holds the predictions of other settings, or the
-        first file when it holds what cannot be told.
+        Raises ValueError naming the first difference when the folder holds predictions with other settings, or the
+        first file when it holds predictions without a task.json.
         """
         if not self.task_file.is_file():
             if left := sorted(path.name for name in WRITTEN for path in self.path.glob(name)):
                 raise ValueError(
-                    f"--output {self.path}: it holds {left[0]}, and no task.json that says what of; name another "
-                    "folder, or remove it"
+                    f"--output {self.path}: it holds {left[0]}, but no task.json with its settings; name another "
+                    "folder, or remove this one"
                 )
             return settings
-        earlier = self._earlier()
+        earlier = self._earlier().model_dump(exclude_unset=True)
         for name, value in settings.items():
             if name not in NOT_COMPARED and value is not None and earlier.get(name) != value:
                 raise ValueError(
                     f"--output {self.path}: it holds predictions with {name} {_shown(earlier.get(name))}, not "
-                    f"{_shown(value)}; name another folder, or remove it"
+                    f"{_shown(value)}; name another folder, or remove this one"
                 )
         return {name: earlier.get(name) if value is None else value for name, value in settings.items()}
 
@@ -56,7 +56,7 @@ class TaskFolder:
         return self.complete_file.is_file()
 
     def describe(self, settings: dict[str, Any], image_paths: Mapping[SampleId, Path]) -> None:
-        """Write task.json, unless it is there, with each picture's size and time where pictures are shown."""
+        """Write task.json if it is not there. Each picture's size and time are in it, if pictures are shown."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not self.task_file.is_file():
             stamp = _stamp if settings["image_source"] != "none" else lambda *_: []
@@ -64,58 +64,45 @@ class TaskFolder:
             replace_file(self.task_file, json.dumps(settings | {"images": images}, indent=1) + "\n")
 
     def check_pictures(self, image_paths: Mapping[SampleId, Path], used: Collection[SampleId]) -> None:
-        """Raise ValueError, naming id and file, when a picture is not the one that predictions were made of.
+        """Raise ValueError, naming id and file, when a picture has changed since predictions were made with it.
 
-        `used` are those that there are predictions of; another that has changed since (a damaged one, repaired) is
-        noted as it is now, and so is where each lies.
+        `used` are the pictures that predictions depend on. Another one may change (a damaged file that was repaired):
+        its new size and time are noted. The pictures' present paths are noted as well.
         """
         if not self.task_file.is_file():
             return
         earlier = self._earlier()
-        changed = False
-        for entry in earlier["images"]:
-            image_id, place, *stamp = entry
-            path = image_paths.get(image_id)
-            if path is None:
-                continue
-            if place != str(path.absolute()):  # the data folder was moved
-                entry[1], changed = str(path.absolute()), True
-            if not stamp or stamp == (now := _stamp(image_id, path)):
-                continue
-            if image_id in used:
-                raise ValueError(
-                    f"--output {self.path}: it holds predictions of another picture of image {image_id!r}: {path} has "
-                    "changed in size or time; name another folder, or remove it"
-                )
-            entry[2:], changed = now, True
-        if changed:
-            replace_file(self.task_file, json.dumps(earlier, indent=1) + "\n")
+        images = [self._noted_now(image, image_paths.get(image[0]), used) for image in earlier.images]
+        if images != [list(image) for image in earlier.images]:
+            settings = earlier.model_dump(exclude_unset=True)
+            replace_file(self.task_file, json.dumps(settings | {"images": images}, indent=1) + "\n")
 
-    def _earlier(self) -> dict[str, Any]:
-        """What task.json says. Raises ValueError, naming it, when that is no task's description."""
-        found = read_json(self.task_file)
-        images = found.get("images") if isinstance(found, dict) else None
-        if not isinstance(images, list) or not all(map(_is_stamped_image, images)):
-            raise ValueError(f"{self.task_file}: not what eval.run writes there; remove {self.path} to begin anew")
-        described: dict[str, Any] = found
-        return described
+    def _noted_now(self, image: Picture, path: Path | None, used: Collection[SampleId]) -> list[SampleId]:
+        """A picture's entry in task.json with its present path, size and time."""
+        image_id, _, *stamp = image
+        if path is None:  # not among the pictures of this run
+            return list(image)
+        now = _stamp(image_id, path) if stamp else []
+        if stamp != now and image_id in used:
+            raise ValueError(
+                f"--output {self.path}: it holds predictions of another picture of image {image_id!r}: {path} has "
+                "changed in size or time; name another folder, or remove this one"
+            )
+        return [image_id, str(path.absolute()), *now]
+
+    def _earlier(self) -> TaskFile:
+        """The earlier task.json. Raises ValueError, naming file and field, when eval.run did not write it."""
+        try:
+            return read_validated(self.task_file, TaskFile, "a task.json of eval.run")
+        except ValueError as error:
+            raise ValueError(f"{error}; remove {self.path} to start again") from error
 
     def finish(self) -> None:
         replace_file(self.complete_file, "")
 
 
-def _is_stamped_image(entry: object) -> bool:
-    """[id, path], with size and time where pictures are shown."""
-    return (
-        isinstance(entry, list)
-        and len(entry) in (2, 4)
-        and isinstance(entry[0], int | str)
-        and all(isinstance(number, int) for number in entry[2:])
-    )
-
-
 def _stamp(image_id: SampleId, path: Path) -> list[int]:
-    """A file's size in bytes and time of change in ns: told without reading it."""
+    """A file's size in bytes and its time of change in ns. They are known without reading the file."""
     try:
         status = path.stat()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Answers to VQA questions through the frozen language model; the official list of {question_id, answer} out."""
+"""Answers to questions about pictures: the prompts, and the official list of {question_id, answer}."""
 
 import json
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ DECODING = {"num_beams": 5, "max_new_tokens": 10, "min_new_tokens": 1, "length_p
 
 
 def prompts(data: TaskData, prompt: str) -> dict[SampleId, str]:
-    """Each question put into the prompt, in place of {}. Raises ValueError for a prompt without a place for it."""
+    """Each question in the prompt, in place of {}. Raises ValueError for a prompt without exactly one {}."""
     if prompt.count("{}") != 1:
         raise ValueError(f"--prompt {prompt!r}: it needs one {{}} where the question goes")
     before, after = prompt.split("{}")

@@ -1,1 +1,1 @@
-"""Evaluation of a run's checkpoints as SLURM jobs: what is wanted, what is there, what is to be submitted. No torch."""
+"""Evaluation of a run's checkpoints as SLURM jobs: what the list wants, what is there, what is submitted. No torch."""

@@ -1,8 +1,8 @@
-"""TensorBoard's event files of scores over steps: what they show, and a new one that goes on from them.
+"""TensorBoard's event files of scores over steps: what they show, and a new file that continues them.
 
-A file that is there is never touched, since an open TensorBoard reads none twice. A new one says from which step on it
-is a restart, and then has all points from there in the order of steps: TensorBoard drops what it showed from that step
-on, be it by the restart (without its data server) or by each tag's steps (with it).
+An existing file is never changed, because an open TensorBoard reads no file twice. A new file begins with a restart at
+the first new step and repeats all points from there in order. TensorBoard then drops the points that it showed from
+that step on: without its data server because of the restart, with it because each tag's steps begin again.
 """
 
 import io
@@ -36,7 +36,7 @@ def shown(folder: Path) -> dict[str, dict[int, float]]:
 
 
 def add_what_is_new(folder: Path, found: Curves) -> Path | None:
-    """Write a file of all points from the first step that is new, or has another value; None when there is no such."""
+    """Write a file of all points from the first step that is new or has another value; None when there is none."""
     before = shown(folder)
     new = [
         step
@@ -66,7 +66,7 @@ def _events(found: Curves, start: int) -> bytes:
     points = sorted((step, tag, *line[step]) for tag, line in found.items() for step in line if step >= start)
     begun = min(at for *_, at in points)
     restart = Event(wall_time=begun, step=start, session_log=SessionLog(status=SessionLog.START))
-    # Twice: the first that a reader meets drops nothing, and files of older versions have none.
+    # Twice: a reader ignores the first restart that it meets, and files of older versions have none.
     events = [Event(wall_time=begun, file_version="brain.Event:2"), restart, restart]
     for step, tag, value, at in points:
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])

@@ -1,4 +1,4 @@
-"""The watch list: run folders, and what each of their checkpoints is evaluated on; and where each evaluation lies."""
+"""The watch list: run folders, what their checkpoints are evaluated on, and each evaluation's folder."""
 
 import hashlib
 import os
@@ -11,15 +11,19 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline.files import first_fault
+
 STEP = "step_"
 BATCH_SIZE = "--batch-size"
-NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")  # a folder's and part of a job's, which SLURM separates by commas
+NAME = re.compile(
+    r"[A-Za-z0-9_-][A-Za-z0-9._-]*"
+)  # of a folder, and part of a job's name, where a comma separates jobs
 
 
 class Wanted(BaseModel):
-    """One evaluation of every checkpoint of `runs` (their folders' names; all when there is none).
+    """One evaluation of every checkpoint of `runs`: names of run folders; all runs when the list is empty.
 
-    `run` and `score` are flags of eval.run and eval.score, `sbatch` and `score_sbatch` options of the two jobs.
+    `run` and `score` are flags of eval.run and eval.score; `sbatch` and `score_sbatch` are options of the two jobs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -33,9 +37,9 @@ class Wanted(BaseModel):
 
 
 class WatchList(BaseModel):
-    """`output`/RUN/step_N/NAME holds evaluation NAME of a checkpoint of RUN; `every_steps` leaves others out.
+    """`output`/RUN/step_N/NAME holds evaluation NAME of RUN's checkpoint at step N.
 
-    `report` are flags of eval.report.
+    Only steps that `every_steps` divides are evaluated. `report` are flags of eval.report.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,18 +54,18 @@ class WatchList(BaseModel):
         names = [run.name for run in self.runs]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise ValueError(f"runs: two are called {twice!r}; their evaluations would share a folder")
+            raise ValueError(f"runs: two are called {twice!r} and would share a folder; rename one of them")
         named = [*(("runs", name) for name in names), *(("evaluations", name) for name in self.evaluations)]
         bad = next(((field, name) for field, name in named if not NAME.fullmatch(name)), None)
         if bad is not None:
             field, name = bad
             raise ValueError(
-                f"{field}: {name!r} is to be a name of letters, digits, '.', '_', '-', no '.' first; rename it"
+                f"{field}: {name!r}: a name has only letters, digits, '.', '_' and '-', and no '.' first; rename it"
             )
         for name, each in self.evaluations.items():
-            stranger = next((run for run in each.runs if run not in names), None)
-            if stranger is not None:
-                raise ValueError(f"evaluations.{name}.runs: {stranger!r} is none of the runs {names}")
+            unknown = next((run for run in each.runs if run not in names), None)
+            if unknown is not None:
+                raise ValueError(f"evaluations.{name}.runs: {unknown!r} is none of the runs {names}; correct it")
         return self
 
 
@@ -77,13 +81,13 @@ class Evaluation:
 
     @property
     def job_name(self) -> str:
-        """No other evaluation's, whatever list it is of: the hash is of where it lies."""
+        """A name that no other evaluation of any list has: it ends in a hash of the evaluation's folder."""
         place = hashlib.sha256(os.path.realpath(self.folder).encode(errors="surrogateescape")).hexdigest()[:8]
         return f"eval-{self.folder.parent.parent.name}-{self.checkpoint.name}-{self.name}-{place}"
 
     @property
     def asked(self) -> dict[str, object]:
-        """What decides the result, beside the weights: not how many samples a batch has."""
+        """The settings that decide the result, beside the weights. The batch size does not."""
         asked = self.wanted.model_dump(include={"task", "data", "run", "score"})
         return asked | {"run": _without(asked["run"], BATCH_SIZE)}
 
@@ -93,7 +97,7 @@ class Evaluation:
 
 
 def _without(flags: Sequence[str], flag: str) -> list[str]:
-    """The flags but for this one and its value."""
+    """The flags without this one and its value."""
     kept = [each for at, each in enumerate(flags) if each != flag and flags[at - 1 : at] != [flag]]
     return [each for each in kept if not each.startswith(f"{flag}=")]
 
@@ -103,22 +107,20 @@ def read_watch_list(path: Path) -> WatchList:
     try:
         return WatchList.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: not readable as YAML ({error})") from error
+        raise ValueError(f"{path}: not readable as YAML ({error}); name a watch list") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{path}: {field or 'the list'}: {first['msg']} (found {first['input']!r:.80})") from error
+        raise ValueError(f"{path}: not a watch list ({first_fault(error)}); eval/README.md has an example") from error
 
 
 def evaluations(wanted: WatchList) -> Iterator[Evaluation]:
-    """Every evaluation of every checkpoint that is whole by now, in the order of the runs and steps."""
+    """Every evaluation of every complete checkpoint, in the order of the runs and steps."""
     for run in wanted.runs:
         for complete in sorted(run.glob(f"checkpoints/{STEP}*/COMPLETE")):
             yield from _of_checkpoint(wanted, run, complete.parent)
 
 
 def begun_without_checkpoint(wanted: WatchList, note: str) -> Iterator[Evaluation]:
-    """Every evaluation with a file `note` whose checkpoint is no longer there though its run is."""
+    """Every evaluation with a file `note` whose checkpoint is gone, while its run's folder is there."""
     for run in wanted.runs:
         steps = {path.parent.parent.name for path in (wanted.output / run.name).glob(f"{STEP}*/*/{note}")}
         for step in sorted(steps if run.is_dir() else ()):

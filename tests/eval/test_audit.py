@@ -31,7 +31,7 @@ def test_sound_models_answer_the_same_alone_and_together(
     language: str, checkpoints: Folders, questions: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--weights", str(checkpoints[language]), "--data", str(questions)]) == 0
-    assert "alone and in batches of 32 are the same (40 questions)" in capsys.readouterr().out
+    assert "the answers are the same, one at a time and in batches of 32 (40 questions)" in capsys.readouterr().out
 
 
 def test_padding_on_the_right_is_named(
@@ -55,7 +55,7 @@ def test_few_changes_are_last_digits_and_unpadded_ones_are_not_padding() -> None
 
 
 def test_answers_that_are_all_alike_tell_nothing_of_padding() -> None:
-    with pytest.raises(ValueError, match="cannot tell, all 40 questions are answered alike"):
+    with pytest.raises(ValueError, match="--samples 40: padding was not tested, because all answers are the same"):
         verdict(Comparison([], 9, 1, 40), "causal")
 
 
@@ -70,4 +70,4 @@ def test_prompts_of_one_length_tell_nothing_of_padding(
     path.write_text(json.dumps(content))
     assert main(["--weights", str(checkpoints["opt"]), "--data", str(folder)]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: padding: cannot tell") and error.count("\n") == 1
+    assert error.startswith("error: --samples 40: padding was not tested") and error.count("\n") == 1

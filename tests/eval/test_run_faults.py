@@ -67,8 +67,8 @@ def test_a_picture_replaced_while_it_is_predicted_is_named(
 @pytest.mark.parametrize(
     ("weights", "task", "data", "more", "message"),
     [
-        ("stage1", "vqa", "vqav2", (), "of stage 1; task vqa needs those of stage 2"),
-        ("t5", "retrieval", "coco", (), "of stage 2; task retrieval needs those of stage 1"),
+        ("stage1", "vqa", "vqav2", (), "weights of stage 1; --task vqa needs weights of stage 2"),
+        ("t5", "retrieval", "coco", (), "weights of stage 2; --task retrieval needs weights of stage 1"),
         ("nowhere", "vqa", "vqav2", (), "no trainable.safetensors there"),
         ("t5", "vqa", "coco", (), "no v2_OpenEnded_mscoco_val2014_questions.json"),
         ("t5", "captioning", "coco", ("--split", "val"), "no image of split 'val'; it has test, train"),
@@ -109,13 +109,13 @@ def test_a_picture_name_that_leads_out_of_the_folder_is_refused(
     entry = {"cocoid": 1, "filepath": "../..", "filename": "secret.jpg", "split": "test", "sentences": [{"raw": "a"}]}
     (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": [entry]}))
     assert run(checkpoints["t5"], "captioning", tmp_path, tmp_path / "out") == 1
-    assert "leads out of the data folder" in capsys.readouterr().err
+    assert "is outside the data folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["[]", "null", "{}", '{"images": 5}', '{"images": [null]}', '{"images": [[1]]}'])
 def test_a_task_that_eval_run_did_not_write_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "task.json").write_text(content)
-    with pytest.raises(ValueError, match=r"task\.json: not what eval\.run writes there; remove"):
+    with pytest.raises(ValueError, match=r"task\.json: not a task\.json of eval\.run \(.+\); remove .+ to start again"):
         TaskFolder(tmp_path).adopt({"task": "vqa"})
 
 

@@ -167,7 +167,7 @@ def test_karpathy_files_need_a_split_and_give_its_captions(tmp_path: Path, capsy
     one = {"images": [{"id": 0}, {"id": 1}], "annotations": [{"image_id": i, "caption": "a"} for i in range(2)]}
     write(annotations, one)
     assert run("captions", *files, "--split", "val") == 1
-    assert "does not tell splits apart" in capsys.readouterr().err
+    assert "has no splits" in capsys.readouterr().err
 
 
 def test_retrieval_rows_beside_chance(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_predictions_of_other_questions_or_galleries_are_not_compared(
     np.savez(tmp_path / "a.npz", **arrays)
     np.savez(tmp_path / "b.npz", **(arrays | {"text_image": np.arange(4)[::-1]}))
     np.savez(tmp_path / "c.npz", **arrays, itm=np.eye(4))
-    for name, fault in (("b", "its text_image is not that of"), ("c", "its rerank (itm, k_test) is not")):
+    for name, fault in (("b", "its text_image differs from that of"), ("c", "its rerank (itm, k_test) differs")):
         files = ("--predictions", tmp_path / "a.npz", "--against", tmp_path / f"{name}.npz")
         assert run("retrieval", *files, "--output", tmp_path / "m.json") == 1
         assert fault in capsys.readouterr().err
@@ -247,7 +247,7 @@ def test_a_place_that_is_no_ordinary_file_is_refused_before_anything_is_written(
     (tmp_path / "folder").mkdir()
     for place in (tmp_path / "folder", Path("/dev/null")):
         assert run("vqa", *flags(vqa | {"output": place, "per-sample": samples})) == 1
-        assert f"{place}: is no ordinary file" in capsys.readouterr().err and not samples.exists()
+        assert f"{place}: is not a regular file" in capsys.readouterr().err and not samples.exists()
     assert Path("/dev/null").is_char_device()
 
 

@@ -83,7 +83,7 @@ def test_a_faulty_submission_is_one_line_and_nothing_is_written(
 def test_questions_of_test_dev_alone_are_refused(vqa: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     change(vqa["questions"], lambda found: found | {"data_subtype": "test-dev2015"})
     assert submit_few("vqa", vqa) == 1
-    assert "data_subtype 'test-dev2015'; the server takes answers to all of test2015" in capsys.readouterr().err
+    assert "data_subtype 'test-dev2015': the server takes answers to all of test2015" in capsys.readouterr().err
 
 
 def test_nocaps_captions_of_every_image(tmp_path: Path) -> None:
@@ -112,9 +112,9 @@ def test_what_would_spoil_a_submission_is_refused(
     vqa["questions"].write_text(whole)
     for settings, message in (
         ({"image_source": "none"}, "predicted with --images none"),
-        ({"task": "vqa", "split": "val"}, "split 'val', a submission's has 'test'"),
-        ({"task": "vqa", "split": "test", "limit": 3}, "limit 3, a submission's has 'all'"),
-        ({"task": "okvqa"}, "task 'okvqa', a submission's has 'vqa'"),
+        ({"task": "vqa", "split": "val"}, "split 'val', but a submission needs 'test'"),
+        ({"task": "vqa", "split": "test", "limit": 3}, "limit 3, but a submission needs 'all'"),
+        ({"task": "okvqa"}, "task 'okvqa', but a submission needs 'vqa'"),
     ):
         (tmp_path / "task.json").write_text(json.dumps(settings))
         refused(message)

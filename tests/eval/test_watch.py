@@ -104,7 +104,7 @@ def test_only_scores_that_can_be_read_count(content: str, site: Site, capsys: py
     "change", [{"data": "e"}, {"run": ["--prompt", "x"]}, {"score": ["s"], "run": ["--prompt", "x"]}, {"task": "okvqa"}]
 )
 @pytest.mark.parametrize("is_scored", [True, False])
-def test_an_evaluation_that_the_list_asks_otherwise_now_is_outdated(
+def test_an_evaluation_with_other_settings_than_the_list_has_now_is_outdated(
     change: dict[str, Any], is_scored: bool, site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = {"task": "vqa", "data": "d"}
@@ -117,13 +117,14 @@ def test_an_evaluation_that_the_list_asks_otherwise_now_is_outdated(
     assert state in capsys.readouterr().out  # how it is submitted does not matter
     assert site.look({"v": asked | change}) == 0
     said = capsys.readouterr()
-    assert "1 asked otherwise" in said.out and said.err.count("\n") == 1
-    assert f"{site.of('v')}: outdated: it was asked otherwise than the list asks now; remove the folder" in said.err
+    assert "1 other settings" in said.out and said.err.count("\n") == 1
+    assert f"{site.of('v')}: outdated: it was evaluated with other settings than the list has now; " in said.err
+    assert "remove the folder" in said.err
     site.look({"v": asked})
     assert state in capsys.readouterr().out  # and the list as it was is what was asked
 
 
-def test_what_is_to_be_scored_otherwise_keeps_its_predictions(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_settings_of_scores_alone_keep_the_predictions(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     asked = {"task": "vqa", "data": "d", "run": ["--batch-size=8", "--num-beams", "1"]}
     site.look({"v": asked})
     for name in ("metrics.json", "COMPLETE"):
@@ -133,7 +134,8 @@ def test_what_is_to_be_scored_otherwise_keeps_its_predictions(site: Site, capsys
     capsys.readouterr()
     site.look({"v": asked | {"score": ["--questions", "q"]}})
     said = capsys.readouterr()
-    assert "1 scored otherwise" in said.out and "remove submitted.json (and metrics.json, if there)" in said.err
+    assert "1 scored with other settings" in said.out
+    assert "remove submitted.json (and metrics.json, if there)" in said.err
     for name in ("metrics.json", "submitted.json"):
         (site.of("v") / name).unlink()
     asked_of_sbatch = site.commands / "asked"
@@ -151,7 +153,8 @@ def test_scoring_that_failed_costs_no_predictions(site: Site, capsys: pytest.Cap
     (site.of("v") / "task.json").write_text(json.dumps({"weights_sha256": sha256_of(weights)}))
     (site.of("v") / "COMPLETE").touch()
     capsys.readouterr()
-    for now, state in ((asked, "1 not scored"), (asked | {"score": ["--annotations", "a"]}, "1 scored otherwise")):
+    changed = asked | {"score": ["--annotations", "a"]}
+    for now, state in ((asked, "1 not scored"), (changed, "1 scored with other settings")):
         site.look({"v": now})
         said = capsys.readouterr()
         assert state in said.out and "remove submitted.json" in said.err and "remove the folder" not in said.err
@@ -165,7 +168,7 @@ def test_scoring_that_failed_costs_no_predictions(site: Site, capsys: pytest.Cap
     assert "1 outdated" in capsys.readouterr().out  # those predictions are of the weights that were there
 
 
-def test_a_note_of_before_that_does_not_say_what_was_asked_counts_as_unchanged(
+def test_a_note_of_an_earlier_version_without_settings_counts_as_unchanged(
     site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
     site.watch(v=[])
@@ -196,9 +199,9 @@ def test_what_lost_its_checkpoint_before_it_was_scored_is_named(site: Site, caps
 def test_a_slurm_that_is_silent_ends_the_look(
     site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from eval.watching import jobs
+    from eval.watching import slurm_commands
 
-    monkeypatch.setattr(jobs, "ANSWER_S", 2.0)
+    monkeypatch.setattr(slurm_commands, "ANSWER_S", 2.0)
     (site.commands / "sbatch").write_text("#!/bin/bash\nexec sleep 60\n")
     assert site.watch(first=[], second=[]) == 1
     error = capsys.readouterr().err
@@ -210,13 +213,13 @@ def test_a_slurm_that_is_silent_ends_the_look(
 def test_a_job_that_cannot_be_cancelled_keeps_its_note_and_is_looked_for(
     site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from eval.watching import jobs
+    from eval.watching import slurm_commands
 
-    monkeypatch.setattr(jobs, "ANSWER_S", 2.0)
+    monkeypatch.setattr(slurm_commands, "ANSWER_S", 2.0)
     refuses_scores = SBATCH.replace("*partition=nowhere*", "*score.sbatch*")
     (site.commands / "sbatch").write_text(refuses_scores)
     (site.commands / "scancel").write_text("#!/bin/bash\nexec sleep 60\n")
     assert site.watch(vqa=[]) == 1
     error = capsys.readouterr().err
-    assert "scancel: no answer in 2.0 s (job 1)" in error and error.count("\n") == 1
+    assert "scancel: no answer in 2.0 s (1)" in error and error.count("\n") == 1
     assert json.loads((site.of("vqa") / "submitted.json").read_text())["jobs"] == []

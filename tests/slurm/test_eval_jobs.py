@@ -63,7 +63,7 @@ def test_each_whole_checkpoint_is_evaluated_once_and_drawn_over_steps(site: Watc
 
 def test_scores_of_replaced_weights_are_outdated_and_those_of_copied_ones_are_not(tmp_path: Path) -> None:
     from eval.tasks.task_folder import sha256_of
-    from eval.watching.jobs import stamp_of, state_of
+    from eval.watching.states import stamp_of, state_of
     from eval.watching.wanted import WatchList, evaluations
 
     run = tmp_path / "stage2"
@@ -142,13 +142,13 @@ def test_a_watcher_killed_while_sbatch_is_in_flight_leaves_no_second_job(site: W
         while not watcher.exists():
             time.sleep(0.05)
         site.cluster.answer("kill", "-9", watcher.read_text().strip())
-        assert "another one watches" in site.watch(vqa=held).stdout
+        assert "another eval.watch is at work" in site.watch(vqa=held).stdout
         go_on.touch()
         assert killed.result().returncode != 0
     for _ in range(100):
         if submissions([(done := site.watch(vqa=held)).stdout]):
             break
-        assert "another one watches" in done.stdout, done
+        assert "another eval.watch is at work" in done.stdout, done
     queued = site.cluster.answer("squeue", "--noheader", "--format=%j %i").split()
     assert sorted(queued[::2]) == site.job_names(2, "vqa")
     assert sorted(queued[1::2]) == sorted(site.jobs(2, "vqa"))
@@ -189,19 +189,19 @@ def test_a_list_changed_while_a_watcher_was_killed_does_not_take_its_jobs_for_ne
     assert "1 submitted" in site.watch(vqa=changed).stdout and site.jobs(2, "vqa") == jobs
     done = site.watch(vqa=changed)
     site.cluster.answer("scancel", *jobs)
-    assert "1 asked otherwise" in done.stdout and f"scancel {' '.join(jobs)}" in done.stderr
+    assert "1 other settings" in done.stdout and f"scancel {' '.join(jobs)}" in done.stderr
 
 
 def test_a_job_that_sbatch_did_not_acknowledge_in_time_is_not_submitted_again(
     site: WatchedSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from eval.watching import jobs
+    from eval.watching import jobs, slurm_commands
     from eval.watching.wanted import WatchList, evaluations
 
     save_checkpoint(site.run, 2)
     wanted = {"output": site.output, "runs": [site.run], "evaluations": {"vqa": {"task": "vqa", "data": "d"}}}
     [evaluation] = evaluations(WatchList.model_validate(wanted))
-    monkeypatch.setattr(jobs, "ANSWER_S", 0.2)
+    monkeypatch.setattr(slurm_commands, "ANSWER_S", 0.2)
     slow = site.folder / "slow"
     slow.mkdir()
     (slow / "sbatch").write_text("#!/bin/bash\nsleep 5\n")
@@ -217,12 +217,12 @@ def test_a_job_that_sbatch_did_not_acknowledge_in_time_is_not_submitted_again(
 
 def test_a_checkpoint_pruned_meanwhile_is_skipped_and_a_missing_run_is_named(site: WatchedSite) -> None:
     site.run.mkdir()
-    assert site.watch(vqa=site.vqa).stdout.endswith("no whole checkpoint yet\n")
+    assert site.watch(vqa=site.vqa).stdout.endswith("no complete checkpoint yet\n")
     pruned = save_checkpoint(site.run, 2)
     held = site.vqa | {"sbatch": [*SMALL, "--hold"]}
     site.before_sbatch(f"rm -rf {pruned}")
     done = site.watch(site.folder / "stage3", first=held, second=held)
-    assert done.returncode == 1 and "1 pruned meanwhile, 1 submitted" in done.stdout, done
+    assert done.returncode == 1 and "1 checkpoint removed meanwhile, 1 submitted" in done.stdout, done
     assert f"runs: no folder {site.folder / 'stage3'}" in done.stderr and done.stderr.count("\n") == 1
     assert not site.note(2, "second").exists()
     assert site.watch(first=held).stdout.endswith("\n1 waiting\n")

@@ -61,7 +61,7 @@ def fake_java(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> Non
     ("script", "message"),
     [
         ("kill -9 $$", "METEOR: java was killed by SIGKILL"),
-        ("echo no memory >&2; exit 3", "METEOR: java left with 3 (no memory)"),
+        ("echo no memory >&2; exit 3", "METEOR: java exited with code 3 (no memory); run it again"),
         ("echo 1 2 3; echo 4", "METEOR: java answered '1 2 3' for image row 0"),
         ("exit 0", "METEOR: java answered 0 lines for 2 captions"),
         (f"echo {'1 ' * 23}; echo {'1 ' * 22}nan", "METEOR: java answered '1 1 1"),
@@ -215,10 +215,10 @@ def test_spice_is_an_outside_step_by_a_given_jar(spice_jar: Path, monkeypatch: p
     assert found[0] == 0.5 and np.isnan(found[1])
     program = spice_jar.with_name("spice.py")
     program.write_text(program.read_text().replace("0.5", "'high'"))
-    with pytest.raises(ValueError, match=r"SPICE: .*left no scores of every image"):
+    with pytest.raises(ValueError, match=r"SPICE: .*did not score every image"):
         spice_scores(["a"], [["a"]], spice_jar)
     fake_java(spice_jar.parent, "exit 0", monkeypatch)
-    with pytest.raises(ValueError, match="left no scores of every image"):
+    with pytest.raises(ValueError, match="did not score every image"):
         spice_scores(["a"], [["a"]], spice_jar)
 
 

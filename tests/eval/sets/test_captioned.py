@@ -37,7 +37,7 @@ def test_questions_find_cocos_picture_names(sets: Folders) -> None:
 
 def test_nocaps_has_no_split_called_train(sets: Folders) -> None:
     assert [sample.id for sample in load_nocaps(sets["nocaps"], "val").samples] == list(range(6))
-    with pytest.raises(ValueError, match="nothing for split 'train'"):
+    with pytest.raises(ValueError, match="--split 'train': NoCaps has val, test"):
         load_nocaps(sets["nocaps"], "train")
 
 
@@ -60,7 +60,7 @@ def test_another_split_of_nocaps_is_known_by_its_name_or_size(sets: Folders, tmp
 def test_two_sets_in_one_folder_are_not_chosen_between(sets: Folders, tmp_path: Path) -> None:
     for name in ("coco", "flickr30k"):
         shutil.copy(sets[name] / f"dataset_{name}.json", tmp_path)
-    with pytest.raises(ValueError, match="two sets could be meant"):
+    with pytest.raises(ValueError, match="it holds two sets"):
         load_captioning(tmp_path, "test")
 
 

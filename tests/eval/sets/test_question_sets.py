@@ -124,7 +124,7 @@ def test_a_question_twice_in_gqa_is_named(sets: Folders, tmp_path: Path) -> None
 def test_another_split_of_gqa_is_known_by_its_name(name: str, sets: Folders, tmp_path: Path) -> None:
     shutil.copytree(sets["gqa"], tmp_path / "gqa")
     (tmp_path / "gqa" / "testdev_balanced_questions.json").rename(tmp_path / "gqa" / name)
-    with pytest.raises(ValueError, match=f"{name}: by its name of split"):
+    with pytest.raises(ValueError, match=f"{name}: its name says split"):
         load_gqa(tmp_path / "gqa", "test-dev")
 
 
@@ -139,7 +139,7 @@ def test_gqas_accuracy_is_about_balanced_questions_alone(
     flags = ("--predictions", tmp_path / "p.json", "--annotations", path, "--output", tmp_path / "m.json")
     assert score(["gqa", *map(str, flags)]) == 1
     error = capsys.readouterr().err
-    assert "question_id '20001' is not of the balanced questions" in error and error.count("\n") == 1
+    assert "question_id '20001' is not one of the balanced questions" in error and error.count("\n") == 1
 
 
 def test_lavis_files_are_the_same_set_as_karpathys(sets: Folders) -> None:
@@ -179,7 +179,7 @@ def test_a_file_of_another_name_is_known_by_its_content(sets: Folders, tmp_path:
         split = {"gqa": "test-dev", "coco": "test"}.get(task, "val")
         assert load(folder, split).annotations == folder / "mine.json"
         shutil.copy(folder / "mine.json", folder / "copy.json")
-        with pytest.raises(ValueError, match="several files could be meant"):
+        with pytest.raises(ValueError, match="several files fit"):
             load(folder, split)
 
 

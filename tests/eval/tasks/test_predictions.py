@@ -55,5 +55,5 @@ def test_missing_and_contradicting_predictions_are_named(tmp_path: Path) -> None
         merge(tmp_path, ["a", "b"])
     with PredictionLog(tmp_path, 1) as log:
         log.append([{"id": "a", "text": "y"}])
-    with pytest.raises(ValueError, match="'a' was predicted twice, differently"):
+    with pytest.raises(ValueError, match="id 'a' has two different predictions"):
         finished(tmp_path)

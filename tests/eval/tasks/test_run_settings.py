@@ -15,7 +15,7 @@ def test_other_settings_in_the_same_folder_are_refused_and_the_same_ones_skipped
     out = tmp_path / "out"
     assert run(checkpoints["opt"], "vqa", sets["vqav2"], out) == 0
     assert run(checkpoints["opt"], "vqa", sets["vqav2"], out) == 0
-    assert "complete already" in capsys.readouterr().out
+    assert "already complete" in capsys.readouterr().out
     for flag, value, named in (("--prompt", "{}?", "prompt"), ("--num-beams", 3, "num_beams 5, not 3")):
         assert run(checkpoints["opt"], "vqa", sets["vqav2"], out, flag, value) == 1
         assert named in capsys.readouterr().err
@@ -38,7 +38,7 @@ def test_answers_to_another_models_prompt_are_never_taken_for_those_to_ones_own(
         assert run(*asked, "--prompt", DEFAULT_PROMPTS[others]) == 0
         assert run(*asked) == 1
         assert "it holds predictions with prompt" in capsys.readouterr().err
-        (tmp_path / language / "COMPLETE").unlink()  # nor are half of them gone on with
+        (tmp_path / language / "COMPLETE").unlink()  # nor are half of them continued
         assert run(*asked) == 1
 
 
@@ -49,7 +49,7 @@ def test_nothing_is_predicted_beside_what_cannot_be_told(
     out = tmp_path / "out"
     (out / left).mkdir(parents=True)
     assert run(checkpoints["t5"], "captioning", sets["coco"], out, *SHORT) == 1
-    assert f"it holds {left}, and no task.json" in capsys.readouterr().err
+    assert f"it holds {left}, but no task.json" in capsys.readouterr().err
 
 
 def test_new_weights_at_an_old_path_never_give_old_answers(

@@ -74,7 +74,7 @@ def test_another_file_or_recipe_at_the_old_path_never_meets_old_answers(
     recipe = ("--recipe", exported["opt.yaml"])
     assert run(weights, "vqa", sets["vqav2"], tmp_path / "out", *recipe) == 0
     assert run(weights, "vqa", sets["vqav2"], tmp_path / "out", *recipe) == 0
-    assert "complete already" in capsys.readouterr().out
+    assert "already complete" in capsys.readouterr().out
     edit = ("--set", "language.end_text=photo")
     assert run(weights, "vqa", sets["vqav2"], tmp_path / "out", *recipe, *edit) == 1
     assert "weights_sha256" in capsys.readouterr().err
