@@ -103,9 +103,7 @@ def test_coco_training_takes_restval_in_and_numbers_rows_by_their_place(tmp_path
     rows = list(read_rows(source, tmp_path / "k.json"))
     assert rows == [Row(1, "val2014/1.jpg", ("c1", "d")), Row(3, "val2014/3.jpg", ("c3", "d"))]
     assert [row.row for row in read_rows(source, tmp_path / "k.json", split="test")] == [0]
-    with pytest.raises(
-        ValueError, match="--split tset: .* no image of this split; its splits are restval, test, train, val"
-    ):
+    with pytest.raises(ValueError, match=r"--split tset: .*; its splits are restval, test, train, val"):
         list(read_rows(source, tmp_path / "k.json", split="tset"))
 
 
