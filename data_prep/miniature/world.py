@@ -32,8 +32,7 @@ class WorldSettings:
     def __post_init__(self) -> None:
         for name in ("web_images", "coco_images", "eval_images"):
             if getattr(self, name) < 1:
-                flag = f"--{name.replace('_', '-')}"
-                raise ValueError(f"{flag} {getattr(self, name)}: must be at least 1")
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
         if not self.base_url.startswith("http://") or self.base_url.endswith("/"):
             raise ValueError(f"--base-url {self.base_url}: must be http://HOST:PORT without a slash at the end")
 
