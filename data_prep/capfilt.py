@@ -1,14 +1,12 @@
-"""CapFilt: give web images captions that fit them.
+"""CapFilt: write new captions for web images, and keep the captions that fit best.
 
-A captioner writes ten captions an image, a ranker scores them with the web caption, and the best two are kept. Samples
-with human captions are copied through. Work goes shard by shard: any number of workers may share the output folder, a
-finished shard is skipped, and a killed run goes on where it stopped. With --reselect another --top-k or --min-score is
-applied to finished shards from their side tables, without the models.
+A captioner writes ten captions for each image. A ranker scores them and the web caption, and the best two are kept.
+Samples with human captions are copied unchanged. Several workers may share the output folder, one shard at a time.
+Finished shards are skipped: run the same command again to continue. With --reselect, finished shards get another
+--top-k or --min-score from their side tables, without the models.
 """
 
 import argparse
-import math
-import os
 import sys
 import time
 from collections import Counter
@@ -17,6 +15,7 @@ from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
+from data_prep.captioning.capfilt_flags import parse
 from data_prep.captioning.capfilt_plan import Plan, Selection
 from data_prep.captioning.captioned_shard import Candidates
 from data_prep.captioning.captioner import Captioner, SamplingSettings, load_captioner
@@ -27,11 +26,12 @@ from data_prep.captioning.side_table import read_candidates
 from data_prep.captioning.weights_folder import folder_digest, local_folder
 from data_prep.shards.receipts import Receipt, finished_shards, read_receipt
 from data_prep.shards.tar_files import Sample
-from pipeline.command_line import Parser, finish, positive, print_settings
+from pipeline.command_line import finish, print_settings
 
 
 class Models:
-    """Makes candidates with the two models, which are loaded when the first shard needs them."""
+    """Makes candidates with the two models. They are loaded when the first shard needs them: a run that only finds
+    finished shards, or human captions, loads nothing."""
 
     def __init__(self, options: argparse.Namespace, sampling: SamplingSettings) -> None:
         self.options, self.sampling = options, sampling
@@ -50,45 +50,54 @@ class Models:
 
 
 def from_side_table(target: Path, samples: list[Sample], input_sha256: str) -> Candidates:
-    """The candidates that an earlier run left beside its shard; a sample without any could not be decoded.
+    """The candidates in the side table of an earlier run. A sample without any is one that could not be decoded.
 
-    Raises ValueError when it can be: then the earlier run left it out.
+    Raises ValueError when such a sample can be decoded: then the earlier run left it out because of its --drops.
     """
     from data_prep.captioning.candidates import decode
 
     candidates, _ = read_candidates(target, input_sha256)
     for sample in samples:
         if sample.key not in candidates and decode(sample.jpeg) is not None:
-            raise ValueError(f"{target}: has no candidates for {sample.key}, which --drops left out; caption it again")
+            raise ValueError(
+                f"{target}: has no candidates for sample {sample.key}, which an earlier --drops left out; "
+                "caption the shard again with --captioner and --ranker"
+            )
     return [(sample, candidates.get(sample.key)) for sample in samples]
 
 
 def input_shards(options: argparse.Namespace) -> tuple[list[Path], list[Path]]:
-    """The finished shards of --input that fall to this task, each task-count-th from task-index on, and the others."""
+    """(the finished shards of --input that belong to this task, all the others).
+
+    This task takes every task-count-th shard from task-index on. It helps with the others when it has none left.
+    """
     if not options.input.is_dir():
-        raise ValueError(f"--input {options.input}: no such folder of shards")
+        raise ValueError(f"--input {options.input}: is not a folder; name the output folder of data_prep.download")
     if options.input.resolve() == options.output.resolve():
         raise ValueError(
-            f"--output {options.output}: is the --input folder; captioned shards need a folder of their own"
+            f"--output {options.output}: is also the --input folder; name another folder for captioned shards"
         )
     if not 0 <= options.task_index < options.task_count:
-        raise ValueError(f"--task-index {options.task_index}: must lie in 0 .. --task-count {options.task_count} - 1")
+        raise ValueError(
+            f"--task-index {options.task_index}: must be at least 0 and below --task-count {options.task_count}"
+        )
     tars = finished_shards(options.input)
     if not tars:
         raise ValueError(
-            f"--input {options.input}: no finished shard (a tar with its receipt); run data_prep.download first"
+            f"--input {options.input}: has no finished shard (a tar with its receipt); run data_prep.download first"
         )
     mine = tars[options.task_index :: options.task_count]
     return mine, [tar for tar in tars if tar not in set(mine)]
 
 
 def caption(options: argparse.Namespace, selection: Selection) -> list[Receipt]:
-    """Caption this task's shards with the models; returns the receipts of those made now."""
+    """Caption this task's shards with the models; returns the receipts of the shards that were made now."""
     names = {each.name for each in fields(SamplingSettings)}
     sampling = SamplingSettings(**{name: value for name, value in vars(options).items() if name in names})
     tars, others = input_shards(options)
     for name in ("captioner", "ranker"):
         setattr(options, name, local_folder(vars(options)[name], f"--{name}"))
+    # A finished shard is recognised by these digests, so that other weights under the same name make it again.
     digests = {name: folder_digest(vars(options)[name], f"--{name}") for name in ("captioner", "ranker")}
     making = {"sampling": asdict(sampling), "models": digests}
     plan = Plan(options.output, making, selection, options.drops)
@@ -96,10 +105,12 @@ def caption(options: argparse.Namespace, selection: Selection) -> list[Receipt]:
 
 
 def reselect(options: argparse.Namespace, selection: Selection) -> list[Receipt]:
-    """Select again in this task's shards that were captioned before; returns the receipts of those made now."""
+    """Select again in this task's captioned shards; returns the receipts of the shards that were made now."""
     receipts: list[Receipt] = []
     for tar in input_shards(options)[0]:
         input_sha256 = read_receipt(tar).tar_sha256
+        # Each side table says how its candidates were made. With these settings the hash is that of a run with the
+        # models, so both kinds of run recognise each other's finished shards.
         _, making = read_candidates(options.output / tar.name, input_sha256)
         plan = Plan(options.output, making, selection, options.drops)
         make = partial(from_side_table, input_sha256=input_sha256)
@@ -107,55 +118,8 @@ def reselect(options: argparse.Namespace, selection: Selection) -> list[Receipt]
     return receipts
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    default = SamplingSettings()
-    parser = Parser(prog="python -m data_prep.capfilt", description=__doc__)
-    parser.add_argument("--input", metavar="DIR", type=Path, required=True, help="raw shards, from data_prep.download")
-    parser.add_argument(
-        "--output", metavar="DIR", type=Path, required=True, help="captioned shards; workers may share it"
-    )
-    parser.add_argument(
-        "--captioner", metavar="W", type=Path, help="folder (or hub id) of a transformers BlipForConditionalGeneration"
-    )
-    parser.add_argument("--ranker", metavar="W", type=Path, help="folder (or hub id) of a transformers CLIPModel")
-    parser.add_argument("--drops", metavar="DROPS", type=Path, help="leave out what data_prep.duplicates lists there")
-    parser.add_argument("--task-index", metavar="I", type=int, default=0, help="this task of a job array")
-    parser.add_argument("--task-count", metavar="N", type=positive, default=1, help="tasks of the job array")
-    parser.add_argument("--device", default="auto", help="cpu, cuda (this rank's), cuda:N, or auto")
-    parser.add_argument(
-        "--batch-size", type=positive, default=32, help="images captioned at once, at most 64; no effect on the result"
-    )
-    parser.add_argument("--decode-threads", type=positive, default=min(8, len(os.sched_getaffinity(0))))
-    parser.add_argument("--prompt", default=default.prompt)
-    parser.add_argument(
-        "--num-captions", type=positive, default=default.num_captions, help="synthetic captions an image"
-    )
-    parser.add_argument("--top-p", type=float, default=default.top_p)
-    parser.add_argument(
-        "--min-length", type=int, default=default.min_length, help="in tokens, with start token and prompt"
-    )
-    parser.add_argument(
-        "--max-length", type=int, default=default.max_length, help="in tokens, with start token and prompt"
-    )
-    parser.add_argument("--repetition-penalty", type=float, default=default.repetition_penalty)
-    parser.add_argument("--seed", type=int, default=default.seed)
-    parser.add_argument("--top-k", type=positive, default=Selection.top_k, help="captions kept an image")
-    parser.add_argument("--min-score", type=float, help="drop captions whose cosine with the image is lower")
-    parser.add_argument("--reselect", action="store_true", help="select again from the side tables, without the models")
-    parser.add_argument(
-        "--lease-s", type=float, default=120.0, help="a worker unheard of for so long has lost its shard"
-    )
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
-    options = parser.parse_args(arguments)
-    if not options.reselect and not (options.captioner and options.ranker):
-        parser.error("--captioner and --ranker are required, unless --reselect is given")
-    if not 0 < options.lease_s < math.inf:
-        parser.error(f"--lease-s {options.lease_s}: must be above 0 and finite")
-    return options
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
+    options = parse(arguments, __doc__)
 
     def work() -> int:
         if not options.reselect:

@@ -1,9 +1,10 @@
-"""Find pictures that should not be trained on: `python -m data_prep.duplicates DIR... --output DROPS`.
+"""Find copies, placeholders and evaluation pictures in downloaded shards, and list them for removal.
 
-It reads the ledgers of downloaded shards (no picture is decoded again) and writes a drop list for each shard, which
-`data_prep.capfilt --drops DROPS` leaves out and counts. Of equal or near pictures the first stays: in the order of the
-folders given, of their shards' names, and of the rows; so name first what is worth most, such as human captions. Every
-picture is compared with all earlier ones, kept or not: nothing depends on which worker made a shard, or when.
+It reads the ledgers of the shards, decodes no picture again, and writes one drop list for each shard.
+`data_prep.capfilt --drops DROPS` then leaves these samples out and counts them. The first of equal or near pictures
+stays: in the order of the folders as given, of the names of their shards, and of the rows. So give the most valuable
+folder first, such as one with human captions. Every picture is compared with all earlier ones, kept or not. So the
+result does not depend on which worker made a shard, or when.
 """
 
 import json
@@ -23,15 +24,16 @@ if TYPE_CHECKING:
 
 RULES = ("exact", "near", "placeholders")
 MOST_BITS_APART = 8
-"""Beyond it the tables to sort are thousands, and different pictures come as near."""
+"""Above it the search would sort thousands of tables, and different pictures come as near as that."""
 
 
 def find_drops(
     folders: Sequence[Path], output: Path, rules: "Rules", evaluation: Sequence[Path] = ()
 ) -> dict[str, object]:
-    """Write the drop list of every finished shard of the folders; returns the summary, also in `summary.json`.
+    """Write the drop list of every finished shard of the folders; returns the summary, which is also in `summary.json`.
 
-    Raises ValueError, naming folder or file, when one holds no finished shard, no ledger with hashes, or comes twice.
+    Raises ValueError, with folder or file, when a folder has no finished shard, has no ledger with hashes, or is named
+    twice.
     """
     import numpy as np
 
@@ -68,20 +70,16 @@ def _tars(folders: Sequence[Path]) -> list[Path]:
 
     for folder in folders:
         if not folder.is_dir() or not finished_shards(folder):
-            raise ValueError(
-                f"{folder}: no finished shard (a tar with its receipt) in it; run data_prep.download first"
-            )
+            raise ValueError(f"{folder}: has no finished shard (a tar with its receipt); run data_prep.download first")
     if len({folder.resolve() for folder in folders}) < len(folders):
-        raise ValueError(
-            f"{', '.join(map(str, folders))}: a folder comes twice; its pictures would be their own copies"
-        )
+        raise ValueError(f"{', '.join(map(str, folders))}: a folder is named twice; name each folder once")
     return [tar for folder in folders for tar in finished_shards(folder)]
 
 
 def _lines(
     tars: Sequence[Path], starts: list[int], number: int, verdicts: "Verdicts", evaluation: Sequence[str]
 ) -> "list[DropLine]":
-    """The lines of shard `number`, in its order."""
+    """The lines of shard `number`, in the order of its samples."""
     import bisect
 
     from data_prep.copies.picture_hashes import kept_rows
@@ -105,26 +103,36 @@ def _lines(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.duplicates", description=__doc__)
-    parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="outputs of data_prep.download")
-    parser.add_argument("--output", metavar="DROPS", required=True, type=Path, help="folder of the drop lists")
+    parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="output folders of data_prep.download")
+    parser.add_argument("--output", metavar="DROPS", required=True, type=Path, help="the folder for the drop lists")
     parser.add_argument(
         "--evaluation",
         metavar="DIR",
         nargs="+",
         type=Path,
         default=[],
-        help="pictures that are tested on: files or shards",
+        help="folders of evaluation pictures, as image files or shards; pictures near them are dropped",
     )
-    parser.add_argument("--without", choices=RULES, nargs="+", default=[], help="rules that are not applied")
+    parser.add_argument("--without", choices=RULES, nargs="+", default=[], help="rules to skip")
     parser.add_argument(
-        "--placeholder-urls", metavar="N", type=int, default=10, help="a picture under so many URLs is a placeholder"
+        "--placeholder-urls",
+        metavar="N",
+        type=int,
+        default=10,
+        help="a picture with at least N URLs is a placeholder (default: %(default)s)",
     )
-    parser.add_argument("--bits-apart", type=int, default=4, help="near hashes differ in at most so many of 64 bits")
+    parser.add_argument(
+        "--bits-apart",
+        metavar="N",
+        type=int,
+        default=4,
+        help="perceptual hashes are near if at most N of 64 bits differ (default: %(default)s)",
+    )
     options = parser.parse_args(arguments)
     if not 0 <= options.bits_apart <= MOST_BITS_APART:
-        parser.error(f"--bits-apart {options.bits_apart}: has to lie in 0 .. {MOST_BITS_APART}")
+        parser.error(f"--bits-apart {options.bits_apart}: must be from 0 to {MOST_BITS_APART}")
     if options.placeholder_urls < 2:
-        parser.error(f"--placeholder-urls {options.placeholder_urls}: at least 2")
+        parser.error(f"--placeholder-urls {options.placeholder_urls}: must be at least 2")
     print_settings(options)
 
     def work() -> int:

@@ -1,9 +1,9 @@
-"""Export a data set for LAVIS: `python -m data_prep.export_lavis MANIFEST --output DIR [--layout tar|list|folder]`.
+"""Export a data set in a layout that LAVIS reads.
 
-tar: numbered tars of KEY.jpg and KEY.json, `{"caption": the best, "captions": all}`, for its webdataset builders
-(laion2B_multi). list: the same, with a bare list of captions, best first, as the JSON. folder: images/ and
-annotations.json, an entry a caption, for builders that read `image`, `caption` and `image_id`. What was written stays:
-the same command goes on.
+Layout `tar`: numbered tars of KEY.jpg and KEY.json with `{"caption": BEST, "captions": ALL}`, for LAVIS's webdataset
+builders (laion2B_multi). Layout `list`: the same, but the JSON is a list of captions, best first. Layout `folder`:
+images/ and annotations.json with one entry for each caption, for builders that read `image`, `caption` and `image_id`.
+Finished files are kept: run the same command again to continue.
 """
 
 import json
@@ -25,16 +25,16 @@ STATE = "export.json"
 
 
 def export(manifest: Manifest, output: Path, layout: str) -> str:
-    """Write the data set in a layout; returns what to put into LAVIS's configuration as its storage.
+    """Write the data set in a layout; returns the `storage` for LAVIS's configuration.
 
-    Raises ValueError when `output` holds another export, or a shard is not what the manifest says.
+    Raises ValueError when `output` holds another export, or a shard differs from the manifest.
     """
     state = json.dumps({"data": manifest.digest(), "layout": layout}) + "\n"
     path = output / STATE
     if path.exists() and path.read_text() != state:
         raise ValueError(f"--output {output}: holds an export of other data or in another layout; name another folder")
     if not path.exists() and output.is_dir() and not all(map(_left_behind, output.iterdir())):
-        raise ValueError(f"--output {output}: is not empty; name a folder of its own")
+        raise ValueError(f"--output {output}: is not empty; name a new folder")
     for partial in [each for each in output.glob(".*") if _left_behind(each)]:
         partial.unlink()
     replace_file(path, state.encode())
@@ -50,7 +50,7 @@ def export(manifest: Manifest, output: Path, layout: str) -> str:
 
 
 def _left_behind(path: Path) -> bool:
-    """Whether a killed export was writing this file."""
+    """Whether this is a partial file of a killed export."""
     return path.name.startswith(".") and path.suffix == PARTIAL_SUFFIX and path.is_file()
 
 
@@ -77,6 +77,7 @@ def _write_tar(tar: Path, samples: Iterator[Sample], text: Callable[[list[str]],
 
 
 def _caption_object(captions: list[str]) -> object:
+    # LAVIS's laion builder reads json["caption"], as its source shows.
     return {"caption": captions[0], "captions": captions}
 
 
@@ -99,9 +100,13 @@ def _export_folder(manifest: Manifest, shards: "tqdm[Shard]", output: Path) -> s
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.export_lavis", description=__doc__)
-    parser.add_argument("manifest", metavar="MANIFEST", type=Path)
-    parser.add_argument("--output", metavar="DIR", required=True, type=Path)
-    parser.add_argument("--layout", choices=("tar", "list", "folder"), default="tar")
+    parser.add_argument("manifest", metavar="MANIFEST", type=Path, help="a manifest of data_prep.index")
+    parser.add_argument(
+        "--output", metavar="DIR", required=True, type=Path, help="a new folder, or that of this export"
+    )
+    parser.add_argument(
+        "--layout", choices=("tar", "list", "folder"), default="tar", help="see above (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     print_settings(options)
 

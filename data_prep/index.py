@@ -1,8 +1,8 @@
-"""Index finished shards into a manifest: `python -m data_prep.index DIR... --output MANIFEST`.
+"""Write a manifest: the list of all finished shards of some folders, with the place of every sample.
 
-The manifest lists every shard of the folders that has a receipt, in the order given and then by name, and beside it, in
-`NAME.index/`, one table of byte offsets per shard. Shards that lost all their samples stand apart: readers pass over
-them, but what they dropped is counted. The same shards give the same bytes.
+The manifest lists every shard that has a receipt, in the order of the folders and then by name. Beside it, in
+`NAME.index/`, is one table of byte offsets for each shard. Shards without any sample have a list of their own: readers
+skip them, but their drop counts are included. The same shards give the same bytes. MANIFEST.md describes the files.
 """
 
 import io
@@ -19,19 +19,20 @@ from tqdm import tqdm
 from data_prep.shards.offsets import offset_table
 from data_prep.shards.processes import add_workers, map_in_order
 from data_prep.shards.receipts import Receipt, finished_shards, read_receipt, source_of
+from data_prep.shards.tar_files import REMEDY
 from pipeline.command_line import Parser, finish, print_settings
 from pipeline.data.manifest import Shard, manifest_json
 from pipeline.files import PARTIAL_SUFFIX, remove_partials, replace_file
 
 
 def index_shards(folders: Sequence[Path], output: Path, workers: int = 1) -> list[Shard]:
-    """Write the manifest `output` and its offset tables; returns the shards listed, which have samples.
+    """Write the manifest `output` and its offset tables; returns the listed shards, which have samples.
 
-    Raises ValueError, naming folder or tar, when a folder holds no finished shard, lies outside the manifest's folder,
-    or lists the same tar twice, and when a tar is not what its receipt says.
+    Raises ValueError, with folder or tar, when a folder has no finished shard or is outside the manifest's folder, when
+    a tar comes twice, and when a tar differs from its receipt.
     """
     if output.is_dir() or output.suffix != ".json":
-        raise ValueError(f"--output {output}: name a file that ends in .json, such as {output.with_suffix('')}.json")
+        raise ValueError(f"--output {output}: must be a file that ends in .json, such as {output.with_suffix('')}.json")
     tars = [tar for folder in folders for tar in _finished_shards(folder)]
     _refuse_repeats(tars)
     tables = output.with_suffix(".index")
@@ -39,10 +40,12 @@ def index_shards(folders: Sequence[Path], output: Path, workers: int = 1) -> lis
     found = list(tqdm(indexed, "indexing", len(tars), unit="shard", disable=not sys.stderr.isatty()))
     shards = [shard for shard in found if shard.samples]
     if not shards:
-        raise ValueError(f"{', '.join(map(str, folders))}: the finished shards hold no sample; see their drop counts")
+        raise ValueError(
+            f"{', '.join(map(str, folders))}: all finished shards are empty; see the drop counts in their receipts"
+        )
     replace_file(output, manifest_json(shards, [shard for shard in found if not shard.samples]).encode())
     listed = {Path(shard.index).name for shard in shards}
-    for path in tables.iterdir():  # of earlier manifests, or left half written
+    for path in tables.iterdir():  # tables of earlier manifests, and partial files of killed runs
         if path.suffix in (".npy", PARTIAL_SUFFIX) and path.name not in listed:
             path.unlink()
     remove_partials(output)
@@ -50,36 +53,36 @@ def index_shards(folders: Sequence[Path], output: Path, workers: int = 1) -> lis
 
 
 def _refuse_repeats(tars: Sequence[Path]) -> None:
-    """Raises ValueError when a shard comes twice, by whichever way to its folder, or as a copy of its bytes."""
+    """Raises ValueError when a shard comes twice: by two paths to its folder, or as a copy with the same bytes."""
     known: dict[str, Path] = {}
     for tar in tars:
         receipt = read_receipt(tar)
         for identity in (os.path.realpath(tar), receipt.tar_sha256 if receipt.samples else ""):
             if identity and identity in known:
-                raise ValueError(f"{tar}: the same shard as {known[identity]}; name each folder once")
+                raise ValueError(f"{tar}: is the same shard as {known[identity]}; name each folder once")
             known[identity] = tar
 
 
 def _finished_shards(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder of shards")
+        raise ValueError(f"{folder}: is not a folder; name a folder of finished shards")
     tars = finished_shards(folder)
     if not tars:
         raise ValueError(
-            f"{folder}: no finished shard (a tar with its receipt) in it; run the step that writes it first"
+            f"{folder}: has no finished shard (a tar with its receipt); run data_prep.download or capfilt first"
         )
     return tars
 
 
 def _index_shard(tar: Path, output: Path, tables: Path) -> Shard:
-    """Scan one tar, write its offset table where it has samples, and return its line of the manifest."""
+    """Scan one tar, write its offset table if it has samples, and return its entry of the manifest."""
     receipt = read_receipt(tar)
     relative = _below(output, tar)
     if not tar.is_file() or tar.stat().st_size != receipt.bytes:
-        raise ValueError(f"{tar}: missing or of another size than its receipt says ({receipt.bytes} bytes)")
+        raise ValueError(f"{tar}: is missing, or its size is not the {receipt.bytes} bytes of its receipt; {REMEDY}")
     table = offset_table(tar)
     if len(table) != receipt.samples:
-        raise ValueError(f"{tar}: {len(table)} samples, but its receipt says {receipt.samples}")
+        raise ValueError(f"{tar}: has {len(table)} samples, but its receipt says {receipt.samples}; {REMEDY}")
     return Shard(
         path=relative.as_posix(),
         index=_write_table(tables, tar, receipt, table) if receipt.samples else "",
@@ -93,19 +96,25 @@ def _index_shard(tar: Path, output: Path, tables: Path) -> Shard:
 
 
 def _below(output: Path, tar: Path) -> Path:
-    """The way to a tar from the folder of `output`, with all links followed or else by the names given: folders may be
-    links, such as to another disk; a tar may not. Raises ValueError when there is no way."""
+    """The path of a tar, relative to the folder of `output`. Raises ValueError when the tar is not below that folder.
+
+    Symlinks are followed first. If the tar is then outside, the path as given counts, so a folder may be a symlink to
+    another disk. With the given paths alone, manifests could have paths with `..`, which readers refuse. A tar must not
+    be a symlink.
+    """
     if tar.is_symlink():
-        raise ValueError(f"{tar}: is a link to {tar.readlink()}; move the shard itself here, or link its folder")
+        raise ValueError(f"{tar}: is a symlink to {tar.readlink()}; move the tar here, or symlink its folder instead")
     for follow in (os.path.realpath, os.path.abspath):
         root, folder = Path(follow(output.parent)), Path(follow(tar.parent))
         if folder.is_relative_to(root):
             return folder.relative_to(root) / tar.name
-    raise ValueError(f"--output {output}: {tar} lies outside its folder; write it into a folder above all shards")
+    raise ValueError(
+        f"--output {output}: {tar} is outside its folder; write the manifest into a folder above all shards"
+    )
 
 
 def _write_table(tables: Path, tar: Path, receipt: Receipt, table: NDArray[np.int64]) -> str:
-    """The offset table as a file; returns its way from the manifest's folder."""
+    """Write the offset table; returns its path relative to the manifest's folder."""
     content = io.BytesIO()
     np.save(content, table, allow_pickle=False)
     path = tables / f"{tar.stem}-{receipt.tar_sha256[:12]}.npy"
@@ -115,8 +124,10 @@ def _write_table(tables: Path, tar: Path, receipt: Receipt, table: NDArray[np.in
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.index", description=__doc__)
-    parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="a folder of finished shards")
-    parser.add_argument("--output", metavar="MANIFEST", required=True, type=Path, help="a .json above all shards")
+    parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="folders of finished shards")
+    parser.add_argument(
+        "--output", metavar="MANIFEST", required=True, type=Path, help="a .json file in a folder above all shards"
+    )
     add_workers(parser)
     options = parser.parse_args(arguments)
     print_settings(options)

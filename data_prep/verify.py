@@ -1,6 +1,6 @@
-"""Audit a manifest against the disk and name every fault: `python -m data_prep.verify MANIFEST [--decode]`.
+"""Compare a manifest with the disk, and print every fault.
 
-It checks the tars to the byte, their offset tables, the files beside them (receipts, side tables, ledgers), and the
+It checks every byte of the tars, their offset tables, the files beside them (receipts, side tables, ledgers), and the
 sums in the manifest.
 """
 
@@ -17,8 +17,8 @@ from pipeline.data.manifest import Manifest, dropped_by_source, read_manifest
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.verify", description=__doc__)
-    parser.add_argument("manifest", metavar="MANIFEST", type=Path)
-    parser.add_argument("--decode", action="store_true", help="also decode every picture")
+    parser.add_argument("manifest", metavar="MANIFEST", type=Path, help="a manifest of data_prep.index")
+    parser.add_argument("--decode", action="store_true", help="also decode every picture (slower)")
     add_workers(parser)
     options = parser.parse_args(arguments)
     print_settings(options)
@@ -30,17 +30,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = find_faults(manifest, decode=options.decode, workers=options.workers, empty=content.empty_shards)
         for fault in chain(total_faults(options.manifest, manifest, content), found):
             faults += 1
-            detail = fault.detail.removeprefix(f"{fault.path}: ")  # of an error that names its file itself
+            detail = fault.detail.removeprefix(f"{fault.path}: ")  # of an error that already names its file
             print(f"fault: {fault.kind}: {fault.path}: {' '.join(detail.split())}")
         if faults:
-            raise ValueError(f"{options.manifest}: {faults} faults in {len(manifest.shards)} shards, each named above")
+            raise ValueError(
+                f"{options.manifest}: {faults} faults in {len(manifest.shards)} shards; each is printed above"
+            )
         for source, reasons in dropped_by_source([*manifest.shards, *content.empty_shards]).items():
             if reasons:
-                print(f"dropped of {source}: {', '.join(f'{number} {reason}' for reason, number in reasons.items())}")
-        without = f" ({len(content.empty_shards)} more lost all their samples)" if content.empty_shards else ""
-        print(
-            f"sound: {len(manifest.shards)} shards, {manifest.samples} samples, {manifest.captions} captions{without}"
-        )
+                print(f"dropped from {source}: {', '.join(f'{number} {reason}' for reason, number in reasons.items())}")
+        without = f" ({len(content.empty_shards)} more shards are empty)" if content.empty_shards else ""
+        totals = f"{len(manifest.shards)} shards, {manifest.samples} samples, {manifest.captions} captions"
+        print(f"no faults: {totals}{without}")
         print(options.manifest)
         return 0
 

@@ -51,7 +51,7 @@ def test_nothing_that_was_complete_is_done_twice(finished):
     folder, done, output = finished
     assert "index.json" in done and "train-stage1.json" not in done
     assert {name: (folder / "steps" / name).stat().st_mtime for name in done} == done
-    assert output.count("done before") == len(done)
+    assert output.count("already done") == len(done)
 
 
 def test_the_summary_holds_every_number(finished):

@@ -1,18 +1,18 @@
-"""Checks the sidecar files of a tar against it and the manifest: its receipt, and its side table or its ledger."""
+"""Compares the files beside a tar with the tar and the manifest: its receipt, and its side table or ledger."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.captioning.side_table import read_vouched, side_table_path
+from data_prep.captioning.side_table import read_checked_table, side_table_path
 from data_prep.shards.ledger import ledger_path, read_ledger
 from data_prep.shards.receipts import CAPTIONED, DOWNLOADED, read_receipt, receipt_path
 from pipeline.data.manifest import Shard
 
 
 class Fault(NamedTuple):
-    """One thing that is not as the manifest says. `kind` is one word or two, for counting; `detail` says which."""
+    """One difference from the manifest. `kind` is one or two words, for counting; `detail` says what differs."""
 
     kind: str
     path: Path
@@ -23,7 +23,7 @@ Record = dict[str, Any]
 
 
 def sidecar_faults(tar: Path, shard: Shard, records: Sequence[Record]) -> Iterator[Fault]:
-    """The faults of a shard's sidecar files; `records` are those of its samples that could be read, in order."""
+    """The faults of the files beside a tar; `records` are those of its samples that could be read, in order."""
     yield from _receipt_faults(tar, shard)
     if shard.provenance.get("stage") == CAPTIONED:
         yield from _named("side table", side_table_path(tar), _side_table_problem(tar, shard, records))
@@ -47,13 +47,13 @@ def _receipt_faults(tar: Path, shard: Shard) -> Iterator[Fault]:
     told = {"sha256": receipt.tar_sha256} | {name: getattr(receipt, name) for name in ("bytes", "samples", "captions")}
     for name, value in (told | receipt.provenance()).items():
         if listed.get(name) != value:
-            yield Fault("receipt", path, f"{name} {value!r}, the manifest says {listed.get(name)!r}")
+            yield Fault("receipt", path, f"{name} is {value!r}, but the manifest says {listed.get(name)!r}")
 
 
 def _side_table_problem(tar: Path, shard: Shard, records: Sequence[Record]) -> str | None:
-    """The first thing in which a captioned shard's table of candidates does not fit its web samples, or None."""
+    """The first difference between a captioned shard's table of candidates and its web samples, or None."""
     try:
-        rows, settings = read_vouched(tar, str(shard.provenance.get("input_sha256")))
+        rows, settings = read_checked_table(tar, str(shard.provenance.get("input_sha256")))
     except ValueError as error:
         return str(error)
     by_key: dict[str, list[Record]] = {}
@@ -62,32 +62,33 @@ def _side_table_problem(tar: Path, shard: Shard, records: Sequence[Record]) -> s
     web = [record for record in records if "human" not in record["sources"]]
     without_caption = shard.provenance.get("dropped", {}).get("no_caption_survived", 0)
     if len(records) == shard.samples and len(by_key) != len(web) + without_caption:
-        return f"candidates of {len(by_key)} pictures, expected {len(web)} kept and {without_caption} dropped ones"
+        return f"has candidates of {len(by_key)} pictures, expected {len(web)} kept and {without_caption} dropped ones"
     for key, each in by_key.items():
         written = sum(row["source"] == "synthetic" for row in each)
         if [row["position"] for row in each] != list(range(len(each))):
             return f"a candidate of {key} is missing"
         if written != settings["sampling"].get("num_captions", written):
-            return f"{written} captions written of {key}, its settings say {settings['sampling']['num_captions']}"
+            number = settings["sampling"]["num_captions"]
+            return f"{key} has {written} synthetic captions, but the settings say {number}"
     for record in web:
         kept = sorted(row["caption"] for row in by_key.get(record["key"], []) if row["kept"])
         if kept != sorted(record["captions"]):
-            return f"the captions kept of {record['key']} are not those in the tar"
+            return f"the kept captions of {record['key']} differ from those in the tar"
     return None
 
 
 def _ledger_problem(tar: Path, shard: Shard, records: Sequence[Record]) -> str | None:
-    """The first thing in which a downloaded shard's ledger does not fit its samples and drop counts, or None."""
+    """The first difference between a downloaded shard's ledger and its samples and drop counts, or None."""
     try:
         rows = read_ledger(ledger_path(tar), ("status", "reason", "key"))
     except ValueError as error:
         return str(error)
     kept = [row["key"] for row in rows if row["status"] == "kept"]
     if len(kept) != shard.samples:
-        return f"{len(kept)} kept rows, the manifest says {shard.samples} samples"
+        return f"has {len(kept)} kept rows, but the manifest says {shard.samples} samples"
     if len(records) == shard.samples and kept != [record["key"] for record in records]:
-        return "its kept rows are not the samples in the tar, in their order"
+        return "its kept rows are not the samples of the tar in the same order"
     dropped = Counter(row["reason"] for row in rows if row["status"] != "kept")
     if dropped != Counter(shard.provenance.get("dropped", {})):
-        return f"dropped {dict(dropped)}, the manifest says {shard.provenance.get('dropped')}"
+        return f"dropped is {dict(dropped)}, but the manifest says {shard.provenance.get('dropped')}"
     return None

@@ -1,8 +1,8 @@
-"""Decoding with BLIP's captioner, many samples an image: images projected once, samples folded into the queries.
+"""Decodes many captions of an image with BLIP's text decoder; the keys and values of the image are computed once.
 
 transformers' own `generate(num_return_sequences=S)` repeats the image's tokens S times, projects cross-attention keys
-and values for each copy, and has no SDPA for BLIP. Here the loaded decoder's own modules are called, but the keys and
-values of an image are projected once, and its S samples attend to them as S times as many queries of one attention.
+and values for each copy, and has no SDPA for BLIP. Here the modules of the loaded decoder are called directly. The keys
+and values of an image are projected once, and its S samples are S times as many queries of one attention.
 
 Shapes: B images, S samples an image, N = B*S sequences (the samples of an image side by side), L new and T cached
 tokens, P image tokens, H heads, D width of a head, W width of the decoder, V words, E width of the image encoder.
@@ -17,17 +17,17 @@ from torch.nn.functional import scaled_dot_product_attention
 
 @dataclass
 class DecoderState:
-    """What decoding carries from token to token: per layer the keys and values of the image and of the tokens."""
+    """What decoding keeps from token to token: for each layer the keys and values of the image and of the tokens."""
 
     cross: list[tuple[Tensor, Tensor]]
-    """Per layer [B, H, P, D] keys and values."""
+    """For each layer [B, H, P, D] keys and values."""
     past: list[tuple[Tensor, Tensor]]
-    """Per layer [N, H, capacity, D] keys and values, filled up to `length`."""
+    """For each layer [N, H, capacity, D] keys and values, filled up to `length`."""
     length: int = 0
 
 
 class FoldedDecoder:
-    """A step-by-step view of a `BlipTextLMHeadModel`; it owns no weights."""
+    """Decodes step by step with the modules of a `BlipTextLMHeadModel`; it has no weights of its own."""
 
     def __init__(self, decoder: Any) -> None:
         self.embeddings = decoder.bert.embeddings
@@ -36,7 +36,7 @@ class FoldedDecoder:
         self.num_heads = int(decoder.config.num_attention_heads)
 
     def start(self, image_BPE: Tensor, capacity: int) -> DecoderState:
-        """Project each image's keys and values once, and make room for `capacity` tokens of one sequence an image."""
+        """Project the keys and values of each image once; make room for `capacity` tokens of one sequence per image."""
         cross, past = [], []
         for layer in self.layers:
             attention = layer.crossattention.self
@@ -47,7 +47,7 @@ class FoldedDecoder:
         return DecoderState(cross, past)
 
     def widen(self, state: DecoderState, num_samples: int) -> None:
-        """From one sequence an image to `num_samples`, which share what was decoded so far (the prompt)."""
+        """Turn one sequence per image into `num_samples`, which share what was decoded so far (the prompt)."""
         state.past = [
             (key.repeat_interleave(num_samples, 0), value.repeat_interleave(num_samples, 0))
             for key, value in state.past
@@ -75,7 +75,7 @@ class FoldedDecoder:
         return logits_NV.float()
 
     def _attend_to_tokens(self, block: Any, hidden_NLW: Tensor, past: tuple[Tensor, Tensor], start: int) -> Tensor:
-        """Causal self-attention over the cached tokens and the new ones, which are added to the cache in place."""
+        """Causal self-attention over the cached and the new tokens; the new ones are added to the cache in place."""
         attention, end = block.self, start + hidden_NLW.shape[1]
         key_NHTD, value_NHTD = past
         key_NHTD[:, :, start:end] = self._heads(attention.key(hidden_NLW))
@@ -90,7 +90,7 @@ class FoldedDecoder:
         return output
 
     def _attend_to_image(self, block: Any, hidden_NLW: Tensor, cross: tuple[Tensor, Tensor]) -> Tensor:
-        """Cross-attention of all samples of an image as queries of one attention over that image's tokens."""
+        """Cross-attention: all samples of an image are queries of one attention over the tokens of that image."""
         key_BHPD, value_BHPD = cross
         num_sequences, length, _ = hidden_NLW.shape
         folded = hidden_NLW.reshape(key_BHPD.shape[0], -1, hidden_NLW.shape[-1])  # [B, S*L, W]

@@ -1,4 +1,4 @@
-"""What CapFilt is to make of each shard, and the hash by which a shard that is already made is recognised."""
+"""Says how CapFilt makes each shard, and recognises by a hash which shards are already made."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -10,7 +10,7 @@ from data_prep.shards.receipts import CAPTIONED, read_receipt
 from pipeline.files import sha256_of_json
 
 RULES = "capfilt/2"
-"""Raised when the same settings would give other captions than before; older shards are then made again."""
+"""Increase the number when the same settings give other captions than before: older shards are then made again."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Selection:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be made of each shard. `making` holds the sampling settings and the digests of both models; `drops` is
-    the folder of the drop lists, if there are any."""
+    """How each shard is made. `making` holds the sampling settings and the digests of both models; `drops` is the
+    folder of the drop lists, or None."""
 
     output: Path
     making: dict[str, Any]
@@ -38,7 +38,7 @@ class Plan:
     drops: Path | None = None
 
     def dropped(self, tar: Path) -> dict[str, str]:
-        """Key -> reason of the samples of a shard that are left out. Raises ValueError when its list is missing."""
+        """Key -> reason of the samples of a shard to leave out. Raises ValueError when its drop list is missing."""
         return read_drop_list(self.drops, tar, read_receipt(tar).tar_sha256) if self.drops else {}
 
     def config_hash(self, tar: Path) -> str:
@@ -51,7 +51,7 @@ class Plan:
         return self.output / tar.name
 
     def finished(self, tar: Path) -> bool:
-        """Whether the output holds this shard, made from these bytes with these settings."""
+        """Whether the output folder holds this shard, made from these bytes with these settings."""
         target, given = self.target(tar), read_receipt(tar)
         try:
             made = read_receipt(target)

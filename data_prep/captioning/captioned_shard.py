@@ -1,4 +1,8 @@
-"""Makes one captioned shard of a raw one: its candidates are judged, and the best are kept."""
+"""Makes one captioned shard from a raw shard: it selects the best candidate captions of each image.
+
+The order of writing decides what a kill can leave: first the tar, then the side table, the receipt last. A shard
+without a receipt is made again.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -19,18 +23,18 @@ MakeCandidates = Callable[[Path, list[Sample]], Candidates]
 
 
 class DamagedInputError(ValueError):
-    """A shard to be captioned is not what its receipt says; the others can still be done."""
+    """An input shard is damaged, or differs from its receipt; the other shards can still be captioned."""
 
 
 def read_input(tar: Path) -> list[Sample]:
-    """The samples of a raw shard, every byte checked. Raises DamagedInputError, naming the tar."""
+    """The samples of a raw shard; every byte is checked. Raises DamagedInputError, with the name of the tar."""
     try:
         receipt = read_receipt(tar)
         if receipt.stage == CAPTIONED:
-            raise ValueError(f"{tar}: is captioned already; --input is the folder that data_prep.download wrote")
+            raise ValueError(f"{tar}: is captioned already; give --input the folder that data_prep.download wrote")
         samples = list(tar_files.read_samples(tar))
         if sha256_of(tar) != receipt.tar_sha256:
-            raise ValueError(f"{tar}: its sha256 differs from its receipt's; the tar is damaged")
+            raise ValueError(f"{tar}: its sha256 differs from its receipt; {tar_files.REMEDY}")
     except ValueError as error:
         raise DamagedInputError(str(error)) from error
     return samples
@@ -39,12 +43,15 @@ def read_input(tar: Path) -> list[Sample]:
 def caption_shard(tar: Path, plan: Plan, make: MakeCandidates, still_ours: Callable[[], bool]) -> Receipt | None:
     """Write one captioned shard, its side table, and last its receipt, which is returned.
 
-    None when `still_ours` denies it at the end: another worker has taken the shard over. Raises DamagedInputError.
+    None when `still_ours` is False before writing: another worker has taken the shard over. Raises DamagedInputError.
     """
     samples = read_input(tar)
     drops = plan.dropped(tar)
-    if strangers := drops.keys() - {sample.key for sample in samples}:
-        raise ValueError(f"--drops {plan.drops}: its list for {tar} names {min(strangers)}, which is no sample of it")
+    if unknown := drops.keys() - {sample.key for sample in samples}:
+        raise ValueError(
+            f"--drops {plan.drops}: its list for {tar} names {min(unknown)}, which is not a sample of this shard; "
+            "run data_prep.duplicates again"
+        )
     wanted = [sample for sample in samples if sample.key not in drops]
     web = [sample for sample in wanted if "human" not in sample.record["sources"]]
     target, dropped = plan.target(tar), Counter(drops.values())
@@ -79,7 +86,7 @@ def caption_shard(tar: Path, plan: Plan, make: MakeCandidates, still_ours: Calla
 
 
 def _captioned(samples: list[Sample], verdicts: dict[str, list[Verdict]]) -> Iterable[Sample]:
-    """The samples that stay, in order: human ones as they came, the others with the captions that were kept."""
+    """The samples that stay, in order: those with human captions unchanged, the others with their selected captions."""
     for sample in samples:
         if "human" in sample.record["sources"]:
             yield sample

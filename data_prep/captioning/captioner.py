@@ -1,4 +1,4 @@
-"""The captioner: ten sampled captions an image from any folder that transformers' BlipForConditionalGeneration loads.
+"""Writes captions of images with any model folder that transformers' BlipForConditionalGeneration loads.
 
 BLIP's recipe (Li et al. 2022, section 3.3, and its released code): prompt "a picture of ", nucleus sampling with top p
 0.9, 5 to 20 tokens counted with the start token and the prompt, repetition penalty 1.1. fp32 on a CPU, bf16 on a GPU.
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SMALLEST_BATCH = 8
-"""On a CPU smaller batches are padded to this many images: small matrices are multiplied by another method, whose last
-bits differ (seen below 20 rows), and then the captions of an image would depend on the batch that it came in."""
+"""On a CPU, smaller batches are padded to this many images. Small matrices (seen below 20 rows) are multiplied by
+another method, whose last bits differ. Without padding, the captions of an image would depend on the size of its
+batch."""
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How captions are drawn. Lengths are in tokens and count the start token and the prompt."""
+    """How captions are sampled. Lengths are in tokens, and count the start token and the prompt."""
 
     prompt: str = "a picture of "
     num_captions: int = 10
@@ -34,13 +35,13 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"--top-p {self.top_p}: must lie in (0, 1]")
+            raise ValueError(f"--top-p {self.top_p}: must be above 0 and at most 1")
         if self.num_captions < 1:
             raise ValueError(f"--num-captions {self.num_captions}: must be at least 1")
         if not 0 < self.repetition_penalty < math.inf:
-            raise ValueError(f"--repetition-penalty {self.repetition_penalty}: must be above 0 and finite")
+            raise ValueError(f"--repetition-penalty {self.repetition_penalty}: must be a finite number above 0")
         if self.min_length > self.max_length:
-            raise ValueError(f"--min-length {self.min_length}: exceeds --max-length {self.max_length}")
+            raise ValueError(f"--min-length {self.min_length}: must be at most --max-length {self.max_length}")
 
 
 class Captioner:
@@ -60,19 +61,20 @@ class Captioner:
         longest = min(settings.max_length, text.max_position_embeddings)
         if not len(self.prompt) < settings.max_length <= longest:
             raise ValueError(
-                f"--max-length {settings.max_length}: must exceed the {len(self.prompt)} tokens of start and prompt, "
-                f"and not the captioner's {text.max_position_embeddings}"
+                f"--max-length {settings.max_length}: must be above the {len(self.prompt)} tokens of start and prompt, "
+                f"and at most the captioner's limit of {text.max_position_embeddings}"
             )
 
     def preprocess(self, image: "Image.Image") -> "torch.Tensor":
-        """RGB picture -> float32 [3, height, width], by the folder's own image processor."""
+        """RGB picture -> float32 [3, height, width], by the image processor of the model folder."""
         pixels: torch.Tensor = self.image_processor(image, return_tensors="pt")["pixel_values"][0]
         return pixels
 
     def caption(self, keys: list[str], pixels_B3HW: "torch.Tensor") -> list[list[str]]:
-        """`num_captions` captions of each image, in the order drawn, without the prompt; they may be empty or equal.
+        """`num_captions` captions of each image, in the order of sampling, without the prompt; some may be empty or
+        equal.
 
-        The captions of an image depend on its key, its pixels and the settings: not on the other images of the batch.
+        The captions of an image depend on its key, its pixels and the settings, and not on the rest of its batch.
         """
         import torch
 
@@ -120,6 +122,6 @@ class Captioner:
 
 
 def load_captioner(folder: Path, settings: SamplingSettings, device: str) -> Captioner:
-    """Load a captioner folder. Raises ValueError naming it when it is missing, damaged, or of another kind."""
+    """Load a captioner folder. Raises ValueError, with its name, when it is missing, damaged, or of another kind."""
     model, processor = load_pretrained(folder, "--captioner", "BlipForConditionalGeneration", "BlipProcessor", device)
     return Captioner(model, processor, settings)

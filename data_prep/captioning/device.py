@@ -1,12 +1,12 @@
-"""Which device a worker's models run on."""
+"""Chooses the device on which the models of a worker run."""
 
 from pipeline.distributed.process_group import device_name
 
 
 def choose_device(name: str) -> str:
-    """The device of `--device`: cuda is the GPU of this rank's own number on its node, auto as well where there is one.
+    """The device for `--device`. `cuda` is the GPU with this rank's number on its node; `auto` too, if there is a GPU.
 
-    Raises ValueError when the name is no device's, or that of a GPU which this machine does not show.
+    Raises ValueError when the name is not that of a device, or names a GPU that torch does not see.
     """
     import torch
 
@@ -15,10 +15,10 @@ def choose_device(name: str) -> str:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"--device {name}: no device; use cpu, cuda, cuda:N or auto") from error
+        raise ValueError(f"--device {name}: is not a device; use cpu, cuda, cuda:N or auto") from error
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device {name}: use cpu, cuda, cuda:N or auto")
+        raise ValueError(f"--device {name}: is not supported; use cpu, cuda, cuda:N or auto")
     visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= visible:
-        raise ValueError(f"--device {name}: torch sees {visible} GPUs here; use --device auto or cpu")
+        raise ValueError(f"--device {name}: torch sees {visible} GPUs on this machine; use --device auto or cpu")
     return device_name() if name == "cuda" else str(device)

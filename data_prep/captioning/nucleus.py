@@ -1,4 +1,4 @@
-"""Nucleus sampling that repeats: each draw is a pure function of (seed, key, sample number) and of the logits.
+"""Nucleus sampling that can be repeated: each draw is a pure function of (seed, key, sample number) and the logits.
 
 The rules and their order are those of transformers' sampling branch: repetition penalty, minimum length, top p.
 """
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 SORTED_FIRST = 512
-"""Nearly every nucleus of a trained captioner is smaller; sorting 30,000 words a token costs a fifth of decoding."""
+"""Almost every nucleus of a trained captioner is smaller. Sorting all 30,000 words for each token takes a fifth of the
+decoding time."""
 
 
 def draw_table(seed: int, keys: list[str], num_samples: int, num_draws: int) -> Tensor:
@@ -24,16 +25,16 @@ def draw_table(seed: int, keys: list[str], num_samples: int, num_draws: int) -> 
 
 
 def penalise_repetition(logits_NV: Tensor, tokens_NT: Tensor, penalty: float) -> Tensor:
-    """Lower the logits of tokens that a sequence already holds: positive ones divided, negative multiplied (CTRL)."""
+    """Lower the logits of tokens that a sequence already has: divide positive ones, multiply negative ones (CTRL)."""
     found_NT = logits_NV.gather(1, tokens_NT)
     return logits_NV.scatter(1, tokens_NT, torch.where(found_NT < 0, found_NT * penalty, found_NT / penalty))
 
 
 def draw_token(logits_NV: Tensor, top_p: float, uniform_N: Tensor) -> Tensor:
-    """int64 [N]: for each row, a token of the smallest set that holds `top_p` of the probability, by its share in it.
+    """int64 [N]: for each row a token of its nucleus, the smallest set of tokens with `top_p` of the probability.
 
-    `uniform_N`, in [0, 1), picks it by inverting the set's cumulative distribution, the likeliest token first. The
-    whole vocabulary is sorted only for rows whose set is larger than SORTED_FIRST tokens.
+    `uniform_N`, in [0, 1), selects the token by inverting the cumulative distribution of the set, most likely token
+    first. The whole vocabulary is sorted only for rows whose set is larger than SORTED_FIRST tokens.
     """
     probability_NV = logits_NV.softmax(-1)
     likeliest_NK, order_NK = probability_NV.topk(min(SORTED_FIRST, logits_NV.shape[-1]))
@@ -47,7 +48,7 @@ def draw_token(logits_NV: Tensor, top_p: float, uniform_N: Tensor) -> Tensor:
 
 
 def _invert(cumulative_NK: Tensor, order_NK: Tensor, top_p: float, uniform_N: Tensor) -> Tensor:
-    """The token at which the cumulative distribution, cut where it reaches `top_p`, passes `uniform_N` of the cut."""
+    """The token at which the cumulative distribution passes `uniform_N` times its value where it reaches `top_p`."""
     last_N1 = (cumulative_NK < top_p).sum(-1, keepdim=True).clamp(max=cumulative_NK.shape[-1] - 1)
     target_N1 = uniform_N[:, None].to(cumulative_NK) * cumulative_NK.gather(1, last_N1)
     position_N1 = torch.searchsorted(cumulative_NK, target_N1, right=True)

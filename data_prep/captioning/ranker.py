@@ -1,4 +1,4 @@
-"""The ranker: how well captions fit their image, as the cosine of any folder that transformers' CLIPModel loads.
+"""Scores how well captions fit their image: the cosine of any model folder that transformers' CLIPModel loads.
 
 BLIP-2 (Li et al. 2023, section 3.4) ranks with CLIP ViT-L/14. fp32 on a CPU, bf16 on a GPU; cosines are taken in fp32.
 """
@@ -31,9 +31,9 @@ class Ranker:
     def score(self, pixels_B3HW: "torch.Tensor", captions: list[list[str]]) -> list[list[float]]:
         """For each image the cosine in [-1, 1] with each of its own captions (lists may differ in length).
 
-        Equal texts are embedded once, and texts of like length together: padded to the longest of TEXT_BATCH. CLIP's
-        text tower is causal and pools at the end token, so that padding changes nothing. A text longer than the model
-        takes is cut, and keeps its end token.
+        Equal texts are embedded once. Texts of similar length are embedded together, padded to the longest of
+        TEXT_BATCH. CLIP's text tower is causal and pools at the end token, so padding changes nothing. A text that is
+        too long for the model is cut, and keeps its end token.
         """
         import torch
 
@@ -64,5 +64,5 @@ class Ranker:
 
 
 def load_ranker(folder: Path, device: str) -> Ranker:
-    """Load a ranker folder. Raises ValueError naming it when it is missing, damaged, or of another kind."""
+    """Load a ranker folder. Raises ValueError, with its name, when it is missing, damaged, or of another kind."""
     return Ranker(*load_pretrained(folder, "--ranker", "CLIPModel", "CLIPProcessor", device))

@@ -1,4 +1,4 @@
-"""Which captions of an image are kept: rules on the text, then the best scores. Pure functions, no model.
+"""Selects the captions of an image: first by rules on the text, then by score. Pure functions without a model.
 
 CapFilt bootstraps captions (BLIP, section 3.3); BLIP-2 keeps the two of ten synthetic captions and the web caption that
 CLIP ranks best.
@@ -15,14 +15,15 @@ from data_prep.tables.unicode_text import without_surrogates
 Source = Literal["web", "synthetic"]
 
 MIN_WORDS = 2
-"""A caption of fewer words says too little of a picture ("img_2034.jpg")."""
+"""A caption of fewer words says too little about a picture ("img_2034.jpg")."""
 LONGEST_REPEAT = 6
-"""The longest run of words that is looked for twice in a row."""
+"""Repeats of runs of up to this many words are looked for."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A caption that may be kept. `position` is its place among the image's candidates, web captions first."""
+    """A caption that may be kept. `position` is its place among the candidates of the image; web captions come
+    first."""
 
     position: int
     caption: str
@@ -32,7 +33,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a candidate: `rank` 0 is the best one kept; None was dropped, for `reason`."""
+    """The result for a candidate: `rank` 0 is the best kept one; `rank` None means dropped, for `reason`."""
 
     candidate: Candidate
     rank: int | None
@@ -40,12 +41,12 @@ class Verdict:
 
 
 def normalise(caption: str) -> str:
-    """One line without surplus blanks, in Unicode's composed form (NFKC); halves of surrogate pairs are replaced."""
+    """One line with single spaces, in Unicode's composed form (NFKC); halves of surrogate pairs are replaced."""
     return " ".join(unicodedata.normalize("NFKC", without_surrogates(caption)).split())
 
 
 def fault_of(caption: str) -> str | None:
-    """Why a normalised caption is unfit whatever its score, or None."""
+    """Why a normalised caption is dropped whatever its score is, or None."""
     if not caption:
         return "empty"
     if any(
@@ -62,10 +63,10 @@ def fault_of(caption: str) -> str | None:
 
 
 def select(candidates: Sequence[Candidate], top_k: int, min_score: float | None = None) -> list[Verdict]:
-    """A verdict on each candidate, in their order; at most `top_k` are kept, a lone survivor once.
+    """A verdict on each candidate, in their order; at most `top_k` are kept.
 
-    Unfit captions go first, then those that say the same as an earlier one (letters and digits alone count), then
-    those that score below `min_score`; the rest are ordered by (-score, web first, position).
+    First captions with a fault are dropped, then those with the words of an earlier one (only letters and digits
+    count), then those with a score below `min_score`. The others are ordered by (-score, web first, position).
     """
     reasons: dict[int, str] = {}
     fit: list[Candidate] = []

@@ -1,4 +1,4 @@
-"""Shares the captioning of many shards between workers, by leases; ends when all of them are finished."""
+"""Shares the captioning of many shards between workers by leases, and ends when all shards are finished."""
 
 import sys
 import time
@@ -15,16 +15,16 @@ from data_prep.shards.receipts import Receipt
 from pipeline.files import remove_partials
 
 POLL_S = 1.0
-"""How often a worker without work looks whether the other workers' shards are finished or abandoned."""
+"""Seconds after which a worker without work looks again whether the shards of the others are finished or abandoned."""
 
 
 def caption_shards(
     tars: Sequence[Path], plan: Plan, make: MakeCandidates, ttl_s: float, others: Sequence[Path] = ()
 ) -> list[Receipt]:
-    """Finish every shard, sharing the work through leases; returns the receipts of those that this worker made.
+    """Finish every shard, and share the work through leases; returns the receipts of those that this worker made.
 
-    Ends when all are finished, by whichever worker, and of `others` none is left that nobody is at: those of a worker
-    that is slow, or was killed. Raises ValueError at the end when shards could not be read.
+    Ends when all shards are finished, by any worker. Then it also makes those of `others` that nobody works on: other
+    tasks may be slow or killed. Raises ValueError at the end when shards could not be read.
     """
     leases, pending, made, failures = Leases(plan.output, ttl_s), list(tars), list[Receipt](), list[str]()
     with tqdm(total=len(tars), desc="captioning", unit="shard", disable=not sys.stderr.isatty()) as bar:
@@ -47,13 +47,13 @@ def caption_shards(
                 time.sleep(POLL_S)
     made += _help(others, plan, make, leases)
     if failures:
-        raise ValueError(f"{len(failures)} of {len(tars)} shards cannot be captioned, the first: {failures[0]}")
+        raise ValueError(f"{len(failures)} of {len(tars)} shards cannot be captioned; the first: {failures[0]}")
     return made
 
 
 def _help(tars: Sequence[Path], plan: Plan, make: MakeCandidates, leases: Leases) -> list[Receipt]:
-    """Caption what is free of other workers' shards, from the last on, which they come to last; theirs to report a
-    damaged one."""
+    """Caption those shards of other tasks that nobody works on, the last one first, because they reach it last. A
+    damaged shard is not an error here: its own task reports it."""
     made = []
     for tar in reversed(tars):
         with suppress(DamagedInputError):
@@ -63,7 +63,7 @@ def _help(tars: Sequence[Path], plan: Plan, make: MakeCandidates, leases: Leases
 
 
 def _caption_if_free(tar: Path, plan: Plan, make: MakeCandidates, leases: Leases) -> Receipt | None:
-    """The receipt when this worker has made the shard; None when it is finished already, or another is at it."""
+    """The receipt when this worker made the shard; None when it is already finished, or another works on it."""
     if plan.finished(tar):
         leases.clear(tar.stem)
         return None
@@ -71,7 +71,7 @@ def _caption_if_free(tar: Path, plan: Plan, make: MakeCandidates, leases: Leases
     if lease is None:
         return None
     with lease:
-        if plan.finished(tar):  # by another worker, between the look and the lease
+        if plan.finished(tar):  # by another worker, after the first check and before this lease
             return None
         remove_partials(plan.target(tar))
         return caption_shard(tar, plan, make, lease.held)

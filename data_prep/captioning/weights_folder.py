@@ -1,4 +1,4 @@
-"""Loads a model and its processor from a local transformers folder, or says in one line what is wrong."""
+"""Loads a model and its processor from a local transformers folder, or says in one line what is wrong with it."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 MODEL_TYPES = {"BlipForConditionalGeneration": "blip", "CLIPModel": "clip"}
-"""transformers class -> the `model_type` of the config.json that fits it."""
+"""transformers class -> the `model_type` in the config.json of its folders."""
 
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -17,7 +17,8 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def load_pretrained(folder: Path, flag: str, model_class: str, processor_class: str, device: str) -> tuple[Any, Any]:
     """(model in eval mode on `device`, processor): fp32 on a CPU, bf16 elsewhere.
 
-    Raises ValueError, naming `flag` and folder, when a file is missing, damaged, of another kind, or lacks weights.
+    Raises ValueError, with `flag` and folder, when a file is missing, damaged or of another kind, or weights are
+    missing.
     """
     _check_config(folder, flag, MODEL_TYPES[model_class])
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -32,7 +33,7 @@ def load_pretrained(folder: Path, flag: str, model_class: str, processor_class: 
         model, loading = getattr(transformers, model_class).from_pretrained(
             folder, local_files_only=True, dtype=dtype, output_loading_info=True
         )
-    except Exception as error:  # transformers, tokenizers and safetensors each raise kinds of their own
+    except Exception as error:  # transformers, tokenizers and safetensors raise many kinds of errors
         raise ValueError(
             f"{flag} {folder}: cannot be loaded as {model_class} ({type(error).__name__}: {error})"
         ) from error
@@ -43,9 +44,9 @@ def load_pretrained(folder: Path, flag: str, model_class: str, processor_class: 
 
 
 def local_folder(name: Path, flag: str) -> Path:
-    """The folder itself, or where the Hugging Face cache holds the weights of a hub id (fetched where that is allowed).
+    """The folder itself, or the folder of the Hugging Face cache for a hub id, which is downloaded if that is allowed.
 
-    Raises ValueError, naming `flag`, when it is neither.
+    Raises ValueError, with `flag`, when there is neither.
     """
     if name.is_dir() or not HUB_ID.fullmatch(str(name)):
         return name
@@ -53,17 +54,19 @@ def local_folder(name: Path, flag: str) -> Path:
 
     try:
         return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.txt", "*.safetensors"]))
-    except Exception as error:  # of the hub's, of the network's, of the cache's own kinds
-        raise ValueError(f"{flag} {name}: no such folder of weights, and not in the Hugging Face cache") from error
+    except Exception as error:  # hub, network and cache raise many kinds of errors
+        raise ValueError(
+            f"{flag} {name}: is not a folder, and not in the Hugging Face cache; name a folder of weights"
+        ) from error
 
 
 def folder_digest(folder: Path, flag: str) -> str:
-    """sha256 over the names and contents of the folder's files: what captions and scores depend on.
+    """sha256 over the names and contents of the folder's files, on which captions and scores depend.
 
-    Raises ValueError, naming `flag`, when there is no such folder.
+    Raises ValueError, with `flag`, when it is not a folder.
     """
     if not folder.is_dir():
-        raise ValueError(f"{flag} {folder}: no such folder of weights")
+        raise ValueError(f"{flag} {folder}: is not a folder of weights; name a folder or a hub id")
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.is_file() and not path.name.startswith("."):
@@ -74,10 +77,10 @@ def folder_digest(folder: Path, flag: str) -> str:
 
 def _check_config(folder: Path, flag: str, model_type: str) -> None:
     if not folder.is_dir():
-        raise ValueError(f"{flag} {folder}: no such folder of weights")
+        raise ValueError(f"{flag} {folder}: is not a folder of weights; name a folder or a hub id")
     try:
         found = json.loads((folder / "config.json").read_text())["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{flag} {folder}: no readable config.json with a model_type in it ({error})") from error
+        raise ValueError(f"{flag} {folder}: has no readable config.json with a model_type ({error})") from error
     if found != model_type:
-        raise ValueError(f"{flag} {folder}: holds a model of type {found!r}, expected {model_type!r}")
+        raise ValueError(f"{flag} {folder}: its model_type is {found!r}, expected {model_type!r}")

@@ -1,4 +1,4 @@
-"""The hashes of pictures of finished shards, from the ledgers beside them, and of an evaluation's pictures."""
+"""Reads the hashes of the pictures of finished shards from their ledgers, and computes those of evaluation pictures."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -19,10 +19,10 @@ MAX_PIXELS = 50_000_000
 
 @dataclass(frozen=True)
 class Hashes:
-    """Of pictures in order, an entry each; `phash` counts only where `has_phash`: a flat picture has none."""
+    """The hashes of pictures, one entry for each. `phash` is valid only where `has_phash`: a flat picture has none."""
 
     content: NDArray[np.uint64]
-    """64 bits of the sha256 of the JPEG; any two of 129 million agree by chance with a probability of 5e-4 in all."""
+    """64 bits of the sha256 of the JPEG. That any two of 129 million agree by chance has a probability of 5e-4."""
     urls: NDArray[np.uint64]
     phash: NDArray[np.uint64]
     has_phash: NDArray[np.bool_]
@@ -32,10 +32,11 @@ class Hashes:
 
 
 def shard_hashes(tar: Path) -> Hashes:
-    """Of a finished shard's samples. Raises ValueError, naming the file, when it has no ledger with hashes."""
+    """The hashes of a finished shard's samples. Raises ValueError, with the file's name, without a ledger with
+    hashes."""
     rows = kept_rows(tar, ("status", "url", "sha256", "phash"))
     if any(row["sha256"] is None for row in rows):
-        raise ValueError(f"{ledger_path(tar)}: a kept row without sha256; download into another folder")
+        raise ValueError(f"{ledger_path(tar)}: a kept row has no sha256; run data_prep.download into another folder")
     return Hashes(
         np.array([int(row["sha256"][:16], 16) for row in rows], np.uint64),
         _text_hashes([row["url"] for row in rows]),
@@ -54,25 +55,28 @@ def joined(parts: Sequence[Hashes]) -> Hashes:
 
 
 def kept_rows(tar: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The ledger's kept rows, one a sample, in order. Raises ValueError when they are not the shard's."""
+    """The kept rows of a ledger, one for each sample, in order. Raises ValueError when they do not fit the shard."""
     samples = read_receipt(tar).samples
     rows = [row for row in read_ledger(ledger_path(tar), columns) if row["status"] == "kept"]
     if len(rows) != samples:
-        raise ValueError(f"{ledger_path(tar)}: {len(rows)} kept rows, but the shard's receipt says {samples}")
+        raise ValueError(
+            f"{ledger_path(tar)}: has {len(rows)} kept rows, but the receipt says {samples} samples; "
+            "remove the receipt and run data_prep.download again"
+        )
     return rows
 
 
 def evaluation_hashes(folder: Path) -> Iterator[tuple[str, int]]:
-    """(name, perceptual hash) of an evaluation's pictures: of downloaded shards, else of all image files below, in
-    linked folders too.
+    """(name, perceptual hash) of the pictures of an evaluation: of downloaded shards, else of all image files below the
+    folder, also in symlinked folders.
 
-    Flat pictures have no hash and are left out. Raises ValueError, naming folder or file, when there is no picture, or
-    one cannot be read: it would leak unseen.
+    Flat pictures have no hash and are left out. Raises ValueError, with folder or file, when there is no picture, or
+    one cannot be read: training on it would not be noticed.
     """
     tars = finished_shards(folder) if folder.is_dir() else []
     files = [] if tars else sorted(path for path in _files_below(folder) if path.suffix.lower() in ENDINGS)
     if not tars and not files:
-        raise ValueError(f"--evaluation {folder}: no such folder, or neither shards nor pictures in it")
+        raise ValueError(f"--evaluation {folder}: is not a folder with shards or pictures")
     for tar in tars:
         for row in kept_rows(tar, ("status", "url", "phash")):
             if isinstance(row["phash"], int):
@@ -83,8 +87,8 @@ def evaluation_hashes(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Every file below, each folder once, however links lead to it. Raises ValueError on a link that leads nowhere, and
-    on a folder that cannot be read."""
+    """Every file below; each folder is read once, even if several symlinks lead to it. Raises ValueError on a symlink
+    whose target is missing, and on a folder that cannot be read."""
 
     def refuse(error: OSError) -> None:
         raise ValueError(f"--evaluation {error.filename}: cannot be read ({error.strerror})") from error
@@ -96,10 +100,10 @@ def _files_below(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(place)
-        folders.sort()  # of two ways to one folder always the same is taken
+        folders.sort()  # of two paths to one folder, always the same one is taken
         for path in (here / file for file in files):
             if path.is_symlink() and not path.exists():
-                raise ValueError(f"--evaluation {path}: a link that leads nowhere; its pictures would leak unseen")
+                raise ValueError(f"--evaluation {path}: the target of this symlink is missing; repair or remove it")
             yield path
 
 
@@ -108,7 +112,7 @@ def _hash_of_file(path: Path) -> int | None:
 
     stored = store(path.read_bytes(), ImageLimits(1, LONGEST_SIDE_PX, MAX_PIXELS))
     if not isinstance(stored, StoredImage):
-        raise ValueError(f"--evaluation {path}: cannot be read as a picture ({stored.reason})")
+        raise ValueError(f"--evaluation {path}: cannot be read as a picture ({stored.reason}); repair or remove it")
     return stored.phash
 
 

@@ -1,6 +1,6 @@
-"""Which pictures are dropped for what others there are: placeholders, copies, near copies, an evaluation's pictures.
+"""Decides which pictures are dropped: placeholders, copies, near copies, and pictures of an evaluation.
 
-Pure functions of the pictures' hashes in one fixed order; of equal or near pictures the first stays.
+Pure functions of the hashes of all pictures in one fixed order; the first of equal or near pictures stays.
 """
 
 from dataclasses import dataclass
@@ -12,32 +12,34 @@ from data_prep.copies.picture_hashes import Hashes
 from pipeline.pictures.near_hashes import first_near
 
 REASONS = ("", "placeholder_picture", "evaluation_picture", "duplicate_picture", "near_duplicate_picture")
-"""By code; a picture to which several apply is counted under the first of them."""
+"""The reasons by code. If several apply to a picture, it is counted under the first of them."""
 PLACEHOLDER, EVALUATION, DUPLICATE, NEAR = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
 class Rules:
-    """`exact` and `near` drop copies, `placeholder_urls` (0: off) pictures that stand under so many URLs. Two hashes
-    that differ in at most `bits_apart` of 64 bits are near, an evaluation's too."""
+    """Which rules apply. `exact` and `near` drop copies; `placeholder_urls` drops pictures with at least so many URLs
+    (0: off). Two hashes that differ in at most `bits_apart` of 64 bits are near, also for evaluation pictures."""
 
     exact: bool = True
     near: bool = True
     placeholder_urls: int = 10
     bits_apart: int = 4
-    """Half of a hash's bits are set, so that two differ in an even number of them."""
+    """Half of the bits of a hash are set, so two hashes always differ in an even number of bits."""
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """For each picture a code of REASONS, and the position of the picture that it is like (or of the evaluation's)."""
+    """For each picture a code of REASONS, and the position of the picture that it repeats (or of the evaluation
+    picture)."""
 
     code: NDArray[np.int8]
     like: NDArray[np.int64]
 
 
 def judge(hashes: Hashes, evaluation: NDArray[np.uint64], rules: Rules) -> Verdicts:
-    """Peak memory about 100 bytes a picture."""
+    """The verdicts on all pictures. A picture is compared with every earlier one, kept or not, so the result depends
+    only on the order of the pictures. Peak memory is about 100 bytes for each picture."""
     verdicts = Verdicts(np.zeros(len(hashes), np.int8), np.arange(len(hashes)))
     own = np.arange(len(hashes))
     if rules.near or len(evaluation):
@@ -63,13 +65,13 @@ def judge(hashes: Hashes, evaluation: NDArray[np.uint64], rules: Rules) -> Verdi
 
 
 def _mark(verdicts: Verdicts, chosen: NDArray[np.bool_], code: int, like: NDArray[np.int64]) -> None:
-    """Later marks overwrite earlier ones."""
+    """Set the code and the repeated picture of the chosen ones; a later call overwrites an earlier one."""
     verdicts.code[chosen] = code
     verdicts.like[chosen] = like[chosen]
 
 
 def _urls_of_groups(group: NDArray[np.int64], urls: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """How many different URLs the pictures of each group have."""
+    """The number of different URLs of the pictures of each group."""
     order = np.lexsort((urls, group))
     ordered_group, ordered_urls = group[order], urls[order]
     is_new = np.ones(len(order), np.bool_)

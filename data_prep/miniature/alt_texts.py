@@ -1,4 +1,5 @@
-"""Alt-texts as the web has them: about 60% true of their picture; the rest wrong, junk, near-empty or boilerplate."""
+"""Writes alt-texts like those of the web: about 60% are true; the others are wrong, junk, almost empty or
+boilerplate."""
 
 from typing import Literal
 
@@ -28,7 +29,7 @@ BOILERPLATE = (
 )
 FILE_NAMES = ("IMG_{:04d}.jpg", "DSC{:05d}.JPG", "Screenshot-{:03d}.png", "wp-{:05d}-1024x768.jpg", "P10{:05d}.jpeg")
 SWAPS = (COMMON_COLOURS, COMMON_SHAPES, SIZES, BACKGROUNDS)
-"""Words that a near miss trades for another of their own kind."""
+"""Groups of words. A near miss replaces a word by another one of its group."""
 
 
 def alt_text(scene: Scene, rng: np.random.Generator) -> tuple[str, AltKind]:
@@ -46,7 +47,7 @@ def alt_text(scene: Scene, rng: np.random.Generator) -> tuple[str, AltKind]:
 
 
 def _wrong(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption that is true of some other scene and false of this one."""
+    """A caption that is true of another scene and false of this one."""
     while True:
         caption = describe(draw_scene(rng, held_out="never"), rng)
         if not is_true(caption, scene):
@@ -54,7 +55,7 @@ def _wrong(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def _near_miss(scene: Scene, rng: np.random.Generator) -> str:
-    """A true caption with one word traded for another of its kind, so that it is false."""
+    """A true caption in which one word is replaced by another of its group, which makes it false."""
     for _ in range(50):
         words = describe(scene, rng).split()
         places = [(i, kind) for i, word in enumerate(words) for kind in SWAPS if word in kind]

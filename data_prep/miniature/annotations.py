@@ -1,4 +1,4 @@
-"""The drawn world's data sets in their official formats: Karpathy COCO and Flickr30K, VQAv2, NoCaps."""
+"""Makes annotations of drawn scenes in the official formats: Karpathy COCO and Flickr30K, VQAv2, NoCaps."""
 
 import json
 from pathlib import Path
@@ -55,7 +55,7 @@ def caption_ground_truth(entries: list[dict[str, Any]], split: str) -> dict[str,
 def vqa_files(
     scenes: dict[int, Scene], questions_per_image: int, rng: np.random.Generator
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """VQAv2's question file and annotation file for image id -> scene; no question comes twice of an image."""
+    """VQAv2's question file and annotation file for image id -> scene; the questions about one image all differ."""
     questions: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id, scene in scenes.items():

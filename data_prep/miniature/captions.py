@@ -1,4 +1,4 @@
-"""Captions of drawn scenes: true, lower case, varied in grammar and detail."""
+"""Writes captions of drawn scenes: true, in lower case, with varied grammar and detail."""
 
 from collections.abc import Sequence
 
@@ -20,15 +20,17 @@ RELATION_WORDS = {
 NUMBER_WORDS = ("one", "two", "three")
 LEADS = ("a photo of", "there is", "this is")
 MAX_WORDS = 16
-"""Longest caption of `describe`: with a captioner's begin token and four words of prompt it fits 20 tokens."""
+"""The most words of a caption of `describe`. With a captioner's start token and a prompt of four words it fits into 20
+tokens."""
 RELATED_SHARE = 0.15
-"""How many captions of several things say where one stands to another; a small captioner guesses these words."""
+"""The share of captions of several things that say where one is relative to another. It is small, because a captioner
+of this size only guesses these words."""
 CLEAR = 0.1
-"""How far apart two centres must be along an axis for a relation along it to hold."""
+"""The smallest distance of two centres along an axis at which a relation along that axis is true."""
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> str:
-    """One true caption of 3 to 16 lower-case words; the grammar, what is named, and in how much detail all vary."""
+    """One true caption of 3 to 16 lower-case words; the grammar, the named things and the detail vary."""
     while True:
         caption = _draw_caption(scene, rng)
         if len(caption.split()) <= MAX_WORDS:
@@ -36,14 +38,14 @@ def describe(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def describe_fully(scene: Scene, rng: np.random.Generator) -> str:
-    """A true caption that names each thing with size and colour, the background, and of two things their relation."""
+    """A true caption that names each thing with size and colour, the background, and the relation of two things."""
     things = [scene.things[i] for i in rng.permutation(len(scene.things))]
     body = _list_things(things, rng, relate=len(things) == 2 or rng.random() < 0.5, detail=1.0)
     return _with_setting(body, scene.background, rng)
 
 
 def noun_phrase(thing: Thing, rng: np.random.Generator, detail: float = 0.55) -> str:
-    """`a [size] colour shape`, the size named with chance `detail`."""
+    """`a [size] colour shape`; the size is named with probability `detail`."""
     words = [thing.colour, thing.shape]
     if rng.random() < detail:
         words.insert(0, _size_word(thing.size, rng))
@@ -56,7 +58,7 @@ def with_article(words: str) -> str:
 
 
 def holds(relation: str, a: Thing, b: Thing) -> bool:
-    """Whether a stands left of, right of, above or below b, clearly."""
+    """Whether a is clearly left of, right of, above or below b."""
     shift = {"left": b.x - a.x, "right": a.x - b.x, "above": b.y - a.y, "below": a.y - b.y}[relation]
     return shift > CLEAR
 

@@ -24,11 +24,11 @@ CAPTIONS_PER_IMAGE = 5
 NOCAPS_CAPTIONS = 10
 QUESTIONS_PER_IMAGE = 3
 RESTVAL_SHARE = 0.1
-"""Of the COCO training images: those that Karpathy's split took over from COCO's validation set."""
+"""The share of COCO training images marked restval, as those that Karpathy's split took from COCO's validation set."""
 
 Scenes = dict[str, list[Scene]]
 Built = tuple[list[Picture], list[tuple[str, str, Scene]]]
-"""The pictures still to be written, and (image, split, scene) of each: image is a URL or a path below the world."""
+"""The pictures to write, and (image, split, scene) of each; image is a URL or a path below the world."""
 
 
 def build_web(folder: Path, scenes: Scenes, seed: int, base_url: str) -> Built:
@@ -108,14 +108,12 @@ class _Plan:
         self.built: Built = ([], [])
 
     def add(self, path: Path, split: str, scene: Scene) -> None:
-
         pictures, truth = self.built
         pictures.append(Picture(path, scene, "dataset", (self.seed, self.stream, len(pictures))))
         truth.append((str(path.relative_to(self.folder)), split, scene))
 
 
 def write_truth(path: Path, truth: list[tuple[str, str, Scene]]) -> None:
-
     images, splits, scenes = zip(*truth, strict=True)
     columns = {"image": images, "split": splits, "scene": [json.dumps(scene_to_json(scene)) for scene in scenes]}
     pq.write_table(pa.table({name: list(values) for name, values in columns.items()}), path)

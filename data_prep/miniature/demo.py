@@ -1,7 +1,8 @@
-"""The whole of BLIP-2 in miniature, one command after the other, as a user would type them (`make demo`).
+"""Runs BLIP-2 in miniature, with the commands that a user would type (`make demo`).
 
-A drawn world and its web; frozen towers; download, CapFilt, index, verify; stage 1; stage 2 with a T5 and with an OPT;
-retrieval, captions and zero-shot VQA on pictures that no training saw; the same commands on real photographs; a report.
+The steps: a drawn world and its web; frozen towers; download, CapFilt, index, verify; stage 1; stage 2 with a T5 and
+with an OPT; retrieval, captions and zero-shot VQA on pictures that no training saw; the same commands on real
+photographs; a report.
 """
 
 import argparse
@@ -24,7 +25,7 @@ def _python(module: str, *arguments: object) -> tuple[str, ...]:
 
 
 class Story:
-    """The steps of one demo folder. `scale` shrinks sizes and training alike (tests use it; 1 is the demo)."""
+    """The steps of one demo folder. `scale` shrinks both data and training (for tests); 1 is the whole demo."""
 
     def __init__(self, folder: Path, seed: int, scale: float, port: int) -> None:
         self.folder, self.seed, self.scale, self.port = folder, seed, scale, port
@@ -34,7 +35,7 @@ class Story:
         return max(least, round(number * self.scale))
 
     def groups(self) -> list[list[Step]]:
-        """Every step, in order; the steps of an inner list run side by side."""
+        """All steps, in order; the steps of an inner list run at the same time."""
         return [
             [self._draw()],
             [self._train_towers(), *self._downloads()],
@@ -189,7 +190,7 @@ class Story:
         return Step("report", _python("eval.report", *inputs, "--output", page, *titles), page)
 
     def _own_pictures(self) -> list[list[Step]]:
-        """The same commands on a table of one's own: real photographs, which the drawn world's models never saw."""
+        """The same commands on an own table: real photographs, which the models of the drawn world never saw."""
         own, manifest = self.folder / "own", self.folder / "own.json"
         table = own / "pictures.csv"
         raw = self.folder / "raw" / "own"
@@ -221,11 +222,18 @@ class Story:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="data_prep.miniature.demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("runs/miniature"))
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--port", type=int, default=8765, help="of the loopback web; training takes the next one")
-    parser.add_argument("--scale", type=float, default=1.0, help="shrinks the world and the training, e.g. 0.02")
+    parser = argparse.ArgumentParser(prog="python -m data_prep.miniature.demo", description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("runs/miniature"), help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=8765,
+        help="port of the loopback web; training takes the next port (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="shrinks the world and the training, for example to 0.02 (default: 1)"
+    )
     arguments = parser.parse_args()
     stop_on_signals()
     started = time.monotonic()
@@ -239,7 +247,7 @@ def main() -> int:
         print(failure, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; `make demo` goes on from here", file=sys.stderr)
+        print("\nstopped; run the same command again to continue", file=sys.stderr)
         return 75
     from data_prep.miniature.summary import as_table
 

@@ -1,4 +1,4 @@
-"""The drawn world's language in one place: captions, questions with answers, and whether a caption is true."""
+"""Collects the language of the drawn world: captions, questions with answers, and whether a caption is true."""
 
 from data_prep.miniature.captions import describe, describe_fully
 from data_prep.miniature.questions import Question, ask

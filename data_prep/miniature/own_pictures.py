@@ -1,4 +1,7 @@
-"""Pictures of one's own: photographs that scikit-image and scikit-learn ship, as a CSV and as a Karpathy JSON."""
+"""Writes a folder of photographs with a CSV and a Karpathy JSON, as an example of own pictures.
+
+The photographs are part of the packages scikit-image and scikit-learn.
+"""
 
 import argparse
 import csv
@@ -31,7 +34,8 @@ CAPTIONS = {
 
 
 def write_pictures(folder: Path) -> Path:
-    """Copy the photographs, write `pictures.csv` (file, caption) and `dataset_coco.json` (split test): the CSV."""
+    """Copy the photographs, and write `pictures.csv` (file, caption) and `dataset_coco.json` (split test). Returns the
+    CSV."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [("file", "caption")]
     for package, captions in CAPTIONS.items():
@@ -50,13 +54,13 @@ def write_pictures(folder: Path) -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="data_prep.miniature.own_pictures", description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser = argparse.ArgumentParser(prog="python -m data_prep.miniature.own_pictures", description=__doc__)
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write")
     arguments = parser.parse_args()
     try:
         print(write_pictures(arguments.output))
     except ModuleNotFoundError as error:
-        print(f"error: {error.name} is not installed; it carries the photographs (requirements.txt)", file=sys.stderr)
+        print(f"error: {error.name}: is not installed, but contains the photographs; run make setup", file=sys.stderr)
         return 1
     return 0
 

@@ -1,4 +1,4 @@
-"""Writes scenes as JPEG files: clean ones as data sets hold them, and varied ones as they come off the web."""
+"""Writes scenes as JPEG files: clean ones as in data sets, and varied ones as on the web."""
 
 import io
 import multiprocessing
@@ -16,9 +16,9 @@ from data_prep.miniature.rendering import render
 from data_prep.miniature.scenes import Scene
 
 ORIENTATION_TAG = 0x0112
-"""EXIF: how a viewer has to turn the stored pixels."""
+"""The EXIF tag that says how a viewer must turn the stored pixels."""
 TURNS = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
-"""Orientation value -> how upright pixels are turned before they are stored under it."""
+"""Orientation value -> how upright pixels are turned before they are stored with this value."""
 ROTATED_SHARE, GREY_SHARE, CMYK_SHARE = 0.05, 0.02, 0.03
 """Shares of web pictures stored rotated, in grey, and in CMYK."""
 
@@ -27,7 +27,7 @@ Style = Literal["dataset", "web"]
 
 @dataclass(frozen=True)
 class Picture:
-    """One file to write: where, of which scene, in which style; `seed` alone decides its random choices."""
+    """One file to write: its path, scene and style. Only `seed` decides its random choices."""
 
     path: Path
     scene: Scene
@@ -57,14 +57,14 @@ def write_picture(picture: Picture) -> None:
 
 
 def dataset_jpeg(scene: Scene, rng: np.random.Generator) -> bytes:
-    """An upright RGB JPEG of good quality, 128 to 224 px on the shorter side."""
+    """An upright RGB JPEG of good quality, with 128 to 200 px on the shorter side."""
     width_px, height_px = _draw_size(rng, shortest_px=128, longest_short_px=200, longest_px=256)
     image = Image.fromarray(render(scene, width_px, height_px, rng))
     return _encode(image, quality=int(rng.integers(85, 96)))
 
 
 def web_jpeg(scene: Scene, rng: np.random.Generator) -> bytes:
-    """A JPEG as the web has them: 90 to 320 px, any quality from 45; some rotated by EXIF, grey, or CMYK."""
+    """A JPEG like those of the web: 90 to 320 px, quality 45 to 96; some are rotated by EXIF, grey, or CMYK."""
     width_px, height_px = _draw_size(rng, shortest_px=90, longest_short_px=240, longest_px=320)
     image = Image.fromarray(render(scene, width_px, height_px, rng))
     quality = int(rng.integers(45, 97))

@@ -1,4 +1,4 @@
-"""Questions about a drawn scene, each with ten people's answers, as in VQAv2."""
+"""Writes questions about a drawn scene, each with the answers of ten people, as in VQAv2."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -30,12 +30,13 @@ SYNONYMS = {
     "2": "two",
     "3": "three",
 }
-"""What some people say instead of the usual answer."""
+"""The usual answer -> what some people say instead."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question and its answers; `answer` is what most people say, `question_type` the question's first words."""
+    """A question and its answers. `answer` is that of most people, `question_type` is the first words of the
+    question."""
 
     text: str
     answer: str
@@ -89,7 +90,7 @@ def _ask_number(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def _ask_presence(scene: Scene, rng: np.random.Generator) -> Question:
-    """Is there a COLOUR SHAPE? The absent ones mostly mix what is there, or change one word of it."""
+    """Is there a COLOUR SHAPE? For "no", the question mostly mixes words of present things, or changes one word."""
     thing = _pick(scene, rng)
     colour, shape = thing.colour, thing.shape
     if rng.random() < 0.5:
@@ -111,7 +112,7 @@ def _ask_background(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def _ask_relation(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """Is the A left of the B? The false ones turn the relation round."""
+    """Is the A left of the B? For "no", the relation is reversed."""
     if len(scene.things) != 2:
         return None
     a, b = scene.things if rng.random() < 0.5 else scene.things[::-1]
@@ -138,7 +139,7 @@ def _name_without_colour(thing: Thing, scene: Scene) -> str | None:
 
 
 def _like(word: str, rng: np.random.Generator) -> str:
-    """Another word of the same kind: a common one for a common one, else of its kind at large."""
+    """Another word of the same kind: a common one for a common one, else any of its kind."""
     kinds = (
         COMMON_SHAPES,
         COMMON_COLOURS,
@@ -153,7 +154,7 @@ def _like(word: str, rng: np.random.Generator) -> str:
 def _answered(
     text: str, answer: str, question_type: str, answer_type: AnswerType, rng: np.random.Generator
 ) -> Question:
-    """Ten answers: most people agree; some say it in another word, and now and then one errs."""
+    """Ten answers: most people agree, some use another word, and a few are wrong."""
     answers = [answer] * NUM_ANSWERS
     for i in range(NUM_ANSWERS):
         chance = rng.random()

@@ -1,4 +1,4 @@
-"""Draws a scene as a picture: antialiased shapes under uneven light, with jittered colours and sensor noise."""
+"""Draws a scene as a picture: antialiased shapes in uneven light, with varied colours and sensor noise."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,9 @@ RGB = {
 }
 COLOUR_JITTER = 10.0
 NOISE_STD = (2.0, 8.0)
-"""Standard deviation of the sensor noise, of 255: drawn per picture between the two."""
+"""The lowest and highest standard deviation of the sensor noise, of 255; each picture draws one between them."""
 LIGHT = 0.12
-"""Largest relative change of brightness from the middle of the picture to an edge."""
+"""The largest relative change of brightness between the middle of the picture and an edge."""
 TILT = 0.14
 """Largest rotation of a thing, in radians."""
 
@@ -33,7 +33,7 @@ Plane = NDArray[np.float32]
 def render(scene: Scene, width_px: int, height_px: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """The scene as uint8 [height_px, width_px, 3]. Things keep their proportions at any aspect of the picture."""
     if min(width_px, height_px) < 16:
-        raise ValueError(f"picture of {width_px} x {height_px} px: both sides need 16 px or more")
+        raise ValueError(f"picture of {width_px} x {height_px} px: both sides must have at least 16 px")
     canvas = np.empty((height_px, width_px, 3), np.float32)
     canvas[:] = _jittered(scene.background, rng)
     for thing in scene.things:
@@ -55,7 +55,7 @@ def _jittered(colour: str, rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def _paint(canvas: NDArray[np.float32], thing: Thing, rng: np.random.Generator) -> None:
-    """Blend one thing into the canvas, in place, at its coverage of each pixel."""
+    """Blend one thing into the canvas, in place, by the share of each pixel that it covers."""
     height_px, width_px, _ = canvas.shape
     radius_px = RADIUS[thing.size] * min(width_px, height_px) * (0.95 + 0.1 * rng.random())
     centre_x, centre_y = thing.x * width_px, thing.y * height_px
@@ -74,7 +74,7 @@ def _paint(canvas: NDArray[np.float32], thing: Thing, rng: np.random.Generator) 
 
 
 def _inside(shape: str, x: Plane, y: Plane) -> NDArray[np.bool_]:
-    """Which points lie in the shape of radius about 1 around the origin; y points down."""
+    """Which points are inside the shape, which has a radius of about 1 around the origin; y points down."""
     inside: NDArray[np.bool_]
     if shape == "circle":
         inside = x * x + y * y < 0.92
@@ -97,5 +97,5 @@ def _inside(shape: str, x: Plane, y: Plane) -> NDArray[np.bool_]:
     elif shape == "crescent":
         inside = (x * x + y * y < 0.95) & ((x - 0.45) ** 2 + (y + 0.1) ** 2 > 0.55)
     else:
-        raise ValueError(f"shape {shape!r}: not one that can be drawn")
+        raise ValueError(f"shape {shape!r}: is not a shape of the drawn world")
     return inside

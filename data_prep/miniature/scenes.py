@@ -1,8 +1,8 @@
-"""Scenes of the drawn world: one to three coloured shapes on a background, and what is where.
+"""Draws scenes: one to three coloured shapes on a background, with their places.
 
-Things stand about the middle of the cells of a 4 x 4 grid: a small ViT of 16 patches, one a cell, learns their looks
-from tens of thousands of pictures, not millions. At least one cell lies between two things; two of them stand in one
-row or column and three on the corners of a square, so that "left of" and "above" have clear answers.
+Things are near the middle of the cells of a 4 x 4 grid. A small ViT with one patch for each of the 16 cells learns
+their looks from tens of thousands of pictures, instead of millions. At least one cell is between two things. Two things
+are in one row or column, three are on the corners of a square: so "left of" and "above" have clear answers.
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,17 @@ COLOURS = COMMON_COLOURS + HELD_OUT_COLOURS
 SIZES = ("small", "big")
 BACKGROUNDS = ("white", "black", "grey", "brown")
 HELD_OUT = frozenset(HELD_OUT_SHAPES + HELD_OUT_COLOURS)
-"""Words that no caption data set but NoCaps' near and out domains has; frozen towers know them, as real ones do."""
+"""Words that only NoCaps' near and out domains have, of all caption data. The frozen towers know them, as real ones
+do."""
 
 RADIUS = {"small": 0.085, "big": 0.13}
-"""Radius of a thing over the shorter side of the picture."""
+"""The radius of a thing, divided by the shorter side of the picture."""
 GRID = 4
 """Cells along each side."""
 JITTER = 0.025
-"""Largest distance of a thing from the middle of its cell along each axis, of the picture's side."""
+"""The largest distance of a thing from the middle of its cell along each axis, divided by the side of the picture."""
 SAME_SHAPE_SHARE = 0.15
-"""How often a second thing may repeat the first one's shape (in another colour)."""
+"""How often another thing may have the shape of an earlier one (in another colour)."""
 
 HeldOut = Literal["never", "some", "all"]
 
@@ -48,15 +49,15 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows: one to three things, no two alike in shape and colour, on a background."""
+    """The content of a picture: one to three things, which differ in shape or colour, on a background."""
 
     things: tuple[Thing, ...]
     background: str
 
 
 def draw_scene(rng: np.random.Generator, *, held_out: HeldOut) -> Scene:
-    """Draw a scene. `never`: common words only; `all`: each thing has a held-out shape or colour; `some`: two or
-    three things, of which at least one has a held-out word and at least one has none."""
+    """Draw a scene. With `never` it has common words only. With `all` each thing has a held-out shape or colour. With
+    `some` it has two or three things; at least one has a held-out word and at least one has none."""
     if held_out not in ("never", "some", "all"):
         raise ValueError(f"held_out {held_out!r}: use 'never', 'some' or 'all'")
     number = 1 + int(np.searchsorted([0.25, 0.8], rng.random()))

@@ -1,4 +1,4 @@
-"""Serves the drawn world's web on the loopback interface: pictures, and the troubles that the real web has."""
+"""Serves the web of the drawn world on the loopback interface: pictures, and the faults of the real web."""
 
 import errno
 import json
@@ -19,7 +19,8 @@ BEHAVIOURS = ("ok", "missing", "recovering", "slow", "redirect", "truncated", "n
 
 
 class WebServer(ThreadingHTTPServer):
-    """A web of one folder: `routes.json` says how each path behaves; which 503s have been given is kept in memory."""
+    """Serves one folder. `routes.json` says how each path behaves; the memory holds which paths already gave their
+    503."""
 
     daemon_threads = True
     allow_reuse_address = True
@@ -34,27 +35,27 @@ class WebServer(ThreadingHTTPServer):
         super().__init__((HOST, port), _Handler)
 
     def first_visit(self, path: str) -> bool:
-        """Whether nobody asked for this path before."""
+        """Whether this is the first request for this path."""
         with self.lock:
             first = path not in self.recovered
             self.recovered.add(path)
             return first
 
     def note(self, status: int, path: str, user_agent: str) -> None:
-        """One line of the access log: status, path, user agent, tab-separated."""
+        """Write one line of the access log: status, path and user agent, separated by tabs."""
         if self.log is not None:
             with self.lock:
                 self.log.write(f"{status}\t{path}\t{user_agent}\n")
                 self.log.flush()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing when a client hangs up; report anything else as usual."""
+        """Print nothing when a client closes the connection; report other errors as usual."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
 
 def load_routes(root: Path) -> dict[str, dict[str, Any]]:
-    """Path -> route of a web folder. Raises ValueError, naming the file, when it is missing or malformed."""
+    """Path -> route of a web folder. Raises ValueError, with the file's name, when it is missing or malformed."""
     path = root / "routes.json"
     try:
         routes = json.loads(path.read_text())
@@ -63,10 +64,11 @@ def load_routes(root: Path) -> dict[str, dict[str, Any]]:
             f"{path}: no such file; draw a world first with `python -m data_prep.miniature.world`"
         ) from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
+        raise ValueError(f"{path}: is not valid JSON ({error}); draw the world again") from error
     for name, route in routes.items():
         if route.get("behaviour") not in BEHAVIOURS:
-            raise ValueError(f"{path}: {name} has behaviour {route.get('behaviour')!r}, expected one of {BEHAVIOURS}")
+            found = route.get("behaviour")
+            raise ValueError(f"{path}: the behaviour of {name} is {found!r}, expected one of {', '.join(BEHAVIOURS)}")
     checked: dict[str, dict[str, Any]] = routes
     return checked
 
@@ -91,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._picture(route)
 
     def _picture(self, route: dict[str, Any]) -> None:
-        """The picture; `slow` waits first, `truncated` promises all of it and hangs up half way."""
+        """Send the picture. `slow` waits first; `truncated` promises all bytes and closes the connection half way."""
         if route["behaviour"] == "slow":
             time.sleep(route["delay_s"])
         body = (self.server.root / route["file"]).read_bytes()
@@ -111,14 +113,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing on stderr: the access log, when one was asked for, says it all."""
+        """Print nothing on stderr; the access log has all requests."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.miniature.server", description=__doc__)
     parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="the web/ folder of a world")
-    parser.add_argument("--port", type=int, required=True, help="0 takes a free one and prints it")
-    parser.add_argument("--log", type=Path, metavar="FILE", help="append one line per request")
+    parser.add_argument("--port", type=int, required=True, help="the port; 0 takes a free one and prints it")
+    parser.add_argument(
+        "--log", type=Path, metavar="FILE", help="append one line for each request to FILE (default: no log)"
+    )
     options = parser.parse_args(arguments)
 
     def work() -> int:
@@ -131,14 +135,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def open_server(root: Path, port: int, log: TextIO | None) -> WebServer:
-    """A server that listens. Raises ValueError, naming the port, when it cannot."""
+    """A server that listens. Raises ValueError, with the port, when it cannot."""
     try:
         return WebServer(root, port, log)
     except OverflowError as error:
-        raise ValueError(f"port {port}: not between 0 and 65535") from error
+        raise ValueError(f"--port {port}: must be from 0 to 65535") from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise ValueError(f"port {port}: in use; stop what listens there or name another") from error
+            raise ValueError(
+                f"--port {port}: is in use; stop the program that listens there or name another port"
+            ) from error
         raise
 
 

@@ -1,4 +1,4 @@
-"""Which scenes belong to which split of the drawn world: none is shared between training and evaluation."""
+"""Draws the scenes of each split of the drawn world; training and evaluation share no scene."""
 
 from dataclasses import dataclass, field
 
@@ -18,32 +18,34 @@ DRAWING_ORDER: dict[str, HeldOut] = {
     "coco_train": "never",
     "web": "never",
 }
-"""Split -> which words its scenes may use, in the order of drawing: evaluation first, so that training avoids it."""
+"""Split -> which held-out words its scenes have, in the order of drawing. Evaluation comes first, and training then
+avoids its scenes."""
 TRAINING = ("coco_train", "web")
 MOST_TRIES = 10_000
 
 
 def scene_identity(scene: Scene) -> tuple[object, ...]:
-    """What makes two scenes the same: background, looks, and places to a tenth; the order of things does not."""
+    """Two scenes with the same identity count as equal: background, looks, and places rounded to a tenth, in any
+    order."""
     things = sorted((t.shape, t.colour, t.size, round(t.x, 1), round(t.y, 1)) for t in scene.things)
     return (scene.background, *things)
 
 
 def scene_look(scene: Scene) -> tuple[object, ...]:
-    """Background and things without their places: what captions tell apart at the least."""
+    """Background and things without their places: the least that captions can distinguish."""
     return (scene.background, *sorted((t.shape, t.colour, t.size) for t in scene.things))
 
 
 @dataclass
 class SceneDraw:
-    """Draws scenes split by split and remembers what evaluation has taken."""
+    """Draws scenes split by split, and remembers the scenes of the evaluation splits."""
 
     seed: int
     evaluation: set[tuple[object, ...]] = field(default_factory=set)
 
     def draw(self, split: str, number: int) -> list[Scene]:
-        """`number` scenes for a split. Evaluation scenes differ in look within their split (a gallery of distinct
-        pictures) and in identity from all others; training scenes avoid every evaluation scene."""
+        """`number` scenes for a split. Evaluation scenes differ in look within their split, so that the pictures of a
+        gallery differ, and in identity from all others. Training scenes differ from every evaluation scene."""
         rng = np.random.default_rng((self.seed, list(DRAWING_ORDER).index(split)))
         scenes: list[Scene] = []
         looks: set[tuple[object, ...]] = set()
@@ -51,7 +53,7 @@ class SceneDraw:
         while len(scenes) < number:
             tries += 1
             if tries > MOST_TRIES + 20 * number:
-                raise ValueError(f"{split}: {number} scenes are more than the world has apart; ask for fewer")
+                raise ValueError(f"{split}: the world does not have {number} different scenes; ask for fewer")
             scene = draw_scene(rng, held_out=DRAWING_ORDER[split])
             if scene_identity(scene) in self.evaluation:
                 continue

@@ -1,8 +1,8 @@
-"""Runs the demo's commands: in order, some side by side, each once; survives kill -9 at any point.
+"""Runs the commands of the demo in order, some at the same time, each once; it survives kill -9 at any point.
 
-A finished step leaves `steps/NAME.json`; it is skipped as long as its command, the recipe files it names and all steps
-before it are the same and its output is there. What a step starts carries the step's name in its environment, so that
-what a killed demo left running is found and ended before anything is started again.
+A finished step leaves `steps/NAME.json`. It is skipped while its output exists, and its command, its recipe files and
+all earlier steps are the same. Every process of a step has the step's name in its environment. So processes that a
+killed demo left running are found and ended before anything is started again.
 """
 
 import hashlib
@@ -31,10 +31,11 @@ MARK = "BLIP2_DEMO_STEP"
 
 @dataclass(frozen=True)
 class Step:
-    """One command as a user would type it; `output` must stand for it to count as done.
+    """One command as a user would type it. It is done when `output` exists.
 
-    `beside` runs while it does, and once for all steps side by side that name the same. `folder` is moved aside
-    when the step was begun with another command, recipe or past: what it holds would be refused or mixed up.
+    `beside` is a command that runs at the same time, once for all steps of a group that name the same. `folder` is
+    moved aside when the step was started with another command, recipe or earlier steps: its content would be refused or
+    mixed.
     """
 
     name: str
@@ -45,11 +46,11 @@ class Step:
 
 
 class StepFailed(Exception):
-    """A command ended with an error; the text names it and its log."""
+    """A command ended with an error; the text names the step and its log."""
 
 
 def _started_by(mark: str) -> list[psutil.Process]:
-    """Living processes whose environment has the mark, or one that begins with it and a slash."""
+    """Running processes whose environment has the mark, or one that begins with the mark and a slash."""
     members = []
     for process in psutil.process_iter():
         try:
@@ -62,7 +63,7 @@ def _started_by(mark: str) -> list[psutil.Process]:
 
 
 def _end(mark: str) -> None:
-    """Ask the mark's processes to stop, then make them."""
+    """Terminate the processes of a mark; kill those that do not end."""
     members = _started_by(mark)
     for act in (psutil.Process.terminate, psutil.Process.kill):
         for process in members:
@@ -72,7 +73,7 @@ def _end(mark: str) -> None:
 
 
 class Runner:
-    """Runs steps in a folder and keeps what they cost."""
+    """Runs steps in a folder, and notes their seconds and memory."""
 
     def __init__(self, folder: Path, num_steps: int) -> None:
         self.folder, self.num_steps, self.number = folder, num_steps, 0
@@ -85,14 +86,14 @@ class Runner:
         return "/".join([str(self.folder.resolve()), *parts])
 
     def run_group(self, group: Sequence[Step]) -> None:
-        """Run steps side by side, each once. Raises StepFailed when one fails; the others are then ended too."""
+        """Run steps at the same time, each once. Raises StepFailed when one fails; the others are then ended too."""
         keys = {step.name: self._key(step) for step in group}
         pending = []
         for step in group:
             self.number += 1
             title = f"[{self.number}/{self.num_steps}] {step.name}"
             if self._is_done(step, keys[step.name]):
-                print(f"{title}: done before", flush=True)
+                print(f"{title}: already done", flush=True)
             else:
                 print(f"{title}\n    {shlex.join(step.command)}", flush=True)
                 pending.append(step)
@@ -124,12 +125,12 @@ class Runner:
             old = step.folder.with_name(f"{step.folder.name}.old")
             shutil.rmtree(old, ignore_errors=True)
             step.folder.rename(old)
-            print(f"    {step.name} was begun with other settings: its folder is now {old}", flush=True)
+            print(f"    {step.name} was started with other settings; its old folder is now {old}", flush=True)
         begun.write_text(key)
 
     @contextmanager
     def _start(self, name: str, command: tuple[str, ...]) -> "Iterator[_Running]":
-        """A running command, ended with all that it started when the context is left."""
+        """A running command. When the context ends, the command and all its processes are ended."""
         log = self.folder / "logs" / f"{name}.log"
         with log.open("ab") as output:
             output.write(f"$ {shlex.join(command)}\n".encode())
@@ -179,7 +180,7 @@ class _Running:
 
 
 def _resident_mib(leader: int) -> int:
-    """Resident memory of a command and all it started, pages shared between processes counted in each."""
+    """The resident memory of a command and all its processes; shared pages are counted for each process."""
     total = 0
     try:
         top = psutil.Process(leader)
@@ -202,7 +203,7 @@ def _last_line(log: Path) -> str:
 
 
 def _show(running: dict[str, _Running]) -> None:
-    """On a terminal: one line that says what runs, for how long, and what it last said."""
+    """On a terminal: one line with the running steps, their seconds and the last line of their logs."""
     if not sys.stdout.isatty():
         return
     parts = [
@@ -214,11 +215,11 @@ def _show(running: dict[str, _Running]) -> None:
 
 def _failure(name: str, log: Path, code: int) -> str:
     tail = "\n".join(log.read_text(errors="replace").replace("\r", "\n").splitlines()[-15:])
-    return f"{tail}\nerror: step {name} ended with {code}; its whole log: {log}. Mend the cause and run this again"
+    return f"{tail}\nerror: step {name}: ended with exit code {code}; correct the cause (log: {log}) and run this again"
 
 
 def stop_on_signals() -> None:
-    """Let SIGTERM end the demo as Ctrl-C does, so that what it started is ended with it."""
+    """Let SIGTERM end the demo as Ctrl-C does: its processes are ended too."""
 
     def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt

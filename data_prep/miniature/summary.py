@@ -1,4 +1,4 @@
-"""The demo's numbers in one place: `summary.json` and a table for the terminal."""
+"""Collects the numbers of the demo in `summary.json`, and prints them as a table."""
 
 import argparse
 import json
@@ -26,7 +26,7 @@ def _scenes_by_url(world: Path) -> dict[str, Scene]:
 
 
 def true_share(tars: Iterable[Path], scenes: dict[str, Scene]) -> float:
-    """Percent of the shards' captions that are true of their image."""
+    """The percentage of the captions of shards that are true of their image."""
     verdicts = [
         is_true(str(caption).lower(), scenes[sample.record["url"]])
         for tar in tars
@@ -59,11 +59,11 @@ class Metrics:
         for row in self.content(evaluation)["metrics"]:
             if row["name"] == name and row["subset"] == subset and row["protocol"].endswith(protocol):
                 return round(float(row["value"]), 2)
-        raise ValueError(f"evaluation {evaluation}: no metric {name} of {subset} {protocol}")
+        raise ValueError(f"evaluation {evaluation}: has no metric {name} of {subset} {protocol}; score it again")
 
 
 def collect(folder: Path, seed: int, costs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Everything that `summary.json` holds. Percentages as 0-100, CIDEr as papers print it, seconds by step."""
+    """The content of `summary.json`: percentages from 0 to 100, CIDEr as papers print it, seconds for each step."""
     metrics, scenes = Metrics(folder), _scenes_by_url(folder / "world")
     gallery = metrics.content("retrieval")["n"]
     retrieval = {
@@ -127,7 +127,7 @@ def as_table(summary: dict[str, Any]) -> str:
 
 
 def write_summary(folder: Path, seed: int) -> Path:
-    """Write `summary.json` from what lies in a demo folder; returns its path."""
+    """Write `summary.json` from the files of a demo folder; returns its path."""
     costs = {path.stem: json.loads(path.read_text()) for path in (folder / "steps").glob("*.json")}
     path = folder / "summary.json"
     replace_file(path, json.dumps(collect(folder, seed, costs), indent=1) + "\n")
@@ -135,9 +135,9 @@ def write_summary(folder: Path, seed: int) -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="data_prep.miniature.summary", description=__doc__)
-    parser.add_argument("folder", type=Path, help="of a demo whose evaluations are scored")
-    parser.add_argument("--seed", type=int, required=True, help="of that demo")
+    parser = argparse.ArgumentParser(prog="python -m data_prep.miniature.summary", description=__doc__)
+    parser.add_argument("folder", type=Path, help="the folder of a demo whose evaluations are scored")
+    parser.add_argument("--seed", type=int, required=True, help="the seed of that demo")
     arguments = parser.parse_args()
     try:
         print(write_summary(arguments.folder, arguments.seed))

@@ -1,10 +1,11 @@
-"""The judge of any caption's truth: a parser of the drawn world's grammar, and a check of what it claims.
+"""Decides whether a caption is true of a scene: it parses the grammar of the drawn world, and checks each claim.
 
     caption    := [lead] (count ["including" noun] | clause ("and" clause)*) [setting]  |  setting-first
     clause     := noun [["is"] relation noun]
     noun       := ("a" | "an" | "the" | "one") [size] [colour] (shape | "thing" | "shape")
 
-Different nouns of a caption stand for different things; a caption is true if some assignment makes all its claims hold.
+The nouns of a caption mean different things. A caption is true if some assignment of things to nouns makes all its
+claims true.
 """
 
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ ANY_SHAPE = ("thing", "shape")
 
 @dataclass(frozen=True)
 class Noun:
-    """What one noun phrase claims of the thing that it names; None: nothing."""
+    """What one noun phrase claims about its thing; None means no claim."""
 
     shape: str | None
     colour: str | None
@@ -32,7 +33,7 @@ class Noun:
 
 @dataclass(frozen=True)
 class Claims:
-    """All that a caption says: its nouns, relations between nouns by index, a number of things, a background."""
+    """All claims of a caption: nouns, relations between nouns by index, the number of things, the background."""
 
     nouns: tuple[Noun, ...]
     relations: tuple[tuple[int, str, int], ...]
@@ -41,7 +42,7 @@ class Claims:
 
 
 def is_true(caption: str, scene: Scene) -> bool:
-    """Whether the caption can be parsed and all that it claims holds of the scene. Case and final stops are ignored."""
+    """Whether the caption can be parsed and all its claims are true of the scene. Case and full stops are ignored."""
     claims = parse(caption)
     if claims is None or claims.background not in (None, scene.background):
         return False
@@ -55,7 +56,7 @@ def is_true(caption: str, scene: Scene) -> bool:
 
 
 def parse(caption: str) -> Claims | None:
-    """What the caption claims, or None if it is no sentence of the grammar."""
+    """The claims of the caption, or None if it is not a sentence of the grammar."""
     words = caption.lower().replace(".", " ").split()
     background, remaining = _take_setting(words)
     if remaining is None:
@@ -78,7 +79,7 @@ def parse(caption: str) -> Claims | None:
 
 
 def _take_setting(words: list[str]) -> tuple[str | None, list[str] | None]:
-    """Cut `a BACKGROUND background with` off the front or `on a BACKGROUND background` off the end."""
+    """Remove `a BACKGROUND background with` from the front or `on a BACKGROUND background` from the end."""
     if "background" not in words:
         return None, words
     if len(words) > 4 and words[0] == "a" and words[1] in BACKGROUNDS and words[2:4] == ["background", "with"]:

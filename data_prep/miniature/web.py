@@ -1,4 +1,5 @@
-"""The drawn world's web: a LAION-like and a CC3M-like table, their pictures, and how each URL behaves."""
+"""Plans the web of the drawn world: a table like LAION's and one like CC3M's, their pictures, and the faults of
+URLs."""
 
 import json
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ from data_prep.miniature.pictures import Picture
 from data_prep.miniature.scenes import Scene
 
 LAION_SHARE = 0.8
-"""Of the web rows: in laion.parquet; the rest is in cc3m.tsv."""
+"""The share of web rows in laion.parquet; the others are in cc3m.tsv."""
 TROUBLE = {"missing": 0.03, "not_image": 0.02, "truncated": 0.02, "recovering": 0.02, "slow": 0.005, "redirect": 0.025}
-"""Behaviour of a URL -> share of rows. The first three are lost for good (7%); the others arrive in the end (5%)."""
+"""Behaviour of a URL -> share of rows. The first three never arrive (7%); the others arrive in the end (5%)."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def plan_web(
 
 
 def write_web_tables(folder: Path, rows: list[WebRow], routes: dict[str, dict[str, object]]) -> None:
-    """laion.parquet (URL, TEXT), cc3m.tsv (caption, URL; no header, as Google's own file) and routes.json."""
+    """laion.parquet (URL, TEXT), cc3m.tsv (caption, URL; without header, like Google's file) and routes.json."""
     folder.mkdir(parents=True, exist_ok=True)
     split = round(len(rows) * LAION_SHARE)
     table = pa.table({"URL": [row.url for row in rows[:split]], "TEXT": [row.text for row in rows[:split]]})

@@ -1,7 +1,7 @@
 """Draws the miniature world: web pictures with alt-texts, and COCO, Flickr30K, VQAv2 and NoCaps in their formats.
 
-`world.json`, with the settings, is written last: a second run with the same settings finds it and draws nothing; what a
-killed run left is drawn again. `truth.parquet` tells what each picture shows; only reports and tests read it.
+`world.json`, with the settings, is written last: a second run with the same settings finds it and draws nothing. What a
+killed run left is drawn again. `truth.parquet` says what each picture shows; only reports and tests read it.
 """
 
 import json
@@ -21,7 +21,7 @@ DATASETS = ("web", "coco", "flickr30k", "vqav2", "nocaps")
 
 @dataclass(frozen=True)
 class WorldSettings:
-    """All that a world depends on. `eval_images` is the size of the COCO test, Flickr30K test and VQA splits."""
+    """The settings of a world. `eval_images` is the size of the COCO test, Flickr30K test and VQA splits."""
 
     seed: int
     web_images: int
@@ -32,9 +32,9 @@ class WorldSettings:
     def __post_init__(self) -> None:
         for name in ("web_images", "coco_images", "eval_images"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)}: has to be at least 1")
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
         if not self.base_url.startswith("http://") or self.base_url.endswith("/"):
-            raise ValueError(f"base_url {self.base_url!r}: use http://HOST:PORT without a slash at the end")
+            raise ValueError(f"--base-url {self.base_url}: must be http://HOST:PORT without a slash at the end")
 
     def split_sizes(self) -> dict[str, int]:
         part = {name: max(1, round(self.eval_images * share)) for name, share in SPLIT_SHARES.items()}
@@ -51,11 +51,11 @@ SPLIT_SHARES = {
     "nocaps_near-domain": 0.32,
     "nocaps_out-domain": 0.32,
 }
-"""Evaluation split -> its size over `eval_images`."""
+"""Evaluation split -> its size, divided by `eval_images`."""
 
 
 def make_world(folder: Path, settings: WorldSettings) -> bool:
-    """Draw the world into `folder`, unless it stands there. Returns whether anything was drawn."""
+    """Draw the world into `folder`, unless it is there. Returns whether anything was drawn."""
     from data_prep.miniature import datasets
     from data_prep.miniature.pictures import write_pictures
     from data_prep.miniature.splits import DRAWING_ORDER, SceneDraw, check_disjoint
@@ -81,7 +81,7 @@ def make_world(folder: Path, settings: WorldSettings) -> bool:
 
 
 def _is_complete(folder: Path, settings: WorldSettings) -> bool:
-    """Whether `world.json` says that a world of these settings stands here."""
+    """Whether the folder has a finished world with these settings."""
     try:
         content = json.loads((folder / "world.json").read_text())
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
@@ -90,12 +90,12 @@ def _is_complete(folder: Path, settings: WorldSettings) -> bool:
 
 
 def _clear(folder: Path) -> None:
-    """Remove an older or unfinished world. Raises ValueError on a folder that holds anything else."""
+    """Remove an older or unfinished world. Raises ValueError on a folder with other content."""
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output {folder}: is a file; name a folder")
+        raise ValueError(f"--output {folder}: is a file; name a folder")
     marker = folder / "world.unfinished"
     if folder.is_dir() and any(folder.iterdir()) and not (marker.exists() or (folder / "world.json").exists()):
-        raise ValueError(f"output {folder}: holds something that is no miniature world; name another folder")
+        raise ValueError(f"--output {folder}: holds something that is not a miniature world; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
     marker.touch()
     (folder / "world.json").unlink(missing_ok=True)
@@ -105,12 +105,21 @@ def _clear(folder: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.miniature.world", description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--web-images", type=int, default=3000, help="rows of the two URL tables together")
-    parser.add_argument("--coco-images", type=int, default=2000, help="training images of the small clean COCO")
-    parser.add_argument("--eval-images", type=int, default=250, help="images of the COCO test, Flickr and VQA splits")
-    parser.add_argument("--base-url", default="http://127.0.0.1:8765", help="where the server will serve the web")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder of the world")
+    parser.add_argument(
+        "--base-url",
+        metavar="URL",
+        default="http://127.0.0.1:8765",
+        help="where data_prep.miniature.server will serve the web (default: %(default)s)",
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=1, help="seed of all draws (default: %(default)s)")
+    sizes = parser.add_argument_group("sizes")
+    for name, default, text in (
+        ("web-images", 3000, "rows of the two URL tables together"),
+        ("coco-images", 2000, "training images of the small clean COCO"),
+        ("eval-images", 250, "images of each of the COCO test, Flickr30K test and VQA splits"),
+    ):
+        sizes.add_argument(f"--{name}", metavar="N", type=int, default=default, help=f"{text} (default: %(default)s)")
     options = parser.parse_args(arguments)
     print_settings(options)
 
@@ -120,7 +129,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         started = time.monotonic()
         drawn = make_world(options.output, settings)
-        print(f"drawn in {time.monotonic() - started:.1f} s" if drawn else "complete already; nothing drawn")
+        print(
+            f"drawn in {time.monotonic() - started:.1f} s"
+            if drawn
+            else "the world is already complete; nothing was drawn"
+        )
         print(options.output / "world.json")
         return 0
 

@@ -1,4 +1,4 @@
-"""What an earlier run settled of a shard, so that only the rows that failed in passing are fetched again."""
+"""Reads what an earlier run made of a shard, so that only its temporary failures are fetched again."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from data_prep.tables.row import Row
 
 
 class EarlierShard:
-    """A finished shard with its ledger. Raises ValueError, naming the file, when either is damaged."""
+    """A finished shard with its ledger. Raises ValueError, with the file's name, when one of them is damaged."""
 
     def __init__(self, tar: Path) -> None:
         self.tar = tar
@@ -19,21 +19,22 @@ class EarlierShard:
         self.places = dict(zip(kept, offset_table(tar), strict=True))
 
     def open_rows(self) -> int:
-        """How many rows failed for a reason that may have passed."""
-        return sum(_passing(entry) for entry in self.entries.values())
+        """How many rows failed temporarily."""
+        return sum(_is_temporary(entry) for entry in self.entries.values())
 
     def is_open(self, row: Row) -> bool:
-        return _passing(self.entries[row.row])
+        """Whether the row failed temporarily."""
+        return _is_temporary(self.entries[row.row])
 
     def settled(self, row: Row) -> StoredImage | Drop | None:
-        """What became of a row for good, or None when it is worth another try."""
+        """The final result of a row, or None if it failed temporarily and is worth another try."""
         entry = self.entries[row.row]
         if entry.status == "kept":
             with self.tar.open("rb") as file:
                 sample = tar_files.read_at(file, self.tar, self.places[row.row])
             return StoredImage(sample.jpeg, sample.record["width"], sample.record["height"], entry.phash)
-        return None if _passing(entry) else Drop(entry.reason or "", entry.http_status)
+        return None if _is_temporary(entry) else Drop(entry.reason or "", entry.http_status)
 
 
-def _passing(entry: Entry) -> bool:
-    return entry.reason is not None and Drop(entry.reason, entry.http_status).passing
+def _is_temporary(entry: Entry) -> bool:
+    return entry.reason is not None and Drop(entry.reason, entry.http_status).temporary

@@ -1,4 +1,4 @@
-"""Where the original bytes of rows come from: files below a local root, or the web, by img2dataset."""
+"""Gets the image bytes of rows, as they were published: from files on this machine, or from the web (img2dataset)."""
 
 import shutil
 import uuid
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_prep.raw.local_images import read_local
-from data_prep.raw.raw_shards import ReadOriginal
+from data_prep.raw.raw_shards import ReadImageBytes
 from data_prep.shards.ledger import Drop
 from data_prep.tables.caption_filter import CaptionRules, passing
 from data_prep.tables.row import Row
@@ -16,12 +16,12 @@ from data_prep.web.fetching import Fetched, FetchSettings, fetch
 from data_prep.web.url_guard import RefusedError, clean_url
 
 LEAST_TRIED = 30
-"""Fewer images than these may all be gone for good; when next to none of more arrives, the network is down."""
+"""Fewer images than this may all be lost. When almost none of more images arrives, the network is probably down."""
 
 
 @contextmanager
-def local_originals(root: Path, max_bytes: int, rules: CaptionRules) -> Iterator[ReadOriginal]:
-    """Reads a row's file when it is asked for."""
+def local_image_bytes(root: Path, max_bytes: int, rules: CaptionRules) -> Iterator[ReadImageBytes]:
+    """Each file is read when its row is asked for."""
 
     def read(row: Row) -> bytes | Drop:
         return unusable(row, rules) or read_local(root, row.url, max_bytes)
@@ -30,11 +30,14 @@ def local_originals(root: Path, max_bytes: int, rules: CaptionRules) -> Iterator
 
 
 @contextmanager
-def web_originals(
+def web_image_bytes(
     rows: Sequence[Row], folder: Path, settings: FetchSettings, rules: CaptionRules, least_yield: float
-) -> Iterator[ReadOriginal]:
-    """Fetches all rows first, into a private folder below `folder` that goes when the block ends well; rows that must
-    not be requested are refused here and never reach the downloader. Raises ValueError as `check_yield` does."""
+) -> Iterator[ReadImageBytes]:
+    """All rows are fetched first, into a private folder below `folder`, which is removed when the block ends well.
+
+    Rows that must not be requested are refused here, and never reach the downloader. Raises ValueError as `check_yield`
+    does.
+    """
     urls: dict[int, str] = {}
     drops: dict[int, Drop] = {}
     for row in rows:
@@ -63,20 +66,22 @@ def web_originals(
 
 
 def check_yield(urls: Mapping[int, str], results: Mapping[int, Fetched | Drop], least_yield: float) -> None:
-    """Raises ValueError when less than this share of the URLs arrived, most of the others failed for passing reasons,
-    and they are not just a few: rows are not given up for a network that is down."""
+    """Raises ValueError when the network seems to be down: rows must not be dropped for that.
+
+    That is: at least LEAST_TRIED URLs, less than this share of them arrived, and most of the others failed temporarily.
+    """
     drops = [result for result in results.values() if isinstance(result, Drop)]
-    arrived, passing = len(urls) - len(drops), sum(drop.passing for drop in drops)
-    if len(urls) >= LEAST_TRIED and arrived < least_yield * len(urls) and passing > len(drops) / 2:
+    arrived, temporary = len(urls) - len(drops), sum(drop.temporary for drop in drops)
+    if len(urls) >= LEAST_TRIED and arrived < least_yield * len(urls) and temporary > len(drops) / 2:
         reasons = dict(Counter(drop.reason for drop in drops).most_common())
         raise ValueError(
-            f"only {arrived} of {len(urls)} images arrived ({reasons}): check the network and run again, or admit it "
-            f"with --least-yield (now {least_yield:g})"
+            f"--least-yield {least_yield:g}: only {arrived} of {len(urls)} images arrived ({reasons}); "
+            "check the network and run again, or give a lower --least-yield"
         )
 
 
 def unusable(row: Row, rules: CaptionRules) -> Drop | None:
-    """Why a row is dropped before anything is read: it names no image, or none of its captions passes."""
+    """Why a row is dropped before anything is read: it has no URL, or none of its captions passes the rules."""
     if not row.url:
         return Drop("no_url")
     captions = passing(row.captions, rules)

@@ -1,4 +1,4 @@
-"""Reads images that lie on this machine, below one root that no path may leave."""
+"""Reads images of this machine, below one root folder that no path may leave."""
 
 import re
 from pathlib import Path
@@ -6,12 +6,13 @@ from pathlib import Path
 from data_prep.shards.ledger import Drop
 
 SUBFOLDERS = (".", "VG_100K", "VG_100K_2")
-"""Where Visual Genome's two archives unpack to; other sources name the whole path below the root."""
+"""The folders of Visual Genome's two archives; tables of other sources give the whole path below the root."""
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
 def read_local(root: Path, name: str, max_bytes: int) -> bytes | Drop:
-    """The bytes of a file below `root`, or why it was refused. Links are followed and must end below the root too."""
+    """The bytes of a file below `root`, or why it was refused. Symlinks are followed, and must end below the root
+    too."""
     if SCHEME.match(name) or "\0" in name:
         return Drop("refused_scheme")
     try:

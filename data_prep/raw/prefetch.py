@@ -1,4 +1,4 @@
-"""Prepares the next item in a thread while the last is worked on."""
+"""Prepares the next item in a thread while the present one is worked on."""
 
 from collections.abc import Callable, Iterable, Iterator
 from queue import Queue
@@ -10,10 +10,10 @@ Result = TypeVar("Result")
 
 
 def prefetch(items: Iterable[Item], prepare: Callable[[Item], Result]) -> Iterator[Result]:
-    """`prepare` of each item, in order: while one is worked on, the next lies ready and the one after is prepared.
+    """`prepare` of each item, in order. While one is worked on, the next is ready and the one after it is prepared.
 
-    What reading or preparing raises is raised here, after the results before it. The thread does not keep a process
-    alive, so that one that is told to stop does not wait for it.
+    An error of reading or preparing is raised here, after the results before it. The thread is a daemon, so that a
+    process that is told to stop does not wait for it.
     """
     ready: Queue[tuple[Result] | BaseException | None] = Queue(maxsize=1)
 

@@ -1,4 +1,4 @@
-"""Writes one raw shard: its rows' images as stored, their captions, the ledger of every row, and the receipt last."""
+"""Writes one raw shard: the tar of its images and captions, the ledger of all its rows, and the receipt last."""
 
 import hashlib
 import json
@@ -18,14 +18,16 @@ from data_prep.tables.sources import Source
 from pipeline.files import remove_partials
 
 BATCH = 128
-"""Rows that are decoded ahead of the tar: bounds the memory."""
+"""Rows that are decoded before they are written into the tar: it bounds the memory."""
 
-ReadOriginal = Callable[[Row], bytes | Drop]
+ReadImageBytes = Callable[[Row], bytes | Drop]
+"""The image of a row as it was published, or why there is none."""
 
 
 @dataclass(frozen=True)
 class ShardWork:
-    """The rows of one shard and where it goes; `earlier` holds the settled rows, when others are tried anew."""
+    """The rows of one shard and its tar. `earlier` holds the results that stay, when only temporary failures are
+    retried."""
 
     tar: Path
     rows: tuple[Row, ...]
@@ -35,11 +37,11 @@ class ShardWork:
         return self.earlier.settled(row) if self.earlier else None
 
     def open_rows(self) -> list[Row]:
-        """The rows that are to be fetched."""
+        """The rows to fetch."""
         return [row for row in self.rows if self.earlier is None or self.earlier.is_open(row)]
 
     def digest(self) -> str:
-        """sha256 of the rows: what the shard is made from."""
+        """The sha256 of the rows that the shard is made from."""
         digest = hashlib.sha256()
         for row in self.rows:
             digest.update(json.dumps([row.row, row.url, row.captions]).encode() + b"\n")
@@ -52,7 +54,7 @@ def key_of(source: str, row: Row) -> str:
 
 
 def finished_receipt(work: ShardWork, config_hash: str) -> Receipt | None:
-    """The receipt of the shard if it stands for these rows and settings, else None."""
+    """The receipt of the shard if it is finished and was made from these rows with these settings, else None."""
     try:
         receipt = read_receipt(work.tar)
         complete = work.tar.stat().st_size == receipt.bytes and ledger_path(work.tar).exists()
@@ -63,7 +65,7 @@ def finished_receipt(work: ShardWork, config_hash: str) -> Receipt | None:
 
 @dataclass(frozen=True)
 class Storing:
-    """How the rows of a source are stored, and which of them."""
+    """Which rows of a source are stored, and how."""
 
     source: Source
     limits: ImageLimits
@@ -71,8 +73,8 @@ class Storing:
     config_hash: str
 
 
-def write_raw_shard(work: ShardWork, read: ReadOriginal, storing: Storing, threads: int) -> Receipt:
-    """Write tar, ledger and receipt, in this order; every row of `work` is accounted for.
+def write_raw_shard(work: ShardWork, read: ReadImageBytes, storing: Storing, threads: int) -> Receipt:
+    """Write tar, ledger and receipt, in this order; every row of `work` is counted as kept or dropped.
 
     Raises ValueError when the disk is full.
     """
@@ -97,15 +99,15 @@ def write_raw_shard(work: ShardWork, read: ReadOriginal, storing: Storing, threa
 
 
 def _samples(
-    work: ShardWork, read: ReadOriginal, storing: Storing, threads: int, entries: list[Entry]
+    work: ShardWork, read: ReadImageBytes, storing: Storing, threads: int, entries: list[Entry]
 ) -> Iterator[tar_files.Sample]:
-    """The samples that are kept, in row order; appends an entry for every row, kept or not."""
+    """The kept samples, in order of the rows; appends an entry to `entries` for every row, kept or dropped."""
 
     def stored(row: Row) -> StoredImage | Drop:
         if (settled := work.settled(row)) is not None:
             return settled
-        original = read(row)
-        return original if isinstance(original, Drop) else store(original, storing.limits)
+        fetched = read(row)
+        return fetched if isinstance(fetched, Drop) else store(fetched, storing.limits)
 
     with ThreadPoolExecutor(threads) as pool:
         for rows in _batches(work.rows):
@@ -126,7 +128,7 @@ def _batches(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
 
 def _record(key: str, row: Row, image: StoredImage, storing: Storing) -> dict[str, object]:
     captions = passing(row.captions, storing.rules)
-    assert not isinstance(captions, Drop), "a row without a caption that passes is never read"
+    assert not isinstance(captions, Drop), "a row whose captions all fail the rules is never read"
     return {
         "key": key,
         "captions": list(captions),

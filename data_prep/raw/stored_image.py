@@ -1,5 +1,7 @@
-"""Turns an image as it was fetched into the JPEG that is stored: upright, RGB, no larger than asked, the same bytes
-every time. What is no image, too small, or too large to decode safely is dropped for a named reason.
+"""Turns the bytes of a fetched image into the JPEG that is stored: upright, RGB, and at most as large as asked.
+
+The same input gives the same JPEG. An image that is broken, too small, or too large to decode safely is dropped for a
+named reason.
 """
 
 import hashlib
@@ -17,8 +19,8 @@ JPEG_QUALITY = 95
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """`max_side_px` bounds the shorter side of what is stored, `max_pixels` what is decoded at all, `max_aspect` the
-    longer side by the shorter."""
+    """Bounds of an image. `max_side_px` is for the shorter side of the stored image, `max_pixels` for what is decoded,
+    `max_aspect` for the longer side divided by the shorter."""
 
     min_side_px: int
     max_side_px: int
@@ -26,7 +28,7 @@ class ImageLimits:
     max_aspect: float | None = None
 
     def fault(self, width_px: int, height_px: int) -> str | None:
-        """Why a picture of this size is not even decoded, or None."""
+        """Why a picture of this size is dropped before it is decoded, or None."""
         short_px, long_px = sorted((width_px, height_px))
         if short_px * long_px > self.max_pixels:
             return "pixel_cap"
@@ -47,10 +49,10 @@ class StoredImage:
         return hashlib.sha256(self.jpeg).hexdigest()
 
 
-def store(original: bytes, limits: ImageLimits) -> StoredImage | Drop:
+def store(content: bytes, limits: ImageLimits) -> StoredImage | Drop:
     """The JPEG to keep, or why there is none."""
     try:
-        with Image.open(io.BytesIO(original), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if fault := limits.fault(*image.size):
                 return Drop(fault)
             wanted = 2 * limits.max_side_px
@@ -63,7 +65,7 @@ def store(original: bytes, limits: ImageLimits) -> StoredImage | Drop:
         return Drop("not_an_image")
     except Image.DecompressionBombError:
         return Drop("pixel_cap")
-    except Exception as error:  # decoders raise nearly anything on hostile bytes; each case is counted in the ledger
+    except Exception as error:  # decoders raise many kinds of errors on hostile bytes; the ledger counts each
         return Drop("truncated_image" if "truncated" in str(error) else "undecodable")
 
 

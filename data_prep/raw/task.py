@@ -1,4 +1,5 @@
-"""One task of a download: slices the table, fetches wave by wave, writes the shards, and sums up the rows' ends."""
+"""Runs one task of a download: it takes its rows of the table, fetches them in waves, and writes shards and a
+summary."""
 
 import fcntl
 import json
@@ -15,9 +16,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_prep.raw.earlier_shard import EarlierShard
-from data_prep.raw.image_bytes import local_originals, web_originals
+from data_prep.raw.image_bytes import local_image_bytes, web_image_bytes
 from data_prep.raw.prefetch import prefetch
-from data_prep.raw.raw_shards import ReadOriginal, ShardWork, Storing, finished_receipt, write_raw_shard
+from data_prep.raw.raw_shards import ReadImageBytes, ShardWork, Storing, finished_receipt, write_raw_shard
 from data_prep.raw.stored_image import ImageLimits
 from data_prep.shards.ledger import Drop
 from data_prep.shards.receipts import Receipt
@@ -28,13 +29,16 @@ from data_prep.web.fetching import FetchSettings
 from pipeline.files import remove_partials, replace_file, sha256_of_json
 
 ROWS_PER_WAVE = 20_000
-"""Rows that are fetched before their shards are written. Three waves of originals are on the disk at most: one that
-shards are written of, one that waits, one that is being fetched."""
+"""Rows that are fetched before their shards are written.
+
+The fetched bytes of at most three waves are on the disk: of one that is being written, one that waits, and one that is
+being fetched. A wave, not a shard, shows whether the network is down: a shard of one row with a dead host must finish.
+"""
 
 
 @dataclass(frozen=True)
 class DownloadSettings:
-    """Which rows go where, and how they are fetched. `images` is the root of local images, None for the web."""
+    """Which rows go where, and how they are fetched. `images` is the folder of local images, None for the web."""
 
     source: Source
     table: Path
@@ -51,7 +55,7 @@ class DownloadSettings:
     least_yield: float
 
     def identity(self) -> dict[str, object]:
-        """What the shards depend on besides their rows; it is the same for every task of a download."""
+        """What the shards depend on, besides their rows. All tasks of a download must agree on it."""
         filters = {"max_aspect": self.limits.max_aspect, **asdict(self.rules)}
         chosen = {name: list(value) if isinstance(value, tuple) else value for name, value in filters.items() if value}
         identity = {
@@ -78,8 +82,8 @@ class DownloadSettings:
 def download(settings: DownloadSettings) -> dict[str, object]:
     """Do the task and return its summary, which is also written to `LABEL.summary.json`.
 
-    Raises ValueError on a table that cannot be read, a folder that holds another download, a second process at the
-    same task, a wave of which next to nothing arrived, and when not one row of the task was kept.
+    Raises ValueError on a table that cannot be read, a folder that holds a download with other settings, a second
+    process for the same task, a wave of which almost nothing arrived, and when no row of the task was kept.
     """
     started = time.monotonic()
     shards = task_shards(settings)
@@ -91,7 +95,7 @@ def download(settings: DownloadSettings) -> dict[str, object]:
             for work, receipt, is_new in _finished(wave, settings):
                 count = receipt.samples + sum(receipt.dropped.values())
                 if count != len(work.rows):
-                    raise RuntimeError(f"{work.tar}: {len(work.rows)} rows in, {count} accounted for")
+                    raise RuntimeError(f"{work.tar}: {len(work.rows)} rows in, {count} kept or dropped")
                 rows, kept, fetched = rows + count, kept + receipt.samples, fetched + count * is_new
                 dropped.update(receipt.dropped)
                 progress.update(count)
@@ -101,7 +105,7 @@ def download(settings: DownloadSettings) -> dict[str, object]:
         "rows": rows,
         "kept": kept,
         "dropped_by_reason": dict(sorted(dropped.items())),
-        "failed_in_passing": sum(count for reason, count in dropped.items() if Drop.named(reason).passing),
+        "failed_in_passing": sum(count for reason, count in dropped.items() if Drop.named(reason).temporary),
         "licence": settings.source.licence,
         "rows_of_this_run": fetched,
         "seconds_of_this_run": round(time.monotonic() - started, 2),
@@ -109,8 +113,8 @@ def download(settings: DownloadSettings) -> dict[str, object]:
     replace_file(summary_path(settings), (json.dumps(summary, indent=1) + "\n").encode())
     if rows and not kept:
         raise ValueError(
-            f"input {settings.table}: none of {rows} rows was kept: {dict(dropped.most_common())}; "
-            f"to fetch them anew, mend the cause and remove {settings.output}"
+            f"--input {settings.table}: none of {rows} rows was kept: {dict(dropped.most_common())}; "
+            f"correct the cause, remove {settings.output} and run again"
         )
     return summary
 
@@ -120,12 +124,12 @@ def summary_path(settings: DownloadSettings) -> Path:
 
 
 def task_shards(settings: DownloadSettings) -> Iterator[ShardWork]:
-    """This task's shards: of every `task_count` blocks of rows the one at `task_index`, so that slicing needs no count
-    of the rows. Raises ValueError at once on a table without rows."""
+    """This task's shards: of every `task_count` blocks of rows, the block at `task_index`. The number of rows of the
+    table need not be known. Raises ValueError at once on a table without rows."""
     rows = read_rows(settings.source, settings.table, split=settings.split)
     first = next(rows, None)
     if first is None:
-        raise ValueError(f"input {settings.table}: holds no row")
+        raise ValueError(f"--input {settings.table}: has no rows")
     return _blocks(first, rows, settings)
 
 
@@ -156,17 +160,17 @@ def _waves(shards: Iterator[ShardWork], size: int) -> Iterator[list[ShardWork]]:
 
 @dataclass(frozen=True)
 class _Wave:
-    """Shards that are worked on together: those that stand, and those to be written, whose originals are at hand."""
+    """Shards that are fetched together: the finished ones, and those to write, whose image bytes have been fetched."""
 
-    standing: list[tuple[ShardWork, Receipt]]
+    finished: list[tuple[ShardWork, Receipt]]
     todo: list[ShardWork]
-    originals: ExitStack
-    read: ReadOriginal
+    fetched_files: ExitStack
+    read: ReadImageBytes
 
 
 def _fetched(settings: DownloadSettings, shards: list[ShardWork]) -> _Wave:
-    """The wave with what its shards lack fetched; shards that stand are not redone."""
-    standing: list[tuple[ShardWork, Receipt]] = []
+    """Fetch what the shards of a wave need; finished shards need nothing."""
+    finished: list[tuple[ShardWork, Receipt]] = []
     todo: list[ShardWork] = []
     for work in shards:
         receipt = finished_receipt(work, settings.config_hash)
@@ -175,22 +179,23 @@ def _fetched(settings: DownloadSettings, shards: list[ShardWork]) -> _Wave:
         elif settings.retry_failed and receipt.dropped and (earlier := EarlierShard(work.tar)).open_rows():
             todo.append(replace(work, earlier=earlier))
         else:
-            standing.append((work, receipt))
+            finished.append((work, receipt))
     if settings.images is not None:
-        originals = local_originals(settings.images, settings.fetching.max_bytes, settings.rules)
+        image_bytes = local_image_bytes(settings.images, settings.fetching.max_bytes, settings.rules)
     else:
         rows = [row for work in todo for row in work.open_rows()]
-        originals = web_originals(rows, _work_folder(settings), settings.fetching, settings.rules, settings.least_yield)
+        folder = _work_folder(settings)
+        image_bytes = web_image_bytes(rows, folder, settings.fetching, settings.rules, settings.least_yield)
     held = ExitStack()
-    return _Wave(standing, todo, held, held.enter_context(originals))
+    return _Wave(finished, todo, held, held.enter_context(image_bytes))
 
 
 def _finished(wave: _Wave, settings: DownloadSettings) -> Iterator[tuple[ShardWork, Receipt, bool]]:
     """Each shard of the wave with its receipt, and whether it was written now."""
-    for work, receipt in wave.standing:
+    for work, receipt in wave.finished:
         yield work, receipt, False
     storing = Storing(settings.source, settings.limits, settings.rules, settings.config_hash)
-    with wave.originals:
+    with wave.fetched_files:
         for work in wave.todo:
             yield work, write_raw_shard(work, wave.read, storing, settings.fetching.processes), True
 
@@ -201,14 +206,16 @@ def _work_folder(settings: DownloadSettings) -> Path:
 
 @contextmanager
 def _claimed(settings: DownloadSettings) -> Iterator[None]:
-    """Hold this task against a second process, and the folder against a download with other settings; whatever a
-    killed run left in the task's work folder goes first."""
+    """Keep out a second process for this task, and a download with other settings into this folder. What a killed run
+    left in the task's work folder is removed first."""
     settings.output.mkdir(parents=True, exist_ok=True)
     with (settings.output / f".{settings.label}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f"output {settings.output}: another process is at task {settings.label}") from error
+            raise ValueError(
+                f"--output {settings.output}: another process works on task {settings.label}; wait for its end"
+            ) from error
         _check_identity(settings)
         shutil.rmtree(_work_folder(settings), ignore_errors=True)
         remove_partials(summary_path(settings))
@@ -217,7 +224,8 @@ def _claimed(settings: DownloadSettings) -> Iterator[None]:
 
 
 def _check_identity(settings: DownloadSettings) -> None:
-    """One task at a time, so that what is half written there is a killed one's."""
+    """Raises ValueError when the folder holds a download with other settings. The lock lets in one task at a time, so
+    every partial file found here was left by a killed task."""
     path = settings.output / f"{settings.source.name}.download.json"
     wanted = settings.identity()
     with path.with_name(f".{path.stem}.lock").open("w") as lock:
@@ -231,5 +239,5 @@ def _check_identity(settings: DownloadSettings) -> None:
         was, now = found.get(name), wanted.get(name)
         if was != now:
             raise ValueError(
-                f"output {settings.output}: holds a download with {name} {was}, not {now}; name another folder"
+                f"--output {settings.output}: holds a download with {name} {was}, not {now}; name another folder"
             )

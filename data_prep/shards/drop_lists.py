@@ -1,7 +1,7 @@
-"""Drop lists: which samples of a finished shard are to be left out, and why, as parquet files of one folder.
+"""Writes and reads drop lists: the samples of a finished shard that must be left out, and why.
 
-`data_prep.duplicates` writes one for every shard it has seen, with drops or without; `data_prep.capfilt --drops` reads
-them. A list names the sha256 of the tar that it was made for.
+A drop list is a parquet file. `data_prep.duplicates` writes one for every shard that it has read, even if nothing is
+dropped; `data_prep.capfilt --drops` reads it. The list holds the sha256 of the tar that it was made for.
 """
 
 import hashlib
@@ -16,7 +16,8 @@ TAR_KEY = b"tar_sha256"
 
 
 class DropLine(NamedTuple):
-    """One sample to be left out. `like`: what it is a copy of, FOLDER/STEM:PLACE, or the evaluation's picture."""
+    """One sample to leave out. `like` names the picture that it repeats: FOLDER/STEM:PLACE, or an evaluation
+    picture."""
 
     key: str
     reason: str
@@ -36,15 +37,17 @@ def write_drop_list(folder: Path, tar: Path, tar_sha256: str, lines: Sequence[Dr
 
 
 def read_drop_list(folder: Path, tar: Path, tar_sha256: str) -> dict[str, str]:
-    """Key -> reason of the samples of a shard to be left out. Raises ValueError, naming the file, when it is missing,
-    damaged, or was made for other bytes."""
+    """Key -> reason of the samples to leave out. Raises ValueError, with the file's name, when the list is missing or
+    damaged, or was made for another tar."""
     path = drop_list_path(folder, tar, tar_sha256)
-    rows, metadata = read_rows(path, COLUMNS, f"drop list of {tar}; run data_prep.duplicates over its folder")
+    remedy = "run data_prep.duplicates on its folder"
+    rows, metadata = read_rows(path, COLUMNS, f"drop list of {tar}", remedy)
     if metadata.get(TAR_KEY) != tar_sha256.encode():
-        raise ValueError(f"{path}: made for another tar than {tar}; run data_prep.duplicates over its folder")
+        raise ValueError(f"{path}: was made for another tar than {tar}; {remedy}")
     return {row["key"]: row["reason"] for row in rows}
 
 
 def digest_of(drops: dict[str, str]) -> str | None:
-    """What captions depend on of a drop list; None when nothing is dropped, as without a list."""
+    """The digest of a drop list, on which captioned shards depend. None if nothing is dropped: an empty list equals
+    none."""
     return hashlib.sha256(json.dumps(sorted(drops.items())).encode()).hexdigest() if drops else None

@@ -1,10 +1,12 @@
-"""Leases: several workers share a folder, and each piece of work has one of them at a time.
+"""Leases: several workers share a folder, and only one of them at a time works on a shard.
 
-A lease is a file that names its owner. It is made under a temporary name and linked to its own, which one worker alone
-can do, on network file systems too. A thread of the owner touches it while the work lasts. A lease is stale, and may be
-stolen, when its owner is a process of this machine that has ended, or when its heartbeat has stood still for `ttl_s` by
-the watcher's own monotonic clock: clocks of different machines are never compared. Stealing has a short window in which
-two workers may both believe in their lease; therefore what they write must be the same bytes, put in place atomically.
+- A lease is a file that names its owner. It is written under a temporary name and then hard-linked to its own name.
+  Only one worker can succeed with that, on network file systems too.
+- A thread of the owner touches the file while the work lasts: its heartbeat.
+- A lease is stale when its owner was a process of this machine that has ended, or when the heartbeat has not changed
+  for `ttl_s`. Each worker measures that with its own monotonic clock: clocks of two machines are never compared.
+- Another worker may steal a stale lease. For a short moment, two workers may then both believe that they hold it.
+  Therefore both must write the same bytes, and put them in place atomically.
 """
 
 import json
@@ -23,7 +25,7 @@ HEARTBEATS_PER_TTL = 4
 
 
 class Lease:
-    """A lease that is held: a context manager that keeps it alive and gives it back. See `Leases.take`."""
+    """A lease that this worker holds: a context manager that keeps it alive and gives it back. See `Leases.take`."""
 
     def __init__(self, path: Path, token: str, ttl_s: float) -> None:
         self.path, self.token = path, token
@@ -32,7 +34,7 @@ class Lease:
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def held(self) -> bool:
-        """Whether the lease is still this worker's; False once another has stolen it."""
+        """Whether this worker still holds the lease; False after another worker has stolen it."""
         return _read_owner(self.path).get("token") == self.token
 
     def __enter__(self) -> Self:
@@ -53,11 +55,11 @@ class Lease:
                 if self.held():
                     os.utime(self.path)
             except OSError:
-                continue  # a file system that is away for a moment; the next beat tries again
+                continue  # the file system does not answer for a moment; the next heartbeat tries again
 
 
 class Leases:
-    """The leases of one folder as one worker sees them, with what it remembers of other workers' heartbeats."""
+    """The leases of one folder, as one worker sees them. It remembers when the heartbeats of the others changed."""
 
     def __init__(self, folder: Path, ttl_s: float) -> None:
         self.folder, self.ttl_s = folder, ttl_s
@@ -66,12 +68,12 @@ class Leases:
     def take(self, name: str) -> Lease | None:
         """The lease of the work `name`, or None while another worker holds it.
 
-        Raises ValueError when a folder stands in its place, which holds what nobody can know.
+        Raises ValueError when a folder has its name: it is not removed, because its content is unknown.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{name}.lease"
         if path.is_dir() and not path.is_symlink():
-            raise ValueError(f"{path}: a folder stands where the lease of a shard belongs; move it away")
+            raise ValueError(f"{path}: is a folder, but the lease of a shard must have this name; move it away")
         if os.path.lexists(path) and (self._beats(path) or not self._remove_stale(path)):
             return None
         token = uuid.uuid4().hex
@@ -83,19 +85,19 @@ class Leases:
                 )
             os.link(temporary, path)
         except (FileExistsError, FileNotFoundError):
-            return None  # another worker was faster; the holder also clears away what others began
+            return None  # another worker was faster; the holder of a lease also removes temporary files of the others
         finally:
             temporary.unlink(missing_ok=True)
         return Lease(path, token, self.ttl_s)
 
     def clear(self, name: str) -> None:
-        """Remove the lease of finished work when its owner has died before it could give it back."""
+        """Remove the lease of finished work whose owner died before it could give the lease back."""
         path = self.folder / f"{name}.lease"
         if os.path.lexists(path) and not path.is_dir() and not self._beats(path):
             self._remove_stale(path)
 
     def _beats(self, path: Path) -> bool:
-        """Whether the owner of the lease must be taken to be alive."""
+        """Whether the owner of the lease may still be alive."""
         owner = _read_owner(path)
         pid = owner.get("pid")
         if owner.get("host") == _host() and isinstance(pid, int) and owner.get("started") != _start_time(pid):
@@ -112,7 +114,7 @@ class Leases:
         return now - known[2] < self.ttl_s
 
     def _remove_stale(self, path: Path) -> bool:
-        """Move a stale lease away; False when another worker came first (and its fresh lease is put back)."""
+        """Move a stale lease away. False when another worker was faster; its new lease is then put back."""
         stale = _read_owner(path).get("token")
         aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
         try:
@@ -124,14 +126,14 @@ class Leases:
                 return True
             os.link(aside, path)
         except (FileExistsError, FileNotFoundError):
-            pass  # taken anew, or cleared away by its new holder
+            pass  # another worker has taken it again, or its new holder has removed it
         finally:
             aside.unlink(missing_ok=True)
         return False
 
 
 def _read_owner(path: Path) -> dict[str, object]:
-    """What the lease says of its owner; {} when it is gone, damaged, or no regular file."""
+    """What the lease says about its owner; {} when it is missing, damaged, or not a regular file."""
     try:
         owner = json.loads(path.read_text()) if path.is_file() else {}
     except (OSError, ValueError, RecursionError):
@@ -140,7 +142,7 @@ def _read_owner(path: Path) -> dict[str, object]:
 
 
 def _host() -> str:
-    """This machine, this boot of it, and this process namespace: where a process number means one process."""
+    """This machine, its present boot, and this process namespace: inside them a process number means one process."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     namespace = Path("/proc/self/ns/pid")
     return " ".join(
@@ -153,9 +155,10 @@ def _host() -> str:
 
 
 def _start_time(pid: int) -> str | None:
-    """When process `pid` started, in the kernel's ticks (numbers are reused); None when it has ended."""
+    """When process `pid` started, in ticks of the kernel (process numbers are reused); None if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in ("Z", "X") else fields[19]  # a zombie has ended, though nobody has asked for its exit
+    # A zombie has ended, but its parent has not read its exit code.
+    return None if fields[0] in ("Z", "X") else fields[19]

@@ -1,4 +1,7 @@
-"""The ledger: what became of every row of a table. Rows in = kept + dropped, each drop for one named reason."""
+"""Writes and reads the ledger: what became of every row of a table.
+
+Rows in = kept + dropped, and each drop has one named reason. A reason is temporary (another try may help) or final.
+"""
 
 import re
 from collections import Counter
@@ -9,7 +12,7 @@ from typing import Any, NamedTuple, Self
 
 from data_prep.shards.parquet_files import read_rows, write_rows
 
-PASSING = frozenset(
+TEMPORARY = frozenset(
     {
         "timeout",
         "deadline",
@@ -20,8 +23,8 @@ PASSING = frozenset(
         "robots_unreachable",
     }
 )
-"""Reasons that may be gone at the next try; so are HTTP 408, 425, 429 and 5xx."""
-PASSING_STATUS = frozenset({408, 425, 429})
+"""Reasons that may be gone at the next try. TEMPORARY_STATUS and every HTTP 5xx are temporary too."""
+TEMPORARY_STATUS = frozenset({408, 425, 429})
 PHRASES = (
     ("X-Robots-Tag", "opt_out"),
     ("is not allowed", "refused_scheme"),
@@ -35,30 +38,30 @@ PHRASES = (
     ("Remote end closed", "connection_failed"),
     ("Tunnel connection failed", "connection_failed"),
 )
-"""What an error message of urllib or img2dataset holds -> the reason it stands for; the first match decides."""
+"""(part of an error message of urllib or img2dataset, the reason that it means); the first match decides."""
 
 
 class Drop(NamedTuple):
-    """Why a row was dropped; `http_status` is the server's answer, where it gave one."""
+    """Why a row was dropped. `http_status` is the answer of the server, if there was one."""
 
     reason: str
     http_status: int | None = None
 
     @property
-    def passing(self) -> bool:
-        """Whether trying again may help."""
+    def temporary(self) -> bool:
+        """Whether another try may help."""
         status = self.http_status or 0
-        return self.reason in PASSING or status in PASSING_STATUS or 500 <= status < 600
+        return self.reason in TEMPORARY or status in TEMPORARY_STATUS or 500 <= status < 600
 
     @classmethod
     def named(cls, reason: str) -> Self:
-        """The drop that a reason of the ledger stands for: `http_503` tells the status too."""
+        """The drop for a reason of the ledger; `http_503` also gives the status."""
         status = re.fullmatch(r"http_(\d{3})", reason)
         return cls(reason, int(status.group(1)) if status else None)
 
 
 def drop_of_message(message: str) -> Drop:
-    """The reason behind an error message of the fetch: our own (`guard:REASON`), an HTTP status, or a known phrase."""
+    """The reason for an error message of the fetch: our own (`guard:REASON`), a known phrase, or an HTTP status."""
     if own := re.search(r"guard:(\w+)", message):
         return Drop(own.group(1))
     for phrase, reason in PHRASES:
@@ -71,7 +74,7 @@ def drop_of_message(message: str) -> Drop:
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of the ledger; of a picture that was kept also the sha256 of its JPEG and its perceptual hash."""
+    """One row of the ledger. A kept picture also has the sha256 of its JPEG and its perceptual hash (None if flat)."""
 
     row: int
     url: str
@@ -84,7 +87,6 @@ class Entry:
     phash: int | None = None
 
 
-LEDGER = "ledger with sha256 and phash, which older downloads lack: download into another folder"
 COLUMNS = {
     "row": "int64",
     "url": "string",
@@ -99,7 +101,8 @@ COLUMNS = {
 
 
 def check_entries(entries: Sequence[Entry], rows: int, kept: int) -> None:
-    """Raises RuntimeError when rows in = kept + dropped does not hold: a fault of this program, never of its input."""
+    """Raises RuntimeError when rows in = kept + dropped is false. That is a fault of this program, never of its
+    input."""
     dropped = sum(entry.status == "dropped" and bool(entry.reason) for entry in entries)
     if len(entries) != rows or kept + dropped != rows or len({entry.row for entry in entries}) != rows:
         raise RuntimeError(f"ledger of {len(entries)} entries: {rows} rows in, {kept} kept, {dropped} dropped")
@@ -110,13 +113,17 @@ def dropped_by_reason(entries: Sequence[Entry]) -> dict[str, int]:
 
 
 def write_ledger(path: Path, entries: Sequence[Entry]) -> None:
-    """One parquet row per row of the table, written whole or not at all."""
+    """Write one parquet row for each row of the table; the file appears whole or not at all."""
     write_rows(path, COLUMNS, [asdict(entry) for entry in entries])
 
 
 def read_ledger(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Some columns of a ledger, a dict a row. Raises ValueError, naming the file, when they cannot be read."""
-    rows, _ = read_rows(path, {name: COLUMNS[name] for name in columns}, LEDGER)
+    """Some columns of a ledger, one dict for each row. Raises ValueError with the file's name when it cannot read them.
+
+    Ledgers of older downloads have no sha256 and no phash.
+    """
+    chosen = {name: COLUMNS[name] for name in columns}
+    rows, _ = read_rows(path, chosen, "ledger", "run data_prep.download into another folder")
     return rows
 
 

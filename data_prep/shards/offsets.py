@@ -1,4 +1,4 @@
-"""Where in a tar every sample lies: scanned from the tar itself, or read from the table beside a manifest."""
+"""Finds where every sample of a tar is: by a scan of the tar, or from the offset table beside a manifest."""
 
 from pathlib import Path
 
@@ -13,11 +13,11 @@ from pipeline.data.manifest import Manifest, Shard
 def offset_table(tar: Path) -> NDArray[np.int64]:
     """int64 [samples, 4]: (jpg offset, jpg bytes, json offset, json bytes), from a strict scan of the tar's headers.
 
-    Raises ValueError, naming the tar, on anything but pairs of regular files `KEY.jpg`, `KEY.json` with distinct keys,
-    closed by the end-of-archive blocks.
+    The tar must hold pairs of regular files `KEY.jpg`, `KEY.json` with distinct keys, and then the end-of-archive
+    blocks. Raises ValueError, with the name of the tar, on everything else.
     """
     if not tar.is_file():
-        raise ValueError(f"{tar}: no regular file")
+        raise ValueError(f"{tar}: is not a regular file")
     size = tar.stat().st_size
     rows: list[tuple[int, int, int, int]] = []
     keys: set[str] = set()
@@ -38,16 +38,18 @@ def offset_table(tar: Path) -> NDArray[np.int64]:
 
 
 def checked_offsets(manifest: Manifest, shard: Shard) -> NDArray[np.int64]:
-    """As `Manifest.offsets`. Raises ValueError, naming the file, when the table is damaged or points past its tar."""
+    """As `Manifest.offsets`. Raises ValueError, with the file's name, when the table is damaged or points past its
+    tar."""
     path = manifest.root / shard.index
     try:
         if not path.is_file():
             raise ValueError("no such file")
         table = manifest.offsets(shard)
         if table.dtype != np.int64:
-            raise ValueError(f"of {table.dtype}")
-    except Exception as error:  # a damaged header makes numpy raise nearly anything
-        raise ValueError(f"{path}: not a table of offsets ({error}); run data_prep.index again") from error
-    if table.size and (table.min() < 0 or table.max() > shard.bytes):  # a read past the end comes short, and is named
+            raise ValueError(f"its type is {table.dtype}, expected int64")
+    except Exception as error:  # numpy raises many kinds of errors on a damaged header
+        raise ValueError(f"{path}: is not a table of offsets ({error}); run data_prep.index again") from error
+    # An offset just below the end is not refused here, but gives a short read, which is an error too.
+    if table.size and (table.min() < 0 or table.max() > shard.bytes):
         raise ValueError(f"{path}: points past the {shard.bytes} bytes of its tar; run data_prep.index again")
     return table

@@ -1,16 +1,19 @@
-"""Small parquet files of known columns: read strictly, so that a damaged or foreign one is named and never believed."""
+"""Reads and writes small parquet files of known columns. Reading is strict: a damaged or foreign file is an error."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 Columns = Mapping[str, str]
-"""Name -> Arrow type; with a question mark at its end where values may be missing."""
+"""Name -> Arrow type; a question mark at its end means that values may be missing."""
 
 
-def read_rows(path: Path, columns: Columns, what: str) -> tuple[list[dict[str, Any]], dict[bytes, bytes]]:
-    """(a dict a row with just these columns, the metadata). Raises ValueError, naming the file as `what` it is to be,
-    when it is no regular file, is damaged, or a column is missing, of another type or without a value."""
+def read_rows(path: Path, columns: Columns, what: str, remedy: str) -> tuple[list[dict[str, Any]], dict[bytes, bytes]]:
+    """(one dict for each row with exactly these columns, the metadata).
+
+    Raises ValueError when the file is missing or damaged, or when a column is missing, has another type or lacks a
+    value. The message says `what` the file should be, and `remedy` what to do.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -18,31 +21,31 @@ def read_rows(path: Path, columns: Columns, what: str) -> tuple[list[dict[str, A
         if not path.is_file():
             raise ValueError("no such file")
         with pq.ParquetFile(path) as file:
-            if lacking := [name for name in columns if name not in file.schema_arrow.names]:
-                raise ValueError(f"lacks {', '.join(lacking)}")
+            if missing := [name for name in columns if name not in file.schema_arrow.names]:
+                raise ValueError(f"has no column {', '.join(missing)}")
             table = file.read(columns=list(columns))
         table = table.cast(_schema(columns, table.schema.metadata)).select(list(columns))
         table.validate(full=True)
         for name, kind in columns.items():
             if not kind.endswith("?") and table[name].null_count:
-                raise ValueError(f"{name} is missing in a row")
+                raise ValueError(f"a row has no {name}")
         rows: list[dict[str, Any]] = table.to_pylist()
     except (OSError, ValueError, OverflowError, MemoryError, pa.ArrowException) as error:
-        raise ValueError(f"{path}: not a readable {what} ({' '.join(str(error).split())})") from error
+        raise ValueError(f"{path}: is not a readable {what} ({' '.join(str(error).split())}); {remedy}") from error
     return rows, table.schema.metadata or {}
 
 
 def _schema(columns: Columns, metadata: Any) -> Any:
     import pyarrow as pa
 
-    alias: Any = pa.type_for_alias  # its stubs know literals alone
+    alias: Any = pa.type_for_alias  # its type stubs accept literal texts only
     return pa.schema([pa.field(name, alias(kind.rstrip("?"))) for name, kind in columns.items()], metadata=metadata)
 
 
 def write_rows(
     path: Path, columns: Columns, rows: list[dict[str, Any]], metadata: Mapping[bytes, bytes] | None = None
 ) -> None:
-    """Written whole or not at all; the same rows give the same bytes."""
+    """Write the file whole or not at all; the same rows give the same bytes."""
     import io
 
     import pyarrow as pa

@@ -1,4 +1,4 @@
-"""Runs a function over many items in several processes, its results in the items' order."""
+"""Runs a function on many items in several processes; the results keep the order of the items."""
 
 import argparse
 import ctypes
@@ -16,30 +16,34 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 PR_SET_PDEATHSIG = 1
-"""prctl(2): the signal to get when the parent dies."""
+"""Option of prctl(2): the signal that this process receives when its parent dies."""
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--workers", metavar="N", type=positive, default=1, help="processes; each reads one shard at a time; default 1"
+        "--workers",
+        metavar="N",
+        type=positive,
+        default=1,
+        help="processes; each reads one shard at a time (default: 1)",
     )
 
 
 def end_with_parent() -> None:
-    """Have this process killed when the one that started it dies, however that ends. Only Linux can."""
+    """Let the kernel kill this process when its parent dies, for whatever reason. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _begin() -> None:
     end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the keyboard: the parent stops the work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent stops the work
 
 
 def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """`function` of each item, in order; beyond one worker in processes of their own, which take items as they come.
+    """`function` of each item, in order. Several workers are processes, and each takes the next item when it is free.
 
-    What `function` raises is raised here, and no further item is begun. Raises ValueError when a process is killed.
+    An error of `function` is raised here, and no further item is started. Raises ValueError when a process is killed.
     """
     if workers == 1:
         yield from map(function, items)
@@ -49,7 +53,7 @@ def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], work
         yield from pool.map(function, items)
     except BrokenProcessPool as error:
         raise ValueError(
-            "a worker process was killed, perhaps for its memory; run again with fewer --workers"
+            f"--workers {workers}: a process was killed, perhaps because memory ran out; run again with fewer --workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,6 +1,7 @@
-"""A shard's receipt (`STEM.receipt.json`): it says that the tar beside it is finished, and what it was made from.
+"""Writes and reads receipts (`STEM.receipt.json`): the tar beside a receipt is finished.
 
-The receipt is the last file to be written of a shard. Readers ignore a tar without one, and writers write it again.
+A receipt says what the tar was made from and what it holds. It is the last file of a shard that is written. A tar
+without a receipt is unfinished: readers ignore it, and its writer writes it again.
 """
 
 import json
@@ -20,7 +21,8 @@ ENDING = ".receipt.json"
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="ignore"))
 class Receipt:
-    """What is known of a finished tar: its identity (stage, input, settings), its bytes, and its losses by reason."""
+    """A finished tar: how it was made (stage, input, settings), what it holds, and how many samples were dropped
+    why."""
 
     stage: str
     input_sha256: str
@@ -34,11 +36,11 @@ class Receipt:
     dropped: dict[str, int] = field(default_factory=dict)
 
     def same_work(self, stage: str, input_sha256: str, config_hash: str) -> bool:
-        """Whether this receipt is for the given piece of work, which then need not be done again."""
+        """Whether this receipt belongs to the given work, so that the work need not be done again."""
         return (self.stage, self.input_sha256, self.config_hash) == (stage, input_sha256, config_hash)
 
     def provenance(self) -> dict[str, Any]:
-        """What a manifest repeats of a receipt."""
+        """The fields of a receipt that a manifest repeats."""
         names = ("stage", "input_sha256", "config_hash", "seed", "models", "dropped")
         return {name: getattr(self, name) for name in names}
 
@@ -48,7 +50,7 @@ def receipt_path(tar: Path) -> Path:
 
 
 def source_of(tar: Path) -> str:
-    """The source in a shard's name, SOURCE-PART-SHARD.tar."""
+    """The source in the name of a shard, SOURCE-TASK-NUMBER.tar."""
     return tar.stem.rsplit("-", 2)[0]
 
 
@@ -60,7 +62,7 @@ def write_receipt(tar: Path, receipt: Receipt) -> Path:
 
 
 def read_receipt(tar: Path) -> Receipt:
-    """The receipt beside `tar`. Raises ValueError, naming the file, when it is missing or malformed."""
+    """The receipt beside `tar`. Raises ValueError, with the file's name, when it is missing or malformed."""
     path = receipt_path(tar)
     if not path.exists():
         raise ValueError(f"{tar}: has no receipt, so it is unfinished; run the step that writes it again")
@@ -68,8 +70,9 @@ def read_receipt(tar: Path) -> Receipt:
 
 
 def finished_shards(folder: Path) -> list[Path]:
-    """The tars of `folder` that have a receipt, in order of name; [] when there is none.
+    """The tars of `folder` that have a receipt, in order of name; [] if there is none.
 
-    Receipts alone are trusted: a tar that is gone although its receipt stands is listed, and fails when it is read.
+    Only receipts count: a tar that is missing beside its receipt is listed, and reading it is an error. Samples must
+    not disappear without an error.
     """
     return sorted(path.with_name(path.name.removesuffix(ENDING) + ".tar") for path in folder.glob(f"*{ENDING}"))

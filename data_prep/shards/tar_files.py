@@ -1,8 +1,8 @@
-"""Tars of (`KEY.jpg`, `KEY.json`) pairs, written whole or not at all, and read back sample by sample.
+"""Writes and reads tars of samples: pairs of `KEY.jpg` and `KEY.json`.
 
-A tar is USTAR with fixed times and owners, so the same samples give the same bytes. It is written to a temporary file
-in its own folder, hashed while it is written, scanned again, synced, and only then renamed. Its receipt is written
-last (see `receipts`): a tar without a receipt is unfinished, readers ignore it and writers write it again.
+A tar is USTAR with fixed times and owners, so the same samples give the same bytes. It appears whole or not at all: it
+is written to a temporary file in its own folder, hashed meanwhile, scanned again, synced, and then renamed. Its receipt
+is written last (see `receipts`).
 """
 
 import hashlib
@@ -19,9 +19,11 @@ from data_prep.shards.sample_json import KEY_PATTERN, encode_record, record_faul
 from data_prep.shards.ustar import BLOCK, HashingFile, write_member
 from pipeline.files import parse_json, replacing
 
+REMEDY = "the tar is damaged or was replaced; remove it and run the step that writes it again"
+
 
 class Sample(NamedTuple):
-    """One image with its captions. `record` is the JSON beside the picture (see `sample_json`)."""
+    """One image with its captions; `record` is the JSON beside the picture (see `sample_json`)."""
 
     key: str
     jpeg: bytes
@@ -29,7 +31,7 @@ class Sample(NamedTuple):
 
 
 class ShardTotals(NamedTuple):
-    """What a freshly written tar holds; the receipt repeats it."""
+    """What a new tar holds; the receipt repeats it."""
 
     sha256: str
     bytes: int
@@ -40,8 +42,8 @@ class ShardTotals(NamedTuple):
 def write_shard(path: Path, samples: Iterable[Sample]) -> ShardTotals:
     """Write `samples`, in their order, as the tar `path`; the tar appears complete or not at all.
 
-    A receipt that stood beside an older tar of this name is removed first: it would vouch for other bytes. Raises
-    ValueError on a key that is malformed or comes twice, and when the disk is full.
+    The receipt of an older tar of this name is removed first: it describes other bytes. Raises ValueError on a key that
+    is malformed or repeated, and when the disk is full.
     """
     keys: set[str] = set()
     captions = 0
@@ -49,7 +51,7 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> ShardTotals:
         hashed = HashingFile(file)
         for key, jpeg, record in samples:
             if not KEY_PATTERN.fullmatch(key) or key in keys or record.get("key") != key:
-                raise ValueError(f"{path}: key {key!r} is malformed, comes twice, or differs from its record's")
+                raise ValueError(f"{path}: key {key!r} is malformed, comes twice, or differs from the key in its JSON")
             keys.add(key)
             captions += len(record["captions"])
             write_member(hashed, f"{key}.jpg", jpeg)
@@ -57,39 +59,39 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> ShardTotals:
         hashed.write(bytes(2 * BLOCK))
         file.flush()
         if len(offset_table(Path(file.name))) != len(keys):
-            raise ValueError(f"{path}: reading the tar back gave another number of samples than {len(keys)}")
+            raise ValueError(f"{path}: reading the tar again did not give its {len(keys)} samples; check the disk")
         receipt_path(path).unlink(missing_ok=True)
     return ShardTotals(hashed.digest.hexdigest(), hashed.size, len(keys), captions)
 
 
 def read_samples(tar: Path) -> Iterator[Sample]:
-    """The samples of a finished tar, in order, each picture checked against its sha256.
+    """The samples of a finished tar, in order. Each picture is checked against its sha256.
 
-    Raises ValueError, naming the tar, when it is cut short (at a member's boundary too), damaged, or not what its
-    receipt says.
+    Raises ValueError, with the name of the tar, when it is cut short (also exactly between two members), damaged, or
+    different from its receipt.
     """
     receipt = read_receipt(tar)
     try:
         size = tar.stat().st_size
     except OSError as error:
-        raise ValueError(f"{tar}: its receipt stands, but the tar cannot be read ({error.strerror})") from error
+        raise ValueError(f"{tar}: has a receipt, but cannot be read ({error.strerror}); {REMEDY}") from error
     if size != receipt.bytes:
-        raise ValueError(f"{tar}: {size} bytes, but its receipt says {receipt.bytes}; it is cut short or was replaced")
+        raise ValueError(f"{tar}: has {size} bytes, but its receipt says {receipt.bytes}; {REMEDY}")
     table = offset_table(tar)
     if len(table) != receipt.samples:
-        raise ValueError(f"{tar}: {len(table)} samples, but its receipt says {receipt.samples}")
+        raise ValueError(f"{tar}: has {len(table)} samples, but its receipt says {receipt.samples}; {REMEDY}")
     keys: set[str] = set()
     with tar.open("rb") as file:
         for row in table:
             sample = read_at(file, tar, row)
             if sample.key in keys:
-                raise ValueError(f"{tar}: the key {sample.key} comes twice in its records")
+                raise ValueError(f"{tar}: the key {sample.key} comes twice; {REMEDY}")
             keys.add(sample.key)
             yield sample
 
 
 def read_at(file: BinaryIO, tar: Path, row: NDArray[np.int64]) -> Sample:
-    """The sample that a row of the offset table points at. Raises ValueError, naming `tar`, when it is damaged."""
+    """The sample that a row of the offset table points at. Raises ValueError, with the name of the tar, on damage."""
     jpeg_offset, jpeg_bytes, json_offset, json_bytes = (int(number) for number in row)
     file.seek(jpeg_offset)
     jpeg = file.read(jpeg_bytes)
@@ -98,9 +100,9 @@ def read_at(file: BinaryIO, tar: Path, row: NDArray[np.int64]) -> Sample:
     try:
         record = parse_json(text)
     except ValueError as error:
-        raise ValueError(f"{tar}: the JSON at byte {json_offset} is damaged ({error})") from error
+        raise ValueError(f"{tar}: the JSON at byte {json_offset} is damaged ({error}); {REMEDY}") from error
     if fault := record_fault(record):
-        raise ValueError(f"{tar}: the JSON at byte {json_offset} is not a sample's record: {fault}")
+        raise ValueError(f"{tar}: the JSON at byte {json_offset} is not that of a sample: {fault}")
     if hashlib.sha256(jpeg).hexdigest() != record["sha256"]:
-        raise ValueError(f"{tar}: the picture of sample {record['key']} differs from its sha256; the tar is damaged")
+        raise ValueError(f"{tar}: the picture of sample {record['key']} differs from its sha256; {REMEDY}")
     return Sample(record["key"], jpeg, record)

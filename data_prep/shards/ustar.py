@@ -1,4 +1,4 @@
-"""The members of a USTAR archive, written so that the same files give the same bytes, and read strictly."""
+"""Writes members of a USTAR archive (the same files give the same bytes) and reads their headers strictly."""
 
 import hashlib
 import tarfile
@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 BLOCK = 512
-"""Bytes of a tar block: a header is one, and data are padded to a multiple of it."""
+"""Bytes of a tar block: a header is one block, and data are padded to whole blocks."""
 
 
 class HashingFile:
-    """Counts and hashes the bytes on their way into a file."""
+    """Counts and hashes the bytes that are written into a file."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -37,19 +37,19 @@ def write_member(file: HashingFile, name: str, content: bytes) -> None:
 
 
 def read_header(file: BinaryIO, tar: Path, offset: int, size: int) -> tarfile.TarInfo | None:
-    """The header at `offset`, or None at the end of the archive. Raises ValueError when it is damaged or cut off."""
+    """The header at `offset`, or None at the end of the archive. Raises ValueError when it is damaged or cut short."""
     file.seek(offset)
     header = file.read(BLOCK)
     if header == bytes(BLOCK):
         rest = file.read()
         if len(rest) < BLOCK or rest.strip(b"\0"):
-            raise ValueError(f"{tar}: the end of the archive at byte {offset} is cut short or followed by other bytes")
+            raise ValueError(f"{tar}: the end of the archive at byte {offset} is cut short, or other bytes follow it")
         return None
     try:
         info = tarfile.TarInfo.frombuf(header, "ascii", "strict")
     except (tarfile.HeaderError, UnicodeDecodeError) as error:
-        raise ValueError(f"{tar}: cut short or damaged at byte {offset} ({error})") from error
+        raise ValueError(f"{tar}: is cut short or damaged at byte {offset} ({error})") from error
     if not info.isreg() or info.size < 0 or offset + BLOCK + info.size > size:
-        raise ValueError(f"{tar}: member {info.name!r} at byte {offset} is no regular file, or is cut short")
+        raise ValueError(f"{tar}: member {info.name!r} at byte {offset} is cut short, or is not a regular file")
     info.offset_data = offset + BLOCK
     return info

@@ -9,11 +9,11 @@ from data_prep.tables.row import Row
 from data_prep.tables.unicode_text import without_surrogates
 
 TRAINING_SPLITS = ("train", "restval")
-"""Karpathy's COCO: images that were taken from the validation set into training are marked restval."""
+"""In Karpathy's COCO, `restval` marks images of the validation set that belong to training."""
 
 
 def karpathy_rows(path: Path, split: str) -> Iterator[Row]:
-    """The images of one split ("train" includes restval), each with all its captions; row = place in the file."""
+    """The images of one split ("train" includes restval), each with all its captions; row = its place in the file."""
     splits = TRAINING_SPLITS if split == "train" else (split,)
     found: set[str] = set()
     images = _load(path, "images")
@@ -26,19 +26,20 @@ def karpathy_rows(path: Path, split: str) -> Iterator[Row]:
             file = without_surrogates(str(Path(image.get("filepath", ""), image["filename"])))
             yield Row(row, file, tuple(filter(None, captions)))
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"input {path}: image {row} is not an entry of a Karpathy split ({error!r})") from error
+            raise ValueError(f"--input {path}: image {row} is not an entry of a Karpathy split ({error!r})") from error
     if not found & set(splits):
-        raise ValueError(f"input {path}: no image of split {split!r}; it has {', '.join(sorted(found)) or 'none'}")
+        splits_found = ", ".join(sorted(found)) or "none"
+        raise ValueError(f"--split {split}: {path} has no image of this split; its splits are {splits_found}")
 
 
 def visual_genome_rows(path: Path) -> Iterator[Row]:
-    """The images of `region_descriptions.json`, each with the phrases of all its regions, repeats left out."""
+    """The images of `region_descriptions.json`, each with the phrases of all its regions, without repeats."""
     for row, image in enumerate(_load(path, None)):
         try:
             phrases = (without_surrogates(region["phrase"]).strip() for region in image["regions"])
             yield Row(row, f"{int(image['id'])}.jpg", tuple(dict.fromkeys(filter(None, phrases))))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"input {path}: image {row} is not a list of region descriptions ({error!r})") from error
+            raise ValueError(f"--input {path}: image {row} is not a list of region descriptions ({error!r})") from error
 
 
 def _load(path: Path, key: str | None) -> list[Any]:
@@ -46,7 +47,7 @@ def _load(path: Path, key: str | None) -> list[Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         images = content[key] if key else content
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
-        raise ValueError(f"input {path}: not an annotation file ({error!r})") from error
+        raise ValueError(f"--input {path}: is not an annotation file ({error!r})") from error
     if not isinstance(images, list):
-        raise ValueError(f"input {path}: its images are {type(images).__name__}, expected a list")
+        raise ValueError(f"--input {path}: its images are of type {type(images).__name__}, expected a list")
     return images

@@ -1,6 +1,7 @@
-"""Which captions of a table are worth a picture: by their words and their language, before anything is fetched.
+"""Drops captions by their number of words and by their language, before anything is fetched.
 
-Only what is surely wrong is dropped: short alt-texts leave most languages possible, and an undecided caption stays.
+A caption is dropped for its language only when it is very probably in another one. A short alt-text could be in many
+languages, so it stays.
 """
 
 from collections.abc import Sequence
@@ -55,34 +56,35 @@ WIDESPREAD = (
     "vi",
     "zh",
 )
-"""Languages that captions are told apart by, beside those wanted: of all that the model knows, rare ones would win
-many a short English caption."""
+"""The languages that a caption is compared with, beside the wanted ones. Among all languages of the model, rare ones
+would win many short English captions ("Nike Air Max" as Nigerian Pidgin)."""
 SURE = 0.6
-"""Probability of the three likeliest other languages together (kin such as Russian and Bulgarian share it) from which a
-caption counts as written in one of them."""
+"""A caption counts as foreign when the three most likely other languages together have at least this probability.
+Three, because related languages such as Russian and Bulgarian share it."""
 MARGIN = 10.0
-"""How many times likelier than the wanted ones together it must be as well."""
+"""These three must also be at least this many times as likely as all wanted languages together."""
 
 
 @dataclass(frozen=True)
 class CaptionRules:
-    """Bounds that a caption has to keep; the defaults let every caption pass."""
+    """Rules that a caption must satisfy; with the defaults every caption passes."""
 
     min_words: int = 0
     max_words: int | None = None
     languages: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_words is not None and self.max_words < max(1, self.min_words):
-            raise ValueError(f"--max-words {self.max_words}: less than --min-words, so that no caption could pass")
+        least = max(1, self.min_words)
+        if self.max_words is not None and self.max_words < least:
+            raise ValueError(f"--max-words {self.max_words}: must be at least {least} (see --min-words)")
         if self.languages and (unknown := set(self.languages) - set(_identifier(()).labels)):
             raise ValueError(
-                f"--language {' '.join(sorted(unknown))}: no language that can be told; use codes as en, de"
+                f"--language {' '.join(sorted(unknown))}: is not a known language code; use codes such as en or de"
             )
 
 
 def passing(captions: Sequence[str], rules: CaptionRules) -> tuple[str, ...] | Drop:
-    """The captions that keep the rules, in order; when there is none, why the first one does not."""
+    """The captions that satisfy the rules, in order; if there is none, why the first one does not."""
     faults = [_fault(caption, rules) for caption in captions]
     kept = tuple(caption for caption, fault in zip(captions, faults, strict=True) if fault is None)
     if kept:
@@ -110,7 +112,7 @@ def _in_another_language(caption: str, wanted: tuple[str, ...]) -> bool:
 
 @cache
 def _identifier(wanted: tuple[str, ...]) -> Any:
-    """The language model (py3langid's, in its package), made to choose among the widespread and the wanted ones."""
+    """py3langid's model (its weights are in the package), limited to the widespread and the wanted languages."""
     from py3langid import langid
 
     identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)

@@ -1,7 +1,7 @@
-"""Reads URL tables row by row: parquet, TSV, CSV, JSON and JSON lines, each also gzipped; or a folder of such files.
+"""Reads URL tables row by row: parquet, TSV, CSV, JSON and JSON lines, or a folder of such files.
 
-No row is ever skipped: one that lacks a URL or a caption is passed on without it, and the ledger accounts for it.
-Halves of surrogate pairs, which JSON may hold, become replacement characters.
+All but parquet may be gzipped. No row is skipped: a row without a URL or a caption is passed on, and the ledger counts
+it. Halves of surrogate pairs, which JSON may hold, become replacement characters.
 """
 
 import csv
@@ -18,7 +18,7 @@ from data_prep.tables.unicode_text import without_surrogates
 
 FORMATS = (".parquet", ".tsv", ".csv", ".json", ".jsonl", ".tsv.gz", ".csv.gz", ".json.gz", ".jsonl.gz")
 LONGEST_FIELD = 1 << 24
-"""Characters of one CSV field; Python's own limit of 131,072 is less than some alt-texts have."""
+"""Characters of one CSV field. Python's own limit of 131,072 is too small for some alt-texts."""
 
 Values = tuple[Any, Any]
 
@@ -26,8 +26,11 @@ Values = tuple[Any, Any]
 def table_rows(
     path: Path, url_column: str, caption_column: str, *, header: tuple[str, ...] | None = None
 ) -> Iterator[Row]:
-    """The rows of a table, or of all tables of a folder in order of name. `header` names the columns of a TSV or CSV
-    that has no header line. Raises ValueError, naming the file, on an unknown ending, a missing column, or damage."""
+    """The rows of a table, or of all tables of a folder in order of name.
+
+    `header` gives the column names of a TSV or CSV without a header line. Raises ValueError, with the file's name, on
+    an unknown ending, a missing column, or damage.
+    """
     number = 0
     for file in _files(path):
         try:
@@ -35,7 +38,7 @@ def table_rows(
                 yield Row(number, _text(url), _captions(captions))
                 number += 1
         except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"input {file}: cannot be read as {_ending(file)} ({error})") from error
+            raise ValueError(f"--input {file}: cannot be read as {_ending(file)} ({error})") from error
 
 
 def _files(path: Path) -> list[Path]:
@@ -44,7 +47,7 @@ def _files(path: Path) -> list[Path]:
         return [path]
     files = sorted(file for file in path.iterdir() if file.name.lower().endswith(FORMATS))
     if not files:
-        raise ValueError(f"input {path}: a folder without a table ({', '.join(FORMATS)})")
+        raise ValueError(f"--input {path}: the folder has no table ({', '.join(FORMATS)})")
     return files
 
 
@@ -52,7 +55,7 @@ def _ending(path: Path) -> str:
     name = path.name.lower()
     endings = [ending for ending in FORMATS if name.endswith(ending)]
     if not endings:
-        raise ValueError(f"input {path}: unknown kind of table; use one of {', '.join(FORMATS)}")
+        raise ValueError(f"--input {path}: is not a known kind of table; use one of {', '.join(FORMATS)}")
     return endings[0].removesuffix(".gz")
 
 
@@ -76,7 +79,7 @@ def _parquet(path: Path, columns: Values) -> Iterator[Values]:
             for batch in file.iter_batches(batch_size=65_536, columns=list(dict.fromkeys(columns))):
                 yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
     except pa.ArrowException as error:
-        raise ValueError(f"input {path}: cannot be read as .parquet ({error})") from error
+        raise ValueError(f"--input {path}: cannot be read as .parquet ({error})") from error
 
 
 def _delimited(path: Path, columns: Values, header: tuple[str, ...] | None, ending: str) -> Iterator[Values]:
@@ -90,37 +93,39 @@ def _delimited(path: Path, columns: Values, header: tuple[str, ...] | None, endi
         url, caption = (list(names).index(name) for name in columns)
         for fields in rows:
             if fields:
-                # Of two columns: a pair, which a generator's type does not say.
+                # There are two columns, so this is a pair; the type of a generator does not say that.
                 yield tuple(fields[i] if i < len(fields) else None for i in (url, caption))  # type: ignore[misc]
 
 
 def _tab_separated(lines: Iterable[str]) -> Iterator[list[str]]:
-    """The fields of each line, [] of an empty one. A lone carriage return ends no line, and no quote means anything."""
+    """The fields of each line, [] for an empty one. A carriage return alone does not end a line; quotes are plain
+    text."""
     for line in lines:
         text = line.removesuffix("\n").removesuffix("\r")
         yield text.split("\t") if text else []
 
 
 def _json(path: Path, columns: Values) -> Iterator[Values]:
-    """A list of objects, or one object of equally long lists (as SBU's)."""
+    """A list of objects, or one object of equally long lists (as in SBU)."""
     with _open(path) as file:
         content = _parsed(path, file.read())
     if isinstance(content, dict):
         _check_columns(path, columns, content)
         for name in columns:
             if not isinstance(content[name], list):
-                raise ValueError(f"input {path}: {name!r} holds {type(content[name]).__name__}, expected a list")
+                raise ValueError(f"--input {path}: {name!r} is of type {type(content[name]).__name__}, expected a list")
         lengths = [len(content[name]) for name in columns]
         if len(set(lengths)) > 1:
             raise ValueError(
-                f"input {path}: {columns[0]!r} and {columns[1]!r} are lists of {lengths[0]} and {lengths[1]}"
+                f"--input {path}: {columns[0]!r} and {columns[1]!r} are lists of {lengths[0]} and {lengths[1]} values, "
+                "expected equally many"
             )
         yield from zip(*(content[name] for name in columns), strict=True)
     elif isinstance(content, list):
         yield from _objects(path, columns, content)
     else:
         raise ValueError(
-            f"input {path}: holds {type(content).__name__}, expected a list of objects or an object of lists"
+            f"--input {path}: is of type {type(content).__name__}, expected a list of objects or an object of lists"
         )
 
 
@@ -132,15 +137,16 @@ def _json_lines(path: Path, columns: Values) -> Iterator[Values]:
 def _parsed(path: Path, text: str) -> Any:
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:  # of numbers of thousands of digits no JSONDecodeError is raised
-        raise ValueError(f"input {path}: cannot be read as {_ending(path)} ({error})") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits raises no JSONDecodeError
+        raise ValueError(f"--input {path}: cannot be read as {_ending(path)} ({error})") from error
 
 
 def _objects(path: Path, columns: Values, objects: Any) -> Iterator[Values]:
     first = True
     for entry in objects:
         if not isinstance(entry, dict):
-            raise ValueError(f"input {path}: holds {type(entry).__name__}, expected objects with {', '.join(columns)}")
+            kind, names = type(entry).__name__, ", ".join(columns)
+            raise ValueError(f"--input {path}: an entry is of type {kind}, expected an object with {names}")
         if first:
             _check_columns(path, columns, entry)
             first = False
@@ -148,8 +154,9 @@ def _objects(path: Path, columns: Values, objects: Any) -> Iterator[Values]:
 
 
 def _open(path: Path, newline: str = "") -> io.TextIOBase:
-    """Text of a plain or gzipped file; bytes that are not UTF-8 become replacement characters and lose no row."""
-    # Both are of many overloads; opened for text, both give text.
+    """Text of a plain or gzipped file. Bytes that are not UTF-8 become replacement characters, so that no row is
+    lost."""
+    # Both functions have many overloads; in text mode both give text.
     opener = gzip.open if path.name.lower().endswith(".gz") else open
     return opener(path, "rt", encoding="utf-8-sig", errors="replace", newline=newline)  # type: ignore[return-value, operator]
 
@@ -157,9 +164,9 @@ def _open(path: Path, newline: str = "") -> io.TextIOBase:
 def _check_columns(path: Path, wanted: Values, found: Any) -> None:
     for name in wanted:
         if name not in found:
-            raise ValueError(f"input {path}: no column {name!r}; it has {', '.join(map(str, found))}")
+            raise ValueError(f"--input {path}: has no column {name!r}; its columns are {', '.join(map(str, found))}")
         if list(found).count(name) > 1:
-            raise ValueError(f"input {path}: the column {name!r} comes twice; give each a name of its own")
+            raise ValueError(f"--input {path}: the column {name!r} comes twice; rename one of them")
 
 
 def _text(value: Any) -> str:

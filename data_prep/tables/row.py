@@ -1,4 +1,4 @@
-"""One row of a table of images: what every reader of tables gives."""
+"""Defines one row of a table of images, which every reader of tables gives."""
 
 from dataclasses import dataclass
 

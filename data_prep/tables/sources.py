@@ -1,4 +1,4 @@
-"""The sources that can be downloaded (`sources.yaml`): what each table's rows mean."""
+"""Reads `sources.yaml`: the sources that can be downloaded, and what the columns of their tables mean."""
 
 import re
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ FIELDS: dict[str, tuple[type, ...]] = (
     | {"rows": (int,), "expected_yield": (int, float)}
     | {"url_column": (str, type(None)), "caption_column": (str, type(None)), "columns": (list, type(None))}
 )
-"""Of an entry of `sources.yaml`: field -> the types of its value; columns may be left out."""
+"""The fields of an entry of `sources.yaml` -> the types of their values. Those that admit None may be left out."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Source:
 
 
 def load_sources(path: Path = SOURCES_FILE) -> dict[str, Source]:
-    """Name -> source. Raises ValueError, naming entry and field, on an entry that is malformed."""
+    """Name -> source. Raises ValueError, with entry and field, on a malformed entry."""
     import yaml
 
     try:
@@ -47,7 +47,7 @@ def load_sources(path: Path = SOURCES_FILE) -> dict[str, Source]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read as YAML ({error})") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: no entries of sources by name")
+        raise ValueError(f"{path}: is not a mapping of source names to entries")
     sources = {}
     for name, entry in content.items():
         for fault in _entry_faults(name, entry):
@@ -57,13 +57,14 @@ def load_sources(path: Path = SOURCES_FILE) -> dict[str, Source]:
 
 
 def _entry_faults(name: Any, entry: Any) -> Iterator[str]:
-    """What is wrong with an entry of the file; the caller stops at the first, and each check relies on those before."""
+    """What is wrong with an entry. The caller stops at the first fault, and each check relies on the checks before
+    it."""
     if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
-        yield "a name may hold letters, digits, _ and - alone, 64 at most: it begins every key"
+        yield "a name must be 1 to 64 letters, digits, _ or -, because every key begins with it"
     if not isinstance(entry, dict):
-        yield "holds no fields"
+        yield "is not a mapping of fields to values"
     if unknown := entry.keys() - FIELDS.keys():
-        yield f"unknown field {min(map(str, unknown))!r}; it may have {', '.join(FIELDS)}"
+        yield f"unknown field {min(map(str, unknown))!r}; the fields are {', '.join(FIELDS)}"
     for field, kinds in FIELDS.items():
         value = entry.get(field)
         if value is None and type(None) not in kinds:
@@ -75,9 +76,9 @@ def _entry_faults(name: Any, entry: Any) -> Iterator[str]:
         if entry[field] not in allowed:
             yield f"{field} {entry[field]!r}: use one of {', '.join(allowed)}"
     if entry["rows"] < 0 or not 0 < entry["expected_yield"] <= 1:
-        yield "rows may not be negative, and expected_yield lies in (0, 1]"
+        yield "rows must be at least 0; expected_yield must be above 0 and at most 1"
     if not all(isinstance(column, str) for column in entry.get("columns") or ()):
-        yield f"columns {entry['columns']!r}: expected names"
+        yield f"columns {entry['columns']!r}: expected a list of names"
     if entry["format"] == "table" and not (entry.get("url_column") and entry.get("caption_column")):
         yield "a table needs url_column and caption_column"
 
@@ -85,13 +86,15 @@ def _entry_faults(name: Any, entry: Any) -> Iterator[str]:
 def choose_source(
     name: str, *, url_column: str | None = None, caption_column: str | None = None, captions: CaptionKind | None = None
 ) -> Source:
-    """The named source, with the caller's columns and caption kind in place of its own where given."""
+    """The source of this name; columns and caption kind that are given replace its own."""
     sources = load_sources()
     if name not in sources:
-        raise ValueError(f"source {name!r}: not in {SOURCES_FILE.name}; use one of {', '.join(sources)}")
+        raise ValueError(f"source {name!r}: is not in {SOURCES_FILE.name}; use one of {', '.join(sources)}")
     source = sources[name]
     if source.format != "table" and (url_column or caption_column):
-        raise ValueError(f"source {name!r}: is read from annotations, not from columns; leave out --url-column")
+        raise ValueError(
+            f"source {name!r}: its annotations have no columns; leave out --url-column and --caption-column"
+        )
     return replace(
         source,
         url_column=url_column or source.url_column,
@@ -101,11 +104,12 @@ def choose_source(
 
 
 def read_rows(source: Source, path: Path, *, split: str | None = None) -> Iterator[Row]:
-    """The rows of a source's table, in order. Raises ValueError, naming file and field, on a table it cannot read."""
+    """The rows of a source's table, in order. Raises ValueError, with file and field, on a table that it cannot
+    read."""
     from data_prep.tables import annotation_files, formats
 
     if not path.exists():
-        raise ValueError(f"input {path}: no such file")
+        raise ValueError(f"--input {path}: no such file")
     if source.format == "karpathy":
         return annotation_files.karpathy_rows(path, split or "train")
     if source.format == "visual_genome":

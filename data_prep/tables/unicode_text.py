@@ -1,4 +1,4 @@
-"""Text that every encoder takes: JSON may hold halves of surrogate pairs, which UTF-8 and tokenizers refuse."""
+"""Replaces halves of surrogate pairs in texts: JSON may hold them, but UTF-8 and tokenizers refuse them."""
 
 import re
 

@@ -1,7 +1,7 @@
 """Runs img2dataset in its own process tree: `python -m data_prep.web.fetch_worker SETTINGS.json` (see `fetching`).
 
-img2dataset's own processes import this module again, under the name `__mp_main__`; each installs the guarded opener
-before it fetches anything. The tree dies with the process that started it.
+img2dataset's own processes import this module again, under the name `__mp_main__`, and each installs the guarded opener
+before it fetches anything. All these processes die with the process that started them.
 """
 
 import json
@@ -15,12 +15,12 @@ from data_prep.web.guarded_opener import FetchLimits, build_opener
 from data_prep.web.img2dataset_imports import leave_out_unused
 
 LIMITS_VARIABLE = "BLIP2_FETCH_LIMITS"
-"""Environment variable with the fields of FetchLimits as JSON; img2dataset's processes inherit it."""
+"""The environment variable with the fields of FetchLimits as JSON. img2dataset's processes inherit it."""
 
 
 def prepare_process() -> None:
-    """Guard this process: its opener, its end with its parent, and no import of what is not used (nor of torch, which
-    webdataset takes only where it is found)."""
+    """Guard this process: set its opener, let it die with its parent, and skip imports that are not used (also of
+    torch, which webdataset imports only if it is there)."""
     end_with_parent()
     leave_out_unused()
     limits = FetchLimits(**json.loads(os.environ[LIMITS_VARIABLE]))

@@ -1,4 +1,4 @@
-"""Fetches the URLs of some rows with img2dataset, through the filtering proxy; what may pass is tried again."""
+"""Fetches the URLs of some rows with img2dataset through the filtering proxy, and retries temporary failures."""
 
 import json
 import os
@@ -18,19 +18,19 @@ from data_prep.web.fetch_worker import LIMITS_VARIABLE
 from data_prep.web.guarded_opener import AGENT_TOKEN, FetchLimits
 
 OPT_OUTS = ["noai", "noimageai", "noindex", "noimageindex", "none"]
-"""What an X-Robots-Tag may say that keeps a picture from being used."""
+"""Values of an X-Robots-Tag header that forbid the use of a picture."""
 LARGEST_PART = 10_000
-"""Rows of one of img2dataset's own shards: what one of its processes takes at a time."""
+"""Rows of one of img2dataset's own shards; one of its processes works on one such shard at a time."""
 LEAST_FREE_BYTES = 32 << 20
-"""Left on the disk, below which fetching ends: where writes fail, img2dataset's processes hang until the time limit."""
+"""Fetching stops when less is free on the disk. If writes fail, img2dataset's processes hang until the time limit."""
 POLL_S = 1.0
 START_ALLOWANCE_S = 300
-"""Time img2dataset may take to start and stop, on a slow file system, before it counts as hung."""
+"""Seconds that img2dataset may take to start and stop, on a slow file system, before it counts as hung."""
 
 
 @dataclass(frozen=True)
 class FetchSettings:
-    """How rows are fetched. `timeout_s` bounds one socket operation, `deadline_s` an image with its redirects."""
+    """How rows are fetched. `timeout_s` is for one socket operation, `deadline_s` for an image with its redirects."""
 
     timeout_s: float
     deadline_s: float
@@ -48,7 +48,7 @@ class FetchSettings:
 
 
 class Fetched(NamedTuple):
-    """Where the original bytes of one image lie."""
+    """Where the fetched bytes of one image are: a member of one of img2dataset's tars."""
 
     tar: Path
     offset: int
@@ -61,10 +61,10 @@ class Fetched(NamedTuple):
 
 
 def fetch(urls: dict[int, str], folder: Path, settings: FetchSettings) -> dict[int, Fetched | Drop]:
-    """Row -> where its bytes lie below `folder`, or why there are none; every row of `urls` has its answer.
+    """Row -> where its bytes are below `folder`, or why there are none; every row of `urls` gets an answer.
 
-    The rows that failed for a passing reason (and only they) are fetched again, `settings.retries` times, each time
-    after twice the wait of the time before. Raises ValueError when img2dataset itself cannot run.
+    Only rows that failed temporarily are fetched again, `settings.retries` times; each wait is twice the one before.
+    Raises ValueError when img2dataset itself cannot run.
     """
     from data_prep.web.guard_proxy import GuardLimits, GuardProxy
 
@@ -77,20 +77,20 @@ def fetch(urls: dict[int, str], folder: Path, settings: FetchSettings) -> dict[i
                 time.sleep(settings.backoff_s * 2 ** (attempt - 1))
             found = _run_img2dataset(pending, folder / f"round_{attempt}", proxy.url, settings)
             results |= {row: found.get(row, Drop("lost_by_img2dataset")) for row in pending}
-            pending = {row: urls[row] for row in pending if _may_pass(results[row])}
+            pending = {row: urls[row] for row in pending if _is_temporary(results[row])}
             if not pending:
                 break
     return results
 
 
-def _may_pass(result: Fetched | Drop) -> bool:
-    return isinstance(result, Drop) and result.passing
+def _is_temporary(result: Fetched | Drop) -> bool:
+    return isinstance(result, Drop) and result.temporary
 
 
 def _run_img2dataset(
     urls: dict[int, str], folder: Path, proxy_url: str, settings: FetchSettings
 ) -> dict[int, Fetched | Drop]:
-    """One run of img2dataset over a table of its own, into a folder of its own."""
+    """Run img2dataset once, on a table of its own, into a folder of its own."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -129,12 +129,13 @@ def _run_img2dataset(
         check_disk(folder)
     if not results:
         tail = (folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:]
-        raise ValueError(f"img2dataset ended with {code} and no result: {' '.join(tail)}; see {folder / 'log.txt'}")
+        log = folder / "log.txt"
+        raise ValueError(f"{log}: img2dataset ended with {code} and without a result ({' '.join(tail)}); read this log")
     return results
 
 
 def _run_worker(folder: Path, proxy_url: str, settings: FetchSettings, timeout_s: float) -> int:
-    """Run the worker and its children to their end, or end them: at the time limit, on a signal, on an error."""
+    """Run the worker and its children to their end. At the time limit, on a signal or an error they are killed."""
     per_host = settings.connections_per_host and max(1, settings.connections_per_host // settings.processes)
     limits = FetchLimits(
         proxy_url, settings.user_agent, settings.deadline_s, settings.max_bytes, per_host, settings.robots
@@ -158,7 +159,7 @@ def _run_worker(folder: Path, proxy_url: str, settings: FetchSettings, timeout_s
 
 
 def _watched(worker: subprocess.Popen[bytes], folder: Path, deadline: float) -> int:
-    """The worker's exit code; that of a kill at the deadline. Raises ValueError when the disk is full."""
+    """The exit code of the worker; at the deadline that of a kill. Raises ValueError when the disk is full."""
     while time.monotonic() < deadline:
         try:
             return worker.wait(POLL_S)
@@ -168,15 +169,16 @@ def _watched(worker: subprocess.Popen[bytes], folder: Path, deadline: float) -> 
 
 
 def check_disk(folder: Path) -> None:
-    """Raises ValueError when next to nothing more can be written below `folder`."""
+    """Raises ValueError when less than LEAST_FREE_BYTES are free below `folder`."""
     if shutil.disk_usage(folder).free < LEAST_FREE_BYTES:
         raise ValueError(
-            f"{folder}: the disk is full (less than {LEAST_FREE_BYTES >> 20} MiB free); free space, run again"
+            f"{folder}: the disk is full (less than {LEAST_FREE_BYTES >> 20} MiB free); free some space and run again"
         )
 
 
 def _environment(limits: FetchLimits) -> dict[str, str]:
-    """Ours, without what would lead round the proxy, and with what keeps img2dataset's imports from calling home."""
+    """This process's environment, without variables that bypass the proxy, and with variables that stop img2dataset's
+    imports from sending data home."""
     closed = {"no_proxy", "all_proxy", "request_method"}
     kept = {name: value for name, value in os.environ.items() if name.lower() not in closed}
     schemes = ("http", "https", "ftp", "file", "data")
@@ -194,7 +196,8 @@ def _environment(limits: FetchLimits) -> dict[str, str]:
 
 
 def _results(folder: Path) -> Iterator[tuple[int, Fetched | Drop]]:
-    """What img2dataset's shards say of each row. A shard that it left unfinished says nothing."""
+    """The result of each row in img2dataset's finished shards. A row without a result is fetched again by the
+    caller."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

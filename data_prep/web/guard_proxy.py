@@ -1,7 +1,8 @@
-"""A filtering proxy on the loopback interface, the only way out for the downloader (proxy.py with a plugin of ours).
+"""Runs a filtering proxy on the loopback interface, the downloader's only way to the network (proxy.py with a plugin).
 
-For each request, and so for each hop of a redirect, it resolves the host, checks all addresses, connects to a checked
-one, and hangs up at the byte cap or the deadline. It lives in threads of the process that owns it and dies with it.
+For each request, and so for each redirect, it resolves the host name, checks all its addresses, and connects to one
+that it has checked. So a DNS answer cannot change between check and connection. It closes the connection at the byte
+cap or the deadline. It runs in threads of the process that owns it, and ends with that process.
 """
 
 import logging
@@ -23,9 +24,9 @@ from data_prep.web.url_guard import LOOPBACK, RefusedError, resolve
 
 BACKLOG = 512
 OPEN_FILES = 16_384
-"""Soft limit that is asked for: a connection takes two, and the usual 1,024 would end at 500 of them."""
+"""The soft limit of open files to set. A connection takes two files, so the usual 1,024 would allow only about 500."""
 HEADER_ALLOWANCE = 1 << 20
-"""Bytes that headers and TLS may add to a body that is just at the cap."""
+"""Bytes that headers and TLS may add to a body that has exactly the largest allowed size."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class GuardLimits:
 
 
 class GuardPlugin(HttpProxyBasePlugin):  # type: ignore[misc]  # proxy.py has no types
-    """One connection through the proxy: its checked address, its bytes so far, its end."""
+    """One connection through the proxy: its checked address, the bytes received so far, and its deadline."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -67,7 +68,7 @@ class GuardPlugin(HttpProxyBasePlugin):  # type: ignore[misc]  # proxy.py has no
         return chunk
 
     def on_access_log(self, context: dict[str, Any]) -> None:
-        """Nothing: the ledger says what became of each row."""
+        """Log nothing: the ledger says what became of each row."""
 
 
 class GuardProxy:

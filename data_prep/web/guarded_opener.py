@@ -1,6 +1,6 @@
-"""The urllib opener inside the downloader's processes: it knows http and https through the filtering proxy only.
+"""Defines the urllib opener of the downloader's processes: it speaks only http and https, through the filtering proxy.
 
-One deadline holds for an image with all its redirects, a cap for its bytes, and the user agent says who asks.
+Each image has one deadline for all its redirects and a limit for its bytes. The user agent says who asks.
 """
 
 import http.client
@@ -18,12 +18,12 @@ from data_prep.web.politeness import HostSlots, Robots, given_back_on_error
 CHUNK_BYTES = 1 << 16
 ROBOTS_TIMEOUT_S = 10.0
 AGENT_TOKEN = "blip2-pretraining"
-"""The name by which robots.txt and X-Robots-Tag can address this downloader."""
+"""The name of this downloader for robots.txt and X-Robots-Tag."""
 
 
 @dataclass(frozen=True)
 class FetchLimits:
-    """What one image may take."""
+    """The limits of fetching one image."""
 
     proxy_url: str
     user_agent: str
@@ -34,7 +34,7 @@ class FetchLimits:
 
 
 def build_opener(limits: FetchLimits) -> "GuardedOpener":
-    """An opener that knows http and https, through the proxy, and nothing else."""
+    """An opener for http and https through the proxy, and for nothing else."""
     opener = GuardedOpener(limits)
     for handler in (
         urllib.request.ProxyHandler({"http": limits.proxy_url, "https": limits.proxy_url}),
@@ -51,7 +51,7 @@ def build_opener(limits: FetchLimits) -> "GuardedOpener":
 
 
 class _Hop(urllib.request.Request):
-    """One request of an image: its first, or one after a redirect, to whose host's robots.txt it keeps, if to any."""
+    """One request for an image: the first, or one after a redirect. With `robots`, the host's robots.txt is obeyed."""
 
     def __init__(self, url: str, headers: Mapping[str, str], deadline: float, robots: Robots | None) -> None:
         super().__init__(url, headers=dict(headers))
@@ -60,7 +60,8 @@ class _Hop(urllib.request.Request):
 
 
 class GuardedOpener(urllib.request.OpenerDirector):
-    """An opener whose answers end at the cap or the deadline, and which is polite to hosts where it is asked to be."""
+    """An opener that stops reading at the byte limit or the deadline, limits connections to a host and obeys
+    robots.txt."""
 
     def __init__(self, limits: FetchLimits) -> None:
         super().__init__()
@@ -70,7 +71,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
         self.robots = Robots(AGENT_TOKEN, self._read_robots) if limits.robots else None
 
     def open(self, fullurl: Any, data: Any = None, timeout: Any = None) -> Any:
-        """As `OpenerDirector.open`; `data` is refused: images are only ever asked for."""
+        """As `OpenerDirector.open`, but without `data`: the downloader never sends any."""
         assert data is None, "the downloader sends nothing"
         if isinstance(fullurl, _Hop):  # after a redirect
             return super().open(fullurl, None, timeout)
@@ -87,7 +88,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
         return _Capped(super().open(hop, None, timeout), self.limits.max_bytes, deadline, give_back)
 
     def _read_robots(self, url: str) -> bytes:
-        # Takes no slot: after a redirect one is held already, and two such waits could be for each other.
+        # Takes no slot: after a redirect one slot is already held, and two such requests could wait for each other.
         with self._ask(url, ROBOTS_TIMEOUT_S, None, lambda: None) as answer:
             return answer.read()
 
@@ -110,7 +111,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 class _BadGateways(urllib.request.BaseHandler):
-    """Tells the proxy's own 502 (no connection to the host) from one that a server sent."""
+    """Distinguishes the proxy's own 502 (no connection to the host) from a 502 that a server sent."""
 
     # The signature is urllib's.
     def http_error_502(self, req: Any, fp: Any, code: int, msg: str, headers: Message) -> None:  # noqa: ARG002
@@ -119,7 +120,7 @@ class _BadGateways(urllib.request.BaseHandler):
 
 
 class _Capped:
-    """An answer that is read under the cap and the deadline, and whole or not at all."""
+    """An answer that is read whole within the byte limit and the deadline, or is an error."""
 
     def __init__(
         self, response: http.client.HTTPResponse, max_bytes: int, deadline: float, give_back: Callable[[], None]
@@ -149,7 +150,8 @@ class _Capped:
             if size > self.max_bytes:
                 raise URLError("guard:byte_cap")
             self._check_deadline()
-        self._check_deadline()  # the proxy hangs up at it too, which looks like an end
+        # The proxy too closes the connection at the deadline, which looks like the end of the data.
+        self._check_deadline()
         if size < expected:
             raise URLError("guard:truncated_body")
         return b"".join(chunks)

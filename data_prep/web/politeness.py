@@ -1,4 +1,4 @@
-"""Good manners towards hosts: few connections to each at a time, and what its robots.txt asks for (RFC 9309)."""
+"""Limits the connections to each host, and obeys the robots.txt of each host (RFC 9309)."""
 
 import threading
 from collections import defaultdict
@@ -10,11 +10,11 @@ from urllib.parse import urlsplit, urlunsplit
 from protego import Protego
 
 MOST_HOSTS = 10_000
-"""robots.txt files that a process remembers."""
+"""The number of robots.txt files that a process keeps in memory."""
 
 
 class HostSlots:
-    """At most so many connections to one host at a time, of this process; 0 for any number."""
+    """Limits the connections of this process to one host at a time; 0 means no limit."""
 
     def __init__(self, per_host: int) -> None:
         self.per_host = per_host
@@ -24,7 +24,7 @@ class HostSlots:
         )
 
     def take(self, url: str) -> Callable[[], None]:
-        """Waits for a slot; returns what gives it back."""
+        """Wait for a free connection; returns a function that gives it back."""
         if not self.per_host:
             return lambda: None
         with self._lock:
@@ -34,7 +34,7 @@ class HostSlots:
 
 
 class Robots:
-    """Which URLs the robots.txt of their host lets this downloader have; each file is read once a process."""
+    """Which URLs this downloader may fetch by the robots.txt of their host; a process reads each file once."""
 
     def __init__(self, agent: str, read: Callable[[str], bytes]) -> None:
         self.agent, self.read = agent, read
@@ -42,7 +42,8 @@ class Robots:
         self._of_host: dict[str, tuple[threading.Lock, list[Protego]]] = {}
 
     def check(self, url: str) -> None:
-        """Raises URLError("guard:robots_disallowed"), or ("guard:robots_unreachable"), or what asking for it raised."""
+        """Raises URLError("guard:robots_disallowed"), URLError("guard:robots_unreachable"), or the error of reading the
+        file."""
         parts = urlsplit(url)
         place = urlunsplit((parts.scheme, parts.netloc, "/robots.txt", "", ""))
         with self._lock:
@@ -61,7 +62,7 @@ class Robots:
         except HTTPError as error:
             if error.code >= 500:
                 raise URLError("guard:robots_unreachable") from error
-            return Protego.parse("")  # there is none: nothing is asked for
+            return Protego.parse("")  # there is no robots.txt: everything is allowed
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""img2dataset's pyspark distributor behind the guard: every Spark task has a filtering proxy in its own process.
+"""Runs img2dataset's pyspark distributor behind the guard: every Spark worker process has its own filtering proxy.
 
-The tasks may run on other machines, where the proxy of the command cannot be reached. So the downloader that Spark
-ships to them starts a proxy where it finds itself, once a process, and leaves img2dataset no way around it. Spark's
-workers need this project's folder under the same path, its packages, and the output folder.
+The tasks may run on other machines, which cannot reach the proxy of the command. So the downloader that Spark sends to
+them starts a proxy in each process, and img2dataset cannot bypass it. Spark's workers need this project's folder under
+the same path, its packages, and the output folder.
 """
 
 import os
@@ -19,15 +19,16 @@ from data_prep.web.guard_proxy import GuardLimits, GuardProxy
 from data_prep.web.guarded_opener import FetchLimits, build_opener
 from data_prep.web.img2dataset_imports import leave_out_unused
 
-if "img2dataset" not in sys.modules:  # in a Spark worker, which unpickles the downloader by this module's name
+if "img2dataset" not in sys.modules:  # in a Spark worker, which imports this module to unpickle the downloader
     leave_out_unused()
 from img2dataset.downloader import Downloader
 
-ROUND_THE_PROXY = ("no_proxy", "all_proxy", "request_method")
+BYPASSES = ("no_proxy", "all_proxy", "request_method")
+"""Environment variables that could lead requests past the proxy."""
 
 
 class GuardedDownloader(Downloader):  # type: ignore[misc]  # img2dataset has no types
-    """img2dataset's downloader, which guards the process that it wakes up in before it fetches anything."""
+    """img2dataset's downloader, which guards its process before it fetches anything."""
 
     def __init__(self, *arguments: Any, limits: dict[str, Any], guard: dict[str, Any], **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -40,10 +41,10 @@ class GuardedDownloader(Downloader):  # type: ignore[misc]  # img2dataset has no
 
 @cache
 def _guard_process(limits: tuple[tuple[str, Any], ...], guard: tuple[tuple[str, Any], ...]) -> GuardProxy:
-    for name in [name for name in os.environ if name.lower() in ROUND_THE_PROXY]:
+    for name in [name for name in os.environ if name.lower() in BYPASSES]:
         del os.environ[name]
     proxy = GuardProxy(GuardLimits(**dict(guard)))
-    proxy.__enter__()  # for as long as the process lives
+    proxy.__enter__()  # until the process ends
     own = FetchLimits(**dict(limits) | {"proxy_url": proxy.url})
     urllib.request.install_opener(build_opener(own))
     return proxy
@@ -51,7 +52,7 @@ def _guard_process(limits: tuple[tuple[str, Any], ...], guard: tuple[tuple[str, 
 
 @contextmanager
 def guarded_spark(master: str, limits: FetchLimits, guard: dict[str, Any]) -> Iterator[None]:
-    """A Spark session for img2dataset to find, and our downloader in place of its own."""
+    """Start a Spark session, which img2dataset then uses, and replace its downloader by ours."""
     import img2dataset.main
     from pyspark.sql import SparkSession
 

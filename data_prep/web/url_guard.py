@@ -1,4 +1,4 @@
-"""Which URLs and addresses may be fetched: http and https on the public internet, and nothing else."""
+"""Decides which URLs and addresses may be fetched: http and https on the public internet, and nothing else."""
 
 import ipaddress
 import socket
@@ -6,7 +6,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 SCHEMES = ("http", "https")
 LOOPBACK = "127.0.0.1"
-"""The one private address that a flag can admit, for tests and the miniature web."""
+"""The only private address that a flag can allow, for tests and the miniature web."""
 ALSO_REFUSED = tuple(
     map(
         ipaddress.ip_network,
@@ -14,14 +14,16 @@ ALSO_REFUSED = tuple(
             "168.63.129.16/32",  # Azure's host agent
             "192.0.0.0/24",  # IETF protocol assignments; Oracle Cloud's metadata service is at 192.0.0.192
             "192.88.99.0/24",  # relays of 6to4
-            "64:ff9b:1::/48",  # NAT64 of a site's own
+            "64:ff9b:1::/48",  # local NAT64
             "fec0::/10",  # site-local
             "3fff::/20",  # documentation
             "5f00::/16",  # segment routing
         ),
     )
 )
-"""What `ipaddress` calls global, in some of its versions, though it is not of the public web."""
+"""Special address ranges that some versions of `ipaddress` call global, though they are not the public internet.
+
+Add a range here to refuse it."""
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 SAFE_IN_URL = "!#$%&'()*+,/:;=?@[]~-._"
 
@@ -29,7 +31,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class RefusedError(Exception):
-    """A fetch that must not happen; `reason` names why in the ledger."""
+    """A URL must not be fetched; `reason` is the drop reason for the ledger."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -37,8 +39,11 @@ class RefusedError(Exception):
 
 
 def clean_url(url: str, *, allow_loopback: bool) -> str:
-    """The URL as it can be requested: spaces and letters beyond ASCII escaped. Raises RefusedError, before anything is
-    sent, on other schemes, on URLs without a host or with a password, and on hosts that are refused addresses."""
+    """The URL in a form that can be requested: spaces and letters outside ASCII are escaped.
+
+    Raises RefusedError, before anything is sent, on other schemes, on URLs without a host or with a password, and on
+    hosts that are refused addresses.
+    """
     try:
         parts = urlsplit(url.strip())
         host, port = parts.hostname, parts.port
@@ -58,8 +63,8 @@ def clean_url(url: str, *, allow_loopback: bool) -> str:
 
 
 def resolve(host: str, port: int, *, allow_loopback: bool) -> str:
-    """The address to connect to. Every address of the DNS answer is checked, and the caller connects to the one that
-    is returned, without asking again. Raises RefusedError("refused_address") or RefusedError("dns_failure")."""
+    """The address to connect to. Every address of the DNS answer is checked. The caller must connect to the returned
+    address without a second DNS request. Raises RefusedError("refused_address") or RefusedError("dns_failure")."""
     try:
         answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
@@ -71,8 +76,8 @@ def resolve(host: str, port: int, *, allow_loopback: bool) -> str:
 
 
 def is_refused(address: Address, *, allow_loopback: bool) -> bool:
-    """Whether an address is private, loopback, link-local, multicast, reserved or a cloud's metadata service; an IPv6
-    address that carries an IPv4 one (mapped, 6to4, Teredo, NAT64) is judged by that one too."""
+    """Whether an address is private, loopback, link-local, multicast, reserved or a cloud's metadata service. An IPv6
+    address that contains an IPv4 address (mapped, 6to4, Teredo, NAT64) is also refused for that one."""
     if isinstance(address, ipaddress.IPv6Address):
         inner = _embedded(address)
         if inner is not None and is_refused(inner, allow_loopback=False):

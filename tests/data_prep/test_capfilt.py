@@ -153,7 +153,7 @@ def test_a_side_table_of_other_input_is_not_selected_from(
     again = ["--input", str(tmp_path / "raw"), "--output", str(tmp_path / "captioned"), "--reselect", "--top-k", "11"]
     assert capfilt.main(again) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and "candidates.parquet: its captions are of an input shard" in lines[0]
+    assert len(lines) == 1 and "candidates.parquet: was made from an input shard" in lines[0]
     assert contents(tmp_path / "captioned") == contents(done / "captioned")
     assert run(weights, tmp_path / "raw", tmp_path / "captioned") == 0
     assert capfilt.main(again) == 0
@@ -214,9 +214,9 @@ def test_a_damaged_shard_is_named_and_the_others_are_done(
 @pytest.mark.parametrize(
     ("more", "code", "reason"),
     [
-        (["--input", "{}/nothing"], 1, "no such folder"),
-        (["--input", "{}/empty"], 1, "no finished shard"),
-        (["--output", "{}/raw"], 1, "is the --input folder"),
+        (["--input", "{}/nothing"], 1, "is not a folder"),
+        (["--input", "{}/empty"], 1, "has no finished shard"),
+        (["--output", "{}/raw"], 1, "is also the --input folder"),
         (["--input", "{}/captioned", "--output", "{}/twice"], 1, "is captioned already"),
         (["--task-index", "2", "--task-count", "2"], 1, "--task-index 2"),
         (["--captioner", "{}/nothing"], 1, "--captioner"),

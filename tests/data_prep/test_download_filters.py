@@ -1,4 +1,4 @@
-"""The filters of a download, each counted by its reason, and the retry of what failed in passing."""
+"""The filters of a download, each counted by its reason, and the retry of temporary failures."""
 
 import json
 
@@ -46,7 +46,7 @@ def test_of_several_captions_those_that_pass_are_kept(tmp_path):
     assert (sample.record["sources"], sample.record["scores"]) == (["web"] * 2, [None] * 2)
 
 
-def test_retry_failed_fetches_what_failed_in_passing_and_nothing_else(tmp_path):
+def test_retry_failed_fetches_temporary_failures_and_nothing_else(tmp_path):
     """In the first download two of eight answered 503; with an undisturbed web the result is the same to the byte."""
     paths = [f"/{number}.jpg" for number in range(8)]
     routes = {path: {"behaviour": "ok", "file": f"images{path}"} for path in paths}

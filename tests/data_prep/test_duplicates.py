@@ -114,7 +114,7 @@ def test_an_evaluations_linked_folders_are_followed_and_loops_end(
     (pictures / "test2015").symlink_to(tmp_path / "not mounted")
     capsys.readouterr()
     assert run(raw, raw / "linked", "--evaluation", str(pictures)) == 1
-    assert "test2015: a link that leads nowhere" in capsys.readouterr().err
+    assert "test2015: the target of this symlink is missing" in capsys.readouterr().err
 
 
 def test_each_rule_can_be_left_out(raw: Path) -> None:
@@ -189,20 +189,20 @@ def test_reselecting_applies_new_drops_and_refuses_to_take_some_back(
     assert sum(each.get("duplicate_picture", 0) for each in lost) == 5
     capsys.readouterr()
     assert capfilt.main([*places, "--reselect"]) == 1
-    assert "--drops left out; caption it again" in capsys.readouterr().err
+    assert "--drops left out; caption the shard again" in capsys.readouterr().err
     for tar in finished_shards(raw / "web"):
         sha256 = read_receipt(tar).tar_sha256
         write_drop_list(tmp_path / "foreign", tar, sha256, [DropLine("table_nokey", "mine", "x")])
     assert capfilt.main([*places, "--reselect", "--drops", str(tmp_path / "foreign")]) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and "names table_nokey, which is no sample of it" in lines[0]
+    assert len(lines) == 1 and "names table_nokey, which is not a sample of this shard" in lines[0]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["{}/nothing"], "no finished shard"),
-        (["{}/web", "{}/web/../web"], "comes twice"),
+        (["{}/web", "{}/web/../web"], "is named twice"),
         (["{}/web", "--evaluation", "{}/nowhere"], "--evaluation"),
     ],
 )
@@ -218,7 +218,7 @@ def test_a_missing_list_and_one_of_another_tar_are_refused(raw: Path, tmp_path: 
     first, second, *_ = finished_shards(raw / "web")
     write_drop_list(tmp_path, first, "a" * 64, [DropLine("key", "reason", "like")])
     assert read_drop_list(tmp_path, first, "a" * 64) == {"key": "reason"}
-    with pytest.raises(ValueError, match=f"not a readable drop list of {second}.*run data_prep.duplicates"):
+    with pytest.raises(ValueError, match=f"is not a readable drop list of {second}.*run data_prep.duplicates"):
         read_drop_list(tmp_path, second, "a" * 64)
     drop_list_path(tmp_path, first, "a" * 64).rename(drop_list_path(tmp_path, first, "b" * 64))
     with pytest.raises(ValueError, match="made for another tar"):

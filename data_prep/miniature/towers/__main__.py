@@ -1,9 +1,7 @@
-"""Trains the miniature's frozen towers from scratch and saves them as ordinary transformers and timm folders.
+"""Trains the miniature's frozen towers from scratch, and saves them as ordinary transformers and timm folders.
 
-    python -m data_prep.miniature.towers --world DIR --output DIR [--only NAME ...] [--seed S] [--steps-scale F]
-
-clip, vision (its picture half for timm), blip, t5, opt and bert. A tower whose settings stand is skipped. The seeing
-and the reading towers are made by two processes at the same time, of one thread each, where there are two cores.
+The towers are clip, vision (the vision half of clip, for timm), blip, t5, opt and bert. A finished tower with the same
+settings is skipped. With two cores, vision towers and text towers are made by two processes, with one thread each.
 """
 
 import argparse
@@ -17,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 STOPPED = 75
-"""Exit code after a signal: run again to go on."""
+"""Exit code after a signal: run the same command again to continue."""
 NAMES = ("clip", "vision", "blip", "t5", "opt", "bert")
 
 
@@ -25,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     names = options.only or list(NAMES)
     if options.steps_scale <= 0:
-        return _fail(f"--steps-scale {options.steps_scale}: must be positive")
+        return _fail(f"--steps-scale {options.steps_scale}: must be above 0")
     print(json.dumps({**vars(options), "world": str(options.world), "output": str(options.output), "only": names}))
     signal.signal(signal.SIGTERM, _stop)
     sides = [[name for name in side if name in names] for side in (NAMES[:3], NAMES[3:])]
@@ -38,12 +36,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", type=Path, required=True, help="the drawn world; its coco/ teaches the captioner")
-    parser.add_argument("--output", type=Path, required=True, help="receives one folder a tower")
-    parser.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME", help=f"some of {', '.join(NAMES)}")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps-scale", type=float, default=1.0, help="multiple of the training steps (tests: 0.01)")
+    parser = argparse.ArgumentParser(prog="python -m data_prep.miniature.towers", description=__doc__)
+    parser.add_argument(
+        "--world", type=Path, required=True, metavar="DIR", help="the drawn world; the captioner learns from its coco/"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder for the towers")
+    parser.add_argument(
+        "--only", nargs="+", choices=NAMES, metavar="NAME", help=f"make only these: {', '.join(NAMES)} (default: all)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument(
+        "--steps-scale", type=float, default=1.0, help="factor for the training steps; tests use 0.01 (default: 1)"
+    )
     return parser.parse_args(arguments)
 
 

@@ -1,6 +1,5 @@
 """Trains the Q-Former's starting point: a BERT on masked words of captions and questions."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,27 +8,15 @@ from data_prep.miniature.language import describe
 from data_prep.miniature.scenes import draw_scene
 from data_prep.miniature.towers.fitting import fit
 from data_prep.miniature.towers.position_waves import start_from_waves
+from data_prep.miniature.towers.settings import TextSettings
 
 MASKED_SHARE = 0.25
 MAX_POSITIONS = 64
 INITIAL_DEVIATION = 0.06
-"""Of fresh weights, the Q-Former's too: BERT-base's 0.02 is for rows six times as wide."""
+"""The standard deviation of new weights, also of the Q-Former. BERT-base's 0.02 is for rows six times as wide."""
 
 
-@dataclass(frozen=True)
-class BertSettings:
-    """Size and training of the BERT: the Q-Former takes its shape."""
-
-    width: int = 128
-    layers: int = 4
-    heads: int = 4
-    ffn_width: int = 512
-    batch_size: int = 64
-    steps: int = 300
-    learning_rate: float = 1e-3
-
-
-def build_bert(settings: BertSettings, tokenizer: Any) -> Any:
+def build_bert(settings: TextSettings, tokenizer: Any) -> Any:
     """A BertForMaskedLM with fresh weights."""
     from transformers import BertConfig, BertForMaskedLM
 
@@ -44,7 +31,7 @@ def build_bert(settings: BertSettings, tokenizer: Any) -> Any:
     return model
 
 
-def train_bert(settings: BertSettings, tokenizer: Any, seed: int) -> Any:
+def train_bert(settings: TextSettings, tokenizer: Any, seed: int) -> Any:
     """A BERT trained from scratch on masked captions, in eval mode."""
     import torch
 

@@ -1,8 +1,8 @@
 """Trains the captioner: a BlipForConditionalGeneration on the small clean "COCO" split.
 
-Its vision tower is the ranker's without the last block (as BLIP's started from a ViT trained before), so that a few
-thousand human captions are enough; only its last norm is trained. BLIP has no norm before its blocks: the ranker's is
-folded in on average.
+Its vision tower is that of the ranker without the last block, and only its last norm is trained. So a few thousand
+human captions are enough (BLIP's own vision tower also started from a trained ViT). BLIP has no norm before its blocks:
+the ranker's norm is folded into the embeddings, with its mean scale.
 """
 
 import json
@@ -16,23 +16,12 @@ from numpy.typing import NDArray
 from data_prep.miniature.towers.clip import MEAN, STD
 from data_prep.miniature.towers.fitting import fit
 from data_prep.miniature.towers.position_waves import start_from_waves
+from data_prep.miniature.towers.settings import BlipSettings
 from data_prep.miniature.towers.vocabulary import MAX_TOKENS
 
 PROMPT = "a picture of "
 BATCH = 250
-"""Pictures that the frozen blocks see at once."""
-
-
-@dataclass(frozen=True)
-class BlipSettings:
-    """Size and training of the captioner."""
-
-    text_width: int = 128
-    text_layers: int = 3
-    text_heads: int = 4
-    batch_size: int = 64
-    steps: int = 1100
-    learning_rate: float = 1.5e-3
+"""The number of pictures that go through the frozen blocks at once."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +38,7 @@ def read_karpathy(annotations: Path, images: Path, size_px: int, split: str = "t
 
     entries = [e for e in json.loads(annotations.read_text())["images"] if e["split"] == split]
     if not entries:
-        raise ValueError(f"{annotations}: split {split!r} has no images; write the world first")
+        raise ValueError(f"{annotations}: split {split!r} has no images; draw the world again")
     pixels = np.empty((len(entries), 3, size_px, size_px), np.uint8)
     for i, entry in enumerate(entries):
         with Image.open(images / entry.get("filepath", "") / entry["filename"]) as image:
@@ -59,7 +48,7 @@ def read_karpathy(annotations: Path, images: Path, size_px: int, split: str = "t
 
 
 def build_blip(settings: BlipSettings, vision: Any, tokenizer: Any) -> Any:
-    """A captioner with fresh weights, of the shape of the ranker's vision config less its last block."""
+    """A captioner with new weights; its vision tower has the shape of the ranker's without the last block."""
     from transformers import BlipConfig, BlipForConditionalGeneration
 
     text_config = {
@@ -125,7 +114,7 @@ def train_blip(settings: BlipSettings, clip: Any, pictures: CaptionedPictures, t
 
 
 def _blocks_output(vision: Any, pixels_N3SS: Any) -> Any:
-    """The blocks' tokens of the pictures, as they are and mirrored: [2, N, P, I]."""
+    """The output tokens of the blocks for the pictures, unchanged and mirrored: [2, N, P, I]."""
     import torch
 
     def tokens(pixels_B3SS: Any) -> Any:
@@ -137,7 +126,7 @@ def _blocks_output(vision: Any, pixels_N3SS: Any) -> Any:
 
 
 def start_from_clip(blip_vision: Any, clip_vision: Any, pixels_B3SS: Any) -> None:
-    """Copy the ranker's embeddings and blocks; its first norm, at its mean scale on the pixels, joins them."""
+    """Copy the ranker's embeddings and blocks, and fold its first norm into the embeddings, with its mean scale."""
     import torch
 
     embeddings, norm = clip_vision.embeddings, clip_vision.pre_layrnorm
@@ -160,7 +149,7 @@ def start_from_clip(blip_vision: Any, clip_vision: Any, pixels_B3SS: Any) -> Non
 
 
 def mirror_caption(caption: str) -> str:
-    """The caption of the picture in a mirror: left and right trade places."""
+    """The caption of the mirrored picture: left and right are exchanged."""
     swapped = {"left": "right", "right": "left"}
     return " ".join(swapped.get(word, word) for word in caption.split())
 

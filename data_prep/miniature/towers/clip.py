@@ -1,11 +1,11 @@
-"""Trains the ranker: a CLIPModel on fresh drawn scenes, contrastively, with an auxiliary loss that is dropped after.
+"""Trains the ranker: a CLIPModel on new drawn scenes, with a contrastive loss and an auxiliary loss.
 
-Each batch holds groups of scenes that share words but not meaning, so that only bound attributes tell them apart; junk
-texts stand among the wrong captions. The auxiliary loss asks the second-to-last layer, which BLIP-2 reads, what thing
-covers each patch: real towers learn this from 400M pairs, a small one within minutes only if told.
+Each batch has groups of scenes that share words but not meaning. So the model must learn which attribute belongs to
+which thing. Some wrong captions are junk texts. The auxiliary loss teaches the second-to-last layer, which BLIP-2
+reads, what thing covers each patch. Real towers learn this from 400M pairs; a small one in minutes only if it is told.
+Its head is not saved.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,40 +15,21 @@ from data_prep.miniature.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scen
 from data_prep.miniature.towers.drawings import GROUP, Drawings, batches, draw_groups, mirrored, patch_labels
 from data_prep.miniature.towers.fitting import fit
 from data_prep.miniature.towers.position_waves import start_from_waves
+from data_prep.miniature.towers.settings import ClipSettings
 from data_prep.miniature.towers.vocabulary import MAX_TOKENS, clip_tokenizer, words
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's own pixel mean and standard deviation."""
 DENSE_SCALE = 12.0
-"""Of the auxiliary loss's cosines: five classes share a token, so that each has at most about 0.45."""
+"""The factor for the cosines of the auxiliary loss. Five classes share a token, so each cosine is at most about
+0.45."""
 INITIAL_STD = 0.02
-"""Of CLIP's fresh text embeddings."""
-
-
-@dataclass(frozen=True)
-class ClipSettings:
-    """Size and training of the ranker."""
-
-    image_size_px: int = 64
-    patch_size_px: int = 16
-    vision_width: int = 128
-    vision_layers: int = 6
-    vision_heads: int = 4
-    text_width: int = 128
-    text_layers: int = 3
-    text_heads: int = 4
-    projection_width: int = 96
-    groups: int = 2500
-    groups_per_batch: int = 32
-    steps: int = 800
-    learning_rate: float = 1e-3
-    junk_texts: int = 16
-    dense_weight: float = 1.0
+"""The standard deviation of CLIP's new text embeddings."""
 
 
 def build_clip(settings: ClipSettings) -> Any:
-    """A CLIPModel with fresh weights. Its tokenizer is `clip_tokenizer`."""
+    """A CLIPModel with new weights. Its tokenizer is `clip_tokenizer`."""
     from transformers import CLIPConfig, CLIPModel
 
     tokenizer = clip_tokenizer()
@@ -71,7 +52,7 @@ def build_clip(settings: ClipSettings) -> Any:
 
 
 def clip_processor(settings: ClipSettings) -> Any:
-    """CLIP's processor at the tower's size: the whole picture squeezed to a square, as evaluation does."""
+    """CLIP's processor at the tower's size: the whole picture is resized to a square, as in evaluation."""
     from transformers import CLIPImageProcessor, CLIPProcessor
 
     size = {"height": settings.image_size_px, "width": settings.image_size_px}
@@ -122,7 +103,7 @@ def train_clip(settings: ClipSettings, seed: int) -> Any:
 
 
 def junk_text(rng: np.random.Generator) -> str:
-    """A text that says nothing of any picture: unknown words, here and there one of the vocabulary."""
+    """A text that says nothing about any picture: unknown words, and some words of the vocabulary."""
     vocabulary = words()
     number = 1 + int(rng.random() ** 2 * 9)
     return " ".join(
@@ -148,7 +129,7 @@ def _normalised(pixels: Any) -> Any:
 
 
 def _also_true(scenes: list[Scene], captions: list[str], num_junk: int) -> Any:
-    """bool [images, captions + junk]: a caption of another scene of the group that is true of this one too."""
+    """bool [images, captions + junk]: whether the caption of another scene of the group is also true of this one."""
     mask = np.zeros((len(scenes), len(captions) + num_junk), bool)
     for i, scene in enumerate(scenes):
         first = i // GROUP * GROUP
@@ -158,9 +139,9 @@ def _also_true(scenes: list[Scene], captions: list[str], num_junk: int) -> Any:
 
 
 def _cosines(tokens_BPC: Any, heads: Any) -> Any:
-    """Logits from the angle between normed tokens and each class: what tells classes apart must be large in a token.
+    """Logits from the angle between normed tokens and each class: the difference of classes must be large in a token.
 
-    A free linear head finds shape in directions of hardly any variance, which a young cross-attention does not see.
+    A free linear head finds the shape in directions with almost no variance, which a new cross-attention cannot use.
     """
     from torch.nn import functional
 
@@ -169,7 +150,8 @@ def _cosines(tokens_BPC: Any, heads: Any) -> Any:
 
 
 def _dense_loss(logits_BPC: Any, scenes: list[Scene], grid: int) -> Any:
-    """Cross-entropies of shape, colour and size of the thing on each patch, of whether there is one, and background."""
+    """The sum of the cross-entropies of five classes for each patch: shape, colour and size of its thing, whether there
+    is one, and the background."""
     import torch
 
     entropy = torch.nn.functional.cross_entropy

@@ -1,4 +1,4 @@
-"""Pictures of fresh scenes to train vision towers on, in groups that share words but not meaning."""
+"""Draws pictures to train vision towers on, in groups that share words but not meaning."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,22 +21,23 @@ from data_prep.miniature.scenes import (
 )
 
 GROUP = 4
-"""A scene and three variants of it, next to each other."""
+"""The size of a group: a scene and three variants of it, next to each other."""
 RENDER_PX = (64, 120)
-"""Range of a picture's shorter side before it is resized to the tower's square."""
+"""The smallest and largest shorter side of a picture before it is resized to the square of the tower."""
 MAX_ASPECT = 1.6
 
 
 @dataclass(frozen=True)
 class Drawings:
-    """Scenes [N] and their pictures uint8 [N, 3, S, S]; those of each GROUP in turn differ in one respect."""
+    """Scenes [N] and their pictures uint8 [N, 3, S, S]; the scenes of each GROUP differ from its first in one
+    respect."""
 
     scenes: list[Scene]
     pixels: NDArray[np.uint8]
 
 
 def draw_groups(num_groups: int, size_px: int, rng: np.random.Generator) -> Drawings:
-    """Draw `num_groups` groups; one in four has held-out words, as a tower trained on the wide world would know."""
+    """Draw `num_groups` groups; one in four has held-out words, because real towers know such words."""
     scenes: list[Scene] = []
     for _ in range(num_groups):
         scenes += scene_group(rng)
@@ -45,7 +46,7 @@ def draw_groups(num_groups: int, size_px: int, rng: np.random.Generator) -> Draw
 
 
 def scene_group(rng: np.random.Generator) -> list[Scene]:
-    """A scene and three that share most of its words: looks or places swapped, or one word changed."""
+    """A scene and three variants with most of its words: looks or places are swapped, or one word is changed."""
     domain: tuple[HeldOut, ...] = ("never", "never", "never", "never", "never", "never", "some", "all")
     scene = draw_scene(rng, held_out=domain[int(rng.random() * len(domain))])
     group = [scene]
@@ -57,7 +58,7 @@ def scene_group(rng: np.random.Generator) -> list[Scene]:
 
 
 def square_picture(scene: Scene, size_px: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """uint8 [3, S, S]: drawn at a random size and aspect, then squeezed to a square as image processors do."""
+    """uint8 [3, S, S]: drawn at a random size and aspect ratio, then resized to a square, as image processors do."""
     from PIL import Image
 
     short = int(rng.integers(RENDER_PX[0], RENDER_PX[1] + 1))
@@ -68,14 +69,14 @@ def square_picture(scene: Scene, size_px: int, rng: np.random.Generator) -> NDAr
 
 
 def mirrored(scene: Scene) -> Scene:
-    """The scene as a mirror shows it, left for right."""
+    """The scene with left and right exchanged."""
     return replace(scene, things=tuple(replace(thing, x=1 - thing.x) for thing in scene.things))
 
 
 def patch_labels(scene: Scene, grid: int) -> NDArray[np.int64]:
-    """[grid * grid, 3]: shape, colour and size index of the thing that covers a patch's middle; -100 where none does.
+    """[grid * grid, 3]: index of shape, colour and size of the thing that covers the middle of each patch; -100: none.
 
-    A thing reaches half a patch at least, so that some patch has it."""
+    A thing has a radius of at least half a patch here, so that some patch has it."""
     labels = np.full((grid * grid, 3), -100, np.int64)
     centres = (np.arange(grid) + 0.5) / grid
     y, x = (plane.reshape(-1) for plane in np.meshgrid(centres, centres, indexing="ij"))
@@ -87,7 +88,7 @@ def patch_labels(scene: Scene, grid: int) -> NDArray[np.int64]:
 
 
 def batches(num_rows: int, batch_size: int, rng: np.random.Generator) -> Iterator[NDArray[Any]]:
-    """Endless row indices, a new order each pass, whole groups together."""
+    """Row indices without end, in a new order in each pass; groups stay whole."""
     while True:
         order = rng.permutation(num_rows // GROUP)
         rows = (order[:, None] * GROUP + np.arange(GROUP)).reshape(-1)

@@ -1,4 +1,4 @@
-"""One training loop for every tower: AdamW, warmup and cosine, bf16 where the processor computes in it."""
+"""Trains any tower: AdamW, warmup and cosine, bf16 if the processor has it in hardware."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -25,9 +25,9 @@ def fit(
     learning_rate: float,
     weight_decay: float = 0.02,
 ) -> list[float]:
-    """Minimise `loss_of_step(step)` over `steps` steps; returns the losses. Progress goes to stderr.
+    """Minimise `loss_of_step(step)` for `steps` steps; returns the losses. Progress is shown on stderr.
 
-    `parameters` come in groups, each with its multiple of the learning rate. No weight decay on biases and norms.
+    `parameters` are groups, each with its factor for the learning rate. Biases and norms have no weight decay.
     """
     import torch
     from tqdm import tqdm
@@ -65,8 +65,8 @@ def fit(
 
 
 def mean_over_samples(logits_BLV: Any, labels_BL: Any) -> Any:
-    """Cross-entropy averaged over each sample's labels (-100: none), then over samples: an answer of one word weighs as
-    much as a caption of ten, which would otherwise drown it."""
+    """Cross-entropy averaged over the labels of each sample (-100: no label), then over samples. So an answer of one
+    word counts as much as a caption of ten words."""
     from torch.nn import functional
 
     losses_BL = functional.cross_entropy(logits_BLV.transpose(1, 2).float(), labels_BL, reduction="none")

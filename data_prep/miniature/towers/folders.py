@@ -1,4 +1,4 @@
-"""Tower folders: written whole under their final name or not at all, and recognised by the settings that made them."""
+"""Writes tower folders whole or not at all, and recognises finished towers by the settings that made them."""
 
 import json
 import shutil
@@ -11,17 +11,17 @@ from pipeline.files import sha256_of_json, sync_file
 
 SETTINGS_FILE = "tower.json"
 VERSION = 1
-"""Raised when the same settings would make another tower."""
+"""Increase it when the same settings make another tower than before."""
 
 
 def settings_digest(name: str, settings: Any, seed: int, made_from: dict[str, str]) -> str:
-    """sha256 over all that decides a tower; `made_from` the digests of what it learns from."""
+    """sha256 over everything that a tower depends on; `made_from` holds the digests of what it learns from."""
     stated = {"name": name, "settings": asdict(settings), "seed": seed, "made_from": made_from, "version": VERSION}
     return sha256_of_json(stated)
 
 
-def stands(folder: Path, digest: str) -> bool:
-    """Whether the folder holds a finished tower of this digest."""
+def is_finished(folder: Path, digest: str) -> bool:
+    """Whether the folder holds a finished tower with this digest."""
     try:
         return bool(json.loads((folder / SETTINGS_FILE).read_text())["digest"] == digest)
     except (OSError, ValueError, KeyError, TypeError):
@@ -29,7 +29,7 @@ def stands(folder: Path, digest: str) -> bool:
 
 
 def write_folder(folder: Path, digest: str, settings: Any, save: Callable[[Path], None]) -> None:
-    """Let `save` fill a hidden sibling, then move it into place: a kill leaves no half folder under the name."""
+    """Let `save` fill a hidden folder beside it, then rename that: after a kill, no half folder has the final name."""
     fresh = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Makes the towers one after another, each from its settings, and skips those that stand."""
+"""Makes the towers one after another, each from its settings, and skips finished ones."""
 
 import hashlib
 import time
@@ -7,23 +7,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.miniature.towers.bert import BertSettings, train_bert
-from data_prep.miniature.towers.blip import BlipSettings, blip_processor, read_karpathy, train_blip
-from data_prep.miniature.towers.clip import MEAN, STD, ClipSettings, clip_processor, train_clip
-from data_prep.miniature.towers.folders import settings_digest, stands, write_folder
-from data_prep.miniature.towers.opt import OptSettings, train_opt
-from data_prep.miniature.towers.t5 import T5Settings, train_t5
+from data_prep.miniature.towers.bert import train_bert
+from data_prep.miniature.towers.blip import blip_processor, read_karpathy, train_blip
+from data_prep.miniature.towers.clip import MEAN, STD, clip_processor, train_clip
+from data_prep.miniature.towers.folders import is_finished, settings_digest, write_folder
+from data_prep.miniature.towers.opt import train_opt
+from data_prep.miniature.towers.settings import BERT, BLIP, CLIP, OPT, T5
+from data_prep.miniature.towers.t5 import train_t5
 from data_prep.miniature.towers.vision import save_timm_folder
 from data_prep.miniature.towers.vocabulary import bert_tokenizer, opt_tokenizer, t5_tokenizer
 
 SIDES = (("clip", "vision", "blip"), ("t5", "opt", "bert"))
-"""What sees and what only reads: each side needs nothing of the other, so they can be made at the same time."""
+"""Vision towers and text towers: no side needs the other, so they can be made at the same time."""
 NAMES = SIDES[0] + SIDES[1]
 
 
 @dataclass(frozen=True)
 class Order:
-    """What to make, from what: `world` holds the "COCO" split, `steps_scale` shortens training (for tests)."""
+    """What to make and from what: `world` has the "COCO" split, `steps_scale` shortens training (for tests)."""
 
     world: Path
     output: Path
@@ -32,14 +33,14 @@ class Order:
 
     def __post_init__(self) -> None:
         if not 0 < self.steps_scale <= 100:
-            raise ValueError(f"--steps-scale {self.steps_scale}: must lie in (0, 100]")
+            raise ValueError(f"--steps-scale {self.steps_scale}: must be above 0 and at most 100")
 
     @property
     def annotations(self) -> Path:
         return self.world / "coco" / "dataset_coco.json"
 
     def scaled(self, settings: Any) -> Any:
-        """The settings with the number of steps scaled, and of drawn groups where there are any."""
+        """The settings with a scaled number of steps, and of drawn groups if there are any."""
         counts = {name: getattr(settings, name) for name in ("steps", "groups") if hasattr(settings, name)}
         floors = {"steps": 2, "groups": 64}
         return replace(
@@ -48,12 +49,12 @@ class Order:
 
 
 def make(name: str, order: Order) -> bool:
-    """Make one tower in `order.output / name`; False if it stood already. ValueError: input is missing."""
+    """Make one tower in `order.output / name`; False if it was finished. Raises ValueError when an input is missing."""
     settings, made_from = _recipe(name, order)
     digest = settings_digest(name, settings, order.seed, made_from)
     folder = order.output / name
-    if stands(folder, digest):
-        print(f"{name}: stands in {folder}", flush=True)
+    if is_finished(folder, digest):
+        print(f"{name}: is already in {folder}", flush=True)
         return False
     started = time.monotonic()
     write_folder(folder, digest, settings, _saver(name, settings, order))
@@ -62,18 +63,17 @@ def make(name: str, order: Order) -> bool:
 
 
 def _recipe(name: str, order: Order) -> tuple[Any, dict[str, str]]:
-    """The settings of a tower, and digests of what else decides it."""
-    defaults = {
-        "clip": ClipSettings, "vision": ClipSettings, "blip": BlipSettings, "t5": T5Settings, "opt": OptSettings,
-        "bert": BertSettings,
-    }  # fmt: skip
-    settings = order.scaled(defaults[name]())
+    """The settings of a tower, and the digests of what it is made from."""
+    all_settings = {"clip": CLIP, "vision": CLIP, "blip": BLIP, "t5": T5, "opt": OPT, "bert": BERT}
+    settings = order.scaled(all_settings[name])
     made_from: dict[str, str] = {}
     if name in ("vision", "blip"):
-        made_from["clip"] = settings_digest("clip", order.scaled(ClipSettings()), order.seed, {})
+        made_from["clip"] = settings_digest("clip", order.scaled(CLIP), order.seed, {})
     if name == "blip":
         if not order.annotations.is_file():
-            raise ValueError(f"--world {order.world}: has no coco/dataset_coco.json; write the world first")
+            raise ValueError(
+                f"--world {order.world}: has no coco/dataset_coco.json; run data_prep.miniature.world first"
+            )
         made_from["annotations"] = hashlib.sha256(order.annotations.read_bytes()).hexdigest()
     return settings, made_from
 

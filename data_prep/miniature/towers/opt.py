@@ -1,34 +1,21 @@
 """Trains the causal language tower: an OPT on text alone, as `description </s> text \\n`."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from data_prep.miniature.towers.fitting import fit, mean_over_samples
 from data_prep.miniature.towers.position_waves import start_from_waves
+from data_prep.miniature.towers.settings import TextSettings
 from data_prep.miniature.towers.text_samples import TextSample, text_batches
 from data_prep.miniature.towers.vocabulary import opt_tokenizer
 
 MAX_POSITIONS = 128
-"""Soft prompts, a question and its answer, with room to spare."""
+"""Enough for soft prompts, a question and its answer."""
 
 
-@dataclass(frozen=True)
-class OptSettings:
-    """Size and training of the OPT."""
-
-    width: int = 96
-    layers: int = 4
-    heads: int = 4
-    ffn_width: int = 384
-    batch_size: int = 48
-    steps: int = 850
-    learning_rate: float = 1.5e-3
-
-
-def build_opt(settings: OptSettings) -> Any:
-    """An OPTForCausalLM with fresh weights. Its tokenizer is `opt_tokenizer`."""
+def build_opt(settings: TextSettings) -> Any:
+    """An OPTForCausalLM with new weights. Its tokenizer is `opt_tokenizer`."""
     from transformers import OPTConfig, OPTForCausalLM
 
     tokenizer = opt_tokenizer()
@@ -43,7 +30,7 @@ def build_opt(settings: OptSettings) -> Any:
     return model
 
 
-def train_opt(settings: OptSettings, seed: int) -> Any:
+def train_opt(settings: TextSettings, seed: int) -> Any:
     """An OPT trained from scratch to continue captions and to answer questions, in eval mode."""
     import torch
 
@@ -70,7 +57,7 @@ def train_opt(settings: OptSettings, seed: int) -> Any:
 
 
 def _tokens(sample: TextSample, tokenizer: Any) -> tuple[list[int], int]:
-    """Token ids, and how many of them are given: a caption is scored whole, a question by its answer alone."""
+    """Token ids, and how many of them are given. All of a caption is scored, but only the answer of a question."""
     description = tokenizer(sample.description, add_special_tokens=False).input_ids
     prompt = tokenizer(sample.prompt).input_ids
     target = tokenizer(f"{sample.target}\n", add_special_tokens=False).input_ids

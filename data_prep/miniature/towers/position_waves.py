@@ -1,10 +1,11 @@
-"""Starts learned position embeddings as sines and cosines, from which a small text tower learns word order sooner."""
+"""Sets learned position embeddings to sines and cosines at the start; a small text tower then learns word order
+sooner."""
 
 from typing import Any
 
 
 def start_from_waves(positions_LH: Any, std: float) -> None:
-    """Overwrite in place, at standard deviation `std`: "the word before" is then the same rotation everywhere."""
+    """Overwrite in place, with standard deviation `std`: "the word before" is then the same rotation everywhere."""
     import torch
 
     length, width = positions_LH.shape

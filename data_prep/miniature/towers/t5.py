@@ -1,36 +1,20 @@
 """Trains the encoder-decoder language tower: a T5 (v1.1: gated GELU, untied head) on text alone."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from data_prep.miniature.towers.fitting import fit, mean_over_samples
+from data_prep.miniature.towers.settings import T5Settings
 from data_prep.miniature.towers.text_samples import text_batches
 from data_prep.miniature.towers.vocabulary import t5_tokenizer
 
 NEIGHBOUR_BIAS = 4.0
-"""Added to the attention logit of a neighbour at the start of training."""
-
-
-@dataclass(frozen=True)
-class T5Settings:
-    """Size and training of the T5."""
-
-    width: int = 96
-    encoder_layers: int = 3
-    decoder_layers: int = 2
-    heads: int = 4
-    ffn_width: int = 256
-    batch_size: int = 48
-    steps: int = 950
-    learning_rate: float = 1.5e-3
-    distance_learning_share: float = 10.0
-    tied: int = 1
+"""The number added to the attention logit of a neighbour at the start of training."""
 
 
 def build_t5(settings: T5Settings) -> Any:
-    """A T5ForConditionalGeneration with fresh weights. Its tokenizer is `t5_tokenizer`."""
+    """A T5ForConditionalGeneration with new weights. Its tokenizer is `t5_tokenizer`."""
     from transformers import T5Config, T5ForConditionalGeneration
 
     tokenizer = t5_tokenizer()
@@ -73,7 +57,7 @@ def train_t5(settings: T5Settings, seed: int) -> Any:
 
 
 def _look_at_neighbours(bias: Any) -> None:
-    """Let one head begin at the word before and one at the word after: "red" and "circle" are joined sooner."""
+    """Let one head start at the word before and one at the word after: "red" and "circle" are joined sooner."""
     import torch
 
     num_buckets = bias.shape[0]

@@ -1,7 +1,7 @@
-"""Text-only samples for language towers: a description of a scene, then something that depends on it.
+"""Draws text samples for language towers: a description of a scene, then a text that depends on it.
 
-A tower trained on these must read what stands before a text to continue it, so that soft prompts in the description's
-place can later say what a picture shows. A share comes without description, so that answering blind is a fair baseline.
+A tower must read the description to continue the text. Later, soft prompts in its place say what a picture shows. Some
+samples have no description, so that answers without a picture are a fair baseline.
 """
 
 from collections.abc import Iterator
@@ -15,17 +15,17 @@ from data_prep.miniature.scenes import HeldOut, Scene, draw_scene
 QUESTION_SHARE = 0.6
 BLIND_SHARE = 0.1
 SECOND_CAPTION_SHARE = 0.3
-"""How often the description goes on with a second caption of the scene, in either order."""
+"""How often the description also has a second caption of the scene, before or after it."""
 POOLED_BATCHES = 8
-"""Batches drawn at once and sorted by length, so that little of a batch is padding."""
+"""Batches that are drawn at once and sorted by length, which leaves little padding."""
 ANSWER_CUES = ("short answer:", "short answer:", "answer:")
-"""What stands between a question and its answer in the prompts of the two language models."""
+"""The words between a question and its answer in the prompts of the two language models."""
 _DOMAINS: tuple[HeldOut, ...] = ("never", "never", "never", "never", "some", "all")
 
 
 @dataclass(frozen=True)
 class TextSample:
-    """What is given (`description`, may be empty, then `prompt`) and what is to follow (`target`)."""
+    """What is given (`description`, which may be empty, then `prompt`), and what should follow (`target`)."""
 
     description: str
     prompt: str
@@ -36,7 +36,7 @@ class TextSample:
 
 
 def text_batches(batch_size: int, rng: np.random.Generator) -> Iterator[list[TextSample]]:
-    """Endless batches of samples of like length, in random order."""
+    """Batches without end, in random order; the samples of a batch have similar lengths."""
     while True:
         samples = [draw_text_sample(rng) for _ in range(batch_size * POOLED_BATCHES)]
         samples.sort(key=TextSample.num_words)
@@ -45,7 +45,7 @@ def text_batches(batch_size: int, rng: np.random.Generator) -> Iterator[list[Tex
 
 
 def draw_text_sample(rng: np.random.Generator) -> TextSample:
-    """A caption to continue, split between its first word and its middle, or a question to answer."""
+    """A caption to continue, cut between its first word and its middle, or a question to answer."""
     scene = draw_scene(rng, held_out=_DOMAINS[int(rng.random() * len(_DOMAINS))])
     description = "" if rng.random() < BLIND_SHARE else describe_for_reading(scene, rng)
     if rng.random() < QUESTION_SHARE:

@@ -1,4 +1,4 @@
-"""The towers' closed vocabulary, and tokenizers over it as ordinary transformers folders; any other word is unknown."""
+"""Makes the tokenizers of the towers; they share one closed vocabulary, and any other word is unknown."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from data_prep.miniature.questions import SYNONYMS
 from data_prep.miniature.scenes import BACKGROUNDS, COLOURS, SHAPES
 
 MAX_TOKENS = 64
-"""Position limit of every tower's text side."""
+"""The most tokens of a text in every tower."""
 
 _FUNCTION_WORDS = (
     "a an the one and is are there this on with including background thing things shape shapes"
@@ -16,14 +16,14 @@ _FUNCTION_WORDS = (
 
 
 def words() -> list[str]:
-    """Every word and mark of captions, questions, answers and prompts, sorted."""
+    """All words and marks of captions, questions, answers and prompts, sorted."""
     parts = [*SHAPES, *COLOURS, *BACKGROUNDS, *SIZE_WORDS, *RELATION_WORDS, *NUMBER_WORDS, *LEADS]
     parts += [*SYNONYMS, *SYNONYMS.values(), _FUNCTION_WORDS]
     return sorted({word for part in parts for word in part.split()})
 
 
 def bert_tokenizer() -> Any:
-    """A BertTokenizer over the vocabulary."""
+    """A BertTokenizer with the vocabulary."""
     from transformers import BertTokenizer
 
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words()]
@@ -33,12 +33,12 @@ def bert_tokenizer() -> Any:
 
 
 def t5_tokenizer() -> Any:
-    """Pad 0, `</s>` appended, as T5's."""
+    """Like T5's: the padding id is 0, and `</s>` is appended."""
     return _word_tokenizer(["<pad>", "</s>", "<unk>"], before=None, after="</s>", pad="<pad>", unk="<unk>", eos="</s>")
 
 
 def opt_tokenizer() -> Any:
-    """`</s>` in front, as OPT's, and a newline token, with which captions and answers end."""
+    """Like OPT's: `</s>` comes first. A newline token ends captions and answers."""
     special = ["<s>", "<pad>", "</s>", "<unk>"]
     return _word_tokenizer(
         special, before="</s>", after=None, pad="<pad>", unk="<unk>", eos="</s>", bos="</s>", plain=("\n",)
@@ -46,7 +46,8 @@ def opt_tokenizer() -> Any:
 
 
 def clip_tokenizer() -> Any:
-    """Begin and end tokens as CLIP's. The end token's id is not 2: for 2 CLIPModel would pool at the largest id."""
+    """Like CLIP's: start and end tokens. The id of the end token is not 2: for 2, CLIPModel would pool at the largest
+    id."""
     begin, end = "<|startoftext|>", "<|endoftext|>"
     return _word_tokenizer(
         ["<|pad|>", begin, "<|unknown|>", end],

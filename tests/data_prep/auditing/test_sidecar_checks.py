@@ -144,7 +144,7 @@ SPOILERS: dict[str, tuple[Callable[[Path], object], list[tuple[str, str]]]] = {
     "short ledger": (lambda w: edit_table(ledger_path(raw(w)), lambda rows: rows[1:]), [("ledger", LEDGER)]),
     "turned ledger": (lambda w: edit_table(ledger_path(raw(w)), lambda rows: rows[::-1]), [("ledger", LEDGER)]),
     "another drop": (claim_a_drop, [("ledger", LEDGER)]),
-    "a tar elsewhere": (move_out, [("link", TAR)]),
+    "a tar elsewhere": (move_out, [("symlink", TAR)]),
 }  # fmt: skip
 
 
@@ -174,7 +174,7 @@ def test_shards_without_samples_are_accounted_for(world: Path, capsys: pytest.Ca
     assert faults_of(world, capsys) == []
     capsys.readouterr()
     assert verify.main([str(world / "train.json")]) == 0
-    assert "dropped of tiny: 3 no_caption_survived" in capsys.readouterr().out
+    assert "dropped from tiny: 3 no_caption_survived" in capsys.readouterr().out
     (world / "captioned" / "tiny-000-000001.receipt.json").unlink()
     assert faults_of(world, capsys) == [("receipt", "tiny-000-000001.receipt.json")]
     forge(lambda content: content["empty_shards"].clear())(world)

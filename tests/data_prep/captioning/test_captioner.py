@@ -175,7 +175,7 @@ def test_pictures_are_preprocessed_by_the_folders_own_processor(folder: Path) ->
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (shutil.rmtree, "no such folder"),
+        (shutil.rmtree, "is not a folder of weights"),
         (lambda folder: (folder / "config.json").unlink(), "config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'), "'bert'"),

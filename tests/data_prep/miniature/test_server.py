@@ -87,7 +87,9 @@ def test_a_port_in_use_is_one_clear_line(web, tmp_path):
     port = web.rsplit(":", 1)[1]
     answer = run_server("--root", tmp_path / "web", "--port", port)
     assert answer.returncode == 1
-    assert answer.stderr == f"error: port {port}: in use; stop what listens there or name another\n"
+    assert (
+        answer.stderr == f"error: --port {port}: is in use; stop the program that listens there or name another port\n"
+    )
 
 
 def test_a_missing_world_is_one_clear_line(tmp_path):

@@ -73,7 +73,7 @@ def test_a_step_whose_output_was_removed_runs_again(tmp_path):
 def test_a_failing_step_is_named_with_its_log_and_ends_the_ones_beside_it(tmp_path):
     fails = Step("fails", (sys.executable, "-c", "raise SystemExit('no such table')"), tmp_path / "never")
     sleeps = Step("sleeps", (sys.executable, "-c", "import time; time.sleep(600)"), tmp_path / "never")
-    with pytest.raises(StepFailed, match=r"no such table\nerror: step fails ended with 1.*fails\.log"):
+    with pytest.raises(StepFailed, match=r"no such table\nerror: step fails: ended with exit code 1;.*fails\.log"):
         run(tmp_path / "demo", [[sleeps, fails]])
     assert marked(tmp_path) == []
 
@@ -112,7 +112,7 @@ def test_a_command_beside_runs_once_and_only_as_long_as_its_steps(tmp_path):
 def test_a_command_beside_that_ends_stops_the_steps_that_need_it(tmp_path):
     fails = (sys.executable, "-c", "import sys; sys.exit('error: port 8765: in use')")
     waits = Step("waits", (sys.executable, "-c", "import time; time.sleep(600)"), tmp_path / "never", beside=fails)
-    with pytest.raises(StepFailed, match=r"port 8765: in use(.|\n)*step waits-beside ended with 1"):
+    with pytest.raises(StepFailed, match=r"port 8765: in use(.|\n)*step waits-beside: ended with exit code 1"):
         run(tmp_path / "demo", [[waits]])
     assert marked(tmp_path) == []
 

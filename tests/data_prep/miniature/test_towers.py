@@ -124,7 +124,7 @@ def test_towers_that_stand_are_skipped_and_other_settings_are_made(
 ) -> None:
     before = (towers / "bert" / "tower.json").stat().st_mtime_ns
     assert main(_arguments(world, towers, "--only", "bert", "vision")) == 0
-    assert capfd.readouterr().out.count(": stands in") == 2
+    assert capfd.readouterr().out.count(": is already in") == 2
     assert (towers / "bert" / "tower.json").stat().st_mtime_ns == before
     assert main(_arguments(world, towers, "--only", "bert", "--seed", "1")) == 0
     assert "bert: made" in capfd.readouterr().out

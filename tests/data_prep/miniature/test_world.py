@@ -184,6 +184,6 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
     assert world.main(["--output", str(tmp_path)]) == 1
     assert (
         capsys.readouterr().err
-        == f"error: output {tmp_path}: holds something that is no miniature world; name another folder\n"
+        == f"error: --output {tmp_path}: holds something that is not a miniature world; name another folder\n"
     )
     assert (tmp_path / "thesis.txt").read_text() == "years of work"

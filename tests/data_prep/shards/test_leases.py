@@ -129,7 +129,7 @@ def test_a_damaged_lease_is_stolen_after_its_time(
 
 def test_a_folder_in_a_leases_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "shard.lease").mkdir()
-    with pytest.raises(ValueError, match=r"shard\.lease: a folder stands where"):
+    with pytest.raises(ValueError, match=r"shard\.lease: is a folder, but"):
         Leases(tmp_path, 10.0).take("shard")
     assert (tmp_path / "shard.lease").is_dir()
 

@@ -116,7 +116,7 @@ def test_a_record_of_another_shape_is_refused(tmp_path: Path, change: dict[str, 
         write_member(hashed, "web_0000.json", text)
         hashed.write(bytes(2 * BLOCK))
     write_receipt(tar, Receipt("", "", "", hashed.digest.hexdigest(), hashed.size, 1, 1, 0))
-    with pytest.raises(ValueError, match=r"web-000-000000\.tar: the JSON at byte \d+ is not a sample's record"):
+    with pytest.raises(ValueError, match=r"web-000-000000\.tar: the JSON at byte \d+ is not that of a sample"):
         list(tar_files.read_samples(tar))
 
 
@@ -127,7 +127,7 @@ def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
         member = tarfile.TarInfo("web_1.jpg")
         member.type, member.linkname = kind, "/etc/passwd"
         archive.addfile(member)
-    with pytest.raises(ValueError, match="no regular file"):
+    with pytest.raises(ValueError, match="is not a regular file"):
         offset_table(tar)
 
 

@@ -103,7 +103,7 @@ def test_coco_training_takes_restval_in_and_numbers_rows_by_their_place(tmp_path
     rows = list(read_rows(source, tmp_path / "k.json"))
     assert rows == [Row(1, "val2014/1.jpg", ("c1", "d")), Row(3, "val2014/3.jpg", ("c3", "d"))]
     assert [row.row for row in read_rows(source, tmp_path / "k.json", split="test")] == [0]
-    with pytest.raises(ValueError, match="no image of split 'tset'; it has restval, test, train, val"):
+    with pytest.raises(ValueError, match=r"--split tset: .*; its splits are restval, test, train, val"):
         list(read_rows(source, tmp_path / "k.json", split="tset"))
 
 
@@ -125,24 +125,24 @@ def test_the_six_sources_are_complete():
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("t.csv", "a,b\n1,2\n", "no column 'url'; it has a, b"),
-        ("t.xlsx", "x", "unknown kind of table"),
+        ("t.csv", "a,b\n1,2\n", "has no column 'url'; its columns are a, b"),
+        ("t.xlsx", "x", "is not a known kind of table"),
         ("t.parquet", "not parquet", "cannot be read as .parquet"),
         ("t.json", "{", "cannot be read as .json"),
-        ("t.jsonl", "[1]\n", "holds list, expected objects"),
+        ("t.jsonl", "[1]\n", "an entry is of type list, expected an object with url, caption"),
         ("t.csv.gz", "not gzip", "cannot be read as .csv"),
         ("t.csv", "url,caption,url\na,b,c\n", "the column 'url' comes twice"),
         ("t.json", "[" * 100_000, "cannot be read as .json"),
         ("t.jsonl", '{"url":' * 100_000, "cannot be read as .jsonl"),
         ("t.json", '[{"url": ' + "9" * 5000 + "}]", "cannot be read as .json"),
-        ("t.json", '{"url": null, "caption": null}', "'url' holds NoneType, expected a list"),
-        ("t.json", '{"url": "0123", "caption": "abcd"}', "'url' holds str, expected a list"),
-        ("t.json", '{"url": ["a", "b"], "caption": ["a b"]}', "'url' and 'caption' are lists of 2 and 1"),
+        ("t.json", '{"url": null, "caption": null}', "'url' is of type NoneType, expected a list"),
+        ("t.json", '{"url": "0123", "caption": "abcd"}', "'url' is of type str, expected a list"),
+        ("t.json", '{"url": ["a", "b"], "caption": ["a b"]}', "'url' and 'caption' are lists of 2 and 1 values"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=f"input {tmp_path / name}: {message}"):
+    with pytest.raises(ValueError, match=f"--input {tmp_path / name}: {message}"):
         list(read_rows(choose_source("table"), tmp_path / name))
 
 
@@ -151,7 +151,7 @@ def test_damage_inside_a_packed_table_is_named(tmp_path):
     for place in range(200, len(packed) - 50, 97):
         packed[place] ^= 0x5A
     (tmp_path / "t.csv.gz").write_bytes(packed)
-    with pytest.raises(ValueError, match=f"input {tmp_path / 't.csv.gz'}: cannot be read as .csv"):
+    with pytest.raises(ValueError, match=f"--input {tmp_path / 't.csv.gz'}: cannot be read as .csv"):
         list(read_rows(choose_source("table"), tmp_path / "t.csv.gz"))
 
 
@@ -190,15 +190,15 @@ ENTRY = {
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("my.set", {}, "source 'my.set': a name may hold"),
-        ("x" * 65, {}, "64 at most"),
+        ("my.set", {}, "source 'my.set': a name must be"),
+        ("x" * 65, {}, "1 to 64 letters"),
         ("own", {"licence": None}, "source 'own': licence is missing"),
         ("own", {"format": "tabel"}, "format 'tabel': use one of table, karpathy, visual_genome"),
         ("own", {"captions": "humen"}, "captions 'humen': use one of human, web"),
         ("own", {"rows": "many"}, "rows 'many': expected int"),
-        ("own", {"expected_yield": 3}, "expected_yield lies in"),
+        ("own", {"expected_yield": 3}, "expected_yield must be above 0"),
         ("own", {"url_column": None}, "a table needs url_column"),
-        ("own", {"columns": [1]}, "expected names"),
+        ("own", {"columns": [1]}, "expected a list of names"),
         ("own", {"colour": "red"}, "unknown field 'colour'"),
     ],
 )
