@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [("pipeline", "pipeline/TROUBLESHOOTING.md")]
+PAGES = [(room, f"{room}/TROUBLESHOOTING.md") for room in ("pipeline", "data_prep", "eval")]
 VARIES = "…"
 
 

@@ -8,7 +8,7 @@ from pipeline.config.sections import Recipe
 
 HEAD = """# The fields of a recipe
 
-A recipe is one YAML file: one run of one stage. `--set field.name=value` edits a field; an unknown field is an error.
+A recipe is one YAML file: one run of one stage. `--set FIELD=VALUE` edits a field; an unknown field is an error.
 This page is made by `python -m pipeline.config > pipeline/RECIPE.md` from the descriptions in `config/sections.py`.
 """
 BOUNDS = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}

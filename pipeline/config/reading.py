@@ -61,7 +61,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ValueError(f"recipe {path}: is not a mapping of fields; write `field: value` lines")
     for item in overrides:
         if not FIELD_AND_VALUE.fullmatch(item):
-            raise ValueError(f"--set {item}: is not of the form field.name=value")
+            raise ValueError(f"--set {item}: is not of the form FIELD=VALUE")
         try:
             settings = OmegaConf.merge(settings, OmegaConf.from_dotlist([item]))
         except (OmegaConfBaseException, YAMLError) as error:
