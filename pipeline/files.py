@@ -121,9 +121,9 @@ def read_validated(path: Path, kind: type[Content], what: str) -> Content:
         parse_json(text)  # it refuses more than pydantic does: a name twice, numbers that are not finite
         return TypeAdapter(kind).validate_json(text)
     except ValidationError as error:
-        raise ValueError(f"{path}: not {what} ({first_fault(error)})") from error
+        raise ValueError(f"{path}: is not {what} ({first_fault(error)})") from error
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not {what} ({error})") from error
+        raise ValueError(f"{path}: is not {what} ({error})") from error
 
 
 def first_fault(error: "ValidationError") -> str:

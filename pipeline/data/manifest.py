@@ -124,7 +124,7 @@ def read_manifest(path: Path) -> ManifestFile:
         for number, shard in enumerate(shards):
             if empty != (shard.samples == 0) or empty == bool(shard.index):
                 told = f"samples {shard.samples}, index {shard.index!r}"
-                raise ValueError(f"{path}: not a valid manifest ({name}.{number}: {told})")
+                raise ValueError(f"{path}: is not a valid manifest ({name}.{number}: {told})")
     return content
 
 

@@ -182,7 +182,7 @@ def test_a_key_that_comes_twice_or_holds_a_dot_is_refused(tmp_path: Path) -> Non
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"stage": 1}', "{", '{"samples": "many"}'])
 def test_a_damaged_receipt_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.receipt.json").write_text(content)
-    with pytest.raises(ValueError, match=r"a\.receipt\.json: not a valid receipt"):
+    with pytest.raises(ValueError, match=r"a\.receipt\.json: is not a valid receipt"):
         read_receipt(tmp_path / "a.tar")
 
 
