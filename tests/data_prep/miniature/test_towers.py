@@ -140,7 +140,7 @@ def test_the_same_seed_makes_the_same_weights(world: Path, towers: Path, tmp_pat
 def test_a_world_without_captions_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(_arguments(tmp_path, tmp_path / "out", "--only", "blip")) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error == f"error: --world {tmp_path}: has no coco/dataset_coco.json; write the world first"
+    assert error == f"error: --world {tmp_path}: has no coco/dataset_coco.json; run data_prep.miniature.world first"
 
 
 def test_tokenizers_place_their_special_tokens_as_the_real_ones() -> None:
