@@ -62,9 +62,9 @@ def test_each_whole_checkpoint_is_evaluated_once_and_drawn_over_steps(site: Watc
 
 
 def test_scores_of_replaced_weights_are_outdated_and_those_of_copied_ones_are_not(tmp_path: Path) -> None:
-    from pipeline.files import sha256_of
     from eval.watching.states import stamp_of, state_of
     from eval.watching.wanted import WatchList, evaluations
+    from pipeline.files import sha256_of
 
     run = tmp_path / "stage2"
     weights = save_checkpoint(run, 2) / "trainable.safetensors"

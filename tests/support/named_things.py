@@ -144,7 +144,11 @@ def faults_of_word(word: str, folder: Path, alone: bool) -> Iterator[str]:
             yield f"{word}: no such module"
     elif re.fullmatch(r"[a-z]+\.[a-z_.]+(?:=.*)?", word) and word.split(".", maxsplit=1)[0] in Recipe.model_fields:
         name = word.split("=", maxsplit=1)[0]
-        if not (is_recipe_field(name) or _is_there(name, folder) or name.rpartition(".")[2] in ("json", "yaml", "csv", "safetensors")):
+        if not (
+            is_recipe_field(name)
+            or _is_there(name, folder)
+            or name.rpartition(".")[2] in ("json", "yaml", "csv", "safetensors")
+        ):
             yield f"{word}: no field of a recipe"
     elif alone and FLAG.match(word):
         name = word.split("=", maxsplit=1)[0]
