@@ -18,8 +18,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.command_line import Parser, one_line
+from pipeline.command_line import Parser, finish, print_settings
 from pipeline.config import Recipe, load_recipe
+from pipeline.files import replace_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +30,7 @@ MAX_SHOWN = 12  # notes of one kind that are printed; the rest is in the metadat
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="pipeline.convert", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m pipeline.convert", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     read = parser.add_argument_group("what to read")
     read.add_argument("source", type=Path, metavar="SRC", help="the weights; for huggingface also a hub id")
     read.add_argument("--from", dest="read_as", choices=FORMATS, required=True, help="the format of SRC")
@@ -45,15 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     _check_options(parser, options)
-    print(json.dumps({name: str(value) for name, value in vars(options).items()}))
-    try:
+    print_settings(options)
+
+    def work() -> None:
         recipe = load_recipe(options.recipe, options.set) if options.recipe else None
         convert(options.source, options.destination, options.read_as, options.write_as, recipe, options.image_encoder)
-    except (ValueError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
-    print(options.destination)
-    return 0
+        print(options.destination)
+
+    return finish(work)
 
 
 def _check_options(parser: Parser, options: Namespace) -> None:
@@ -115,7 +115,7 @@ def convert(
         content = {"source": str(source), "from": read_as, "step": step, "notes": notes}
         content["recipe"] = settings.model_dump(mode="json")
         path = partial / "conversion.json" if partial.is_dir() else conversion_note(destination)
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        replace_file(path, json.dumps(content, indent=1) + "\n")
     if partial.is_dir():
         partial.rename(destination)
     for line in shown(notes):

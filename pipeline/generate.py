@@ -4,7 +4,8 @@ import json
 import sys
 from pathlib import Path
 
-from pipeline.command_line import Parser, one_line
+from pipeline.command_line import Parser, finish, positive
+from pipeline.files import check_target, replace_file
 
 
 def generate(weights: Path, images: list[Path], prompt: str, num_beams: int, max_new_tokens: int) -> list[str]:
@@ -25,30 +26,30 @@ def generate(weights: Path, images: list[Path], prompt: str, num_beams: int, max
 
 
 def main() -> int:
-    parser = Parser(prog="pipeline.generate", description=__doc__)
+    parser = Parser(prog="python -m pipeline.generate", description=__doc__)
     what = parser.add_argument_group("what to read and write")
     what.add_argument("--weights", type=Path, required=True, help="a stage-2 run folder or checkpoint")
     what.add_argument("--image", type=Path, nargs="+", required=True, metavar="FILE", help="the pictures")
     what.add_argument("--output", type=Path, metavar="FILE", help="write the lines to this file; default: print them")
     text = parser.add_argument_group("the text")
     text.add_argument("--prompt", default="a photo of", help="the beginning of the text; default: a photo of")
-    text.add_argument("--num-beams", type=int, default=5, metavar="N", help="beams of the search; default: 5")
-    text.add_argument("--max-new-tokens", type=int, default=30, metavar="N", help="longest text; default: 30")
-    arguments = parser.parse_args()
-    try:
-        texts = generate(
-            arguments.weights, arguments.image, arguments.prompt, arguments.num_beams, arguments.max_new_tokens
-        )
-    except ValueError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
-    lines = [json.dumps({"image": str(i), "text": text}) for i, text in zip(arguments.image, texts, strict=True)]
-    if arguments.output:
-        arguments.output.write_text("\n".join(lines) + "\n")
-        print(arguments.output)
-    else:
-        print("\n".join(lines))
-    return 0
+    text.add_argument("--num-beams", type=positive, default=5, metavar="N", help="beams of the search; default: 5")
+    text.add_argument("--max-new-tokens", type=positive, default=30, metavar="N", help="longest text; default: 30")
+    options = parser.parse_args()
+
+    def work() -> None:
+        if options.output:
+            check_target(options.output)
+        texts = generate(options.weights, options.image, options.prompt, options.num_beams, options.max_new_tokens)
+        pairs = zip(options.image, texts, strict=True)
+        lines = "".join(json.dumps({"image": str(image), "text": text}) + "\n" for image, text in pairs)
+        if options.output:
+            replace_file(options.output, lines)
+            print(options.output)
+        else:
+            print(lines, end="")
+
+    return finish(work)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.command_line import Parser, one_line
+from pipeline.command_line import Parser, finish, positive
 from pipeline.config import Recipe, dump_recipe, for_ranks, load_recipe
 from pipeline.cost.gpus import GIB, HOST_BANDWIDTH, Gpu, gpu_named, known
+from pipeline.files import check_target, replace_file
 
 if TYPE_CHECKING:
     from pipeline.cost.estimate import Assumptions, Plan
@@ -132,27 +133,28 @@ def write_json(path: Path, plan: "Plan", recipe: Recipe, gpu: Gpu, assumed: "Ass
         "step_s": plan.step_s,
         "days": plan.days(recipe.run.steps),
     }
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    replace_file(path, json.dumps(content, indent=1) + "\n")
 
 
 def _arguments() -> argparse.Namespace:
-    parser = Parser(prog="pipeline.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="python -m pipeline.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     recipe = parser.add_argument_group("the recipe")
     recipe.add_argument("--recipe", type=Path, required=True, help="the recipe, a YAML file; see pipeline/recipes/")
     recipe.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="change fields")
     gpus = parser.add_argument_group("the GPUs")
     gpus.add_argument("--gpu", required=True, metavar="TYPE", help=f"one of {', '.join(known())}")
-    gpus.add_argument("--gpus", type=int, required=True, metavar="N", help="number of all GPUs; each has one rank")
-    gpus.add_argument("--gpus-per-node", type=int, default=8, metavar="G", help="GPUs of a node; default: 8")
+    gpus.add_argument("--gpus", type=positive, required=True, metavar="N", help="number of all GPUs; each has one rank")
+    gpus.add_argument("--gpus-per-node", type=positive, default=8, metavar="G", help="GPUs of a node; default: 8")
     assumed = parser.add_argument_group("what to assume")
     assumed.add_argument("--utilisation", type=float, default=0.4, metavar="X", help="share of the peak; default: 0.4")
-    assumed.add_argument("--caption-tokens", type=int, default=12, metavar="N", help="mean of a caption; default: 12")
+    assumed.add_argument(
+        "--caption-tokens", type=positive, default=12, metavar="N", help="mean of a caption; default: 12"
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to this file")
     arguments = parser.parse_args()
-    for name in ("gpus", "gpus_per_node", "caption_tokens"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
     if not 0 < arguments.utilisation <= 1:
         parser.error(f"--utilisation {arguments.utilisation}: must be above 0 and at most 1")
     if arguments.gpu not in known():
@@ -163,35 +165,34 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    arguments = _arguments()
-    try:
-        recipe = for_ranks(load_recipe(arguments.recipe, arguments.set), arguments.gpus)
-        from pipeline.cost.estimate import Assumptions, Planner
-        from pipeline.training.engine import resolve_ds_config
+    options = _arguments()
+    return finish(lambda: _plan(options))
 
-        gpu = gpu_named(arguments.gpu)
-        assumed = Assumptions(arguments.gpus, arguments.gpus_per_node, arguments.utilisation, arguments.caption_tokens)
-        ds_config = resolve_ds_config(recipe, arguments.gpus)
-        if arguments.caption_tokens > recipe.data.max_text_tokens:
-            raise ValueError(
-                f"--caption-tokens {arguments.caption_tokens}: captions are cut to data.max_text_tokens "
-                f"{recipe.data.max_text_tokens}; give at most so many"
-            )
-        if arguments.json and (arguments.json.is_dir() or not arguments.json.absolute().parent.is_dir()):
-            raise ValueError(f"--json {arguments.json}: is a folder, or its folder does not exist; give a file")
-        print(dump_recipe(recipe))
-        print(f"{arguments.gpus} {gpu.name}, {arguments.gpus_per_node} a node", flush=True)
-        plan = Planner(recipe, ds_config, gpu, assumed).plan()
-        print(f"\n{text_of(plan, recipe, gpu, assumed)}")
-        if arguments.json:
-            write_json(arguments.json, plan, recipe, gpu, assumed)
-        check_fits(plan, recipe, gpu)
-    except (ValueError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
-    if arguments.json:
-        print(arguments.json)
-    return 0
+
+def _plan(options: argparse.Namespace) -> None:
+    from pipeline.cost.estimate import Assumptions, Planner
+    from pipeline.training.engine import resolve_ds_config
+
+    recipe = for_ranks(load_recipe(options.recipe, options.set), options.gpus)
+    gpu = gpu_named(options.gpu)
+    assumed = Assumptions(options.gpus, options.gpus_per_node, options.utilisation, options.caption_tokens)
+    ds_config = resolve_ds_config(recipe, options.gpus)
+    if options.caption_tokens > recipe.data.max_text_tokens:
+        raise ValueError(
+            f"--caption-tokens {options.caption_tokens}: captions are cut to data.max_text_tokens "
+            f"{recipe.data.max_text_tokens}; give at most so many"
+        )
+    if options.json:
+        check_target(options.json)
+    print(dump_recipe(recipe))
+    print(f"{options.gpus} {gpu.name}, {options.gpus_per_node} a node", flush=True)
+    plan = Planner(recipe, ds_config, gpu, assumed).plan()
+    print(f"\n{text_of(plan, recipe, gpu, assumed)}")
+    if options.json:
+        write_json(options.json, plan, recipe, gpu, assumed)
+    check_fits(plan, recipe, gpu)
+    if options.json:
+        print(options.json)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
 
 
 def _arguments() -> argparse.Namespace:
-    parser = Parser(prog="pipeline.train", description=__doc__)
+    parser = Parser(prog="python -m pipeline.train", description=__doc__)
     parser.add_argument("--recipe", type=Path, required=True, help="the recipe, a YAML file; see pipeline/recipes/")
     parser.add_argument(
         "--set",

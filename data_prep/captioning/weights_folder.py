@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pipeline.files import sha256_of
+
 MODEL_TYPES = {"BlipForConditionalGeneration": "blip", "CLIPModel": "clip"}
 """transformers class -> the `model_type` in the config.json of its folders."""
 
@@ -70,8 +72,7 @@ def folder_digest(folder: Path, flag: str) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.is_file() and not path.name.startswith("."):
-            with path.open("rb") as file:
-                digest.update(f"{path.name}\n{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            digest.update(f"{path.name}\n{sha256_of(path)}\n".encode())
     return digest.hexdigest()
 
 

@@ -5,7 +5,6 @@ with an OPT; retrieval, captions and zero-shot VQA on pictures that no training 
 photographs; a report.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from data_prep.miniature.steps import Runner, Step, StepFailed, stop_on_signals
 from data_prep.miniature.towers.fitting import computes_in_bf16
+from pipeline.command_line import Parser
 
 LANGUAGE_MODELS = ("t5", "opt")
 ANSWER_PROMPTS = {"t5": "question: {} short answer:", "opt": "question: {} short answer:"}
@@ -222,7 +222,7 @@ class Story:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.miniature.demo", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m data_prep.miniature.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("runs/miniature"), help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
     parser.add_argument(

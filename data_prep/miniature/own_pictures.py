@@ -3,13 +3,14 @@
 The photographs are part of the packages scikit-image and scikit-learn.
 """
 
-import argparse
 import csv
 import json
 import shutil
 import sys
 from importlib.resources import files
 from pathlib import Path
+
+from pipeline.command_line import Parser
 
 CAPTIONS = {
     "skimage.data": {
@@ -54,7 +55,7 @@ def write_pictures(folder: Path) -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.miniature.own_pictures", description=__doc__)
+    parser = Parser(prog="python -m data_prep.miniature.own_pictures", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write")
     arguments = parser.parse_args()
     try:

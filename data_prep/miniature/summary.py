@@ -1,6 +1,5 @@
 """Collects the numbers of the demo in `summary.json`, and prints them as a table."""
 
-import argparse
 import json
 import sys
 from collections import Counter
@@ -11,6 +10,7 @@ from typing import Any
 from data_prep.miniature.language import is_true
 from data_prep.miniature.scenes import Scene, scene_from_json
 from data_prep.shards import tar_files
+from pipeline.command_line import Parser
 from pipeline.files import replace_file
 
 WEB_SOURCES = ("laion400m", "cc3m")
@@ -135,7 +135,7 @@ def write_summary(folder: Path, seed: int) -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.miniature.summary", description=__doc__)
+    parser = Parser(prog="python -m data_prep.miniature.summary", description=__doc__)
     parser.add_argument("folder", type=Path, help="the folder of a demo whose evaluations are scored")
     parser.add_argument("--seed", type=int, required=True, help="the seed of that demo")
     arguments = parser.parse_args()

@@ -1,9 +1,9 @@
 """Print all recipe fields as a page: `python -m pipeline.config > pipeline/RECIPE.md`."""
 
-import argparse
 import json
 from typing import Any
 
+from pipeline.command_line import Parser
 from pipeline.config.sections import Recipe
 
 HEAD = """# The fields of a recipe
@@ -73,7 +73,7 @@ def page() -> str:
 
 
 def main() -> None:
-    argparse.ArgumentParser(prog="pipeline.config", description=__doc__).parse_args()
+    Parser(prog="python -m pipeline.config", description=__doc__).parse_args()
     print(page(), end="")
 
 

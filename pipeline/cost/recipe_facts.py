@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipeline.command_line import Parser, one_line
+from pipeline.command_line import Parser, finish
 from pipeline.config import Recipe, for_ranks, load_recipe
 
 
@@ -32,7 +32,7 @@ def usable_nodes(recipe: Recipe, nodes: int, ranks_per_node: int, or_fewer: bool
 
 
 def _arguments() -> argparse.Namespace:
-    parser = Parser(prog="pipeline.cost.recipe_facts", description=__doc__)
+    parser = Parser(prog="python -m pipeline.cost.recipe_facts", description=__doc__)
     recipe = parser.add_argument_group("the recipe")
     recipe.add_argument("--recipe", type=Path, required=True, metavar="R.yaml", help="the recipe, a YAML file")
     recipe.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="change fields")
@@ -48,17 +48,16 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    arguments = _arguments()
-    try:
-        recipe = load_recipe(arguments.recipe, arguments.set)
-        if arguments.field:
-            print(field_value(recipe, arguments.field))
+    options = _arguments()
+
+    def work() -> None:
+        recipe = load_recipe(options.recipe, options.set)
+        if options.field:
+            print(field_value(recipe, options.field))
         else:
-            print(usable_nodes(recipe, arguments.nodes, arguments.ranks_per_node, arguments.or_fewer))
-    except (ValueError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
-    return 0
+            print(usable_nodes(recipe, options.nodes, options.ranks_per_node, options.or_fewer))
+
+    return finish(work)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ random place: each sample has the same chance T / N, and in any E epochs two sam
 samples, the sum of floor(w) * N + T, and a sample occurs w times an epoch on average, to within 1 / (2 N). Where all
 weights are 1, the order is order.py's.
 
-Interleaving. A source's passes follow each other, each with its shards permuted anew, as one sequence of (parts of)
+Interleaving. A source's passes follow each other, each with its shards permuted again, as one sequence of (parts of)
 shards. The epoch is cut into as many blocks as make about `shuffle_shards` such parts a block, and each block takes
 an equal stretch of each source's sequence and permutes the samples it got: to within a sample, every block has the
 same mixture, and reading stays within about `shuffle_shards` shards and one more a source.

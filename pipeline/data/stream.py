@@ -19,7 +19,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.order import Order
 from pipeline.data.transforms import decode, random_resized_crop
 
-MAX_OPEN_TARS = 128  # more than a block of shuffle_shards has, or each sample opens its tar anew
+MAX_OPEN_TARS = 128  # more than a block of shuffle_shards has, or each sample opens its tar again
 MAX_CORRUPT_IN_A_ROW = 64
 
 

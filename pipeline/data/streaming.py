@@ -1,6 +1,6 @@
 """Shards from HTTP(S) URLs and `pipe:` commands, without a manifest: read from begin to end, through webdataset.
 
-Each worker of each rank passes endlessly over shards of its own, in an order that is drawn anew for each pass, through
+Each worker of each rank passes endlessly over shards of its own, in an order that is drawn again for each pass, through
 a buffer of `SHUFFLE_SAMPLES`. A tar is not compressed and holds `KEY.jpg` and either `KEY.json` with `key` and
 `captions`, as data_prep writes, or `KEY.txt`. A run logs at its start what streaming cannot promise (`CANNOT_PROMISE`).
 A `pipe:` command is run by the shell: it comes from the recipe, never from a manifest.

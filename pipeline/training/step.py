@@ -38,7 +38,7 @@ def train_step(
     """
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate(progress.step, recipe.run.steps, recipe.optimizer)
-    # Random draws are functions of (seed, step, rank), seeded anew each step: so there is no random state to save.
+    # Random draws are functions of (seed, step, rank), seeded again at each step: so there is no random state to save.
     torch.manual_seed(seed_of(recipe.seed, progress.step, process_group.rank(), "dropout"))
     task = cast(Task, engine.module)
     totals: dict[str, Tensor] = {}

@@ -96,7 +96,7 @@ def _read_huggingface(source: Path, own: list[str], recipe: Recipe, vision: obje
 def _notes(left: list[str], skipped: list[str]) -> list[str]:
     return [
         *(f"left to the recipe's towers: {name}" for name in left),
-        *(f"a second name or a buffer, made anew: {name}" for name in skipped),
+        *(f"a second name or a buffer, made again: {name}" for name in skipped),
     ]
 
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-STOPPED = 75
-"""Exit code after a signal: run the same command again to continue."""
+from pipeline.command_line import STOPPED, Parser
+
 NAMES = ("clip", "vision", "blip", "t5", "opt", "bert")
 
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.miniature.towers", description=__doc__)
+    parser = Parser(prog="python -m data_prep.miniature.towers", description=__doc__)
     parser.add_argument(
         "--world", type=Path, required=True, metavar="DIR", help="the drawn world; the captioner learns from its coco/"
     )

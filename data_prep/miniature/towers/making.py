@@ -1,6 +1,5 @@
 """Makes the towers one after another, each from its settings, and skips finished ones."""
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from data_prep.miniature.towers.settings import BERT, BLIP, CLIP, OPT, T5
 from data_prep.miniature.towers.t5 import train_t5
 from data_prep.miniature.towers.vision import save_timm_folder
 from data_prep.miniature.towers.vocabulary import bert_tokenizer, opt_tokenizer, t5_tokenizer
+from pipeline.files import sha256_of
 
 SIDES = (("clip", "vision", "blip"), ("t5", "opt", "bert"))
 """Vision towers and text towers: no side needs the other, so they can be made at the same time."""
@@ -74,7 +74,7 @@ def _recipe(name: str, order: Order) -> tuple[Any, dict[str, str]]:
             raise ValueError(
                 f"--world {order.world}: has no coco/dataset_coco.json; run data_prep.miniature.world first"
             )
-        made_from["annotations"] = hashlib.sha256(order.annotations.read_bytes()).hexdigest()
+        made_from["annotations"] = sha256_of(order.annotations)
     return settings, made_from
 
 

@@ -140,7 +140,7 @@ def test_following_the_advice_makes_it_fit(configs: Path) -> None:
     [
         (["--gpu", "tpu-v4", "--gpus", "16"], 2,
          f"--gpu tpu-v4: is not in the table of pipeline/cost/gpus.py; there are {', '.join(known())}"),
-        (["--gpu", "a100-40gb", "--gpus", "0"], 2, "--gpus 0: must be at least 1"),
+        (["--gpu", "a100-40gb", "--gpus", "0"], 2, "argument --gpus: '0' is not a whole number above 0"),
         (["--gpu", "a100-40gb", "--gpus", "16", "--utilisation", "1.5"], 2, "--utilisation 1.5"),
         (["--gpu", "a100-40gb", "--gpus", "16", "--caption-tokens", "99"], 1, "--caption-tokens 99: captions are cut"),
         (["--gpu", "a100-40gb", "--gpus", "16", "--json", "no/where.json"], 1, "--json no/where.json: is a folder"),
