@@ -1,8 +1,9 @@
 """Troubleshooting pages: every error line that a room's code can print is on its page, and every row is such a line.
 
 A message is read from the source: what it raises as ValueError (or a class of its own made of one), gives to
-`parser.error`, or prints after `error: `. What varies in it is `…`. A row covers it when the row's code span is the
-message, with `…` for anything.
+`parser.error`, or prints after `error: `; argparse's own error for the value of a flag counts too. What varies in it is
+`…`. A row covers it when the row's code span is the message, with `…` for anything. Rows in bold are lines of Python or
+of other programs, which no source here holds.
 """
 
 import ast
@@ -22,13 +23,13 @@ def _sources(room: str) -> list[tuple[Path, ast.Module]]:
 
 
 def _error_classes() -> set[str]:
-    """ValueError, and the project's classes that are made of it or of OSError."""
+    """ValueError, ArgumentTypeError, and the project's classes that are made of ValueError or of OSError."""
     trees = [tree for room in ("pipeline", "data_prep", "eval") for _, tree in _sources(room)]
     classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     found = {"ValueError", "OSError"}
     for _ in range(3):  # as deep as classes are made of one another
         found |= {each.name for each in classes if {ast.unparse(base) for base in each.bases} & found}
-    return found - {"OSError"}
+    return found - {"OSError"} | {"ArgumentTypeError"}
 
 
 ERRORS = _error_classes()
@@ -95,6 +96,9 @@ def test_rows_say_something_and_say_it_once(room: str, page: str) -> None:
     assert all(len(re.findall(r"\w", row)) >= 5 for row in rows)
     lines = [line for line in (ROOT / page).read_text().splitlines() if line.startswith("| `")]
     assert all(line.count(" | ") == 2 and line.endswith(" |") for line in lines), "line, meaning, what to do"
+    assert not [line for line in lines if re.search(r"(?<!\.)\. \|", line.partition("` |")[2])], (
+        "no full stop ends a cell"
+    )
 
 
 def test_a_row_covers_a_message_where_their_constant_texts_agree() -> None:
