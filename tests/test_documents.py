@@ -1,5 +1,6 @@
-"""How the documents read, and that what they name exists: links, commands, flags, recipe fields, files."""
+"""How the documents read, that what they name exists (links, commands, flags, files), and that trees are whole."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,36 @@ def test_every_program_and_the_scripts_have_a_page_that_the_readme_links() -> No
     text = README.read_text()
     for room in ("data_prep", "pipeline", "eval", "slurm", "tests", "data_prep/miniature"):
         assert (ROOT / room / "README.md").is_file() and f"({room}/README.md)" in text, room
+
+
+def _sources(hall: str) -> set[str]:
+    """The Python files of a hall as paths below it, without those of a hall inside it."""
+    files = {str(path.relative_to(ROOT / hall)) for path in (ROOT / hall).rglob("*.py") if path.stem != "__init__"}
+    return {name for name in files if not name.startswith("miniature/")}
+
+
+def _tree_of(hall: str) -> dict[str, str]:
+    """What the section "Files" of a hall's README says, by the folder that a line belongs to ("" for the top)."""
+    section = (ROOT / hall / "README.md").read_text().partition("\n## Files\n")[2].partition("\n## ")[0]
+    block = section.partition("```text\n")[2].partition("\n```")[0]
+    tree, folder = {"": ""}, ""
+    for line in block.splitlines():
+        if not line.startswith(" "):
+            opened = re.match(r"([\w/]+/)(?: |$)", line)
+            folder = opened[1] if opened else ""
+        tree[folder] = f"{tree.get(folder, '')} {line}"
+    return tree
+
+
+@pytest.mark.parametrize("hall", ["data_prep", "data_prep/miniature", "pipeline", "eval"])
+def test_the_tree_of_a_hall_names_every_source_file(hall: str) -> None:
+    tree = _tree_of(hall)
+    missing = []
+    for name in sorted(_sources(hall)):
+        folder, _, file = name.rpartition("/")
+        if file not in re.findall(r"\w+\.py", tree.get(f"{folder}/" if folder else "", "")):
+            missing.append(name)
+    assert not missing, f"{hall}/README.md, Files, leaves out {' '.join(missing)}"
 
 
 def test_the_pictures_are_small() -> None:
