@@ -13,6 +13,7 @@ MEAN_WORDS, MOST_WORDS = 18, 40  # of a sentence
 DOCUMENTS = documents()
 OF_TODAY = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]  # which also names what was renamed
 PICTURE_BYTES = 300_000
+SOURCES = (".py", ".html", ".css", ".yaml")
 
 
 def _name(path: Path) -> str:
@@ -48,9 +49,9 @@ def test_every_program_and_the_scripts_have_a_page_that_the_readme_links() -> No
 
 
 def _sources(hall: str) -> set[str]:
-    """The Python files of a hall as paths below it, without those of a hall inside it."""
-    files = {str(path.relative_to(ROOT / hall)) for path in (ROOT / hall).rglob("*.py") if path.stem != "__init__"}
-    return {name for name in files if not name.startswith("miniature/")}
+    """The source files of a hall as paths below it, without those of a hall inside it."""
+    files = [path for path in (ROOT / hall).rglob("*.*") if path.suffix in SOURCES and path.stem != "__init__"]
+    return {name for path in files if not (name := str(path.relative_to(ROOT / hall))).startswith("miniature/")}
 
 
 def _tree_of(hall: str) -> dict[str, str]:
@@ -71,8 +72,8 @@ def test_the_tree_of_a_hall_names_every_source_file(hall: str) -> None:
     tree = _tree_of(hall)
     missing = []
     for name in sorted(_sources(hall)):
-        folder, _, file = name.rpartition("/")
-        if file not in re.findall(r"\w+\.py", tree.get(f"{folder}/" if folder else "", "")):
+        folder = f"{name.split('/')[0]}/" if "/" in name else ""
+        if name.rpartition("/")[2] not in tree.get(folder, "").split():
             missing.append(name)
     assert not missing, f"{hall}/README.md, Files, leaves out {' '.join(missing)}"
 
