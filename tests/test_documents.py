@@ -1,5 +1,6 @@
-"""How the documents read, and that what they name exists: links, commands, flags, recipe fields, files."""
+"""How the documents read, that what they name exists (links, commands, flags, files), and that trees are whole."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ MEAN_WORDS, MOST_WORDS = 18, 40  # of a sentence
 DOCUMENTS = documents()
 OF_TODAY = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]  # which also names what was renamed
 PICTURE_BYTES = 300_000
+SOURCES = (".py", ".html", ".css", ".yaml")
 
 
 def _name(path: Path) -> str:
@@ -44,6 +46,36 @@ def test_every_program_and_the_scripts_have_a_page_that_the_readme_links() -> No
     text = README.read_text()
     for room in ("data_prep", "pipeline", "eval", "slurm", "tests", "data_prep/miniature"):
         assert (ROOT / room / "README.md").is_file() and f"({room}/README.md)" in text, room
+
+
+def _sources(hall: str) -> set[str]:
+    """The source files of a hall as paths below it, without those of a hall inside it."""
+    files = [path for path in (ROOT / hall).rglob("*.*") if path.suffix in SOURCES and path.stem != "__init__"]
+    return {name for path in files if not (name := str(path.relative_to(ROOT / hall))).startswith("miniature/")}
+
+
+def _tree_of(hall: str) -> dict[str, str]:
+    """What the section "Files" of a hall's README says, by the folder that a line belongs to ("" for the top)."""
+    section = (ROOT / hall / "README.md").read_text().partition("\n## Files\n")[2].partition("\n## ")[0]
+    block = section.partition("```text\n")[2].partition("\n```")[0]
+    tree, folder = {"": ""}, ""
+    for line in block.splitlines():
+        if not line.startswith(" "):
+            opened = re.match(r"([\w/]+/)(?: |$)", line)
+            folder = opened[1] if opened else ""
+        tree[folder] = f"{tree.get(folder, '')} {line}"
+    return tree
+
+
+@pytest.mark.parametrize("hall", ["data_prep", "data_prep/miniature", "pipeline", "eval"])
+def test_the_tree_of_a_hall_names_every_source_file(hall: str) -> None:
+    tree = _tree_of(hall)
+    missing = []
+    for name in sorted(_sources(hall)):
+        folder = f"{name.split('/')[0]}/" if "/" in name else ""
+        if name.rpartition("/")[2] not in tree.get(folder, "").split():
+            missing.append(name)
+    assert not missing, f"{hall}/README.md, Files, leaves out {' '.join(missing)}"
 
 
 def test_the_pictures_are_small() -> None:
