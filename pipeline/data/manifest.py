@@ -73,11 +73,11 @@ class ManifestFile(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
     format: Literal["blip2-manifest/1"]
-    samples: Any = None
+    samples: Count | None = None
     """The sum over the shards; `data_prep.verify` compares it."""
-    captions: Any = None
+    captions: Count | None = None
     """The sum over the shards; `data_prep.verify` compares it."""
-    dropped: Any = None
+    dropped: dict[str, dict[str, int]] | None = None
     """Source -> reason -> samples that were dropped; manifests before it was written have none."""
     empty_shards: tuple[Shard, ...] = ()
     """Shards that lost all their samples: readers skip them, their losses are counted."""

@@ -22,7 +22,8 @@ PAGE = Path(ledger.__file__).parents[1] / "MANIFEST.md"
 TYPES: dict[Any, str] = {
     str: "text",
     int: "whole number",
-    Any: "any",
+    int | None: "whole number or null",
+    dict[str, dict[str, int]] | None: "object of objects or null",
     dict[str, Any]: "object",
     dict[str, str]: "object of texts",
     dict[str, int]: "object of whole numbers",
