@@ -115,7 +115,9 @@ def test_a_picture_name_that_leads_out_of_the_folder_is_refused(
 @pytest.mark.parametrize("content", ["[]", "null", "{}", '{"images": 5}', '{"images": [null]}', '{"images": [[1]]}'])
 def test_a_task_that_eval_run_did_not_write_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "task.json").write_text(content)
-    with pytest.raises(ValueError, match=r"task\.json: is not a task\.json of eval\.run \(.+\); remove .+ to start again"):
+    with pytest.raises(
+        ValueError, match=r"task\.json: is not a task\.json of eval\.run \(.+\); remove .+ to start again"
+    ):
         TaskFolder(tmp_path).adopt({"task": "vqa"})
 
 
