@@ -70,4 +70,4 @@ def test_prompts_of_one_length_tell_nothing_of_padding(
     path.write_text(json.dumps(content))
     assert main(["--weights", str(checkpoints["opt"]), "--data", str(folder)]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: --samples 40: padding was not tested") and error.count("\n") == 1
+    assert error.startswith("error: --samples 4: padding was not tested") and error.count("\n") == 1

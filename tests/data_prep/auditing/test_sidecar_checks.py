@@ -137,7 +137,7 @@ SPOILERS: dict[str, tuple[Callable[[Path], object], list[tuple[str, str]]]] = {
     "forged models": (forge_provenance(models={"captioner": "x"}), [("receipt", RECEIPT)]),
     "forged source": (forge_first(source="coco"), [("source", TAR), ("source", TAR)]),
     "forged samples": (forge(lambda c: c.update(samples=1)), [("totals", "train.json")]),
-    "forged captions": (forge(lambda c: c.update(captions=True)), [("totals", "train.json")]),
+    "forged captions": (forge(lambda c: c.update(captions=1)), [("totals", "train.json")]),
     "forged drops": (forge(lambda c: c.update(dropped={})), [("totals", "train.json")]),
     "no ledger": (lambda w: ledger_path(raw(w)).unlink(), [("ledger", LEDGER)]),
     "spoilt ledger": (lambda w: ledger_path(raw(w)).write_bytes(b"PAR1"), [("ledger", LEDGER)]),

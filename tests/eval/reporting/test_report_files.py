@@ -118,7 +118,7 @@ def test_half_a_character_is_named_with_its_entry(folder: Path, capsys: pytest.C
     (folder / "r.html").unlink()
     samples.write_text(samples.read_text().replace(r"\ud83d\ude00", r"\ud83d", 1))
     error = refusal(folder, capsys)
-    assert "per_sample.jsonl: line 1 is no JSON object (image_id 0 holds half a character" in error
+    assert "per_sample.jsonl: line 1 is not a JSON object (image_id 0 holds a lone surrogate" in error
 
     from eval.score import main as score
 
@@ -127,7 +127,7 @@ def test_half_a_character_is_named_with_its_entry(folder: Path, capsys: pytest.C
     annotations = json.loads((folder / "task.json").read_text())["annotations"]
     files = ["--predictions", str(predictions), "--annotations", annotations, "--output", str(folder / "m.json")]
     assert score(["nocaps", *files]) == 1
-    assert f"{predictions}: not readable as JSON (image_id 0 holds half a character" in capsys.readouterr().err
+    assert f"{predictions}: not readable as JSON (image_id 0 holds a lone surrogate" in capsys.readouterr().err
 
 
 def test_a_folder_whose_name_is_no_unicode_is_shown(folder: Path) -> None:

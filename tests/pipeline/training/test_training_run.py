@@ -85,14 +85,14 @@ def train_until_killed_in_a_step(arguments: list[str]) -> None:
 
 def train_until_killed_in_a_save(arguments: list[str]) -> None:
     """Rank 0 is killed in the save of step 4, when everything but COMPLETE is written."""
-    write = checkpoint._replace_file
+    write = checkpoint.replace_file
 
     def write_of_death(path: Path, text: str) -> None:
         if path.name == "COMPLETE" and path.parent.name == "step_00000004":
             os.kill(os.getpid(), signal.SIGKILL)
         write(path, text)
 
-    with mock.patch.object(checkpoint, "_replace_file", write_of_death):
+    with mock.patch.object(checkpoint, "replace_file", write_of_death):
         train_here(arguments)
 
 
