@@ -5,21 +5,63 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the R rows of a packed tensor [R, X] stand in a padded one [B, N, X]. `flat_R` counts b * N + n."""
+
+    flat_R: Tensor
+    batch: int
+    rows: int
+
+    def pad(self, packed_RX: Tensor) -> Tensor:
+        """[R, X] -> [B, N, X], zero where no row stands."""
+        zeros = packed_RX.new_zeros((self.batch * self.rows, packed_RX.shape[1]))
+        return zeros.index_copy(0, self.flat_R, packed_RX).view(self.batch, self.rows, -1)
+
+    def pack(self, padded_BNX: Tensor) -> Tensor:
+        """[B, N, X] -> [R, X]."""
+        return padded_BNX.flatten(0, 1).index_select(0, self.flat_R)
+
+
+def true_places(mask_BN: Tensor, count: int | None) -> Places:
+    """Where a mask is true. With `count`, how often that is, the host need not wait for the device."""
+    flat = mask_BN.flatten()
+    found = flat.nonzero() if count is None else torch.nonzero_static(flat, size=count)
+    return Places(found[:, 0], *mask_BN.shape)
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """int64 ids [B, L] and bool is_token [B, L]; usually padded on the right. L may be 0."""
+    """int64 ids [B, L] and bool is_token [B, L]; usually padded on the right. L may be 0.
+
+    `count` is the number of real tokens, where the host knows it.
+    """
 
     ids: Tensor
     is_token: Tensor
+    count: int | None = None
 
     def to(self, device: str) -> "Tokens":
-        return Tokens(self.ids.to(device, non_blocking=True), self.is_token.to(device, non_blocking=True))
+        return Tokens(self.ids.to(device, non_blocking=True), self.is_token.to(device, non_blocking=True), self.count)
+
+    def pin_memory(self) -> "Tokens":
+        """In page-locked memory, from which a GPU copies while the host goes on."""
+        return Tokens(self.ids.pin_memory(), self.is_token.pin_memory(), self.count)
+
+    def places(self) -> Places:
+        """Where the real tokens are."""
+        return true_places(self.is_token, self.count)
 
     def then(self, later: "Tokens") -> "Tokens":
         """Row by row, these and then the later ones (padding between them stays where it is)."""
-        return Tokens(torch.cat([self.ids, later.ids], dim=1), torch.cat([self.is_token, later.is_token], dim=1))
+        return Tokens(
+            torch.cat([self.ids, later.ids], dim=1),
+            torch.cat([self.is_token, later.is_token], dim=1),
+            _sum([self.count, later.count]),
+        )
 
     def rows(self, chosen: Sequence[int], length: int) -> "Tokens":
         """Some rows, cut to `length` tokens, the longest of them."""
@@ -30,9 +72,21 @@ class Tokens:
         """The same rows with padding up to `length`, which must not be shorter."""
         missing = length - self.ids.shape[1]
         assert missing >= 0, f"{self.ids.shape[1]} tokens do not fit {length}"
-        return Tokens(
-            torch.nn.functional.pad(self.ids, (0, missing)), torch.nn.functional.pad(self.is_token, (0, missing))
-        )
+        return Tokens(functional.pad(self.ids, (0, missing)), functional.pad(self.is_token, (0, missing)), self.count)
+
+
+def stack_tokens(parts: Sequence[Tokens]) -> Tokens:
+    """The rows of all parts, which are padded to the same length."""
+    return Tokens(
+        torch.cat([part.ids for part in parts]),
+        torch.cat([part.is_token for part in parts]),
+        _sum([part.count for part in parts]),
+    )
+
+
+def _sum(counts: Sequence[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
 
 
 def pad_tokens(rows: list[list[int]], padding_id: int) -> Tokens:
@@ -43,4 +97,4 @@ def pad_tokens(rows: list[list[int]], padding_id: int) -> Tokens:
     for index, row in enumerate(rows):
         ids[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
         is_token[index, : len(row)] = True
-    return Tokens(ids, is_token)
+    return Tokens(ids, is_token, sum(map(len, rows)))

@@ -82,7 +82,7 @@ def dry_run(task: Stage1Task | Stage2Task, batch: Any, num_ranks: int) -> DryRun
     recorder.frozen(*watched.values())
     place = StepPlace(0, 1.0, batch.target.ids.shape[1], 0, num_ranks)
     with (
-        as_one_of(num_ranks),
+        as_one_of(num_ranks, batch.target.count),
         _parts_watched(task, recorder),
         gpu_kernels(lambda: recorder.within(LOGITS)),
         recorder,

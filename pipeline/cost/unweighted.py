@@ -88,7 +88,7 @@ def caption_batch(recipe: Recipe, micro_size: int, lengths: tuple[int, int]) -> 
 
     def tokens(length: int) -> Tokens:
         ids = torch.ones((micro_size, length), dtype=torch.int64)
-        return Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
+        return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), ids.numel())
 
     size_px = recipe.vision.image_size_px
     pixels = torch.zeros((micro_size, 3, size_px, size_px), dtype=torch.uint8)

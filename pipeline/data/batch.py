@@ -22,6 +22,16 @@ class Batch:
     target: Tokens
     corrupt: int
 
+    def pin_memory(self) -> "Batch":
+        """In page-locked memory, from which a GPU copies while the host goes on. torch's loader calls it."""
+        return Batch(
+            self.pixels_B3SS.pin_memory(),
+            self.image_ids_B.pin_memory(),
+            self.context.pin_memory(),
+            self.target.pin_memory(),
+            self.corrupt,
+        )
+
     def to(self, device: str) -> "Batch":
         return Batch(
             self.pixels_B3SS.to(device, non_blocking=True),

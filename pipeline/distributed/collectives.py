@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.distributed.stopwatch import STOPWATCH
+from pipeline.tokens import true_places
 
 
 class RankFaultError(ValueError):
@@ -81,24 +83,68 @@ def any_rank(flag: bool) -> bool:
     return any(row[0] for row in gather_integers([int(flag)]))
 
 
-@STOPWATCH.collective
-def exchange_rows(local_BX: Tensor, wanted_B: Tensor) -> Tensor:
-    """Rows of the joined batch, by global index: out[i] = joined[wanted[i]], joined = all ranks' rows in rank order.
+@dataclass
+class Exchange:
+    """Rows of the joined batch on their way to the ranks that want them; see `start_exchange`."""
 
-    Every rank asks for B rows and is sent just those: the bytes that a rank receives do not grow with W.
-    wanted_B is int64 in [0, W*B). No gradient flows. One host synchronisation (the split sizes).
+    wanted_B: Tensor
+    wanted_WB: Tensor
+    sizes: "HostNumbers"
+
+    @property
+    def number(self) -> int:
+        """The number that was sent to the host with the sizes."""
+        return self.sizes.values()[0]
+
+    @STOPWATCH.collective
+    def rows(self, local_BX: Tensor) -> Tensor:
+        """out[i] = joined[wanted[i]], joined = all ranks' rows in rank order. No gradient flows.
+
+        Every rank is sent just the rows that it wants: the bytes that a rank receives do not grow with W.
+        """
+        local_BX = local_BX.detach()
+        if _alone():
+            return local_BX[self.wanted_B]
+        own, rows = dist.get_rank(), local_BX.shape[0]
+        counts = self.sizes.values()[1:]
+        send_counts, receive_counts = counts[: len(counts) // 2], counts[len(counts) // 2 :]
+        from_rank_WB = self.wanted_WB // rows
+        mine = true_places(from_rank_WB == own, sum(send_counts)).flat_R
+        sent = local_BX[self.wanted_WB.flatten()[mine] % rows]
+        received = local_BX.new_empty((self.wanted_B.shape[0], *local_BX.shape[1:]))
+        dist.all_to_all_single(received, sent, receive_counts, send_counts)
+        out = torch.empty_like(received)
+        out[torch.argsort(from_rank_WB[own], stable=True)] = received
+        return out
+
+
+def start_exchange(wanted_B: Tensor, number: Tensor) -> Exchange:
+    """Begin to ask all ranks for rows of the joined batch, by global index: int64 in [0, W*B), B of them on every rank.
+
+    What the host must know, the sizes of what it sends and receives, goes there in the background, and so does a
+    `number` of the caller's: the host waits for both when they are used. Give the device other work in between.
     """
-    local_BX = local_BX.detach()
     if _alone():
-        return local_BX[wanted_B]
-    world, own, rows = dist.get_world_size(), dist.get_rank(), local_BX.shape[0]
+        return Exchange(wanted_B, wanted_B[None], HostNumbers(number[None]))
+    world, own = dist.get_world_size(), dist.get_rank()
     wanted_WB = gather_rows(wanted_B[None])
-    from_rank_WB = wanted_WB // rows
-    send_counts = (from_rank_WB == own).sum(dim=1).tolist()
-    receive_counts = torch.bincount(from_rank_WB[own], minlength=world).tolist()
-    sent = local_BX[wanted_WB[from_rank_WB == own] % rows].contiguous()
-    received = local_BX.new_empty((wanted_B.shape[0], *local_BX.shape[1:]))
-    dist.all_to_all_single(received, sent, receive_counts, send_counts)
-    out = torch.empty_like(received)
-    out[torch.argsort(from_rank_WB[own], stable=True)] = received
-    return out
+    from_rank_WB = wanted_WB // wanted_B.shape[0]
+    send_counts = (from_rank_WB == own).sum(dim=1)
+    receive_counts = (from_rank_WB[own] == torch.arange(world, device=wanted_B.device)[:, None]).sum(dim=1)
+    return Exchange(wanted_B, wanted_WB, HostNumbers(torch.cat([number[None], send_counts, receive_counts])))
+
+
+class HostNumbers:
+    """Integers of a device's tensor on their way to the host."""
+
+    def __init__(self, values_N: Tensor) -> None:
+        self._copy = values_N.to("cpu", non_blocking=True)
+        self._copied = torch.cuda.Event() if values_N.is_cuda else None  # type: ignore[no-untyped-call]
+        if self._copied:
+            self._copied.record()
+
+    def values(self) -> list[int]:
+        """The integers, once they have come."""
+        if self._copied:
+            self._copied.synchronize()
+        return [int(value) for value in self._copy.tolist()]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -23,16 +24,29 @@ def replaced(module: ModuleType, functions: dict[str, Any]) -> Iterator[None]:
             setattr(module, name, function)
 
 
+@dataclass(frozen=True)
+class _NoExchange:
+    """An exchange that sends nothing. `number` is what the caller expects to be told."""
+
+    number: int
+
+    def rows(self, local_BX: Tensor) -> Tensor:
+        _sent, received = local_BX.detach().clone(), local_BX.detach().clone()
+        return received.clone()  # all three live at once in the real exchange, too
+
+
 @contextmanager
-def as_one_of(num_ranks: int) -> Iterator[None]:
-    """Inside the block, gathers and exchanges of rows have the sizes of so many ranks, and values without meaning."""
+def as_one_of(num_ranks: int, number: int) -> Iterator[None]:
+    """Inside the block, gathers and exchanges of rows have the sizes of so many ranks, and values without meaning.
+
+    `number` is the one that goes to the host with an exchange.
+    """
 
     def gather_rows(local_BX: Tensor) -> Tensor:
         return local_BX.new_empty((num_ranks * local_BX.shape[0], *local_BX.shape[1:]))
 
-    def exchange_rows(local_BX: Tensor, _wanted_B: Tensor) -> Tensor:
-        _sent, received = local_BX.detach().clone(), local_BX.detach().clone()
-        return received.clone()  # all three live at once in the real exchange, too
+    def start_exchange(_wanted_B: Tensor, _number: Tensor) -> _NoExchange:
+        return _NoExchange(number)
 
-    with replaced(collectives, {"gather_rows": gather_rows, "exchange_rows": exchange_rows}):
+    with replaced(collectives, {"gather_rows": gather_rows, "start_exchange": start_exchange}):
         yield

@@ -9,7 +9,8 @@ from pipeline.config import QFormer as QFormerSettings
 from pipeline.config import Recipe
 from pipeline.models.language import LanguageTower, language_width
 from pipeline.models.loading import not_loaded
-from pipeline.models.qformer import QFormer, QFormerShape
+from pipeline.models.qformer import QFormer
+from pipeline.models.qformer_layer import QFormerShape
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.stage2 import Stage2Bridge
 from pipeline.models.vision import vision_width

@@ -69,7 +69,7 @@ class RetrievalModel:
     def embed_texts(self, texts: Tokens) -> Tensor:
         """Texts -> unit-length features [B, E]."""
         with self._autocast():
-            return self.bridge.embed_text(texts.ids, texts.is_token)
+            return self.bridge.embed_text(texts)
 
     @torch.no_grad()
     def match_logits(self, frozen_PI: Tensor, batches: Sequence[Tokens]) -> Tensor:
@@ -77,7 +77,8 @@ class RetrievalModel:
         values are made once."""
         with self._autocast():
             image = self.bridge.project_image(frozen_PI[None])
-            return torch.cat([self.bridge.match(image, texts.ids, texts.is_token)[:, MATCH] for texts in batches])
+            matched = [self.bridge.match([(image, len(texts.ids))], texts) for texts in batches]
+            return torch.cat(matched)[:, MATCH]
 
 
 class LanguageModel:

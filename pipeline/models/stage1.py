@@ -3,12 +3,16 @@
 Shapes: B batch, Q queries, L text tokens, P image tokens, I image width, D width, E projection width, V vocabulary.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.models.precision import at_least_fp32
-from pipeline.models.qformer import KeysValues, QFormer, QFormerShape
+from pipeline.models.qformer import QFormer
+from pipeline.models.qformer_layer import KeysValues, QFormerShape
+from pipeline.tokens import Tokens
 
 INITIAL_TEMPERATURE = 0.07  # divides the logits of ITC; learnable
 
@@ -27,20 +31,23 @@ class Stage1Bridge(nn.Module):
 
     def project_image(self, frozen_BPI: Tensor) -> list[KeysValues]:
         """The frozen tower's tokens, normalised in fp32, as each cross-attention layer's keys and values."""
-        with torch.autocast(frozen_BPI.device.type, enabled=False):
-            normalised = self.ln_vision(frozen_BPI)
-        return self.qformer.project_image(normalised)
+        return self.qformer.project_image(frozen_BPI, self.ln_vision)
 
     def embed_queries(self, query_BQD: Tensor) -> Tensor:
         """ITC's image feature: each query's projection, unit length. [B, Q, E] fp32."""
-        return functional.normalize(at_least_fp32(self.vision_proj(query_BQD)), dim=-1)
+        return functional.normalize(_in_fp32(self.vision_proj, query_BQD), dim=-1)
 
-    def embed_text(self, ids_BL: Tensor, is_token_BL: Tensor) -> Tensor:
+    def embed_text(self, text: Tokens) -> Tensor:
         """ITC's text feature: the projection of [CLS], unit length. [B, E] fp32."""
-        cls_BD = self.qformer.encode_text(ids_BL, is_token_BL)[:, 0]
-        return functional.normalize(at_least_fp32(self.text_proj(cls_BD)), dim=-1)
+        return functional.normalize(_in_fp32(self.text_proj, self.qformer.encode_text(text)[:, 0]), dim=-1)
 
-    def match(self, image: list[KeysValues], ids_BL: Tensor, is_token_BL: Tensor) -> Tensor:
-        """ITM: two-class logits, averaged over the queries. [B, 2] fp32, class 1 = match."""
-        query_BQD = self.qformer.encode_pairs(image, ids_BL, is_token_BL)
-        return at_least_fp32(self.itm_head(query_BQD)).mean(dim=1)
+    def match(self, images: Sequence[tuple[list[KeysValues], int]], text: Tokens) -> Tensor:
+        """ITM: two-class logits, averaged over the queries. [B, 2] fp32, class 1 = match. See `encode_pairs`."""
+        return _in_fp32(self.itm_head, self.qformer.encode_pairs(images, text)).mean(dim=1)
+
+
+def _in_fp32(head: nn.Linear, rows: Tensor) -> Tensor:
+    """A head's product, never in less than fp32: it is small, and ITC's temperature magnifies its rounding."""
+    with torch.autocast(rows.device.type, enabled=False):
+        product: Tensor = head(at_least_fp32(rows))
+    return product

@@ -3,10 +3,10 @@
 Shapes: B batch, Q queries, P image tokens, I image width, H language model width.
 """
 
-import torch
 from torch import Tensor, nn
 
-from pipeline.models.qformer import QFormer, QFormerShape
+from pipeline.models.qformer import QFormer
+from pipeline.models.qformer_layer import QFormerShape
 
 
 class Stage2Bridge(nn.Module):
@@ -20,8 +20,6 @@ class Stage2Bridge(nn.Module):
 
     def forward(self, frozen_BPI: Tensor) -> Tensor:
         """Frozen image tokens -> soft prompts for the language model. [B, Q, H]."""
-        with torch.autocast(frozen_BPI.device.type, enabled=False):
-            normalised = self.ln_vision(frozen_BPI)
-        query_BQD, _ = self.qformer.encode_queries(self.qformer.project_image(normalised))
+        query_BQD, _ = self.qformer.encode_queries(self.qformer.project_image(frozen_BPI, self.ln_vision))
         prompts: Tensor = self.language_projection(query_BQD)
         return prompts

@@ -1,22 +1,17 @@
-"""ITG, image-grounded text generation (paper, section 3.2). B texts, L tokens, V vocabulary."""
+"""ITG, image-grounded text generation (paper, section 3.2). S scored tokens of a batch, V vocabulary."""
 
 from torch import Tensor
 from torch.nn import functional
 
-IGNORED = -100  # label of a position that is not scored
 
+def itg_loss_sums(logits_SV: Tensor, labels_S: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each token given what is before it, summed over tokens: with label smoothing, and without.
 
-def itg_loss_sum(logits_BLV: Tensor, ids_BL: Tensor, is_token_BL: Tensor, smoothing: float) -> Tensor:
-    """Label-smoothed cross-entropy of each next token, summed over tokens; padding is not scored.
-
-    Logits at position l predict token l+1 of ids ([DEC] w1 ... wn [SEP]); they come in fp32 or wider. The sum, so that
-    a caller can divide by the tokens of all ranks and micro batches: the mean is then that of the joined batch.
+    smoothed = sum_s (1 - smoothing) * -log p(label_s) + smoothing * mean_v -log p(v). The second is only for logs: it
+    has no gradient. Logits come in fp32 or wider. A caller divides by the tokens of all ranks and micro
+    batches: the mean is then that of the joined batch.
     """
-    labels = ids_BL[:, 1:].masked_fill(~is_token_BL[:, 1:], IGNORED)
-    return functional.cross_entropy(
-        logits_BLV[:, :-1].flatten(0, 1),
-        labels.flatten(),
-        ignore_index=IGNORED,
-        label_smoothing=smoothing,
-        reduction="sum",
-    )
+    surprise_SV = -functional.log_softmax(logits_SV, dim=1)
+    exact = surprise_SV.gather(1, labels_S[:, None]).sum()
+    smoothed = exact if smoothing == 0 else (1 - smoothing) * exact + smoothing * surprise_SV.mean(dim=1).sum()
+    return smoothed, exact.detach()

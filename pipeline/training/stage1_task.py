@@ -7,16 +7,17 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipeline.config import Objectives
 from pipeline.data.batch import Batch
 from pipeline.distributed import collectives
 from pipeline.models.precision import autocast
-from pipeline.models.qformer import KeysValues
+from pipeline.models.qformer_layer import KeysValues
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.vision import VisionTower
 from pipeline.objectives import contrastive, generation, matching
-from pipeline.tokens import Tokens
+from pipeline.tokens import Tokens, stack_tokens, true_places
 from pipeline.training.faults import LossScale
 from pipeline.training.task import StepPlace, Towers
 
@@ -44,10 +45,10 @@ class Stage1Task(nn.Module):
 
     def _losses(self, batch: Batch, place: StepPlace) -> dict[str, Tensor]:
         frozen_BPI = cast(Tensor, self.towers.vision(batch.pixels_B3SS))
-        text = batch.target.padded_to(place.longest_target)  # the same length on every rank, for the exchange
+        text = _padded(batch.target, batch.target.ids.shape[1])
         image = self.bridge.project_image(frozen_BPI)
         query_BQD, query_cache = self.bridge.qformer.encode_queries(image)
-        image_BQE, text_BE = self.bridge.embed_queries(query_BQD), self.bridge.embed_text(text.ids, text.is_token)
+        image_BQE, text_BE = self.bridge.embed_queries(query_BQD), self.bridge.embed_text(text)
 
         all_texts_NE = collectives.gather_rows(text_BE)
         all_images_NQE = collectives.gather_rows(image_BQE)
@@ -60,10 +61,17 @@ class Stage1Task(nn.Module):
         temperature = self.bridge.temperature
         itc = contrastive.itc_loss(image_to_text_BN, text_to_image_BN, temperature, targets_BN)
 
-        chosen = self._draw_negatives(image_to_text_BN, text_to_image_BN, batch.image_ids_B, ids_N, place)
-        pair_logits_M2, labels_M = self._match(frozen_BPI, image, text, *chosen)
-        itg, itg_nll = self._generate(text, query_cache)
+        texts_B, images_B = self._draw_negatives(image_to_text_BN, text_to_image_BN, batch.image_ids_B, ids_N, place)
+        longest = _padded(batch.target, place.longest_target)  # the same length on every rank
+        negative_ids = collectives.gather_rows(longest.ids)[texts_B]
+        negative_is_token = collectives.gather_rows(longest.is_token)[texts_B]
+        exchange = collectives.start_exchange(images_B, negative_is_token.sum())
+        itg, itg_nll = self._generate(text, query_cache)  # between: the host waits for the exchange's sizes meanwhile
         itg = itg * place.token_weight
+        # The frozen features themselves are exchanged. The ViT is frozen, so no gradient is lost.
+        negative_image = self.bridge.project_image(exchange.rows(frozen_BPI))
+        negatives = Tokens(negative_ids, negative_is_token, exchange.number)
+        pair_logits_M2, labels_M = self._match(image, negative_image, longest, negatives)
         itm = matching.itm_loss(pair_logits_M2, labels_M)
         weights = self.settings
         return {
@@ -93,24 +101,15 @@ class Stage1Task(nn.Module):
         return texts, images
 
     def _match(
-        self,
-        frozen_BPI: Tensor,
-        image: list[KeysValues],
-        text: Tokens,
-        negative_texts_B: Tensor,
-        negative_images_B: Tensor,
+        self, image: list[KeysValues], negative_image: list[KeysValues], text: Tokens, negative_text: Tokens
     ) -> tuple[Tensor, Tensor]:
         """Logits and labels of the 3B pairs: (image, text), (image, negative text), (negative image, text)."""
-        negative_ids = collectives.gather_rows(text.ids)[negative_texts_B]
-        negative_is_token = collectives.gather_rows(text.is_token)[negative_texts_B]
-        # The frozen features themselves are exchanged. The ViT is frozen, so no gradient is lost.
-        negative_image = self.bridge.project_image(collectives.exchange_rows(frozen_BPI, negative_images_B))
-        ids, is_token = torch.cat([text.ids, negative_ids]), torch.cat([text.is_token, negative_is_token])
-        own_image_logits = self.bridge.match(image, ids, is_token)
-        negative_image_logits = self.bridge.match(negative_image, text.ids, text.is_token)
-        labels = own_image_logits.new_zeros(3 * len(frozen_BPI), dtype=torch.int64)
-        labels[: len(frozen_BPI)] = matching.MATCH
-        return torch.cat([own_image_logits, negative_image_logits]), labels
+        pairs = len(text.ids)
+        images = [(image, 2 * pairs), (negative_image, pairs)]
+        logits_M2 = self.bridge.match(images, stack_tokens([text, negative_text, text]))
+        labels_M = logits_M2.new_zeros(3 * pairs, dtype=torch.int64)
+        labels_M[:pairs] = matching.MATCH
+        return logits_M2, labels_M
 
     def _generate(self, text: Tokens, query_cache: list[KeysValues]) -> tuple[Tensor, Tensor]:
         """ITG's summed loss, with smoothing, and without (that one is only logged; it has no gradient).
@@ -118,6 +117,15 @@ class Stage1Task(nn.Module):
         [CLS] becomes [DEC]. The queries' keys and values come from the ITC pass.
         """
         ids = torch.cat([torch.full_like(text.ids[:, :1], self.decode_token_id), text.ids[:, 1:]], dim=1)
-        logits = self.bridge.qformer.decode_text(ids, text.is_token, query_cache)
-        smoothed = generation.itg_loss_sum(logits, ids, text.is_token, self.settings.label_smoothing)
-        return smoothed, generation.itg_loss_sum(logits.detach(), ids, text.is_token, 0.0)
+        rows_TD = self.bridge.qformer.decode_text(Tokens(ids, text.is_token, text.count), query_cache)
+        # Only rows with a next token are scored: all but one of each text.
+        has_next = functional.pad(text.is_token[:, 1:], (0, 1))
+        scored = true_places(has_next, None if text.count is None else text.count - len(ids)).flat_R
+        rows_SD = rows_TD.index_select(0, text.is_token.flatten().cumsum(0)[scored] - 1)
+        logits_SV = self.bridge.qformer.predict_tokens(rows_SD)
+        return generation.itg_loss_sums(logits_SV, ids.flatten()[scored + 1], self.settings.label_smoothing)
+
+
+def _padded(text: Tokens, length: int) -> Tokens:
+    """Padding to a multiple of 8, for which GPUs' attention with a mask needs no copies."""
+    return text.padded_to(-(-length // 8) * 8)

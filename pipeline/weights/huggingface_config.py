@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.config import Recipe
 from pipeline.models.language import language_config
-from pipeline.models.qformer import QFormerShape
+from pipeline.models.qformer_layer import QFormerShape
 from pipeline.weights.huggingface_vision import vision_config
 
 QFORMER_FIELDS = (

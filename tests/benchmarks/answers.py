@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config import Vision
 from pipeline.models.language import CausalTower, Decoding, Seq2SeqTower
-from pipeline.models.qformer import QFormerShape
+from pipeline.models.qformer_layer import QFormerShape
 from pipeline.models.stage2 import Stage2Bridge
 from pipeline.models.vision import VisionTower, build_vision
 from tests.support.tiny_towers import save_timm, word_tokenizer

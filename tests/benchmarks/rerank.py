@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.models.qformer import QFormerShape
+from pipeline.models.qformer_layer import QFormerShape
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.objectives.matching import MATCH
+from pipeline.tokens import Tokens
 
 IMAGE_WIDTH, PATCH_PX = 1408, 14
 LAVIS_TEXT_TOKENS = 35
@@ -58,8 +59,8 @@ def shared(bridge: Stage1Bridge, frozen_PI: Tensor, ids_KL: Tensor, is_token_KL:
     """As RetrievalModel.match_logits: one projection, all candidates."""
     image = bridge.project_image(frozen_PI[None])
     starts = range(0, len(ids_KL), batch)
-    parts = [bridge.match(image, ids_KL[at : at + batch], is_token_KL[at : at + batch])[:, MATCH] for at in starts]
-    return torch.cat(parts)
+    texts = [Tokens(ids_KL[at : at + batch], is_token_KL[at : at + batch]) for at in starts]
+    return torch.cat([bridge.match([(image, len(part.ids))], part)[:, MATCH] for part in texts])
 
 
 @torch.no_grad()
@@ -69,7 +70,8 @@ def pair_by_pair(bridge: Stage1Bridge, frozen_PI: Tensor, ids_KL: Tensor, is_tok
     for at in range(0, len(ids_KL), batch):
         ids, is_token = ids_KL[at : at + batch], is_token_KL[at : at + batch]
         copies_KPI = frozen_PI[None].repeat(len(ids), 1, 1)
-        parts.append(bridge.match(bridge.project_image(copies_KPI), ids, is_token)[:, MATCH])
+        images = [(bridge.project_image(copies_KPI), len(ids))]
+        parts.append(bridge.match(images, Tokens(ids, is_token))[:, MATCH])
     return torch.cat(parts)
 
 

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from pipeline.models.qformer import QFormerShape
+from pipeline.models.qformer_layer import QFormerShape
 
 Weights = dict[str, Tensor]
 

@@ -6,7 +6,7 @@ Shapes: N pairs, Q queries, L text tokens (padded), P image tokens, I image widt
 import torch
 from torch import Tensor
 
-from pipeline.models.qformer import QFormerShape
+from pipeline.models.qformer_layer import QFormerShape
 from pipeline.objectives.matching import MATCH
 from tests.reference import qformer
 from tests.reference.qformer import Weights

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.models.qformer import QFormerShape
+from pipeline.models.qformer_layer import QFormerShape
 from tests.reference import qformer
 from tests.reference.qformer import Weights
 from tests.reference.stage1 import LN_VISION_EPS

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.batch import Batch
-from pipeline.models.qformer import QFormerShape
+from pipeline.models.qformer_layer import QFormerShape
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.stage2 import Stage2Bridge
 from pipeline.tokens import pad_tokens

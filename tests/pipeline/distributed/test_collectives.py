@@ -20,7 +20,7 @@ def use_every_collective(wishes: list[list[list[int]]]) -> dict[str, object]:
     own = rows_of(rank).requires_grad_()
     collectives.barrier()
     gathered = collectives.gather_rows(own)
-    exchanged = [collectives.exchange_rows(own, torch.tensor(wish[rank])) for wish in wishes]
+    exchanged = [collectives.start_exchange(torch.tensor(wish[rank]), torch.tensor(0)).rows(own) for wish in wishes]
     return {
         "gathered": gathered,
         "booleans": collectives.gather_rows(torch.tensor([rank == 0, True])),

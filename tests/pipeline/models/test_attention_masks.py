@@ -25,16 +25,16 @@ def changed(ids_BL: Tensor, row: int, place: int) -> Tensor:
 
 
 def contrastive_outputs(bridge: Stage1Bridge, images: Tensor, text: Tokens) -> Tensor:
-    return bridge.embed_text(text.ids, text.is_token)
+    return bridge.embed_text(text)
 
 
 def matching_outputs(bridge: Stage1Bridge, images: Tensor, text: Tokens) -> Tensor:
-    return bridge.match(bridge.project_image(images), text.ids, text.is_token)
+    return bridge.match([(bridge.project_image(images), len(text.ids))], text)
 
 
 def generation_outputs(bridge: Stage1Bridge, images: Tensor, text: Tokens) -> Tensor:
     _, cache = bridge.qformer.encode_queries(bridge.project_image(images))
-    return bridge.qformer.decode_text(text.ids, text.is_token, cache)
+    return text.places().pad(bridge.qformer.predict_tokens(bridge.qformer.decode_text(text, cache)))
 
 
 @pytest.mark.parametrize("outputs", [contrastive_outputs, matching_outputs])

@@ -8,6 +8,7 @@ import torch
 from pipeline.config import QFormer as QFormerSettings
 from pipeline.models.build import build_tokenizer, load_bert, qformer_shape
 from pipeline.models.qformer import QFormer
+from pipeline.tokens import Tokens
 
 TEXTS = ["a picture of the dark blue number 7", "red", "", "the colour is light yellow : question ?"]
 
@@ -29,7 +30,7 @@ def test_text_alone_equals_berts_hidden_states(settings: QFormerSettings) -> Non
 
     encoded = build_tokenizer(settings)(TEXTS, padding=True, return_tensors="pt")
     real = encoded.attention_mask.bool()
-    found = fresh(settings, has_text=True).encode_text(encoded.input_ids, real)
+    found = fresh(settings, has_text=True).encode_text(Tokens(encoded.input_ids, real))
     bert = BertModel.from_pretrained(settings.bert).eval()
     with torch.no_grad():
         expected = bert(input_ids=encoded.input_ids, attention_mask=encoded.attention_mask).last_hidden_state

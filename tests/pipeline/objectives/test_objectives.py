@@ -82,13 +82,15 @@ def test_itm_is_two_class_cross_entropy_and_its_accuracy_of_always_no_is_two_thi
     assert float(matching.itm_accuracy(torch.tensor([[1.0, 0.0]]).expand(9, -1), labels)) == pytest.approx(2 / 3)
 
 
-def test_itg_scores_each_next_real_token() -> None:
+def test_itg_is_cross_entropy_with_and_without_smoothing() -> None:
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, 5, 11, generator=generator)
-    ids = torch.tensor([[10, 4, 5, 6, 3], [10, 7, 3, 0, 0]])
-    is_token = torch.tensor([[True] * 5, [True, True, True, False, False]])
-    found = generation.itg_loss_sum(logits, ids, is_token, 0.1)
-    rows = torch.cat([logits[0, :4], logits[1, :2]])
+    logits = torch.randn(6, 11, generator=generator, requires_grad=True)
     labels = torch.tensor([4, 5, 6, 3, 7, 3])
-    expected = functional.cross_entropy(rows, labels, label_smoothing=0.1, reduction="sum")
-    torch.testing.assert_close(found, expected)
+    for smoothing in (0.0, 0.1):
+        smoothed, exact = generation.itg_loss_sums(logits, labels, smoothing)
+        expected = functional.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
+        torch.testing.assert_close(smoothed, expected)
+        found_gradient, wanted_gradient = (torch.autograd.grad(loss, logits)[0] for loss in (smoothed, expected))
+        torch.testing.assert_close(found_gradient, wanted_gradient)
+        torch.testing.assert_close(exact, functional.cross_entropy(logits, labels, reduction="sum"))
+        assert not exact.requires_grad

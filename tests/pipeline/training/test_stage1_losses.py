@@ -119,14 +119,16 @@ def test_a_bf16_task_computes_in_bf16_by_itself_and_its_losses_in_fp32() -> None
     batch = random_batch([6, 11, 3])
     batch = Batch(batch.pixels_B3SS.float(), batch.image_ids_B, batch.context, batch.target, 0)
     bridge, seen = random_stage1().float(), {}
-    for name, module in (("vision_proj", bridge.vision_proj), ("ln_vision", bridge.ln_vision)):
+    heads = {name: getattr(bridge, name) for name in ("vision_proj", "text_proj", "itm_head")}
+    ffn = bridge.qformer.layers[0].query_ffn
+    for name, module in (heads | {"intermediate": ffn.intermediate, "layer_norm": ffn.layer_norm}).items():
         module.register_forward_hook(lambda _module, _inputs, output, name=name: seen.update({name: output.dtype}))
     task = Stage1Task(bridge, nn.Identity(), Objectives(), DECODE, "bf16")  # type: ignore[arg-type]
     exact = Stage1Task(random_stage1().float(), nn.Identity(), Objectives(), DECODE, "fp32")  # type: ignore[arg-type]
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         place = StepPlace(0, 1 / 17, 11, NEGATIVES_SEED)
         values, wanted = task(batch, place), exact(batch, place)
-    assert seen == {"vision_proj": torch.bfloat16, "ln_vision": torch.float32}
+    assert seen == dict.fromkeys([*heads, "layer_norm"], torch.float32) | {"intermediate": torch.bfloat16}
     for name in LOSSES:
         assert values[name].dtype == torch.float32 and not torch.equal(values[name], wanted[name])
         assert float(values[name]) == pytest.approx(float(wanted[name]), rel=0.1)

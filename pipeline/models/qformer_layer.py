@@ -1,0 +1,164 @@
+"""One layer of the Q-Former: self-attention that all rows share, cross-attention to the image, an FFN for each kind.
+
+Rows are packed: one [R, D] tensor holds those of all batch entries, without padding. Only attention sees padding.
+Shapes: B batch, Q queries, N rows of an entry with padding, P image tokens, R, T packed rows (T of text), D width,
+H heads, d width of a head, I image width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.tokens import Places
+
+KeysValues = tuple[Tensor, Tensor]  # [B, H, rows, d] each
+
+
+@dataclass(frozen=True)
+class QFormerShape:
+    """Sizes of a Q-Former; all but the image's and the queries' are those of the BERT it starts from."""
+
+    width: int
+    num_layers: int
+    num_heads: int
+    ffn_width: int
+    vocabulary: int
+    max_positions: int
+    layer_norm_eps: float
+    initializer_range: float
+    image_width: int
+    num_query_tokens: int
+    cross_attention_every: int
+    dropout: float
+
+
+class Attention(nn.Module):
+    """Multi-head attention with BERT's output projection, residual and LayerNorm."""
+
+    def __init__(self, shape: QFormerShape, source_width: int) -> None:
+        super().__init__()
+        self.num_heads, self.dropout_p = shape.num_heads, shape.dropout
+        self.query = nn.Linear(shape.width, shape.width)
+        self.key = nn.Linear(source_width, shape.width)
+        self.value = nn.Linear(source_width, shape.width)
+        self.output = nn.Linear(shape.width, shape.width)
+        self.dropout = nn.Dropout(shape.dropout)
+        self.layer_norm = nn.LayerNorm(shape.width, eps=shape.layer_norm_eps)
+
+    def project(self, rows_RD: Tensor) -> Tensor:
+        """Queries, keys and values of the same rows, by one product: [R, 3D]."""
+        parts = (self.query, self.key, self.value)
+        weight, bias = torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
+        return functional.linear(rows_RD, weight, bias)
+
+    def heads(self, projected_BNX: Tensor) -> tuple[Tensor, ...]:
+        """Each D-wide part of the last axis as heads: [B, H, N, d]."""
+        return (
+            projected_BNX.unflatten(2, (-1, self.num_heads, self.output.out_features // self.num_heads))
+            .permute(2, 0, 3, 1, 4)
+            .unbind()
+        )
+
+    def attend(self, queries_BHNd: Tensor, keys_values: KeysValues, mask: Tensor | None) -> Tensor:
+        """What each query row reads: [B, N, D]."""
+        dropout_p = self.dropout_p if self.training else 0.0
+        read = functional.scaled_dot_product_attention(queries_BHNd, *keys_values, attn_mask=mask, dropout_p=dropout_p)
+        return read.transpose(1, 2).flatten(2)
+
+    def finish(self, read_RD: Tensor, rows_RD: Tensor) -> Tensor:
+        """Output projection, dropout, residual and LayerNorm."""
+        normed: Tensor = self.layer_norm(rows_RD + self.dropout(self.output(read_RD)))
+        return normed
+
+    def attend_images(self, rows_RD: Tensor, images: Sequence[tuple[KeysValues, int]]) -> Tensor:
+        """Query rows read images. Each part of `images` is for so many entries, in order: entry i of a part reads image
+        i modulo the part's images."""
+        entries = sum(count for _, count in images)
+        [queries_BHQd] = self.heads(self.query(rows_RD).unflatten(0, (entries, -1)))
+        read = [
+            self._attend_in_groups(queries, keys_values)
+            for queries, (keys_values, _) in zip(queries_BHQd.split([n for _, n in images]), images, strict=True)
+        ]
+        return self.finish((read[0] if len(read) == 1 else torch.cat(read)).flatten(0, 1), rows_RD)
+
+    def _attend_in_groups(self, queries_BHQd: Tensor, keys_values: KeysValues) -> Tensor:
+        """Fold k groups of entries that read the same images into the rows of one: nothing is copied k times."""
+        images = keys_values[0].shape[0]
+        groups = queries_BHQd.shape[0] // images
+        if groups == 1:
+            return self.attend(queries_BHQd, keys_values, None)
+        folded = queries_BHQd.unflatten(0, (groups, images)).permute(1, 2, 0, 3, 4).flatten(2, 3)
+        read = self.attend(folded, keys_values, None)
+        return read.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1)
+
+
+class FeedForward(nn.Module):
+    """BERT's FFN with exact-erf GELU, residual and LayerNorm."""
+
+    def __init__(self, shape: QFormerShape) -> None:
+        super().__init__()
+        self.intermediate = nn.Linear(shape.width, shape.ffn_width)
+        self.output = nn.Linear(shape.ffn_width, shape.width)
+        self.dropout = nn.Dropout(shape.dropout)
+        self.layer_norm = nn.LayerNorm(shape.width, eps=shape.layer_norm_eps)
+
+    def forward(self, rows_RD: Tensor) -> Tensor:
+        hidden = self.output(functional.gelu(self.intermediate(rows_RD)))
+        normed: Tensor = self.layer_norm(rows_RD + self.dropout(hidden))
+        return normed
+
+
+class Layer(nn.Module):
+    """One layer, with a method for each pass. `cross_attention` and `text_ffn` are None where there are none."""
+
+    def __init__(self, shape: QFormerShape, has_cross_attention: bool, has_text: bool) -> None:
+        super().__init__()
+        self.self_attention = Attention(shape, shape.width)
+        self.cross_attention = Attention(shape, shape.image_width) if has_cross_attention else None
+        self.query_ffn = FeedForward(shape)
+        self.text_ffn = FeedForward(shape) if has_text else None
+
+    def read_image(self, rows_RD: Tensor, batch: int, image: KeysValues | None) -> tuple[Tensor, KeysValues]:
+        """Query rows alone [B*Q, D]. Also returns their keys and values in self-attention, for ITG."""
+        own = self.self_attention
+        queries, keys, values = own.heads(own.project(rows_RD).unflatten(0, (batch, -1)))
+        rows_RD = own.finish(own.attend(queries, (keys, values), None).flatten(0, 1), rows_RD)
+        if self.cross_attention is not None and image is not None:
+            rows_RD = self.cross_attention.attend_images(rows_RD, [(image, batch)])
+        return self.query_ffn(rows_RD), (keys, values)
+
+    def read_text(self, rows_TD: Tensor, places: Places, mask: Tensor, before: KeysValues | None) -> Tensor:
+        """Text rows alone; they also read the rows `before` them, of which keys and values are given."""
+        own = self.self_attention
+        queries, keys, values = own.heads(places.pad(own.project(rows_TD)))
+        if before is not None:
+            keys, values = (torch.cat(pair, dim=2) for pair in zip(before, (keys, values), strict=True))
+        rows_TD = own.finish(places.pack(own.attend(queries, (keys, values), mask)), rows_TD)
+        return self._feed_text(rows_TD)
+
+    def read_both(
+        self,
+        rows_RD: Tensor,
+        num_query_rows: int,
+        places: Places,
+        mask: Tensor,
+        images: Sequence[tuple[KeysValues, int]] | None,
+        is_last: bool,
+    ) -> Tensor:
+        """All query rows, then all text rows; they read each other. After the last layer the query rows alone."""
+        own = self.self_attention
+        queries, keys, values = own.heads(places.pad(own.project(rows_RD)))
+        rows_RD = own.finish(places.pack(own.attend(queries, (keys, values), mask)), rows_RD)
+        query_rows, text_rows = rows_RD[:num_query_rows], rows_RD[num_query_rows:]
+        if self.cross_attention is not None and images is not None:
+            query_rows = self.cross_attention.attend_images(query_rows, images)
+        query_rows = self.query_ffn(query_rows)
+        return query_rows if is_last else torch.cat([query_rows, self._feed_text(text_rows)])
+
+    def _feed_text(self, rows_TD: Tensor) -> Tensor:
+        assert self.text_ffn is not None, "a stage-2 Q-Former has no text path"
+        fed: Tensor = self.text_ffn(rows_TD)
+        return fed
