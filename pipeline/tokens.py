@@ -51,6 +51,10 @@ class Tokens:
         """In page-locked memory, from which a GPU copies while the host goes on."""
         return Tokens(self.ids.pin_memory(), self.is_token.pin_memory(), self.count)
 
+    def num_real(self) -> int:
+        """The number of real tokens; the host waits for the device if it does not know it."""
+        return int(self.is_token.sum()) if self.count is None else self.count
+
     def places(self) -> Places:
         """Where the real tokens are."""
         return true_places(self.is_token, self.count)

@@ -60,6 +60,7 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
     from pipeline.cost.flops import utilisation_of_one_sample_a_second
     from pipeline.data.loader import build_loader
     from pipeline.distributed import collectives
+    from pipeline.models.compiling import compile_blocks
     from pipeline.models.precision import choose_attention_kernel
     from pipeline.training import checkpoint, engine_state, loop, run_folder
     from pipeline.training.engine import build_engine
@@ -83,6 +84,9 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
         moments = checkpoint.read_optimizer(found, state)
         native.load_into(task.bridge, native.read_weights(found)[1], found)
     log.info("%s %s", *("resuming from", found) if found else ("starting from", recipe.init_weights or "scratch"))
+    gathered = ds_config["zero_optimization"]["stage"] == 3  # whose hooks stand between a module and its weights
+    language = task.towers.language.model if task.towers.language and recipe.run.layout == "replicated" else None
+    compile_blocks(recipe.run, task.towers.vision, None if gathered else task.bridge.qformer, language)
     engine = build_engine(task, recipe, ds_config)
     engine_state.restore(engine, moments, state.step - state.skipped)
     del moments

@@ -192,6 +192,10 @@ class Run(Section):
     """optimizer steps of the whole run"""
     zero: Path = Path("ds_configs/zero1.json")
     """the ZeRO policy: a file of `ds_configs/`"""
+    gradient_transport: Literal["fp32", "bf16"] = "fp32"
+    """number format in which ranks send gradients; `bf16` halves these bytes and rounds them"""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """fuse the small operations of the towers' and the Q-Former's blocks with torch.compile; `auto`: on GPUs"""
     layout: Literal["replicated", "sharded"] = "replicated"
     """`replicated`: each rank holds the whole language model; `sharded`: the ranks share it, under ZeRO-3"""
     log_every_steps: Positive = 50

@@ -14,13 +14,23 @@ from pipeline.tokens import Tokens, pad_tokens
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro batch. `context` is text that is read but not scored (only a seq2seq LM has some); `target` is scored."""
+    """A micro batch. `context` is text that is read but not scored (only a seq2seq LM has some); `target` is scored.
+
+    `frozen_BPI` are the image encoder's tokens, once it has run.
+    """
 
     pixels_B3SS: Tensor
     image_ids_B: Tensor
     context: Tokens
     target: Tokens
     corrupt: int
+    frozen_BPI: Tensor | None = None
+
+    def tensors(self) -> list[Tensor]:
+        """All of them."""
+        texts = [self.context.ids, self.context.is_token, self.target.ids, self.target.is_token]
+        frozen = [] if self.frozen_BPI is None else [self.frozen_BPI]
+        return [self.pixels_B3SS, self.image_ids_B, *texts, *frozen]
 
     def pin_memory(self) -> "Batch":
         """In page-locked memory, from which a GPU copies while the host goes on. torch's loader calls it."""

@@ -15,10 +15,12 @@ from torch.nn import functional
 from pipeline.config import Language
 from pipeline.models.beam_cache import copied_for_beams, has_plain_cache
 from pipeline.models.loading import not_loaded
+from pipeline.models.one_kernel import choose_gelu, fuse_norms
 from pipeline.models.precision import DTYPES, at_least_fp32
 from pipeline.tokens import Tokens
 
 IGNORED = -100  # label of a position that is not scored
+TAKES_4D_MASKS = ("t5", "mt5")  # encoder-decoders that add a mask of four dimensions as it is
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,14 @@ def _scored(logits_BLV: Tensor, target: Tokens) -> Tensor:
     return functional.cross_entropy(
         at_least_fp32(logits_BLV.flatten(0, 1)), labels.flatten(), ignore_index=IGNORED, reduction="sum"
     )
+
+
+def _additive_mask(mask_BN: Tensor, context: Tokens, dtype: torch.dtype) -> Tensor | None:
+    """The mask as the model itself makes it, [B, 1, 1, N]: it would first ask the device whether there is padding."""
+    if context.count == context.ids.numel():
+        return None
+    hidden_BN = torch.zeros_like(mask_BN, dtype=dtype).masked_fill(mask_BN == 0, torch.finfo(dtype).min)
+    return hidden_BN[:, None, None, :]
 
 
 class _Tower:
@@ -106,8 +116,10 @@ class CausalTower(_Tower):
     def loss_sum(self, prompts_BQH: Tensor, context: Tokens, target: Tokens) -> Tensor:
         embeddings, mask = self._inputs(prompts_BQH, context.then(target))
         length = target.ids.shape[1]
+        # Without context, padding comes last, where causal attention hides it: the model need not look for it.
+        seen = mask if context.ids.shape[1] else None
         # The language head runs only on the positions that predict the target: its logits are the largest tensor.
-        output = self.model(inputs_embeds=embeddings, attention_mask=mask, logits_to_keep=length + 1, use_cache=False)
+        output = self.model(inputs_embeds=embeddings, attention_mask=seen, logits_to_keep=length + 1, use_cache=False)
         logits_BLV = output.logits
         return _scored(logits_BLV[:, -length - 1 : -1], target)
 
@@ -144,10 +156,12 @@ class Seq2SeqTower(_Tower):
 
     def loss_sum(self, prompts_BQH: Tensor, context: Tokens, target: Tokens) -> Tensor:
         embeddings, mask = self._inputs(prompts_BQH, context)
+        own_mask = self.model.config.model_type in TAKES_4D_MASKS
+        seen = _additive_mask(mask, context, embeddings.dtype) if own_mask else mask
         labels = target.ids.masked_fill(~target.is_token, IGNORED)
         decoder_ids = self._decoder_ids(labels)
         output = self.model(
-            inputs_embeds=embeddings, attention_mask=mask, decoder_input_ids=decoder_ids, use_cache=False
+            inputs_embeds=embeddings, attention_mask=seen, decoder_input_ids=decoder_ids, use_cache=False
         )
         return _scored(output.logits, target)
 
@@ -203,6 +217,7 @@ def language_config(settings: Language) -> Any:
             raise ValueError(
                 f"language.config.{field} {value!r}: is not a valid value ({' '.join(str(error).split())})"
             ) from error
+    choose_gelu(config)
     if "t5" in config.model_type and settings.precision == "fp16":
         raise ValueError(
             f"language.precision 'fp16': the activations of {settings.name!r}, a T5, overflow to inf and NaN; use bf16"
@@ -242,6 +257,7 @@ def build_language(settings: Language, device: str) -> LanguageTower:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # any token will do: padding is masked and not scored
     model.requires_grad_(False).eval().to(device)
+    fuse_norms(model)
     if settings.activation_checkpointing:
         checkpoint_layers(model)
     if config.is_encoder_decoder:

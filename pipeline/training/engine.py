@@ -38,6 +38,8 @@ def resolve_ds_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # offloaded, the bridge is small enough for torch's AdamW
         "steps_per_print": 10**9,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the device twice a micro batch
+        **({"communication_data_type": "bf16"} if recipe.run.gradient_transport == "bf16" else {}),
     }
 
 

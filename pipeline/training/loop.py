@@ -11,10 +11,11 @@ from pipeline.distributed import process_group
 from pipeline.distributed.stopwatch import STOPWATCH
 from pipeline.training import checkpoint
 from pipeline.training.agreement import agree
+from pipeline.training.ahead import Ahead
 from pipeline.training.optimizer import learning_rate
 from pipeline.training.preemption import StopRequest
 from pipeline.training.progress import Progress
-from pipeline.training.step import steps_of, train_step
+from pipeline.training.step import train_step
 from pipeline.training.telemetry import Telemetry
 from pipeline.training.validation import Validation
 from pipeline.training.watchdog import Watchdog
@@ -39,7 +40,8 @@ def fit(parts: RunParts, progress: Progress) -> bool:
     """Train from where `progress` is to the recipe's last step. False when a signal stopped it early, all saved."""
     engine, recipe, run, validation = parts.engine, parts.recipe, parts.recipe.run, parts.validation
     passes = recipe.batch.num_passes(process_group.world_size())
-    for batches in steps_of(parts.batches, passes):
+    ahead = Ahead(parts.batches, passes, engine.device, engine.module.towers.vision)
+    for batches in ahead.steps():
         parts.watchdog.beat(progress.step)
         # One gather a step says all that ranks must know of one another: also the stop, as a signal may reach one rank.
         places, stopped = agree(engine.module, batches, recipe.seed, progress.step, parts.stop.requested)
@@ -48,7 +50,7 @@ def fit(parts: RunParts, progress: Progress) -> bool:
             log.info("stopping on a signal")
             return False
         rate = learning_rate(progress.step, run.steps, recipe.optimizer)
-        progress.advance(train_step(engine, batches, places, recipe, progress))
+        progress.advance(train_step(engine, batches, places, recipe, progress, ahead))
         parts.telemetry.advance(places[0].step_tokens(passes))
         if progress.is_due(run.log_every_steps):
             norm = float(engine.get_global_grad_norm() or 0.0)

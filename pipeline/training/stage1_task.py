@@ -3,8 +3,6 @@
 Shapes: B pairs a rank, N = W*B pairs of all ranks, Q queries, L tokens, P image tokens, I image width, E projection.
 """
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -36,7 +34,7 @@ class Stage1Task(nn.Module):
     @staticmethod
     def num_scored_tokens(batch: Batch) -> int:
         """Tokens that ITG predicts: all but the first of each text."""
-        return int(batch.target.is_token[:, 1:].sum())
+        return batch.target.num_real() - len(batch.target.ids)
 
     def forward(self, batch: Batch, place: StepPlace) -> dict[str, Tensor]:
         """The losses, `loss` their weighted sum. The mean over ranks and micro batches is the joined batch's loss."""
@@ -44,7 +42,7 @@ class Stage1Task(nn.Module):
             return self._losses(batch, place)
 
     def _losses(self, batch: Batch, place: StepPlace) -> dict[str, Tensor]:
-        frozen_BPI = cast(Tensor, self.towers.vision(batch.pixels_B3SS))
+        frozen_BPI = self.towers.image_tokens(batch)
         text = _padded(batch.target, batch.target.ids.shape[1])
         image = self.bridge.project_image(frozen_BPI)
         query_BQD, query_cache = self.bridge.qformer.encode_queries(image)

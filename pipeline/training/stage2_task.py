@@ -41,7 +41,7 @@ class Stage2Task(nn.Module):
     @staticmethod
     def num_scored_tokens(batch: Batch) -> int:
         """Every real token of the target."""
-        return int(batch.target.is_token.sum())
+        return batch.target.num_real()
 
     def forward(self, batch: Batch, place: StepPlace) -> dict[str, Tensor]:
         """The mean cross-entropy a token, `loss`. The mean over ranks and micro batches is the joined batch's loss.
@@ -49,7 +49,7 @@ class Stage2Task(nn.Module):
         Its gradient is to be that of `loss` times `loss_scale`; the bridge gets it unscaled.
         """
         with autocast(batch.pixels_B3SS.device.type, self.precision):  # the language model holds its own precision
-            prompts_BQH = self.bridge(self.towers.vision(batch.pixels_B3SS))
+            prompts_BQH = self.bridge(self.towers.image_tokens(batch))
         if prompts_BQH.requires_grad and self.loss_scale.value != 1:
             # Unscale where the gradient leaves the fp16 tower: the bridge has fp32 weights and needs no scaling.
             prompts_BQH = prompts_BQH.float()

@@ -36,6 +36,13 @@ class Towers:
     vision: nn.Module
     language: Any = None
 
+    def image_tokens(self, batch: Batch) -> Tensor:
+        """The image encoder's tokens of a micro batch, which may have been made ahead. [B, P, I]."""
+        if batch.frozen_BPI is not None:
+            return batch.frozen_BPI
+        frozen_BPI: Tensor = self.vision(batch.pixels_B3SS)
+        return frozen_BPI
+
     def fingerprints(self) -> dict[str, str]:
         """A fingerprint of each tower's weights, to notice when they have changed."""
         found = {"vision": fingerprint(self.vision)}

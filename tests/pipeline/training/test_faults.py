@@ -69,10 +69,10 @@ def hang_rank_1(arguments: list[str]) -> None:
 
     train_step = loop.train_step
 
-    def hanging(engine: Any, batches: Any, places: Any, recipe: Any, progress: Any) -> Any:
+    def hanging(engine: Any, batches: Any, places: Any, recipe: Any, progress: Any, ahead: Any) -> Any:
         if progress.step == 2 and os.environ["RANK"] == "1":
             time.sleep(600)
-        return train_step(engine, batches, places, recipe, progress)
+        return train_step(engine, batches, places, recipe, progress, ahead)
 
     with mock.patch.object(loop, "train_step", hanging), mock.patch.object(watchdog, "GRACE_S", 2.0):
         train_here(arguments)
@@ -205,12 +205,12 @@ def train_on_a_filling_disk(arguments: list[str], disk: str) -> Any:
 
     train_step, filler = loop.train_step, Path(disk) / "filler"
 
-    def filling(engine: Any, batches: Any, places: Any, recipe: Any, progress: Any) -> Any:
+    def filling(engine: Any, batches: Any, places: Any, recipe: Any, progress: Any, ahead: Any) -> Any:
         if progress.step == 2:
             with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
                 while True:
                     file.write(bytes(4096))
-        values = train_step(engine, batches, places, recipe, progress)
+        values = train_step(engine, batches, places, recipe, progress, ahead)
         if progress.step == 5:
             filler.unlink()
         return values

@@ -1,0 +1,83 @@
+"""torch.compile for the blocks of the towers and the Q-Former: the operations between two products become one kernel."""
+
+import logging
+import os
+import shutil
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from pipeline.config.sections import Run
+from pipeline.models.qformer import QFormer
+from pipeline.models.qformer_layer import Layer
+
+log = logging.getLogger(__name__)
+
+
+def compile_blocks(run: Run, vision: nn.Module, qformer: QFormer | None, language: nn.Module | None) -> None:
+    """Compile what a recipe's `run.compile` asks for, in place: names, weights and results up to rounding stay.
+
+    None stands for what is not to be compiled. Says so when this machine has no compiler; what cannot be compiled runs
+    as it is, with torch's warning.
+    """
+    if run.compile == "off" or (run.compile == "auto" and not torch.cuda.is_available()):
+        return
+    if lacking := missing_compiler():
+        log.warning("run.compile: this machine has no %s; blocks run one operation at a time, slower", lacking)
+        return
+    config: Any = torch._dynamo.config
+    config.suppress_errors, config.recompile_limit = True, 16
+    done = [f"{compile_vision(vision)} of the image encoder"]
+    if qformer is not None:
+        done.append(f"{compile_qformer(qformer)} of the Q-Former")
+    if language is not None:
+        done.append(f"{compile_language(language)} of the language model")
+    log.info("compiled blocks: %s; the first steps take some minutes", ", ".join(done))
+
+
+def missing_compiler() -> str | None:
+    """What torch.compile needs and this machine lacks, if anything."""
+    names = [os.environ.get("CXX") or os.environ.get("CC") or "", "g++", "gcc", "clang"]
+    if not any(shutil.which(name) for name in names if name):
+        return "a C++ compiler (g++)"
+    if torch.cuda.is_available():
+        try:
+            import triton  # noqa: F401
+        except ImportError:
+            return "triton"
+    return None
+
+
+def compile_vision(vision: nn.Module) -> int:
+    """Compile the blocks of an image encoder in place. Names and weights stay. Returns their number."""
+    return _compile_modules(_longest_list(vision), dynamic=False)
+
+
+def compile_language(model: nn.Module) -> int:
+    """Compile the layers of a language model in place, for texts of any length. Returns their number."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return _compile_modules([each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)], True)
+
+
+def compile_qformer(qformer: QFormer) -> int:
+    """Compile each pass of a Q-Former's layers, for texts of any length. Returns the number of layers."""
+    for each in qformer.layers:
+        layer: Any = cast(Layer, each)
+        layer.read_image = torch.compile(layer.read_image, dynamic=False)
+        layer.read_text = torch.compile(layer.read_text, dynamic=True)
+        layer.read_both = torch.compile(layer.read_both, dynamic=True)
+    return len(qformer.layers)
+
+
+def _longest_list(module: nn.Module) -> list[nn.Module]:
+    """A transformer's blocks are its longest list of modules."""
+    lists = [list(each) for each in module.modules() if isinstance(each, nn.ModuleList | nn.Sequential)]
+    return max(lists, key=len, default=[])
+
+
+def _compile_modules(modules: list[nn.Module], dynamic: bool) -> int:
+    for module in modules:
+        module.compile(dynamic=dynamic)  # type: ignore[no-untyped-call]
+    return len(modules)
