@@ -1,4 +1,4 @@
-"""torch.compile for the blocks of the towers and the Q-Former: the operations between two products become one kernel."""
+"""torch.compile for the blocks of the towers and the Q-Former: what is between two products becomes one kernel."""
 
 import logging
 import os
