@@ -217,7 +217,6 @@ def language_config(settings: Language) -> Any:
             raise ValueError(
                 f"language.config.{field} {value!r}: is not a valid value ({' '.join(str(error).split())})"
             ) from error
-    choose_gelu(config)
     if "t5" in config.model_type and settings.precision == "fp16":
         raise ValueError(
             f"language.precision 'fp16': the activations of {settings.name!r}, a T5, overflow to inf and NaN; use bf16"
@@ -229,7 +228,7 @@ def language_on_meta(settings: Language) -> Any:
     """The model's shapes without its weights. Raises ValueError in one line when its configuration is missing."""
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    config = language_config(settings)
+    config = choose_gelu(language_config(settings))
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
         with torch.device("meta"):
@@ -247,7 +246,7 @@ def build_language(settings: Language, device: str) -> LanguageTower:
     """Load the model and its tokenizer, frozen. Raises ValueError in one line when they are missing or do not fit."""
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-    config = language_config(settings)
+    config = choose_gelu(language_config(settings))
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
         model = auto_class.from_pretrained(settings.name, config=config, dtype=DTYPES[settings.precision])

@@ -10,11 +10,12 @@ ACTIVATION_FIELDS = ("dense_act_fn", "activation_function", "hidden_act")
 T5_NORMS = ("T5LayerNorm", "MT5LayerNorm")  # w * x / rms(x), as torch's rms_norm
 
 
-def choose_gelu(config: Any) -> None:
-    """GELU's tanh approximation as torch's own kernel, where the configuration names transformers' ("gelu_new")."""
+def choose_gelu(config: Any) -> Any:
+    """The configuration, with torch's own kernel of GELU's tanh approximation in the place of "gelu_new"."""
     for field in ACTIVATION_FIELDS:
         if getattr(config, field, None) == "gelu_new":
             setattr(config, field, "gelu_pytorch_tanh")
+    return config
 
 
 def fuse_norms(model: nn.Module) -> None:
