@@ -24,7 +24,7 @@ def compile_blocks(run: Run, vision: nn.Module, qformer: QFormer | None, languag
     if run.compile == "off" or (run.compile == "auto" and not torch.cuda.is_available()):
         return
     if lacking := missing_compiler():
-        log.warning("run.compile: this machine has no %s; blocks run one operation at a time, slower", lacking)
+        log.warning("run.compile: this machine lacks %s; blocks run one operation at a time, slower", lacking)
         return
     config: Any = torch._dynamo.config
     config.suppress_errors, config.recompile_limit = True, 16
