@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -23,16 +24,34 @@ def replaced(module: ModuleType, functions: dict[str, Any]) -> Iterator[None]:
             setattr(module, name, function)
 
 
+@dataclass
+class Sent:
+    """Bytes that this rank would have sent, and how often it would have exchanged rows."""
+
+    gathered: int = 0
+    exchanged: int = 0
+    exchanges: int = 0
+
+
 @contextmanager
-def as_one_of(num_ranks: int) -> Iterator[None]:
-    """Inside the block, gathers and exchanges of rows have the sizes of so many ranks, and values without meaning."""
+def as_one_of(num_ranks: int) -> Iterator[Sent]:
+    """Inside the block, gathers and exchanges of rows have the sizes of so many ranks, and values without meaning.
+
+    Laws of the traffic, W ranks: each rank sends a row that is gathered W-1 times, and a row for an exchange once in
+    (W-1)/W of all cases; before an exchange, the wanted indices are gathered.
+    """
+    sent = Sent()
 
     def gather_rows(local_BX: Tensor) -> Tensor:
+        sent.gathered += (num_ranks - 1) * local_BX.nbytes
         return local_BX.new_empty((num_ranks * local_BX.shape[0], *local_BX.shape[1:]))
 
-    def exchange_rows(local_BX: Tensor, _wanted_B: Tensor) -> Tensor:
+    def exchange_rows(local_BX: Tensor, wanted_B: Tensor) -> Tensor:
+        sent.exchanges += num_ranks > 1
+        sent.gathered += (num_ranks - 1) * wanted_B.nbytes
+        sent.exchanged += local_BX.nbytes * (num_ranks - 1) // num_ranks
         _sent, received = local_BX.detach().clone(), local_BX.detach().clone()
         return received.clone()  # all three live at once in the real exchange, too
 
     with replaced(collectives, {"gather_rows": gather_rows, "exchange_rows": exchange_rows}):
-        yield
+        yield sent
