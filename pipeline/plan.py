@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.command_line import Parser, finish, positive
 from pipeline.config import Recipe, dump_recipe, for_ranks, load_recipe
 from pipeline.cost.gpus import GIB, HOST_BANDWIDTH, Gpu, gpu_named, known
+from pipeline.cost.step_table import step_lines
 from pipeline.files import check_target, replace_file
 
 if TYPE_CHECKING:
@@ -33,7 +34,12 @@ OTHERWISE = "lower batch.micro_size"
 def text_of(plan: "Plan", recipe: Recipe, gpu: Gpu, assumed: "Assumptions") -> str:
     """The plan as text."""
     return "\n".join(
-        [*_memory_lines(plan, recipe, gpu), "", *_time_lines(plan, recipe, gpu, assumed), "", *_traffic_lines(plan)]
+        [
+            *(*_memory_lines(plan, recipe, gpu), ""),
+            *(*step_lines(plan.steps, plan.total_bytes, gpu, assumed), ""),
+            *(*_time_lines(plan, recipe, gpu, assumed), ""),
+            *_traffic_lines(plan),
+        ]
     )
 
 
@@ -63,19 +69,16 @@ def _time_lines(plan: "Plan", recipe: Recipe, gpu: Gpu, assumed: "Assumptions") 
     lines = ["FLOPs of a sample, forward and backward (a product of m x k and k x n counts 2mnk; attention counts too)"]
     lines += [f"  {part:<36}{flops / 1e9:9.1f} GFLOP" for part, flops in plan.flops.items() if flops > 5e7]
     lines += [f"  {'total':<36}{sum(plan.flops.values()) / 1e9:9.1f} GFLOP"]
-    lines += [f"step: {plan.step_s:.2f} s ({', '.join(f'{why} {s:.3f} s' for why, s in plan.seconds.items())})"]
+    causes = ", ".join(f"{cause} {seconds:.3f} s" for cause, seconds in plan.seconds.items())
+    lines += [f"at {assumed.utilisation:.0%} of the peak, a step: {plan.step_s:.2f} s ({causes})"]
     lines += [f"{recipe.run.steps} steps: {plan.days(recipe.run.steps):.1f} days"]
     lines += [
         f"  assumed: the run reaches {assumed.utilisation:.0%} of the peak {gpu.peak_flops / 1e12:.0f} TFLOP/s "
         f"({gpu.peak_fp32_flops / 1e12:.3g} in fp32); the paper trained {PAPERS_RUN[recipe.stage]} or more"
     ]
     lines += [
-        f"  assumed: captions have {assumed.caption_tokens} tokens on average; padding to the longest is not counted"
-    ]
-    lines += [
-        f"  assumed: {gpu.within_node / 1e9:.0f} GB/s a GPU within a node of {assumed.gpus_per_node}, "
-        f"{gpu.between_nodes / 1e9:.0f} GB/s between nodes, {gpu.memory_bandwidth / 1e9:.0f} GB/s of memory; nothing "
-        "overlaps; data, checkpoints and validation take no time"
+        f"  assumed: captions have {assumed.caption_tokens} tokens on average; padding to the longest is not counted; "
+        "data, checkpoints and validation take no time"
     ]
     if plan.host_bytes:
         lines += [f"  assumed: {HOST_BANDWIDTH / 1e9:.0f} GB/s to the host's memory; AdamW there takes no time"]
@@ -128,6 +131,10 @@ def write_json(path: Path, plan: "Plan", recipe: Recipe, gpu: Gpu, assumed: "Ass
         "assumed": asdict(assumed),
         "micro_size": recipe.batch.micro_size,
         **asdict(plan),
+        "steps": {
+            name: {**asdict(step), "step_s": step.step_s, "utilisation": step.utilisation}
+            for name, step in plan.steps.items()
+        },
         "total_bytes": plan.total_bytes,
         "fits": plan.total_bytes <= gpu.memory_bytes,
         "step_s": plan.step_s,
@@ -147,6 +154,9 @@ def _arguments() -> argparse.Namespace:
     gpus.add_argument("--gpu", required=True, metavar="TYPE", help=f"one of {', '.join(known())}")
     gpus.add_argument("--gpus", type=positive, required=True, metavar="N", help="number of all GPUs; each has one rank")
     gpus.add_argument("--gpus-per-node", type=positive, default=8, metavar="G", help="GPUs of a node; default: 8")
+    gpus.add_argument(
+        "--node-gbit-s", type=positive, metavar="G", help="network of a node; default: one port a GPU, see gpus.py"
+    )
     assumed = parser.add_argument_group("what to assume")
     assumed.add_argument("--utilisation", type=float, default=0.4, metavar="X", help="share of the peak; default: 0.4")
     assumed.add_argument(
@@ -175,7 +185,8 @@ def _plan(options: argparse.Namespace) -> None:
 
     recipe = for_ranks(load_recipe(options.recipe, options.set), options.gpus)
     gpu = gpu_named(options.gpu)
-    assumed = Assumptions(options.gpus, options.gpus_per_node, options.utilisation, options.caption_tokens)
+    network = options.node_gbit_s * 1e9 / 8 if options.node_gbit_s else gpu.between_nodes * options.gpus_per_node
+    assumed = Assumptions(options.gpus, options.gpus_per_node, options.utilisation, options.caption_tokens, network)
     ds_config = resolve_ds_config(recipe, options.gpus)
     if options.caption_tokens > recipe.data.max_text_tokens:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,27 +11,62 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Places:
-    """Where the R rows of a packed tensor [R, X] stand in a padded one [B, N, X]. `flat_R` counts b * N + n."""
+    """Where the R rows of a packed tensor [R, X] stand in a padded one [B, N, X].
+
+    `flat_R` counts b * N + n. `source_BN` is for each place [B, N] the packed row that stands there; where none does,
+    it is some row.
+    """
 
     flat_R: Tensor
-    batch: int
-    rows: int
+    source_BN: Tensor
 
     def pad(self, packed_RX: Tensor) -> Tensor:
-        """[R, X] -> [B, N, X], zero where no row stands."""
-        zeros = packed_RX.new_zeros((self.batch * self.rows, packed_RX.shape[1]))
-        return zeros.index_copy(0, self.flat_R, packed_RX).view(self.batch, self.rows, -1)
+        """[R, X] -> [B, N, X]. Where no row stands there is a copy of some row, whose gradient is dropped: mask it."""
+        padded: Tensor = _Pad.apply(packed_RX, self.flat_R, self.source_BN.flatten())  # type: ignore[no-untyped-call]
+        return padded.unflatten(0, self.source_BN.shape)
 
     def pack(self, padded_BNX: Tensor) -> Tensor:
         """[B, N, X] -> [R, X]."""
-        return padded_BNX.flatten(0, 1).index_select(0, self.flat_R)
+        packed: Tensor = _Pack.apply(padded_BNX.flatten(0, 1), self.flat_R)  # type: ignore[no-untyped-call]
+        return packed
+
+
+class _Pad(torch.autograd.Function):
+    """Two copies of rows, forward and backward. torch's own index_select would add up gradients, atomically."""
+
+    @staticmethod
+    def forward(context: Any, packed_RX: Tensor, flat_R: Tensor, source_M: Tensor) -> Tensor:
+        context.save_for_backward(flat_R)
+        return packed_RX.index_select(0, source_M)
+
+    @staticmethod
+    def backward(context: Any, gradient_MX: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        [flat_R] = context.saved_tensors
+        return gradient_MX.index_select(0, flat_R), None, None
+
+
+class _Pack(torch.autograd.Function):
+    """The same the other way; the gradient is zero where no row stands."""
+
+    @staticmethod
+    def forward(context: Any, padded_MX: Tensor, flat_R: Tensor) -> Tensor:
+        context.save_for_backward(flat_R)
+        context.padded_rows = padded_MX.shape[0]
+        return padded_MX.index_select(0, flat_R)
+
+    @staticmethod
+    def backward(context: Any, gradient_RX: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        [flat_R] = context.saved_tensors
+        zeros_MX = gradient_RX.new_zeros(context.padded_rows, gradient_RX.shape[1])
+        return zeros_MX.index_copy_(0, flat_R, gradient_RX), None
 
 
 def true_places(mask_BN: Tensor, count: int | None) -> Places:
     """Where a mask is true. With `count`, how often that is, the host need not wait for the device."""
     flat = mask_BN.flatten()
     found = flat.nonzero() if count is None else torch.nonzero_static(flat, size=count)
-    return Places(found[:, 0], *mask_BN.shape)
+    source_BN = (flat.cumsum(0) - 1).clamp(min=0).view(mask_BN.shape)
+    return Places(found[:, 0], source_BN)
 
 
 @dataclass(frozen=True)

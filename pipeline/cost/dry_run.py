@@ -9,9 +9,18 @@ from torch import Tensor, nn
 
 from pipeline.config import Recipe
 from pipeline.cost.gpu_kernels import gpu_kernels
+from pipeline.cost.operations import Operation
 from pipeline.cost.recorder import REST, Recorder
-from pipeline.cost.unweighted import caption_batch, unweighted_task
-from pipeline.distributed.rehearsal import as_one_of
+from pipeline.cost.unweighted import (
+    caption_batch,
+    faked,
+    mean_lengths,
+    typical_batch,
+    typical_lengths,
+    unweighted_task,
+)
+from pipeline.data.batch import Batch
+from pipeline.distributed.rehearsal import Sent, as_one_of
 from pipeline.models.loading import first_line
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.training.stage1_task import Stage1Task
@@ -36,12 +45,15 @@ class DryRun:
 
     `flops` by part, backward passes apart. Bytes: `kept` for the backward pass by part, at the end of the forward pass;
     `peak`, the most that lives at any time beside weights and their gradients; `vision_peak`, that of the vision tower.
+    `operations`: what launches kernels, in its order. `sent`: what the task's own collectives send.
     """
 
     flops: dict[str, float]
     kept: dict[str, int]
     peak: int
     vision_peak: int
+    operations: list[Operation]
+    sent: Sent
 
 
 class UnweightedRecipe:
@@ -55,34 +67,35 @@ class UnweightedRecipe:
         self.runs: dict[tuple[int, tuple[int, int], int], DryRun] = {}
 
     def run(self, micro_size: int, lengths: tuple[int, int], num_ranks: int = 1) -> DryRun:
-        """One pass of `micro_size` captions with (context, target) tokens, on one of `num_ranks` ranks."""
+        """One pass of `micro_size` captions with (context, target) tokens each, on one of `num_ranks` ranks."""
         asked = (micro_size, lengths, num_ranks)
         if asked not in self.runs:
-            try:
-                with self.mode:
-                    self.runs[asked] = dry_run(self.task, caption_batch(self.recipe, micro_size, lengths), num_ranks)
-            except Exception as error:  # each architecture has kinds of its own, as where a step depends on values
-                towers = [self.recipe.vision.name, *([self.recipe.language.name] if self.recipe.language else [])]
-                raise ValueError(
-                    f"{' with '.join(towers)}: cannot run without weights ({first_line(error)})"
-                ) from error
+            self.runs[asked] = self._run(caption_batch(self.recipe, micro_size, lengths), num_ranks, lengths[1])
         return self.runs[asked]
 
-    def image_shape(self) -> tuple[int, int]:
-        """Tokens of one image, and their width."""
-        with self.mode:
-            tokens_1PI = self.task.towers.vision(caption_batch(self.recipe, 1, (0, 1)).pixels_B3SS)
-        return int(tokens_1PI.shape[1]), int(tokens_1PI.shape[2])
+    def typical_run(self, micro_size: int, caption_tokens: int, num_ranks: int = 1) -> DryRun:
+        """One pass of captions of many lengths, `caption_tokens` on average; those of all ranks are of one law."""
+        of_all_ranks = typical_lengths(micro_size * num_ranks, caption_tokens)[-1]
+        batch = typical_batch(self.recipe, micro_size, caption_tokens)
+        return self._run(batch, num_ranks, mean_lengths(self.recipe, of_all_ranks)[1])
+
+    def _run(self, batch: Batch, num_ranks: int, longest_target: int) -> DryRun:
+        try:
+            with self.mode:
+                return dry_run(self.task, faked(batch, self.mode), num_ranks, longest_target)
+        except Exception as error:  # each architecture has kinds of its own, as where a step depends on values
+            towers = [self.recipe.vision.name, *([self.recipe.language.name] if self.recipe.language else [])]
+            raise ValueError(f"{' with '.join(towers)}: cannot run without weights ({first_line(error)})") from error
 
 
-def dry_run(task: Stage1Task | Stage2Task, batch: Any, num_ranks: int) -> DryRun:
+def dry_run(task: Stage1Task | Stage2Task, batch: Batch, num_ranks: int, longest_target: int) -> DryRun:
     """The same of a task whose tensors may be real."""
     recorder = Recorder()
     watched = {id(module): module for module in _modules(task)}
     recorder.frozen(*watched.values())
-    place = StepPlace(0, 1.0, batch.target.ids.shape[1], 0, num_ranks)
+    place = StepPlace(0, 1.0, longest_target, 0, num_ranks)
     with (
-        as_one_of(num_ranks, batch.target.count),
+        as_one_of(num_ranks, batch.target.num_real()) as sent,
         _parts_watched(task, recorder),
         gpu_kernels(lambda: recorder.within(LOGITS)),
         recorder,
@@ -95,7 +108,8 @@ def dry_run(task: Stage1Task | Stage2Task, batch: Any, num_ranks: int) -> DryRun
         recorder.part = LANGUAGE_BACKWARD if isinstance(task, Stage2Task) else BRIDGE_BACKWARD
         loss.backward()
     recorder.part = REST
-    return DryRun(dict(recorder.flops), kept, max(recorder.peaks.values()), recorder.peaks[VISION])
+    peaks = recorder.peaks
+    return DryRun(dict(recorder.flops), kept, max(peaks.values()), peaks[VISION], recorder.operations, sent)
 
 
 def _modules(task: Stage1Task | Stage2Task) -> list[nn.Module]:

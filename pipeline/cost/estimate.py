@@ -7,7 +7,9 @@ from typing import Any
 from pipeline.config import Recipe
 from pipeline.cost import states, traffic
 from pipeline.cost.dry_run import LANGUAGE, LANGUAGE_BACKWARD, LOGITS, VISION, DryRun, UnweightedRecipe
+from pipeline.cost.fusion import fused
 from pipeline.cost.gpus import GIB, HOST_BANDWIDTH, Gpu
+from pipeline.cost.step_time import LAUNCH_S, LAUNCHES_A_PARAMETER, Step, syncs_in_mid_step, work_of
 from pipeline.cost.unweighted import longest_lengths, mean_lengths
 from pipeline.cost.zero_policy import ZeroPolicy, read_policy
 
@@ -26,6 +28,7 @@ class Assumptions:
     gpus_per_node: int
     utilisation: float  # share of the peak that the arithmetic done reaches
     caption_tokens: int  # mean, for time; memory is of the longest
+    node_network: float  # bytes a second out of a node
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Plan:
     checkpoint_bytes: int
     largest_micro: int
     trained_elements: int
+    steps: dict[str, Step]  # as the code runs, and with what compiling may save
 
     @property
     def total_bytes(self) -> int:
@@ -81,7 +85,7 @@ class Planner:
     """A recipe (its accumulation decided) on GPUs of one type. Runs without weights are kept and used again."""
 
     def __init__(self, recipe: Recipe, ds_config: dict[str, Any], gpu: Gpu, assumed: Assumptions) -> None:
-        self.recipe, self.gpu, self.assumed = recipe, gpu, assumed
+        self.recipe, self.gpu, self.assumed, self.ds_config = recipe, gpu, assumed, ds_config
         self.policy: ZeroPolicy = read_policy(ds_config)
         self.unweighted = UnweightedRecipe(recipe)
         task = self.unweighted.task
@@ -135,28 +139,57 @@ class Planner:
         if self.assumed.gpus_per_node % self.policy.hpz_ranks:
             found = [replace(each, within_node=False) for each in found]
         if self.recipe.stage == 1:
-            found += traffic.stage1_features(self.recipe, self.features(), ranks, passes)
+            found += traffic.stage1_features(self.dry_run(self.recipe.batch.micro_size).sent, passes)
         return found
 
-    def features(self) -> traffic.Features:
-        tokens, width = self.unweighted.image_shape()
-        return traffic.Features(tokens, width, longest_lengths(self.recipe)[1])
+    def network_s(self, transfers: list[traffic.Transfer]) -> dict[str, float]:
+        """Seconds by purpose, when all ranks send at once."""
+        assumed = self.assumed
+        return {
+            each.purpose: traffic.seconds_of(
+                each, self.gpu, assumed.num_gpus, assumed.gpus_per_node, assumed.node_network
+            )
+            for each in transfers
+        }
+
+    def optimizer_s(self) -> float:
+        """AdamW on this rank's part, and what DeepSpeed launches for each parameter while the GPU has little to do."""
+        own = self.bridge.elements / self.assumed.num_gpus
+        if self.policy.offloads_optimizer:
+            return own * 2 * states.FP32 / HOST_BANDWIDTH
+        tensors = len(self.bridge.matrices) + len(self.bridge.vectors)
+        return own * ADAMW_BYTES / self.gpu.memory_bandwidth + tensors * LAUNCHES_A_PARAMETER * LAUNCH_S
+
+    def steps(self, transfers: list[traffic.Transfer], model_flops: float) -> dict[str, Step]:
+        """The step of the real code's operations, for captions of typical lengths; `model_flops` of one sample."""
+        micro_size = self.recipe.batch.micro_size
+        run = self.unweighted.typical_run(micro_size, self.assumed.caption_tokens, self.assumed.num_gpus)
+        vision_s = work_of((each for each in run.operations if each.part == VISION), self.gpu).seconds
+        network = self.network_s(transfers)
+        hidden_s = sum(seconds for purpose, seconds in network.items() if purpose in traffic.HIDDEN)
+        exposed = [each for each in transfers if each.purpose not in traffic.HIDDEN or hidden_s > vision_s]
+        syncs = syncs_in_mid_step(self.ds_config, self.passes)
+        return {
+            name: Step(
+                work_of(operations, self.gpu, self.passes),
+                self.optimizer_s(),
+                sum(network.values()) - min(hidden_s, vision_s),
+                syncs,
+                sum(each.num_bytes for each in exposed),
+                model_flops * micro_size * self.passes,
+                self.gpu.peak_flops,
+            )
+            for name, operations in (("eager", run.operations), ("fused", fused(run.operations)))
+        }
 
     def seconds(self, flops: dict[str, float], transfers: list[traffic.Transfer]) -> dict[str, float]:
         """A step's time by cause, as if nothing overlapped. `flops` of one sample by part."""
-        gpu, assumed = self.gpu, self.assumed
-        one_node = assumed.num_gpus <= assumed.gpus_per_node
         samples = self.recipe.batch.micro_size * self.passes
-        own = self.bridge.elements / assumed.num_gpus
-        optimizer = own * ADAMW_BYTES / gpu.memory_bandwidth
-        if self.policy.offloads_optimizer:
-            optimizer = own * 2 * states.FP32 / HOST_BANDWIDTH
-        inner = sum(each.num_bytes for each in transfers if each.within_node or one_node)
-        outer = sum(each.num_bytes for each in transfers if not (each.within_node or one_node))
+        arithmetic = sum(work / self.peak(part) for part, work in flops.items())
         return {
-            "arithmetic": samples * sum(work / self.peak(part) for part, work in flops.items()) / assumed.utilisation,
-            "optimizer": optimizer,
-            "network": inner / gpu.within_node + outer / gpu.between_nodes,
+            "arithmetic": samples * arithmetic / self.assumed.utilisation,
+            "optimizer": self.optimizer_s(),
+            "network": sum(self.network_s(transfers).values()),
         }
 
     def peak(self, part: str) -> float:
@@ -174,7 +207,6 @@ class Planner:
         flops = {part: total / least for part, total in mean.flops.items()}
         own, transfers = self.dry_run(self.recipe.batch.micro_size), self.transfers()
         ranks, host = self.assumed.num_gpus, states.bridge_states(self.bridge, self.policy, self.assumed.num_gpus).host
-        stage1 = self.recipe.stage == 1
         return Plan(
             self.memory(own),
             host,
@@ -182,8 +214,9 @@ class Planner:
             flops,
             self.seconds(flops, transfers),
             transfers,
-            traffic.gathering_all_images(self.recipe, self.features(), ranks, self.passes) if stage1 else 0,
+            own.sent.exchanged * ranks * self.passes,
             3 * states.FP32 * self.bridge.elements,
             self.largest_micro(),
             self.bridge.elements,
+            self.steps(transfers, sum(flops.values())),
         )

@@ -21,7 +21,11 @@ def gpu_kernels(losses: Callable[[], AbstractContextManager[None]]) -> Iterator[
     Cross-entropies run within `losses()`. Functions are replaced, not watched by a mode of torch's: that would be off
     in the backward pass, where checkpointed layers run again.
     """
-    cross_entropy = functional.cross_entropy
+    cross_entropy, layer_norm = functional.cross_entropy, functional.layer_norm
+
+    def layer_norm_in_fp32(values: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        """CUDA's autocast has it so, a CPU's has not."""
+        return layer_norm(values.float() if torch.is_autocast_enabled("cpu") else values, *arguments, **options)
 
     def watched_cross_entropy(*arguments: Any, **options: Any) -> Tensor:
         with losses():
@@ -31,6 +35,7 @@ def gpu_kernels(losses: Callable[[], AbstractContextManager[None]]) -> Iterator[
         "scaled_dot_product_attention": _attention,
         "dropout": _dropout,
         "cross_entropy": watched_cross_entropy,
+        "layer_norm": layer_norm_in_fp32,
     }
     with replaced(functional, kernels):
         yield

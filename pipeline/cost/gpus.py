@@ -6,12 +6,18 @@ GIB = 2**30
 HOST_BANDWIDTH = 25e9  # bytes a second to the host's memory, PCIe 4.0 x16: an assumption; for offloading
 
 
+AMPERE = (0.74, 0.42, 0.85)  # product_share, attention_share, bandwidth_share
+HOPPER = (0.66, 0.32, 0.88)
+
+
 @dataclass(frozen=True)
 class Gpu:
     """One GPU. Rates are peaks, a second: dense FLOP in bf16 or fp16 and in fp32 (not TF32), and bytes one way.
 
     `memory_bytes` is what the driver lets programs have. `between_nodes` is a rank's share of its node's network, one
     200 Gbit/s port a GPU for A100 nodes and 400 Gbit/s for later ones: an assumption, a cluster may have less.
+    `product_share` and `attention_share` of the arithmetic peak and `bandwidth_share` are what large kernels reach:
+    assumptions, from public measurements of cuBLAS, FlashAttention-2 and copies.
     """
 
     name: str
@@ -22,6 +28,9 @@ class Gpu:
     memory_bandwidth: float
     within_node: float
     between_nodes: float
+    product_share: float
+    attention_share: float
+    bandwidth_share: float
 
 
 def _gib(amount: float) -> int:
@@ -38,10 +47,21 @@ GPUS = (
         1555e9,
         300e9,
         25e9,
+        *AMPERE,
     ),
-    Gpu("a100-80gb", ("nvidia a100-sxm4-80gb", "nvidia a100 80gb"), _gib(79.2), 312e12, 19.5e12, 2039e9, 300e9, 25e9),
-    Gpu("h100-80gb", ("nvidia h100 80gb hbm3",), _gib(79.1), 989e12, 67e12, 3350e9, 450e9, 50e9),
-    Gpu("h200-141gb", ("nvidia h200",), _gib(139.7), 989e12, 67e12, 4800e9, 450e9, 50e9),
+    Gpu(
+        "a100-80gb",
+        ("nvidia a100-sxm4-80gb", "nvidia a100 80gb"),
+        _gib(79.2),
+        312e12,
+        19.5e12,
+        2039e9,
+        300e9,
+        25e9,
+        *AMPERE,
+    ),
+    Gpu("h100-80gb", ("nvidia h100 80gb hbm3",), _gib(79.1), 989e12, 67e12, 3350e9, 450e9, 50e9, *HOPPER),
+    Gpu("h200-141gb", ("nvidia h200",), _gib(139.7), 989e12, 67e12, 4800e9, 450e9, 50e9, *HOPPER),
 )
 
 

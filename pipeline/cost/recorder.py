@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
+from itertools import count
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
+from pipeline.cost.operations import Operation, operation_of
+
 REST = "the rest"
 ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_efficient_attention_backward
 MODEL_SHARE = 4 / 5  # of its products: the fifth makes the scores again, which a model's FLOPs leave out
@@ -22,7 +25,8 @@ MODEL_SHARE = 4 / 5  # of its products: the fifth makes the scores again, which 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """FLOPs by part (matrix products and attention, a product of m x k and k x n as 2mnk), and bytes that live.
 
-    Bytes are of what was made within, by the part that made it: neither weights nor what is freed again.
+    Bytes are of what was made within, by the part that made it: neither weights nor what is freed again. `operations`
+    are all that launch kernels, in their order.
     """
 
     def __init__(self) -> None:
@@ -31,21 +35,32 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.flops: defaultdict[str, float] = defaultdict(float)
         self.live: defaultdict[str, int] = defaultdict(int)
         self.peaks: defaultdict[str, int] = defaultdict(int)  # of all live bytes, while a part ran
-        self.seen = WeakIdKeyDictionary()
+        self.operations: list[Operation] = []
+        self.seen, self.numbers, self.next_number = WeakIdKeyDictionary(), WeakIdKeyDictionary(), count()
 
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
     ) -> Any:
         options = options or {}
         out = function(*arguments, **options)
-        count = flop_registry.get(function._overloadpacket)
-        if count:
+        law, work = flop_registry.get(function._overloadpacket), 0.0
+        if law:
+            work = law(*arguments, **options, out_val=out)
             share = MODEL_SHARE if function._overloadpacket is ATTENTION_BACKWARD else 1
-            self.flops[self.part] += count(*arguments, **options, out_val=out) * share
+            self.flops[self.part] += work * share
+        operation = operation_of(function, (arguments, options), out, self.part, work, self._number)
+        self.operations += [operation] if operation else []
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._note(tensor)
         return out
+
+    def _number(self, tensor: Tensor) -> int:
+        """Of the tensor's storage, for as long as that lives; no two of a run have the same."""
+        storage = tensor.untyped_storage()
+        if storage not in self.numbers:
+            self.numbers[storage] = next(self.next_number)
+        return int(self.numbers[storage])
 
     def _note(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()

@@ -6,29 +6,25 @@ twice that. Left out: a few integers a step to agree on, and what is logged.
 
 from dataclasses import dataclass
 
-from pipeline.config import Recipe
+from pipeline.cost.gpus import Gpu
 from pipeline.cost.states import FP32, Tensors
 from pipeline.cost.zero_policy import ZeroPolicy
+from pipeline.distributed.rehearsal import Sent
 
-INT64, BOOL = 8, 1  # bytes
+HIDDEN = frozenset({"gradients reduced", "weights gathered"})
+"""Purposes of what is sent while the next batch goes through the vision tower (`training/ahead.py`)."""
+NETWORK_SHARE = 0.8  # of the network's bandwidth, in large messages: an assumption
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """What a rank sends in a step. `within_node`: never over the network between nodes."""
+    """What a rank sends in a step. `within_node`: never over the network between nodes. `direct`: to the rank that
+    wants it; else round a ring, which leaves each node through one rank's port at a time, another one for each part."""
 
     purpose: str
     num_bytes: int
     within_node: bool = False
-
-
-@dataclass(frozen=True)
-class Features:
-    """Sizes that stage 1's exchanges depend on, of one sample."""
-
-    image_tokens: int
-    image_width: int
-    text_tokens: int
+    direct: bool = False
 
 
 def gradients_and_weights(
@@ -38,18 +34,22 @@ def gradients_and_weights(
 
     ZeRO-3's gathers are the most there can be: what is used again soon is not always let go of in between.
     """
-    ring, whole = (num_ranks - 1) / num_ranks, FP32 * bridge.elements
+    ring, whole, gradients = (
+        (num_ranks - 1) / num_ranks,
+        FP32 * bridge.elements,
+        policy.gradient_bytes * bridge.elements,
+    )
     if policy.stage < 3:
         reductions = passes if policy.stage == 2 else 1
         return [
-            Transfer("gradients reduced", int(2 * ring * whole * reductions)),
+            Transfer("gradients reduced", int(2 * ring * gradients * reductions)),
             Transfer("weights gathered", int(ring * whole)),
         ]
     sizes = (*bridge.matrices, *bridge.vectors)
     kept = FP32 * sum(size for size in sizes if size <= policy.persistence_threshold)
     gathered = whole - kept
     transfers = [
-        Transfer("gradients scattered", int(ring * whole * passes)),
+        Transfer("gradients scattered", int(ring * gradients * passes)),
         Transfer("weights gathered, forward", int(ring * (gathered * passes + kept))),
         _backward("weights gathered, backward", gathered, policy, num_ranks, passes),
     ]
@@ -68,19 +68,20 @@ def _backward(purpose: str, num_bytes: float, policy: ZeroPolicy, num_ranks: int
     return Transfer(purpose, int(num_bytes * passes * (ranks - 1) / ranks), within_node)
 
 
-def stage1_features(recipe: Recipe, features: Features, num_ranks: int, passes: int) -> list[Transfer]:
-    """ITC's gathers grow with the ranks; the exchange of the chosen negatives' image features does not."""
-    samples, others = recipe.batch.micro_size * passes, num_ranks - 1
-    of_image = recipe.qformer.num_query_tokens * recipe.qformer.projection_width * FP32
-    of_text = recipe.qformer.projection_width * FP32 + features.text_tokens * (INT64 + BOOL) + 2 * INT64
-    image = features.image_tokens * features.image_width * FP32
+def stage1_features(sent: Sent, passes: int) -> list[Transfer]:
+    """What the task itself sends. ITC's gathers grow with the ranks; the exchange of negatives' features does not."""
     return [
-        Transfer("ITC features and texts gathered", samples * others * (of_image + of_text)),
-        Transfer("negatives' image features exchanged", int(samples * image * others / num_ranks)),
+        Transfer("ITC features and texts gathered", sent.gathered * passes),
+        Transfer("negatives' image features exchanged", sent.exchanged * passes, direct=True),
     ]
 
 
-def gathering_all_images(recipe: Recipe, features: Features, num_ranks: int, passes: int) -> int:
-    """What a rank would send if every rank were given all image features: what the exchange is there to avoid."""
-    image = features.image_tokens * features.image_width * FP32
-    return recipe.batch.micro_size * passes * (num_ranks - 1) * image
+def seconds_of(transfer: Transfer, gpu: Gpu, num_gpus: int, gpus_per_node: int, node_network: float) -> float:
+    """Time of a transfer when all ranks send at once; `node_network`: bytes a second out of a node."""
+    inside = transfer.num_bytes / (gpu.within_node * NETWORK_SHARE)
+    if transfer.within_node or num_gpus <= gpus_per_node:
+        return inside
+    leaving = float(transfer.num_bytes)  # of a whole node, each of whose ranks sends as much
+    if transfer.direct:
+        leaving *= gpus_per_node * (num_gpus - gpus_per_node) / (num_gpus - 1)
+    return max(inside, leaving / (node_network * NETWORK_SHARE))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+SENT_BYTES = {None: 4, "fp32": 4, "fp16": 2, "bf16": 2}  # by DeepSpeed's communication_data_type
 ALIGNMENT = 2  # elements; a group of parameters is padded to this many on each rank
 
 
@@ -18,6 +19,7 @@ class ZeroPolicy:
     max_live_parameters: int
     persistence_threshold: int
     hpz_ranks: int
+    gradient_bytes: int  # of an element, as gradients are sent
 
 
 def read_policy(ds_config: dict[str, Any]) -> ZeroPolicy:
@@ -39,4 +41,5 @@ def read_policy(ds_config: dict[str, Any]) -> ZeroPolicy:
         int(zero.get("stage3_max_live_parameters", 1e9)),
         int(zero.get("stage3_param_persistence_threshold", 1e5)),
         int(zero.get("zero_hpz_partition_size", 1)),
+        SENT_BYTES[ds_config.get("communication_data_type")],
     )

@@ -43,7 +43,7 @@ def missing_compiler() -> str | None:
         return "a C++ compiler (g++)"
     if torch.cuda.is_available():
         try:
-            import triton  # noqa: F401
+            import triton  # type: ignore[import-untyped]  # noqa: F401
         except ImportError:
             return "triton"
     return None

@@ -4,6 +4,7 @@ Shapes: B batch, S image side, P image tokens, I image width, Q queries, E proje
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from pipeline.config import Recipe
 from pipeline.models.fingerprint import fingerprint, fingerprint_of_settings
 from pipeline.models.language import Decoding, LanguageTower
 from pipeline.models.precision import autocast
+from pipeline.models.qformer import PassWeights
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.stage2 import Stage2Bridge
 from pipeline.models.vision import VisionTower
@@ -40,6 +42,12 @@ class RetrievalModel:
     def _autocast(self) -> torch.autocast:
         return autocast(self.bridge.temperature.device.type, self.recipe.qformer.precision)
 
+    @cached_property
+    def weights(self) -> PassWeights:
+        """The bridge's weights as its passes want them: once, since the model is not trained."""
+        with torch.no_grad(), self._autocast():
+            return self.bridge.weights()
+
     def tokenise(self, texts: Sequence[str]) -> Tokens:
         """Texts as retrieval takes them: lower case, at most MAX_RETRIEVAL_TOKENS, padded on the right. [K, L] each."""
         encoded = self.tokenizer(
@@ -62,22 +70,23 @@ class RetrievalModel:
     def embed_images(self, frozen_BPI: Tensor) -> Tensor:
         """Frozen tokens -> unit-length query features [B, Q, E]; the cosine with a text is the largest over Q."""
         with self._autocast():
-            query_BQD, _ = self.bridge.qformer.encode_queries(self.bridge.project_image(frozen_BPI))
+            image = self.bridge.qformer.project_image(frozen_BPI, self.weights)
+            query_BQD, _ = self.bridge.qformer.encode_queries(image, self.weights)
             return self.bridge.embed_queries(query_BQD)
 
     @torch.no_grad()
     def embed_texts(self, texts: Tokens) -> Tensor:
         """Texts -> unit-length features [B, E]."""
         with self._autocast():
-            return self.bridge.embed_text(texts)
+            return self.bridge.embed_text(texts, self.weights)
 
     @torch.no_grad()
     def match_logits(self, frozen_PI: Tensor, batches: Sequence[Tokens]) -> Tensor:
         """The match logit of one picture with each of K texts, a batch of them at a time: [K]. The picture's keys and
         values are made once."""
         with self._autocast():
-            image = self.bridge.project_image(frozen_PI[None])
-            matched = [self.bridge.match([(image, len(texts.ids))], texts) for texts in batches]
+            image = self.bridge.qformer.project_image(frozen_PI[None], self.weights)
+            matched = [self.bridge.match([(image, len(texts.ids))], texts, self.weights) for texts in batches]
             return torch.cat(matched)[:, MATCH]
 
 

@@ -20,6 +20,12 @@ def choose_attention_kernel(device_type: str) -> None:
         torch.backends.cuda.enable_flash_sdp(False)  # despite its name the flag of CPUs too
 
 
+def for_products(values: Tensor) -> Tensor:
+    """In autocast's number format: done once, where several products would each cast the same values again."""
+    kind = values.device.type
+    return values.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else values
+
+
 def at_least_fp32(values: Tensor) -> Tensor:
     """bf16 and fp16 become fp32; fp32 and fp64 stay."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -7,6 +7,7 @@ once (the image's keys and values, the queries' keys and values) later passes re
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -14,9 +15,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.models import attention_masks
-from pipeline.models.precision import at_least_fp32
-from pipeline.models.qformer_layer import KeysValues, Layer, QFormerShape
+from pipeline.models.precision import at_least_fp32, for_products
+from pipeline.models.qformer_layer import KeysValues, Layer, LayerWeights, Product, QFormerShape
 from pipeline.tokens import Places, Tokens
+
+
+@dataclass(frozen=True)
+class PassWeights:
+    """The products that passes share: each layer's, and the one of all keys and values of the image."""
+
+    layers: list[LayerWeights]
+    image: Product
+    image_norm_eps: float
 
 
 class TextEmbeddings(nn.Module):
@@ -74,22 +84,28 @@ class QFormer(nn.Module):
     def _layers(self) -> list[Layer]:
         return [cast(Layer, layer) for layer in self.layers]
 
-    def project_image(self, frozen_BPI: Tensor, norm: nn.LayerNorm) -> list[KeysValues]:
-        """Keys and values of the image for each layer with cross-attention, by one product for all of them.
+    def weights(self, norm: nn.LayerNorm) -> PassWeights:
+        """The weights of all products, cast to their number format once for all passes.
 
         `norm`, the bridge's LayerNorm of the frozen tokens, is normalisation without weights, then a weight and a bias.
-        These two are folded into the product. So the backward pass needs no gradient of the (frozen) tokens: a third of
-        the product's work.
+        These two are folded into the image's product. So the backward pass needs no gradient of the (frozen) tokens: a
+        third of that product's work.
         """
         attentions = [layer.cross_attention for layer in self._layers() if layer.cross_attention is not None]
         parts = [part for attention in attentions for part in (attention.key, attention.value)]
-        with torch.autocast(frozen_BPI.device.type, enabled=False):
-            plain_BPI = functional.layer_norm(frozen_BPI.detach(), norm.normalized_shape, eps=norm.eps)
+        with torch.autocast(norm.weight.device.type, enabled=False):
             weight_XI = torch.cat([part.weight for part in parts])
             bias_X = torch.cat([part.bias for part in parts]) + weight_XI @ norm.bias
             weight_XI = weight_XI * norm.weight
-        projected = attentions[0].heads(functional.linear(plain_BPI, weight_XI, bias_X))
-        return list(zip(projected[0::2], projected[1::2], strict=True))
+        image = for_products(weight_XI), for_products(bias_X)
+        return PassWeights([layer.weights() for layer in self._layers()], image, norm.eps)
+
+    def project_image(self, frozen_BPI: Tensor, weights: PassWeights) -> list[KeysValues]:
+        """Keys and values of the image for each layer with cross-attention, by one product for all of them."""
+        with torch.autocast(frozen_BPI.device.type, enabled=False):
+            plain_BPI = functional.layer_norm(frozen_BPI.detach(), frozen_BPI.shape[-1:], eps=weights.image_norm_eps)
+        parts = self._layers()[0].self_attention.heads(functional.linear(plain_BPI, *weights.image))
+        return list(zip(parts[0::2], parts[1::2], strict=True))
 
     def _embed_queries(self, batch: int) -> Tensor:
         """[B*Q, D]; each entry has dropout of its own."""
@@ -99,28 +115,31 @@ class QFormer(nn.Module):
     def _embed_text(self, text: Tokens, places: Places) -> Tensor:
         assert self.text_embeddings is not None, "a stage-2 Q-Former has no text path"
         flat_T = places.flat_R
-        embedded = self.text_embeddings(text.ids.flatten()[flat_T], flat_T % max(1, places.rows))
+        embedded = self.text_embeddings(text.ids.flatten()[flat_T], flat_T % max(1, text.ids.shape[1]))
         rows_TD: Tensor = self.dropout(self.layer_norm(embedded))
         return rows_TD
 
-    def encode_queries(self, image: list[KeysValues]) -> tuple[Tensor, list[KeysValues]]:
+    def encode_queries(self, image: list[KeysValues], weights: PassWeights) -> tuple[Tensor, list[KeysValues]]:
         """Queries read the image, without text. Returns [B, Q, D] and each layer's query keys and values (for ITG)."""
         batch = image[0][0].shape[0]
         rows, images, cache = self._embed_queries(batch), iter(image), []
-        for layer in self._layers():
-            rows, own = layer.read_image(rows, batch, next(images) if layer.cross_attention is not None else None)
+        for layer, product in zip(self._layers(), weights.layers, strict=True):
+            read = next(images) if layer.cross_attention is not None else None
+            rows, own = layer.read_image(rows, product, batch, read)
             cache.append(own)
         return rows.unflatten(0, (batch, -1)), cache
 
-    def encode_text(self, text: Tokens) -> Tensor:
-        """Text reads text alone, both ways: [B, L, D], zero at padding."""
+    def encode_text(self, text: Tokens, weights: PassWeights) -> Tensor:
+        """Text reads text alone, both ways: [B, L, D]. Padding holds no meaning."""
         places, mask = text.places(), attention_masks.text_only(text.is_token)
         rows_TD = self._embed_text(text, places)
-        for layer in self._layers():
-            rows_TD = layer.read_text(rows_TD, places, mask, None)
+        for layer, product in zip(self._layers(), weights.layers, strict=True):
+            rows_TD = layer.read_text(rows_TD, product, places, mask, None)
         return places.pad(rows_TD)
 
-    def encode_pairs(self, images: Sequence[tuple[list[KeysValues], int]], text: Tokens) -> Tensor:
+    def encode_pairs(
+        self, images: Sequence[tuple[list[KeysValues], int]], text: Tokens, weights: PassWeights
+    ) -> Tensor:
         """Queries and text read each other, queries the image: the query rows, [B, Q, D].
 
         Each part of `images` is for so many of the B texts, in order; text i of a part goes with image i modulo the
@@ -128,7 +147,7 @@ class QFormer(nn.Module):
         """
         batch, queries = text.ids.shape[0], self.shape.num_query_tokens
         both_BN, text_places = attention_masks.queries_and_text(queries, text.is_token), text.places()
-        places = _after_queries(text_places, queries)
+        places = _after_queries(text_places, queries)  # packed: all query rows, then all text rows
         rows = torch.cat([self._embed_queries(batch), self._embed_text(text, text_places)])
         readers = iter(range(len(images[0][0])))
         for index, layer in enumerate(self._layers()):
@@ -137,16 +156,18 @@ class QFormer(nn.Module):
                 at = next(readers)
                 read = [(image[at], count) for image, count in images]
             is_last = index + 1 == len(self.layers)  # nothing reads the last layer's text rows
-            rows = layer.read_both(rows, batch * queries, places, both_BN, read, is_last)
+            product = weights.layers[index]
+            rows = layer.read_both(rows, product, batch * queries, places, both_BN, read, is_last)
         return rows.unflatten(0, (batch, -1))
 
-    def decode_text(self, text: Tokens, query_cache: list[KeysValues]) -> Tensor:
+    def decode_text(self, text: Tokens, query_cache: list[KeysValues], weights: PassWeights) -> Tensor:
         """Text reads the queries (their keys and values of `encode_queries`) and earlier text: [T, D], packed."""
         places = text.places()
         mask = attention_masks.causal_after_queries(self.shape.num_query_tokens, text.is_token)
         rows_TD = self._embed_text(text, places)
-        for layer, query_keys_values in zip(self._layers(), query_cache, strict=True):
-            rows_TD = layer.read_text(rows_TD, places, mask, query_keys_values)
+        products = weights.layers
+        for layer, product, query_keys_values in zip(self._layers(), products, query_cache, strict=True):
+            rows_TD = layer.read_text(rows_TD, product, places, mask, query_keys_values)
         return rows_TD
 
     def predict_tokens(self, rows_TD: Tensor) -> Tensor:
@@ -158,8 +179,11 @@ class QFormer(nn.Module):
 
 def _after_queries(text: Places, num_queries: int) -> Places:
     """All query rows, then all text rows, where each entry has its queries before its text."""
-    rows = num_queries + text.rows
-    starts_B = torch.arange(text.batch, device=text.flat_R.device) * rows
-    queries_R = (starts_B[:, None] + torch.arange(num_queries, device=starts_B.device)).flatten()
-    texts_T = text.flat_R + (text.flat_R // max(1, text.rows) + 1) * num_queries
-    return Places(torch.cat([queries_R, texts_T]), text.batch, rows)
+    batch, length = text.source_BN.shape
+    rows = num_queries + length
+    entries_B1 = torch.arange(batch, device=text.flat_R.device)[:, None]
+    queries_Q = torch.arange(num_queries, device=entries_B1.device)
+    texts_T = text.flat_R + (text.flat_R // max(1, length) + 1) * num_queries
+    flat_R = torch.cat([(entries_B1 * rows + queries_Q).flatten(), texts_T])
+    source_BN = torch.cat([entries_B1 * num_queries + queries_Q, text.source_BN + batch * num_queries], dim=1)
+    return Places(flat_R, source_BN)

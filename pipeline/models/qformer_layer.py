@@ -12,9 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.models.precision import for_products
 from pipeline.tokens import Places
 
 KeysValues = tuple[Tensor, Tensor]  # [B, H, rows, d] each
+Product = tuple[Tensor, Tensor]  # weight and bias of a linear layer, in the products' number format
+
+
+def product_of(*linears: nn.Linear) -> Product:
+    """The linear layers side by side, for the same rows: out widths add up."""
+    parts = [(linear.weight, linear.bias) for linear in linears]
+    weight, bias = parts[0] if len(parts) == 1 else (torch.cat(each) for each in zip(*parts, strict=True))
+    return for_products(weight), for_products(bias)
 
 
 @dataclass(frozen=True)
@@ -48,19 +57,10 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(shape.dropout)
         self.layer_norm = nn.LayerNorm(shape.width, eps=shape.layer_norm_eps)
 
-    def project(self, rows_RD: Tensor) -> Tensor:
-        """Queries, keys and values of the same rows, by one product: [R, 3D]."""
-        parts = (self.query, self.key, self.value)
-        weight, bias = torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
-        return functional.linear(rows_RD, weight, bias)
-
-    def heads(self, projected_BNX: Tensor) -> tuple[Tensor, ...]:
+    def heads(self, projected_BNX: Tensor) -> list[Tensor]:
         """Each D-wide part of the last axis as heads: [B, H, N, d]."""
-        return (
-            projected_BNX.unflatten(2, (-1, self.num_heads, self.output.out_features // self.num_heads))
-            .permute(2, 0, 3, 1, 4)
-            .unbind()
-        )
+        parts = projected_BNX.split(self.output.in_features, dim=2)
+        return [part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in parts]
 
     def attend(self, queries_BHNd: Tensor, keys_values: KeysValues, mask: Tensor | None) -> Tensor:
         """What each query row reads: [B, N, D]."""
@@ -68,21 +68,23 @@ class Attention(nn.Module):
         read = functional.scaled_dot_product_attention(queries_BHNd, *keys_values, attn_mask=mask, dropout_p=dropout_p)
         return read.transpose(1, 2).flatten(2)
 
-    def finish(self, read_RD: Tensor, rows_RD: Tensor) -> Tensor:
+    def finish(self, read_RD: Tensor, rows_RD: Tensor, output: Product) -> Tensor:
         """Output projection, dropout, residual and LayerNorm."""
-        normed: Tensor = self.layer_norm(rows_RD + self.dropout(self.output(read_RD)))
+        normed: Tensor = self.layer_norm(rows_RD + self.dropout(functional.linear(read_RD, *output)))
         return normed
 
-    def attend_images(self, rows_RD: Tensor, images: Sequence[tuple[KeysValues, int]]) -> Tensor:
+    def attend_images(
+        self, rows_RD: Tensor, query: Product, output: Product, images: Sequence[tuple[KeysValues, int]]
+    ) -> Tensor:
         """Query rows read images. Each part of `images` is for so many entries, in order: entry i of a part reads image
         i modulo the part's images."""
         entries = sum(count for _, count in images)
-        [queries_BHQd] = self.heads(self.query(rows_RD).unflatten(0, (entries, -1)))
+        [queries_BHQd] = self.heads(functional.linear(rows_RD, *query).unflatten(0, (entries, -1)))
         read = [
             self._attend_in_groups(queries, keys_values)
             for queries, (keys_values, _) in zip(queries_BHQd.split([n for _, n in images]), images, strict=True)
         ]
-        return self.finish((read[0] if len(read) == 1 else torch.cat(read)).flatten(0, 1), rows_RD)
+        return self.finish((read[0] if len(read) == 1 else torch.cat(read)).flatten(0, 1), rows_RD, output)
 
     def _attend_in_groups(self, queries_BHQd: Tensor, keys_values: KeysValues) -> Tensor:
         """Fold k groups of entries that read the same images into the rows of one: nothing is copied k times."""
@@ -105,10 +107,21 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(shape.dropout)
         self.layer_norm = nn.LayerNorm(shape.width, eps=shape.layer_norm_eps)
 
-    def forward(self, rows_RD: Tensor) -> Tensor:
-        hidden = self.output(functional.gelu(self.intermediate(rows_RD)))
+    def forward(self, rows_RD: Tensor, intermediate: Product, output: Product) -> Tensor:
+        hidden = functional.linear(functional.gelu(functional.linear(rows_RD, *intermediate)), *output)
         normed: Tensor = self.layer_norm(rows_RD + self.dropout(hidden))
         return normed
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """A layer's products, cast once for all passes; None where the layer or the stage has none."""
+
+    joined: Product  # queries, keys and values of self-attention
+    output: Product
+    cross: tuple[Product, Product] | None  # queries and output; keys and values are the image's
+    query_ffn: tuple[Product, Product]
+    text_ffn: tuple[Product, Product] | None
 
 
 class Layer(nn.Module):
@@ -121,27 +134,43 @@ class Layer(nn.Module):
         self.query_ffn = FeedForward(shape)
         self.text_ffn = FeedForward(shape) if has_text else None
 
-    def read_image(self, rows_RD: Tensor, batch: int, image: KeysValues | None) -> tuple[Tensor, KeysValues]:
+    def weights(self) -> LayerWeights:
+        """What the passes below take."""
+        own, cross, text = self.self_attention, self.cross_attention, self.text_ffn
+        return LayerWeights(
+            product_of(own.query, own.key, own.value),
+            product_of(own.output),
+            None if cross is None else (product_of(cross.query), product_of(cross.output)),
+            (product_of(self.query_ffn.intermediate), product_of(self.query_ffn.output)),
+            None if text is None else (product_of(text.intermediate), product_of(text.output)),
+        )
+
+    def read_image(
+        self, rows_RD: Tensor, weights: LayerWeights, batch: int, image: KeysValues | None
+    ) -> tuple[Tensor, KeysValues]:
         """Query rows alone [B*Q, D]. Also returns their keys and values in self-attention, for ITG."""
         own = self.self_attention
-        queries, keys, values = own.heads(own.project(rows_RD).unflatten(0, (batch, -1)))
-        rows_RD = own.finish(own.attend(queries, (keys, values), None).flatten(0, 1), rows_RD)
-        if self.cross_attention is not None and image is not None:
-            rows_RD = self.cross_attention.attend_images(rows_RD, [(image, batch)])
-        return self.query_ffn(rows_RD), (keys, values)
+        queries, keys, values = own.heads(functional.linear(rows_RD, *weights.joined).unflatten(0, (batch, -1)))
+        rows_RD = own.finish(own.attend(queries, (keys, values), None).flatten(0, 1), rows_RD, weights.output)
+        if image is not None:
+            rows_RD = self._cross(rows_RD, weights, [(image, batch)])
+        return self.query_ffn(rows_RD, *weights.query_ffn), (keys, values)
 
-    def read_text(self, rows_TD: Tensor, places: Places, mask: Tensor, before: KeysValues | None) -> Tensor:
+    def read_text(
+        self, rows_TD: Tensor, weights: LayerWeights, places: Places, mask: Tensor, before: KeysValues | None
+    ) -> Tensor:
         """Text rows alone; they also read the rows `before` them, of which keys and values are given."""
         own = self.self_attention
-        queries, keys, values = own.heads(places.pad(own.project(rows_TD)))
+        queries, keys, values = own.heads(places.pad(functional.linear(rows_TD, *weights.joined)))
         if before is not None:
             keys, values = (torch.cat(pair, dim=2) for pair in zip(before, (keys, values), strict=True))
-        rows_TD = own.finish(places.pack(own.attend(queries, (keys, values), mask)), rows_TD)
-        return self._feed_text(rows_TD)
+        rows_TD = own.finish(places.pack(own.attend(queries, (keys, values), mask)), rows_TD, weights.output)
+        return self._feed_text(rows_TD, weights)
 
     def read_both(
         self,
         rows_RD: Tensor,
+        weights: LayerWeights,
         num_query_rows: int,
         places: Places,
         mask: Tensor,
@@ -150,15 +179,19 @@ class Layer(nn.Module):
     ) -> Tensor:
         """All query rows, then all text rows; they read each other. After the last layer the query rows alone."""
         own = self.self_attention
-        queries, keys, values = own.heads(places.pad(own.project(rows_RD)))
-        rows_RD = own.finish(places.pack(own.attend(queries, (keys, values), mask)), rows_RD)
-        query_rows, text_rows = rows_RD[:num_query_rows], rows_RD[num_query_rows:]
-        if self.cross_attention is not None and images is not None:
-            query_rows = self.cross_attention.attend_images(query_rows, images)
-        query_rows = self.query_ffn(query_rows)
-        return query_rows if is_last else torch.cat([query_rows, self._feed_text(text_rows)])
+        queries, keys, values = own.heads(places.pad(functional.linear(rows_RD, *weights.joined)))
+        rows_RD = own.finish(places.pack(own.attend(queries, (keys, values), mask)), rows_RD, weights.output)
+        query_rows, text_rows = rows_RD.split([num_query_rows, rows_RD.shape[0] - num_query_rows])
+        if images is not None:
+            query_rows = self._cross(query_rows, weights, images)
+        query_rows = self.query_ffn(query_rows, *weights.query_ffn)
+        return query_rows if is_last else torch.cat([query_rows, self._feed_text(text_rows, weights)])
 
-    def _feed_text(self, rows_TD: Tensor) -> Tensor:
-        assert self.text_ffn is not None, "a stage-2 Q-Former has no text path"
-        fed: Tensor = self.text_ffn(rows_TD)
+    def _cross(self, rows_RD: Tensor, weights: LayerWeights, images: Sequence[tuple[KeysValues, int]]) -> Tensor:
+        assert self.cross_attention is not None and weights.cross is not None
+        return self.cross_attention.attend_images(rows_RD, *weights.cross, images)
+
+    def _feed_text(self, rows_TD: Tensor, weights: LayerWeights) -> Tensor:
+        assert self.text_ffn is not None and weights.text_ffn is not None, "a stage-2 Q-Former has no text path"
+        fed: Tensor = self.text_ffn(rows_TD, *weights.text_ffn)
         return fed

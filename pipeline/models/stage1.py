@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.models.precision import at_least_fp32
-from pipeline.models.qformer import QFormer
+from pipeline.models.qformer import PassWeights, QFormer
 from pipeline.models.qformer_layer import KeysValues, QFormerShape
 from pipeline.tokens import Tokens
 
@@ -29,21 +29,21 @@ class Stage1Bridge(nn.Module):
         self.itm_head = nn.Linear(shape.width, 2)
         self.temperature = nn.Parameter(torch.tensor([INITIAL_TEMPERATURE]))  # 1-D: DeepSpeed broadcasts no 0-D
 
-    def project_image(self, frozen_BPI: Tensor) -> list[KeysValues]:
-        """The frozen tower's tokens, normalised in fp32, as each cross-attention layer's keys and values."""
-        return self.qformer.project_image(frozen_BPI, self.ln_vision)
+    def weights(self) -> PassWeights:
+        """What the passes below share, within one step or for a model that is not trained."""
+        return self.qformer.weights(self.ln_vision)
 
     def embed_queries(self, query_BQD: Tensor) -> Tensor:
         """ITC's image feature: each query's projection, unit length. [B, Q, E] fp32."""
         return functional.normalize(_in_fp32(self.vision_proj, query_BQD), dim=-1)
 
-    def embed_text(self, text: Tokens) -> Tensor:
+    def embed_text(self, text: Tokens, weights: PassWeights) -> Tensor:
         """ITC's text feature: the projection of [CLS], unit length. [B, E] fp32."""
-        return functional.normalize(_in_fp32(self.text_proj, self.qformer.encode_text(text)[:, 0]), dim=-1)
+        return functional.normalize(_in_fp32(self.text_proj, self.qformer.encode_text(text, weights)[:, 0]), dim=-1)
 
-    def match(self, images: Sequence[tuple[list[KeysValues], int]], text: Tokens) -> Tensor:
+    def match(self, images: Sequence[tuple[list[KeysValues], int]], text: Tokens, weights: PassWeights) -> Tensor:
         """ITM: two-class logits, averaged over the queries. [B, 2] fp32, class 1 = match. See `encode_pairs`."""
-        return _in_fp32(self.itm_head, self.qformer.encode_pairs(images, text)).mean(dim=1)
+        return _in_fp32(self.itm_head, self.qformer.encode_pairs(images, text, weights)).mean(dim=1)
 
 
 def _in_fp32(head: nn.Linear, rows: Tensor) -> Tensor:

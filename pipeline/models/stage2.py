@@ -20,6 +20,7 @@ class Stage2Bridge(nn.Module):
 
     def forward(self, frozen_BPI: Tensor) -> Tensor:
         """Frozen image tokens -> soft prompts for the language model. [B, Q, H]."""
-        query_BQD, _ = self.qformer.encode_queries(self.qformer.project_image(frozen_BPI, self.ln_vision))
+        weights = self.qformer.weights(self.ln_vision)
+        query_BQD, _ = self.qformer.encode_queries(self.qformer.project_image(frozen_BPI, weights), weights)
         prompts: Tensor = self.language_projection(query_BQD)
         return prompts

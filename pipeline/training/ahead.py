@@ -25,7 +25,7 @@ class Ahead:
         self._next: list[Batch] | None = None
         self._error: Exception | None = None
         self._begun: tuple[Batch, Batch] | None = None  # on the host, and on the device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._may_begin: Any = None
 
     def steps(self) -> Iterator[list[Batch]]:
@@ -66,7 +66,7 @@ class Ahead:
         """The next micro batch may begin when the backward pass of this loss has computed its last gradient: before
         gradients are averaged."""
         if self._stream:
-            loss.register_hook(lambda _gradient: _call_after_backward(self._mark))
+            loss.register_hook(lambda _gradient: _call_after_backward(self._mark))  # type: ignore[no-untyped-call]
 
     def _mark(self) -> None:
         self._may_begin = torch.cuda.current_stream(self._device).record_event()

@@ -11,6 +11,7 @@ from pipeline.config import Objectives
 from pipeline.data.batch import Batch
 from pipeline.distributed import collectives
 from pipeline.models.precision import autocast
+from pipeline.models.qformer import PassWeights
 from pipeline.models.qformer_layer import KeysValues
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.vision import VisionTower
@@ -44,9 +45,10 @@ class Stage1Task(nn.Module):
     def _losses(self, batch: Batch, place: StepPlace) -> dict[str, Tensor]:
         frozen_BPI = self.towers.image_tokens(batch)
         text = _padded(batch.target, batch.target.ids.shape[1])
-        image = self.bridge.project_image(frozen_BPI)
-        query_BQD, query_cache = self.bridge.qformer.encode_queries(image)
-        image_BQE, text_BE = self.bridge.embed_queries(query_BQD), self.bridge.embed_text(text)
+        qformer, weights = self.bridge.qformer, self.bridge.weights()
+        image = qformer.project_image(frozen_BPI, weights)
+        query_BQD, query_cache = qformer.encode_queries(image, weights)
+        image_BQE, text_BE = self.bridge.embed_queries(query_BQD), self.bridge.embed_text(text, weights)
 
         all_texts_NE = collectives.gather_rows(text_BE)
         all_images_NQE = collectives.gather_rows(image_BQE)
@@ -64,16 +66,17 @@ class Stage1Task(nn.Module):
         negative_ids = collectives.gather_rows(longest.ids)[texts_B]
         negative_is_token = collectives.gather_rows(longest.is_token)[texts_B]
         exchange = collectives.start_exchange(images_B, negative_is_token.sum())
-        itg, itg_nll = self._generate(text, query_cache)  # between: the host waits for the exchange's sizes meanwhile
+        itg, itg_nll = self._generate(text, query_cache, weights)  # here: so the device works while the host waits
         itg = itg * place.token_weight
         # The frozen features themselves are exchanged. The ViT is frozen, so no gradient is lost.
-        negative_image = self.bridge.project_image(exchange.rows(frozen_BPI))
+        negative_image = qformer.project_image(exchange.rows(frozen_BPI), weights)
         negatives = Tokens(negative_ids, negative_is_token, exchange.number)
-        pair_logits_M2, labels_M = self._match(image, negative_image, longest, negatives)
+        images = [(image, 2 * len(frozen_BPI)), (negative_image, len(frozen_BPI))]
+        pair_logits_M2, labels_M = self._match(images, longest, negatives, weights)
         itm = matching.itm_loss(pair_logits_M2, labels_M)
-        weights = self.settings
+        factors = self.settings
         return {
-            "loss": weights.itc_weight * itc + weights.itm_weight * itm + weights.itg_weight * itg,
+            "loss": factors.itc_weight * itc + factors.itm_weight * itm + factors.itg_weight * itg,
             "itc_loss": itc,
             "itm_loss": itm,
             "itg_loss": itg,
@@ -99,23 +102,26 @@ class Stage1Task(nn.Module):
         return texts, images
 
     def _match(
-        self, image: list[KeysValues], negative_image: list[KeysValues], text: Tokens, negative_text: Tokens
+        self,
+        images: list[tuple[list[KeysValues], int]],
+        text: Tokens,
+        negative_text: Tokens,
+        weights: PassWeights,
     ) -> tuple[Tensor, Tensor]:
         """Logits and labels of the 3B pairs: (image, text), (image, negative text), (negative image, text)."""
         pairs = len(text.ids)
-        images = [(image, 2 * pairs), (negative_image, pairs)]
-        logits_M2 = self.bridge.match(images, stack_tokens([text, negative_text, text]))
+        logits_M2 = self.bridge.match(images, stack_tokens([text, negative_text, text]), weights)
         labels_M = logits_M2.new_zeros(3 * pairs, dtype=torch.int64)
         labels_M[:pairs] = matching.MATCH
         return logits_M2, labels_M
 
-    def _generate(self, text: Tokens, query_cache: list[KeysValues]) -> tuple[Tensor, Tensor]:
+    def _generate(self, text: Tokens, query_cache: list[KeysValues], weights: PassWeights) -> tuple[Tensor, Tensor]:
         """ITG's summed loss, with smoothing, and without (that one is only logged; it has no gradient).
 
         [CLS] becomes [DEC]. The queries' keys and values come from the ITC pass.
         """
         ids = torch.cat([torch.full_like(text.ids[:, :1], self.decode_token_id), text.ids[:, 1:]], dim=1)
-        rows_TD = self.bridge.qformer.decode_text(Tokens(ids, text.is_token, text.count), query_cache)
+        rows_TD = self.bridge.qformer.decode_text(Tokens(ids, text.is_token, text.count), query_cache, weights)
         # Only rows with a next token are scored: all but one of each text.
         has_next = functional.pad(text.is_token[:, 1:], (0, 1))
         scored = true_places(has_next, None if text.count is None else text.count - len(ids)).flat_R

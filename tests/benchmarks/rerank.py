@@ -57,21 +57,22 @@ def texts_of(candidates: int) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def shared(bridge: Stage1Bridge, frozen_PI: Tensor, ids_KL: Tensor, is_token_KL: Tensor, batch: int) -> Tensor:
     """As RetrievalModel.match_logits: one projection, all candidates."""
-    image = bridge.project_image(frozen_PI[None])
+    weights = bridge.weights()
+    image = bridge.qformer.project_image(frozen_PI[None], weights)
     starts = range(0, len(ids_KL), batch)
     texts = [Tokens(ids_KL[at : at + batch], is_token_KL[at : at + batch]) for at in starts]
-    return torch.cat([bridge.match([(image, len(part.ids))], part)[:, MATCH] for part in texts])
+    return torch.cat([bridge.match([(image, len(part.ids))], part, weights)[:, MATCH] for part in texts])
 
 
 @torch.no_grad()
 def pair_by_pair(bridge: Stage1Bridge, frozen_PI: Tensor, ids_KL: Tensor, is_token_KL: Tensor, batch: int) -> Tensor:
     """Each pair with a copy of the picture, which is projected for it."""
-    parts = []
+    parts, weights = [], bridge.weights()
     for at in range(0, len(ids_KL), batch):
         ids, is_token = ids_KL[at : at + batch], is_token_KL[at : at + batch]
         copies_KPI = frozen_PI[None].repeat(len(ids), 1, 1)
-        images = [(bridge.project_image(copies_KPI), len(ids))]
-        parts.append(bridge.match(images, Tokens(ids, is_token))[:, MATCH])
+        images = [(bridge.qformer.project_image(copies_KPI, weights), len(ids))]
+        parts.append(bridge.match(images, Tokens(ids, is_token), weights)[:, MATCH])
     return torch.cat(parts)
 
 

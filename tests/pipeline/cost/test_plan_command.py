@@ -73,7 +73,7 @@ def test_the_largest_micro_batch_fits_and_one_more_does_not(towers: Path, room: 
     """On a GPU with `room` times the memory that two pairs take."""
     content = tiny_recipe(towers, towers / "none.json", towers / "run", 1)
     recipe = parse_recipe(content | {"batch": {"global_size": 64, "micro_size": 32}})
-    assumed, ds_config = Assumptions(2, 8, 0.4, 12), resolve_ds_config(recipe, 2)
+    assumed, ds_config = Assumptions(2, 8, 0.4, 12, 200e9), resolve_ds_config(recipe, 2)
     least = Planner(recipe, ds_config, gpu_named("a100-40gb"), assumed).total_bytes(2)
     gpu = replace(gpu_named("a100-40gb"), memory_bytes=int(least * room))
     planner = Planner(recipe, ds_config, gpu, assumed)
@@ -107,7 +107,7 @@ def test_fp32_is_timed_by_its_own_peak(towers: Path) -> None:
             recipe.model_copy(update={"qformer": section}),
             resolve_ds_config(recipe, 2),
             gpu_named("a100-40gb"),
-            Assumptions(2, 8, 0.4, 12),
+            Assumptions(2, 8, 0.4, 12, 200e9),
         )
         seconds.append(planner.seconds({"Q-Former: queries (ITC)": 1e9}, [])["arithmetic"])
     assert seconds[0] / seconds[1] == pytest.approx(312 / 19.5)

@@ -10,7 +10,7 @@ import pytest
 from pipeline.config import Language, for_ranks, load_recipe
 from pipeline.cost.dry_run import UnweightedRecipe
 from pipeline.cost.states import Tensors, sharded_language, tensors_of
-from pipeline.cost.traffic import Features, gradients_and_weights, stage1_features
+from pipeline.cost.traffic import gradients_and_weights, stage1_features
 from pipeline.cost.zero_policy import read_policy
 from pipeline.models.language import language_on_meta
 from pipeline.training.engine import resolve_ds_config
@@ -89,8 +89,8 @@ def test_a_step_sends_what_is_planned(
     planned = gradients_and_weights(tensors_of(unweighted.task.bridge), frozen, policy, ranks, passes)
     answers = run_on_ranks(ranks, sent_in_a_step, arguments)
     if stage == 1:
-        features = Features(*unweighted.image_shape(), answers[0][1])
-        planned += stage1_features(recipe, features, ranks, passes)
+        sent_by_task = unweighted.run(4, (0, answers[0][1]), ranks).sent
+        planned += stage1_features(sent_by_task, passes)
     expected = sum(each.num_bytes for each in planned)
     sent = [sum(answer[0].values()) for answer in answers]
     # Which rank sends how many negatives is drawn; the mean over ranks is drawn too, among these few.

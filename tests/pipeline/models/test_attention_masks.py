@@ -25,16 +25,19 @@ def changed(ids_BL: Tensor, row: int, place: int) -> Tensor:
 
 
 def contrastive_outputs(bridge: Stage1Bridge, images: Tensor, text: Tokens) -> Tensor:
-    return bridge.embed_text(text)
+    return bridge.embed_text(text, bridge.weights())
 
 
 def matching_outputs(bridge: Stage1Bridge, images: Tensor, text: Tokens) -> Tensor:
-    return bridge.match([(bridge.project_image(images), len(text.ids))], text)
+    return bridge.match(
+        [(bridge.qformer.project_image(images, bridge.weights()), len(text.ids))], text, bridge.weights()
+    )
 
 
 def generation_outputs(bridge: Stage1Bridge, images: Tensor, text: Tokens) -> Tensor:
-    _, cache = bridge.qformer.encode_queries(bridge.project_image(images))
-    return text.places().pad(bridge.qformer.predict_tokens(bridge.qformer.decode_text(text, cache)))
+    weights = bridge.weights()
+    _, cache = bridge.qformer.encode_queries(bridge.qformer.project_image(images, weights), weights)
+    return text.places().pad(bridge.qformer.predict_tokens(bridge.qformer.decode_text(text, cache, weights)))
 
 
 @pytest.mark.parametrize("outputs", [contrastive_outputs, matching_outputs])

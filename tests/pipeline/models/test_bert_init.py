@@ -30,7 +30,8 @@ def test_text_alone_equals_berts_hidden_states(settings: QFormerSettings) -> Non
 
     encoded = build_tokenizer(settings)(TEXTS, padding=True, return_tensors="pt")
     real = encoded.attention_mask.bool()
-    found = fresh(settings, has_text=True).encode_text(Tokens(encoded.input_ids, real))
+    qformer = fresh(settings, has_text=True)
+    found = qformer.encode_text(Tokens(encoded.input_ids, real), qformer.weights(torch.nn.LayerNorm(24)))
     bert = BertModel.from_pretrained(settings.bert).eval()
     with torch.no_grad():
         expected = bert(input_ids=encoded.input_ids, attention_mask=encoded.attention_mask).last_hidden_state

@@ -109,26 +109,31 @@ def test_the_sum_is_weighted() -> None:
 def test_each_sample_has_its_own_dropout() -> None:
     bridge = random_stage1()
     bridge.qformer.dropout.p = 0.5
-    image = bridge.project_image(random_batch([2]).pixels_B3SS.expand(2, -1, -1))
-    rows_BQD, _ = bridge.qformer.train().encode_queries(image)
+    weights = bridge.weights()
+    image = bridge.qformer.project_image(random_batch([2]).pixels_B3SS.expand(2, -1, -1), weights)
+    rows_BQD, _ = bridge.qformer.train().encode_queries(image, weights)
     assert float((rows_BQD[0] - rows_BQD[1]).detach().abs().max()) > 0.01
 
 
-def test_a_bf16_task_computes_in_bf16_by_itself_and_its_losses_in_fp32() -> None:
+def test_a_bf16_task_computes_in_bf16_by_itself_and_its_losses_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing around it may matter: the engine turns an outer autocast off."""
     batch = random_batch([6, 11, 3])
     batch = Batch(batch.pixels_B3SS.float(), batch.image_ids_B, batch.context, batch.target, 0)
     bridge, seen = random_stage1().float(), {}
     heads = {name: getattr(bridge, name) for name in ("vision_proj", "text_proj", "itm_head")}
-    ffn = bridge.qformer.layers[0].query_ffn
-    for name, module in (heads | {"intermediate": ffn.intermediate, "layer_norm": ffn.layer_norm}).items():
+    for name, module in (heads | {"layer_norm": bridge.qformer.layers[0].query_ffn.layer_norm}).items():
         module.register_forward_hook(lambda _module, _inputs, output, name=name: seen.update({name: output.dtype}))
+    linear, products = nn.functional.linear, []
     task = Stage1Task(bridge, nn.Identity(), Objectives(), DECODE, "bf16")  # type: ignore[arg-type]
     exact = Stage1Task(random_stage1().float(), nn.Identity(), Objectives(), DECODE, "fp32")  # type: ignore[arg-type]
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         place = StepPlace(0, 1 / 17, 11, NEGATIVES_SEED)
-        values, wanted = task(batch, place), exact(batch, place)
-    assert seen == dict.fromkeys([*heads, "layer_norm"], torch.float32) | {"intermediate": torch.bfloat16}
+        wanted = exact(batch, place)
+        monkeypatch.setattr(nn.functional, "linear", lambda *rest: products.append(linear(*rest)) or products[-1])
+        values = task(batch, place)
+    assert seen == dict.fromkeys([*heads, "layer_norm"], torch.float32)
+    num_in_fp32 = sum(product.dtype == torch.float32 for product in products)
+    assert num_in_fp32 == len(heads) and {product.dtype for product in products} == {torch.float32, torch.bfloat16}
     for name in LOSSES:
         assert values[name].dtype == torch.float32 and not torch.equal(values[name], wanted[name])
         assert float(values[name]) == pytest.approx(float(wanted[name]), rel=0.1)

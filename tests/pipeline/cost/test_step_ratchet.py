@@ -1,0 +1,61 @@
+"""What the shipped stage-1 recipe's step takes on a GPU may fall and never rise.
+
+The figures are counted from the operations that the real code runs, at the recipe's 105 samples a rank on 16 A100s.
+To lower the bounds after an improvement: `python -m tests.pipeline.cost.test_step_ratchet` prints them as they are now;
+paste its output over BOUNDS. A bound that must rise needs a reason in the commit.
+"""
+
+import tempfile
+from pathlib import Path
+
+from pipeline.config import load_recipe
+from pipeline.cost.dry_run import UnweightedRecipe
+from pipeline.cost.fusion import fused
+from pipeline.cost.gpus import gpu_named
+from pipeline.cost.step_time import work_of
+from tests.support.paper_sizes import save_configs
+
+RECIPE = Path(__file__).parents[3] / "pipeline" / "recipes" / "stage1_vitg.yaml"
+CAPTION_TOKENS = 13  # the mean of COCO's captions, with [CLS] and [SEP]
+RANKS = 16
+BOUNDS = {
+    "kernels": 6952,
+    "casts": 1463,
+    "work_ms": 511,
+    "neither_product_nor_attention_ms": 170,
+    "fused_kernels": 4869,
+    "fused_work_ms": 454,
+    "activations_mib": 16946,
+    "exchanged_mb": 142,
+}
+
+
+def figures(folder: Path) -> dict[str, int]:
+    """Kernels, casts, milliseconds and peak memory of one step of one rank."""
+    save_configs(folder)
+    recipe = load_recipe(RECIPE, [f"qformer.bert={folder / 'bert'}"])
+    run = UnweightedRecipe(recipe).typical_run(recipe.batch.micro_size, CAPTION_TOKENS, RANKS)
+    gpu = gpu_named("a100-40gb")
+    eager, merged = work_of(run.operations, gpu), work_of(fused(run.operations), gpu)
+    return {
+        "kernels": eager.kernels,
+        "casts": eager.casts,
+        "work_ms": round(eager.seconds * 1e3),
+        "neither_product_nor_attention_ms": round(eager.other_s * 1e3),
+        "fused_kernels": merged.kernels,
+        "fused_work_ms": round(merged.seconds * 1e3),
+        "activations_mib": run.peak >> 20,
+        "exchanged_mb": round(run.sent.exchanged / 1e6),
+    }
+
+
+def test_no_figure_of_a_step_rises(tmp_path: Path) -> None:
+    found = figures(tmp_path)
+    assert found.keys() == BOUNDS.keys()
+    risen = {name: f"{value}, bound {BOUNDS[name]}" for name, value in found.items() if value > BOUNDS[name]}
+    assert not risen, f"{risen}; all figures: {found}"
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as name:
+        print("BOUNDS =", figures(Path(name)))
