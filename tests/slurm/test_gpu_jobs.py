@@ -9,7 +9,7 @@ import pytest
 from tests.support.slurm_cluster import Cluster
 
 ROOT = Path(__file__).parents[2]
-SAY_GPUS = 'echo "$SLURM_PROCID: $CUDA_VISIBLE_DEVICES"\n'
+SAY_GPUS = 'echo "rank=$SLURM_PROCID node=$SLURM_NODEID gpus=$CUDA_VISIBLE_DEVICES"\n'
 OF_THIS_PROCESS = "HF_HUB_OFFLINE TOKENIZERS_PARALLELISM"
 SAY_SETTINGS = 'echo "$HF_HUB_OFFLINE $TOKENIZERS_PARALLELISM $PYTORCH_ALLOC_CONF" >>settings\n'
 TRAINING = ["slurm/train.sbatch", "recipe.yaml"]
@@ -44,12 +44,20 @@ class Site:
         assert facts["JobState"] == "COMPLETED", (facts, [path.read_text() for path in self.home.glob("*.out")])
         return [facts.get(name, "").removeprefix("gres:gpu:") for name in HELD]
 
-    def seen(self, job: str) -> list[str]:
-        """Each rank and the GPUs that it sees."""
+    def seen(self, job: str) -> list[list[int]]:
+        """The GPUs that each rank sees, counted from the first of them on its node that the job holds."""
         [output] = [path for path in self.home.glob("*.out") if path.stem.endswith(f"-{job}")]
         logs = self.home.glob(f"runs/slurm/*-{job}/start_0/*.log")
-        lines = "".join(path.read_text() for path in (output, *logs)).splitlines()
-        return sorted(line for line in lines if re.match(r"\d+: ", line))
+        text = "".join(path.read_text() for path in (output, *logs))
+        said = sorted(
+            (int(rank), node, gpus) for rank, node, gpus in re.findall(r"rank=(\d+) node=(\d+) gpus=(.*)", text)
+        )
+        assert [rank for rank, _, _ in said] == list(range(len(said)))
+        numbers = [(node, [int(gpu) for gpu in gpus.split(",") if gpu]) for _, node, gpus in said]
+        first = {
+            each: min((gpu for node, gpus in numbers if node == each for gpu in gpus), default=0) for each, _ in numbers
+        }
+        return [[gpu - first[node] for gpu in gpus] for node, gpus in numbers]
 
 
 @pytest.fixture
@@ -88,19 +96,19 @@ def test_a_site_names_the_shape_of_its_nodes_once_and_a_user_another_for_one_job
 
 @pytest.mark.parametrize("script", [TRAINING, EVALUATION], ids=["train", "eval"])
 def test_there_is_a_rank_for_each_gpu_and_it_sees_those_of_its_site(site: Site, script: list[str]) -> None:
-    """A site binds a GPU to each task, or lets all tasks of a node see its GPUs; the second list is what each rank sees."""
-    shapes = [
-        (["--gpus-per-node=2"], ["0,1", "0,1"]),
-        (["--gpus-per-node=2", "--gpu-bind=single:1"], ["0", "1"]),
-        (["--gpus-per-node=2", "--ntasks-per-node=2", "--gpus-per-task=1"], ["0", "1"]),
-        (["--gres=gpu:2"], ["0,1", "0,1"]),
-        (["--gpus-per-node=1", "--exclusive"], ["0"]),
-        (["--gpus-per-node=0", "--ntasks-per-node=2"], ["", ""]),
+    """A site binds a GPU to each task, or lets all tasks of a node see all its GPUs."""
+    shapes = [  # and what each rank of a node sees
+        (["--gpus-per-node=2"], [[0, 1], [0, 1]]),
+        (["--gpus-per-node=2", "--gpu-bind=single:1"], [[0], [1]]),
+        (["--gpus-per-node=2", "--ntasks-per-node=2", "--gpus-per-task=1"], [[0], [1]]),
+        (["--gres=gpu:2"], [[0, 1], [0, 1]]),
+        (["--gpus-per-node=1", "--exclusive"], [[0]]),
+        (["--gpus-per-node=0", "--ntasks-per-node=2"], [[], []]),
     ]
     jobs = [site.submit("--nodes=2", "--cpus-per-gpu=1", *options, *script) for options, _ in shapes]
     for job, (options, each_sees) in zip(jobs, shapes, strict=True):
         site.held(job)
-        assert site.seen(job) == [f"{rank}: {gpus}" for rank, gpus in enumerate(each_sees * 2)], options
+        assert site.seen(job) == each_sees * 2, options
 
 
 @pytest.mark.parametrize("script", [["download", "laion", "tables"], ["capfilt", "laion"]], ids=["download", "capfilt"])
