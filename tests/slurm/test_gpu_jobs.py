@@ -111,6 +111,15 @@ def test_there_is_a_rank_for_each_gpu_and_it_sees_those_of_its_site(site: Site, 
         assert site.seen(job) == each_sees * 2, options
 
 
+def test_a_run_that_fails_on_gpus_is_not_taken_for_one_whose_node_has_died(site: Site) -> None:
+    """The question to the nodes asks for no more GPUs than the job has, however they are bound."""
+    per_task = ["--gpus-per-node=2", "--ntasks-per-node=2", "--gpus-per-task=1"]
+    shapes = [["--gres=gpu:2"], ["--gpus-per-node=2", "--gpu-bind=single:1"], per_task]
+    for job in [site.submit("--nodes=2", *options, *TRAINING, training="exit 1\n") for options in shapes]:
+        facts = site.cluster.wait_until_ended(job)
+        assert (facts["JobState"], facts["Restarts"]) == ("FAILED", "0"), facts
+
+
 @pytest.mark.parametrize("script", [["download", "laion", "tables"], ["capfilt", "laion"]], ids=["download", "capfilt"])
 def test_arrays_share_the_tasks_that_one_array_may_not_have(site: Site, script: list[str]) -> None:
     """MaxArraySize is 8 here; nine tasks are two arrays."""
