@@ -135,7 +135,7 @@ def test_names_that_exist_are_no_faults() -> None:
 make setup && . .venv/bin/activate   # comment --with flags
 python -m eval.score vqa --predictions P --annotations A --questions Q --output metrics.json
 deepspeed --num_gpus 8 --module pipeline.train --recipe pipeline/recipes/stage1_vitg.yaml --set data.manifest=M
-env -u SBATCH_GPUS_PER_NODE sbatch --time=1 slurm/score.sbatch vqa F --annotations A -- --training-hashes data/raw
+env -u SBATCH_PARTITION sbatch --time=1 slurm/score.sbatch vqa F --annotations A -- --training-hashes data/raw
 slurm/chain -1 "--nodes=16 --time=12:00:00" A.yaml B.yaml vqa D O data.manifest=M | head -n 3
 ```"""
     assert not list(unknown_names(README, text))

@@ -5,6 +5,7 @@ submits: in the queue, and among the output files of jobs that have begun since.
 keeps the watchers' lock until it has answered, because its job cannot be seen before.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +42,8 @@ def submit(evaluation: Evaluation, scripts: Path, lock: int) -> list[str]:
         if not is_complete:
             what = [str(evaluation.checkpoint), wanted.task, wanted.data, str(folder), *wanted.run]
             script = scripts / "eval.sbatch"
-            jobs.append(queued.get(names[0]) or _sbatch(names[0], folder, wanted.sbatch, script, what, lock))
+            options = [*os.environ.get("BLIP2_GPU_NODE", "").split(), *wanted.sbatch]
+            jobs.append(queued.get(names[0]) or _sbatch(names[0], folder, options, script, what, lock))
         after = [f"--dependency=afterok:{jobs[0]}", "--kill-on-invalid-dep=yes"] if jobs else []
         what = [SCORE_TASKS.get(wanted.task, wanted.task), str(folder), *wanted.score]
         what += ["--", *evaluation.report] if evaluation.report else []
@@ -74,4 +76,4 @@ def _begun(folder: Path, names: Sequence[str], before: Sequence[str]) -> dict[st
 def _sbatch(name: str, folder: Path, options: Sequence[str], script: Path, arguments: Sequence[str], lock: int) -> str:
     fixed = ["--parsable", f"--job-name={name}", f"--output={folder}/%x-%j.out"]
     command = ["sbatch", *fixed, *options, str(script), *arguments]
-    return answer(command, script.name == "score.sbatch", [lock]).strip().partition(";")[0]
+    return answer(command, [lock]).strip().partition(";")[0]

@@ -1,6 +1,5 @@
 """SLURM's commands, each with a deadline: what they print, or a fault in one line."""
 
-import os
 import subprocess
 from collections.abc import Sequence
 
@@ -11,35 +10,19 @@ class UnansweredError(ValueError):
     """A SLURM command has not answered in time; it may have done its work all the same."""
 
 
-def answer(command: list[str], without_gpus: bool = False, descriptors: Sequence[int] = ()) -> str:
-    """What a SLURM command prints. Raises ValueError in one line when it fails.
-
-    `without_gpus` leaves out the SBATCH_ variables that ask for GPUs: sbatch lets them win over a script's options.
-    """
-    done = run_command(command, without_gpus, descriptors)
+def answer(command: list[str], descriptors: Sequence[int] = ()) -> str:
+    """What a SLURM command prints. Raises ValueError in one line when it fails."""
+    done = run_command(command, descriptors)
     if done.returncode != 0:
         raise ValueError(f"{command[0]}: {' '.join(done.stderr.split())} ({' '.join(command[1:])})")
     return done.stdout
 
 
-def run_command(
-    command: list[str], without_gpus: bool = False, descriptors: Sequence[int] = ()
-) -> "subprocess.CompletedProcess[str]":
+def run_command(command: list[str], descriptors: Sequence[int] = ()) -> "subprocess.CompletedProcess[str]":
     """Run a SLURM command, which keeps `descriptors` open. Raises UnansweredError after ANSWER_S."""
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not (without_gpus and name.startswith("SBATCH_") and "GPU" in name)
-    }
     try:
         return subprocess.run(
-            command,
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=ANSWER_S,
-            env=environment,
-            pass_fds=descriptors,
+            command, check=False, capture_output=True, text=True, timeout=ANSWER_S, pass_fds=descriptors
         )
     except subprocess.TimeoutExpired as error:
         raise UnansweredError(f"{command[0]}: no answer in {ANSWER_S} s ({' '.join(command[1:])})") from error

@@ -1,10 +1,13 @@
-"""A real SLURM cluster of five nodes for the tests of a file: what one breaks is not the next one's."""
+"""A real SLURM cluster of five nodes for a file's tests (what one breaks is not the next one's), a home for jobs."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support.slurm_cluster import Cluster, NoClusterError, running_cluster
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -14,3 +17,21 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             yield started
     except NoClusterError as error:
         pytest.skip(f"no SLURM here: {error}")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A BLIP2_HOME whose python runs `training` in a rank or task, and says of any recipe that it can use two nodes.
+
+    Stage 1's recipe writes to `one`, from which stage 2's starts.
+    """
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        f'#!/bin/bash\ncd {tmp_path}\necho "$@" >>asked\n'
+        'case "$*" in *recipe_facts*stage2*run.output) echo two ;; *recipe_facts*--field*) echo one ;;\n'
+        "*recipe_facts*) echo 2 ;; *TASKS*) echo vqa ;; *) . ./training ;; esac\n"
+    )
+    python.chmod(0o755)
+    (tmp_path / "slurm").symlink_to(ROOT / "slurm")
+    return tmp_path

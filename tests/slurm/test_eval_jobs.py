@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,23 @@ from tests.support.watched_site import ROOT, SMALL, WatchedSite, save_checkpoint
 @pytest.fixture
 def site(cluster: Cluster, tmp_path: Path) -> WatchedSite:
     return WatchedSite(cluster, tmp_path)
+
+
+@pytest.fixture
+def shipped_values(site: WatchedSite) -> None:
+    """The site has the values of `cluster.env.example` as it is."""
+    (site.folder / "blip2").symlink_to(site.variables["BLIP2_HOME"])
+    command = [
+        "env",
+        "-i",
+        f"HOME={site.folder}",
+        "PATH=/usr/bin:/bin",
+        "sh",
+        "-c",
+        ". slurm/cluster.env.example && env",
+    ]
+    lines = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    site.variables |= dict(line.split("=", 1) for line in lines)
 
 
 def save_hashes(folder: Path) -> Path:
@@ -153,6 +171,19 @@ def test_a_watcher_killed_while_sbatch_is_in_flight_leaves_no_second_job(site: W
     assert sorted(queued[::2]) == site.job_names(2, "vqa")
     assert sorted(queued[1::2]) == sorted(site.jobs(2, "vqa"))
     site.cluster.answer("scancel", *site.jobs(2, "vqa"))
+
+
+@pytest.mark.usefixtures("shipped_values")
+def test_the_evaluation_holds_a_nodes_gpus_and_its_scores_none(site: WatchedSite) -> None:
+    save_checkpoint(site.run, 2)
+    held = {"sbatch": ["--hold"]}
+    smaller = {"sbatch": ["--hold", "--gpus-per-node=2", "--cpus-per-gpu=3"]}
+    done = site.watch(vqa=site.vqa | held, small=site.vqa | smaller)
+    assert "2 submitted" in done.stdout, done
+    jobs = [site.cluster.facts(job) for name in ("vqa", "small") for job in site.jobs(2, name)]
+    site.cluster.answer("scancel", *(facts["JobId"] for facts in jobs))
+    assert [facts["TresPerNode"] for facts in jobs] == [f"gres:gpu:{gpus}" for gpus in (8, 0, 2, 0)]
+    assert [facts.get("CpusPerTres") for facts in jobs] == ["gres:gpu:8", None, "gres:gpu:3", None]
 
 
 def test_jobs_of_another_list_or_evaluation_are_not_taken_for_ones_own(site: WatchedSite) -> None:

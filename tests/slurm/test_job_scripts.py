@@ -10,25 +10,7 @@ from tests.support.slurm_cluster import Cluster
 ROOT = Path(__file__).parents[2]
 RECIPE = "pipeline/recipes/stage2_vitg_opt2.7b.yaml"
 LOADED = {"MASTER_PORT": "29500"}
-SHAPE = ["--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1"]
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A BLIP2_HOME whose python runs `training` in a rank, and says of any recipe that it can use two nodes.
-
-    Stage 1's recipe writes to `one`, from which stage 2's starts.
-    """
-    python = tmp_path / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(
-        f'#!/bin/bash\ncd {tmp_path}\necho "$@" >>asked\n'
-        'case "$*" in *recipe_facts*stage2*run.output) echo two ;; *recipe_facts*--field*) echo one ;;\n'
-        "*recipe_facts*) echo 2 ;; *TASKS*) echo vqa ;; *) . ./training ;; esac\n"
-    )
-    python.chmod(0o755)
-    (tmp_path / "slurm").symlink_to(ROOT / "slurm")
-    return tmp_path
+SHAPE = ["--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=0"]
 
 
 def submit(cluster: Cluster, home: Path, options: list[str], arguments: list[str], training: str) -> str:
@@ -122,7 +104,7 @@ def test_tasks_of_an_array_edit_the_recipe_with_their_number(cluster: Cluster, h
 
 def test_when_a_job_of_a_chain_fails_those_after_it_are_cancelled(cluster: Cluster, home: Path) -> None:
     (home / "training").write_text("exit 1\n")
-    small = "--nodes=2 --ntasks-per-node=1 --cpus-per-task=1"
+    small = "--nodes=2 --ntasks-per-node=1 --gpus-per-node=0"
     command = [
         str(home / "slurm" / "chain"),
         "-1",

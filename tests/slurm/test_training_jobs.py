@@ -102,7 +102,7 @@ def chain(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     stage1 = write_recipe(folder, "stage1", 1, 4, STEPS)
     stage2 = write_recipe(folder, "stage2", 2, 1, 3, init_weights=str(folder / "stage1"))
     save_vqa(folder / "vqav2", 2)
-    small = "--cpus-per-task=1 --ntasks-per-node=1"
+    small = "--gpus-per-node=0 --ntasks-per-node=1"
     options = ["-1", f"--nodes=4 --signal=USR1@60 {small}", "-2", f"--nodes=1 {small}", "-e", small]
     truth = [f"--annotations {folder}/vqav2/v2_mscoco_val2014_annotations.json"]
     truth += [f"--questions {folder}/vqav2/v2_OpenEnded_mscoco_val2014_questions.json"]
@@ -164,7 +164,7 @@ def test_after_a_nodes_death_stage_2_goes_on_with_fewer_ranks_in_the_same_order(
         time.sleep(0.5)
     fields = {"init_weights": str(chain.folder / "stage1"), "qformer": {"dropout": 0.0}}
     recipe = write_recipe(chain.folder, "fewer", 2, 4, STEPS, **fields)
-    options = ["--nodes=2-4", "--cpus-per-task=1", f"--output={chain.folder}/fewer.out"]
+    options = ["--nodes=2-4", "--gpus-per-node=0", f"--output={chain.folder}/fewer.out"]
     site = {"BLIP2_HOME": str(chain.folder / "home"), "MASTER_PORT": "29500"}
     done = cluster.run(["sbatch", "--parsable", *options, f"{ROOT}/slurm/train.sbatch", str(recipe)], site)
     assert done.returncode == 0, done.stderr

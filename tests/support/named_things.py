@@ -24,6 +24,7 @@ PLACEHOLDER = re.compile(r"[A-Z]{2}.*/|[A-Z]{2}[^/]*\.(?!md)|FILE")
 """In a path: a word that a user replaces."""
 OF_OTHERS = frozenset(
     {"--array", "--dependency", "--gpus-per-node", "--kill-on-invalid-dep", "--nodes", "--ntasks-per-node", "--time"}
+    | {"--cpus-per-gpu", "--gres", "--mem", "--mem-per-cpu"}
     | {"--kill-on-bad-exit", "--wait", "--overlap", "--cpus-per-task", "--module", "--num_gpus", "--compile-bytecode"}
 )
 """Flags of sbatch, srun, deepspeed and uv that documents mention by themselves."""

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# A real SLURM on this machine: Debian's munged, slurmctld and N slurmd, each node with its own hostname and address.
+# A real SLURM on this machine: Debian's munged, slurmctld and N slurmd, each node with its own hostname and address, and
+# with eight GPUs that are copies of /dev/null: jobs hold them and see them in CUDA_VISIBLE_DEVICES, and torch finds none.
 #
 #   slurm_cluster.sh up FOLDER N         start node1..nodeN and say `ready`; all of it ends when standard input ends
 #   slurm_cluster.sh enter FOLDER COMMAND...   run sbatch, scontrol, ... on the controller's host
@@ -16,7 +17,8 @@ umask 022
 self=$(realpath "$0")
 export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 NET=10.77.0
-CPUS_PER_NODE=4
+CPUS_PER_NODE=64
+GPUS_PER_NODE=8
 
 die() { echo "slurm_cluster.sh: $*" >&2; exit 1; }
 
@@ -35,6 +37,8 @@ check_parts() { # one line that names what is missing
     for command in slurmctld slurmd sbatch munged unshare nsenter ip pgrep; do
         command -v $command >/dev/null || die "$command is not installed (slurm-wlm munge iproute2 procps util-linux)"
     done
+    mknod "$folder/try" c 1 3 2>/dev/null || die "may not make device files here"
+    rm "$folder/try"
     unshare --net --pid --mount --uts --ipc --fork --mount-proc ip link add name try type bridge 2>/dev/null ||
         die "may not make namespaces or network bridges here"
 }
@@ -48,6 +52,9 @@ write_config() { # N
         echo "$NET.254 head"
         for ((number = 1; number <= $1; number++)); do echo "$NET.$number node$number"; done
     } >"$folder/hosts"
+    # SLURM numbers GPUs by their files, which must be devices of their own: with plain ones CUDA_VISIBLE_DEVICES stays unset.
+    for ((number = 0; number < GPUS_PER_NODE; number++)); do mknod -m 666 "$folder/gpu$number" c 1 3; done
+    echo "NodeName=node[1-$1] Name=gpu File=$folder/gpu[0-$((GPUS_PER_NODE - 1))]" >"$folder/gres.conf"
     # cred_expire (5 or more) is also how long a requeued job waits; the timeouts are short so that a death is noticed in half a minute.
     cat >"$folder/slurm.conf" <<CONF
 ClusterName=tests
@@ -71,13 +78,16 @@ ReturnToService=2
 SchedulerParameters=bf_interval=2,sched_interval=2
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
+DefMemPerCPU=10
+MaxArraySize=8
+GresTypes=gpu
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldTimeout=10
 SlurmdTimeout=10
 KillWait=5
-NodeName=node[1-$1] NodeAddr=$NET.[1-$1] CPUs=$CPUS_PER_NODE RealMemory=1000
-PartitionName=main Nodes=ALL Default=YES PriorityTier=10 PreemptMode=OFF DefaultTime=60
+NodeName=node[1-$1] NodeAddr=$NET.[1-$1] CPUs=$CPUS_PER_NODE RealMemory=1000 Gres=gpu:$GPUS_PER_NODE
+PartitionName=gpu Nodes=ALL Default=YES PriorityTier=10 PreemptMode=OFF DefaultTime=60
 PartitionName=spare Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=30 DefaultTime=60
 CONF
 }
@@ -96,7 +106,7 @@ apart() { # COMMAND...: becomes it, in namespaces of its own that end with it
 }
 
 nodes_ready() { # N
-    [ "$(timeout 5 sinfo --noheader --Node --partition=main --format=%T | grep -c '^idle$')" -eq "$1" ]
+    [ "$(timeout 5 sinfo --noheader --Node --partition=gpu --format=%T | grep -c '^idle$')" -eq "$1" ]
 }
 
 start_node() { # NODE: its first process, then its cable

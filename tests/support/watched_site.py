@@ -14,7 +14,7 @@ from tests.support.tiny_evaluation_sets import save_karpathy, save_vqa
 from tests.support.tiny_towers import tiny_recipe
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["--ntasks-per-node=1", "--cpus-per-task=1"]
+SMALL = ["--ntasks-per-node=1", "--gpus-per-node=0"]
 
 
 def save_checkpoint(run: Path, step: int, complete: bool = True) -> Path:
