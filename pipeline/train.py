@@ -132,6 +132,8 @@ def _is_printed_here(error: Exception, rank: int) -> bool:
 
 def _run(arguments: argparse.Namespace, stop: StopRequest) -> int:
     """The exit code of a run that no fault ended."""
+    rank, world_size = process_group.rank(), process_group.world_size()
+    recipe = for_ranks(load_recipe(arguments.recipe, arguments.set), world_size)
     from torch import OutOfMemoryError
 
     from pipeline.data.loader import open_source
@@ -140,8 +142,6 @@ def _run(arguments: argparse.Namespace, stop: StopRequest) -> int:
     from pipeline.training.engine import resolve_ds_config
     from pipeline.training.watchdog import collective_timeout_s
 
-    rank, world_size = process_group.rank(), process_group.world_size()
-    recipe = for_ranks(load_recipe(arguments.recipe, arguments.set), world_size)
     process_group.initialise(even_alone=True, timeout_s=collective_timeout_s(recipe.run.hang_deadline_s))
     with collectives.together():
         data = open_source(recipe, world_size)

@@ -58,13 +58,13 @@ def sign_of_a_gpu() -> str | None:
 
 @cache
 def reason_against(name: str) -> str | None:
-    """Compute one number on the device; the first line of what torch says when it cannot, else None."""
+    """Compute one number on the device; the first sentence of what torch says when it cannot, else None."""
     import torch
 
     try:
         torch.ones(1, device=name).add_(1).item()
     except Exception as error:  # RuntimeError, AssertionError, AcceleratorError
-        return (str(error).splitlines() or [type(error).__name__])[0]
+        return re.split(r"\. |\n", str(error))[0] or type(error).__name__
     return None
 
 

@@ -125,11 +125,16 @@ def limit_waiting(timeout_s: float) -> None:
         dist.set_timeout(timedelta(seconds=timeout_s), group)
 
 
+def is_initialised() -> bool:
+    """Whether this process has joined a group. Answers at once where torch was never imported."""
+    return "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized()
+
+
 def shut_down() -> None:
     """Leave the process group, if any, after a clean end of every rank."""
-    import torch.distributed as dist
+    if is_initialised():
+        import torch.distributed as dist
 
-    if dist.is_initialized():
         dist.destroy_process_group()
 
 
@@ -138,11 +143,12 @@ def leave_after_fault(code: int) -> int:
 
     There, leaving the group would wait for the other ranks, which wait for this one.
     """
-    import torch.distributed as dist
+    if is_initialised():
+        import torch.distributed as dist
 
-    if dist.is_initialized() and dist.get_backend() == "nccl":
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        if dist.get_backend() == "nccl":
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
     shut_down()
     return code
