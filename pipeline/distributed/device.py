@@ -1,4 +1,4 @@
-"""Which device a process computes on. A GPU that was allotted but does not work is an error: the CPU is never silent."""
+"""Which device a process computes on. A GPU that was allotted but does not work is an error, never a silent CPU."""
 
 import os
 import re

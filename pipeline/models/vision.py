@@ -107,7 +107,7 @@ class VisionTower(nn.Module):
 
 
 def build_vision(settings: Vision, device: str = "cpu") -> VisionTower:
-    """The tower on the device, its weights loaded. Raises ValueError in one line when they are missing or do not fit."""
+    """The tower on the device, with its weights. Raises ValueError in one line when they are missing or do not fit."""
     load = _load_transformers if settings.name.startswith(TRANSFORMERS) else _load_timm
     try:
         model, mean, std = load(settings, device)

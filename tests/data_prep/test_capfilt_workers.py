@@ -16,9 +16,9 @@ from data_prep import capfilt
 from data_prep.captioning.capfilt_plan import Plan, Selection
 from data_prep.captioning.captioner import SamplingSettings
 from data_prep.captioning.device import choose_device
-from pipeline.distributed import device
 from data_prep.captioning.shared_work import caption_shards
 from data_prep.shards.receipts import finished_shards
+from pipeline.distributed import device
 from pipeline.files import PARTIAL_SUFFIX
 from tests.support.gloo_ranks import free_port
 from tests.support.tiny_captioning_models import save_tiny_blip, save_tiny_clip

@@ -115,9 +115,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(device, "reason_against", lambda name: None)
     monkeypatch.setattr(torch.cuda, "set_device", lambda name: asked.update(device=name))
-    monkeypatch.setattr(
-        dist, "init_process_group", lambda backend, **options: asked.update(backend=backend, **options)
-    )
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: asked.update(backend=backend, **options))
     return asked
 
 
@@ -197,7 +195,7 @@ def test_ranks_with_and_without_a_gpu_are_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert process_group._agree_on_device(Told(("cpu", "b", ""), ("cpu", "c", ""))) == "cpu"
-    with pytest.raises(device.DeviceError, match="rank 0 on .* computes on the CPU, and rank 2 on c on a GPU"):
+    with pytest.raises(device.DeviceError, match=r"rank 0 on .* computes on the CPU, and rank 2 on c on a GPU"):
         process_group._agree_on_device(Told(("cpu", "b", ""), ("cuda", "c", "")))
     with pytest.raises(device.DeviceError, match=r"rank 1 on b \(2 of 3 ranks\): too old"):
         process_group._agree_on_device(Told(("none", "b", "too old"), ("none", "c", "too old")))

@@ -22,9 +22,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory, towers: Path) -> list[st
     folder = tmp_path_factory.mktemp("failing")
     manifest = tiny_manifest(folder / "data", 12)
     run = {"zero": str(ROOT / "ds_configs" / "zero1.json"), "steps": 2, "hang_deadline_s": 77}
-    return write_recipe(
-        folder, towers, manifest, "run", 1, None, batch={"global_size": 4, "micro_size": 2}, run=run
-    )
+    return write_recipe(folder, towers, manifest, "run", 1, None, batch={"global_size": 4, "micro_size": 2}, run=run)
 
 
 class ProcessEndedError(BaseException):
