@@ -81,9 +81,10 @@ def initialise(even_alone: bool = False, timeout_s: float = DAY_S) -> None:
 def _connect() -> Any:
     """The store that rank 0 serves and every rank reads."""
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
     try:
-        store, _, _ = next(dist.rendezvous("env://", rank(), world_size(), timeout=timedelta(seconds=JOIN_S)))
+        store, _, _ = next(rendezvous("env://", rank(), world_size(), timeout=timedelta(seconds=JOIN_S)))
     except dist.DistError as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ValueError(
