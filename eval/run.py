@@ -7,6 +7,7 @@ Score the result with `eval.score`.
 
 import argparse
 import sys
+import traceback
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,11 +43,8 @@ def predict(options: argparse.Namespace) -> Path:
     source = find_weights(options.weights, load_recipe(options.recipe, options.set) if options.recipe else None)
     settings = folder.adopt(settings_of(options, data, source))
     official = folder.path / official_name(options.task)
-    process_group.initialise()
-    try:
-        predict_missing(options, settings, data, folder, source)
-    finally:
-        process_group.shut_down()
+    process_group.initialise()  # a collective may last a day: some ranks have far more to predict than others
+    predict_missing(options, settings, data, folder, source)
     return official
 
 
@@ -200,7 +198,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if process_group.rank() == 0:
             print(official)
 
-    return finish(work)
+    try:
+        code = finish(work)
+    except Exception:  # a fault of this program or of the machine: the other ranks must not wait for this one
+        traceback.print_exc()
+        code = 1
+    if code:
+        return process_group.leave_after_fault(code)
+    process_group.shut_down()
+    return code
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,10 @@ log = logging.getLogger("pipeline.train")
 
 
 def build_parts(recipe: Recipe, device: str) -> tuple["Stage1Task | Stage2Task", "Collate"]:
-    """The stage's task with its frozen towers on the device, and the collation that feeds it."""
+    """The stage's task with its frozen towers on the device, and the collation that feeds it.
+
+    A sharded language model is in host memory on rank 0, and has shapes alone on the others: the engine spreads it.
+    """
     from pipeline.data import batch
     from pipeline.models import build
     from pipeline.models.language import build_language
@@ -31,7 +35,7 @@ def build_parts(recipe: Recipe, device: str) -> tuple["Stage1Task | Stage2Task",
     from pipeline.training.stage2_task import Stage2Task
     from pipeline.weights import native
 
-    vision, length = build_vision(recipe.vision).to(device), recipe.data.max_text_tokens
+    vision, length = build_vision(recipe.vision, device), recipe.data.max_text_tokens
     try_vision(vision, recipe.vision)
     if recipe.language is None:
         tokenizer = build.build_tokenizer(recipe.qformer)
@@ -40,12 +44,13 @@ def build_parts(recipe: Recipe, device: str) -> tuple["Stage1Task | Stage2Task",
         task1 = Stage1Task(bridge1, vision, recipe.objectives, tokenizer.bos_token_id, recipe.qformer.precision)
         build.log_frozen_and_trainable({"vision": vision}, bridge1)
         return task1.to(device), batch.collate_for_qformer(tokenizer, length)
-    language = build_language(recipe.language, device)
-    try_language(language, recipe.language)
+    sharded, first = recipe.run.layout == "sharded", process_group.rank() == 0
+    language = build_language(recipe.language, device if not sharded else "cpu" if first else "meta")
+    if first or not sharded:
+        try_language(language, recipe.language)
     bridge2 = build.build_stage2(recipe, vision.width, language)
     native.initialise(bridge2, recipe)
     build.log_frozen_and_trainable({"vision": vision, "language": language.model}, bridge2)
-    sharded = recipe.run.layout == "sharded"
     task2 = Stage2Task(bridge2.to(device), vision, language, recipe.qformer.precision, sharded)
     tokenizer = language.tokenizer
     if language.kind == "seq2seq":
@@ -60,8 +65,9 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
     from pipeline.cost.flops import utilisation_of_one_sample_a_second
     from pipeline.data.loader import build_loader
     from pipeline.distributed import collectives
+    from pipeline.distributed.first_rank import from_first_rank
     from pipeline.models.compiling import compile_blocks
-    from pipeline.models.precision import choose_attention_kernel
+    from pipeline.models.precision import add_in_fp32, choose_attention_kernel
     from pipeline.training import checkpoint, engine_state, loop, run_folder
     from pipeline.training.engine import build_engine
     from pipeline.training.progress import Progress
@@ -74,10 +80,12 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
     torch.manual_seed(recipe.seed)  # the same fresh bridge on every rank
     device = process_group.device_name()
     choose_attention_kernel(device)
+    add_in_fp32()
     with collectives.together():
         task, collate = build_parts(recipe, device)
         validation = Validation(recipe, collate) if recipe.validation else None
-    state, moments = run_folder.initial_state(recipe, data.digest(), task.towers.fingerprints()), None
+    towers = from_first_rank(task.towers.fingerprints() if rank == 0 else {})
+    state, moments = run_folder.initial_state(recipe, data.digest(), towers), None
     found = run_folder.newest_checkpoint(recipe)
     if found:
         state = checkpoint.read_state(found, state, recipe.run.resume_despite)
@@ -86,7 +94,7 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
     log.info("%s %s", *("resuming from", found) if found else ("starting from", recipe.init_weights or "scratch"))
     gathered = ds_config["zero_optimization"]["stage"] == 3  # whose hooks stand between a module and its weights
     language = task.towers.language.model if task.towers.language and recipe.run.layout == "replicated" else None
-    compile_blocks(recipe.run, task.towers.vision, None if gathered else task.bridge.qformer, language)
+    compile_blocks(recipe.run, device, task.towers.vision, None if gathered else task.bridge.qformer, language)
     engine = build_engine(task, recipe, ds_config)
     engine_state.restore(engine, moments, state.step - state.skipped)
     del moments
@@ -117,47 +125,67 @@ def _arguments() -> argparse.Namespace:
 
 
 def _is_printed_here(error: Exception, rank: int) -> bool:
-    """Rank 0 prints an error that every rank has; a rank prints one of its own data or files itself."""
+    """Rank 0 prints an error that every rank has; a rank prints one of its own data, files or GPU itself."""
     from pipeline.data.stream import UnreadableShardError
     from pipeline.distributed.collectives import OtherRankFaultError, RankFaultError
+    from pipeline.distributed.device import DeviceError
 
-    own = isinstance(error, UnreadableShardError | RankFaultError)
+    own = isinstance(error, UnreadableShardError | RankFaultError | DeviceError)
     return own or (rank == 0 and not isinstance(error, OtherRankFaultError))
 
 
-def main() -> int:
-    arguments, rank, stop = _arguments(), process_group.rank(), StopRequest()  # so a signal counts while loading, too
-    level = logging.INFO if rank == 0 else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        recipe = for_ranks(load_recipe(arguments.recipe, arguments.set), process_group.world_size())
-        from pipeline.data.loader import open_source
-        from pipeline.distributed import collectives
-        from pipeline.training import run_folder
-        from pipeline.training.engine import resolve_ds_config
+def _run(arguments: argparse.Namespace, stop: StopRequest) -> int:
+    """The exit code of a run that no fault ended."""
+    rank, world_size = process_group.rank(), process_group.world_size()
+    recipe = for_ranks(load_recipe(arguments.recipe, arguments.set), world_size)
+    from torch import OutOfMemoryError
 
-        process_group.initialise(even_alone=True)
-        with collectives.together():
-            data = open_source(recipe, process_group.world_size())
-            ds_config = resolve_ds_config(recipe, process_group.world_size())
-            complete = run_folder.is_complete(recipe, data.digest())
+    from pipeline.data.loader import open_source
+    from pipeline.distributed import collectives
+    from pipeline.training import run_folder
+    from pipeline.training.engine import resolve_ds_config
+    from pipeline.training.watchdog import collective_timeout_s
+
+    process_group.initialise(even_alone=True, timeout_s=collective_timeout_s(recipe.run.hang_deadline_s))
+    with collectives.together():
+        data = open_source(recipe, world_size)
+        ds_config = resolve_ds_config(recipe, world_size)
+        complete = run_folder.is_complete(recipe, data.digest())
+    if rank == 0:
+        print(dump_recipe(recipe))
+    if not collectives.any_rank(not complete):
         if rank == 0:
-            print(dump_recipe(recipe))
-        if not collectives.any_rank(not complete):
-            if rank == 0:
-                print(f"already complete: {recipe.run.output}")
-            return 0
+            print(f"already complete: {recipe.run.output}")
+        return 0
+    try:
         with run_folder.opened(recipe, ds_config):
             finished = train(recipe, data, ds_config, stop)
-    except (ValueError, OSError) as error:
-        if _is_printed_here(error, rank):
-            print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
-    finally:
-        process_group.shut_down()
+    except OutOfMemoryError as error:
+        raise collectives.RankFaultError(
+            f"batch.micro_size {recipe.batch.micro_size}: the GPU of rank {rank} has no memory left ({one_line(error)})"
+            "; lower batch.micro_size, see pipeline.plan"
+        ) from error
     if rank == 0:
         print(recipe.run.output)
     return 0 if finished else EXIT_STOPPED
+
+
+def main() -> int:
+    arguments, stop = _arguments(), StopRequest()  # so a signal counts while loading, too
+    rank = process_group.rank()
+    level = logging.INFO if rank == 0 else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        code = _run(arguments, stop)
+    except (ValueError, OSError) as error:
+        if _is_printed_here(error, rank):
+            print(f"error: {one_line(error)}", file=sys.stderr)
+        return process_group.leave_after_fault(1)
+    except Exception:  # a fault of this program or of the machine: the other ranks must not wait for this one
+        traceback.print_exc()
+        return process_group.leave_after_fault(1)
+    process_group.shut_down()
+    return code
 
 
 if __name__ == "__main__":

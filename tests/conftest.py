@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,8 @@ os.environ.update(
     NO_ALBUMENTATIONS_UPDATE="1",
     WANDB_MODE="disabled",
 )
+if not list(Path("/dev").glob("nvidia[0-9]*")):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the job of these tests may have been allotted GPUs that are not here
 
 
 LONGEST_FIRST = (

@@ -1,7 +1,17 @@
 """Which rank this process is, and the start and end of the process group."""
 
+import json
 import os
+import socket
+import sys
+from datetime import timedelta
 from typing import Any
+
+from pipeline.distributed import device
+
+JOIN_S = 600.0  # in which all ranks must have started
+DAY_S = 86_400.0  # ranks of an evaluation may end hours apart
+_GROUPS: dict[str, Any] = {}  # as torch's default group, of the process
 
 
 def rank() -> int:
@@ -29,10 +39,8 @@ def rank_in(group: Any) -> int:
 
 
 def device_name() -> str:
-    """`cuda:N` for this process's GPU, else `cpu`."""
-    import torch
-
-    return f"cuda:{local_rank() % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    """`cuda:N` for this process's GPU, else `cpu`. Raises DeviceError when a GPU was allotted but does not work."""
+    return device.choose(local_rank())
 
 
 def export_rank_variables() -> None:
@@ -44,10 +52,11 @@ def export_rank_variables() -> None:
     os.environ.setdefault("MASTER_PORT", "29500")
 
 
-def initialise(even_alone: bool = False) -> None:
+def initialise(even_alone: bool = False, timeout_s: float = DAY_S) -> None:
     """Join the process group (gloo on CPU, NCCL on GPUs); a single rank only if `even_alone`, as DeepSpeed wants it.
 
-    Raises ValueError in one line when the ranks cannot connect, as when another program uses the port.
+    A collective that lasts `timeout_s` ends its rank. Raises ValueError in one line when the ranks cannot connect, as
+    when another program uses the port; DeviceError, on every rank, when one of them has no working GPU.
     """
     import torch
     import torch.distributed as dist
@@ -55,26 +64,100 @@ def initialise(even_alone: bool = False) -> None:
     if dist.is_initialized() or (world_size() == 1 and not even_alone):
         return
     export_rank_variables()
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if backend == "nccl":
-        torch.cuda.set_device(device_name())
-    if world_size() == 1:
-        # A store of its own needs no port (torch's types leave HashStore out).
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-    else:
-        try:
-            dist.init_process_group(backend)
-        except dist.DistNetworkError as error:
-            place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            raise ValueError(
-                f"MASTER_PORT {place}: the ranks cannot connect ({str(error).splitlines()[0]}); if another program "
-                "uses the port, set another one with `deepspeed --master_port N`"
-            ) from error
+    # A store of its own needs no port (torch's types leave HashStore out).
+    store = dist.HashStore() if world_size() == 1 else _connect()  # type: ignore[attr-defined]
+    name = _agree_on_device(store)
+    if name != "cpu":
+        torch.cuda.set_device(name)
+        # DeepSpeed takes this number for the GPU's: here it must be that of a GPU which this process sees.
+        os.environ["LOCAL_RANK"] = name.removeprefix("cuda:")
+        # Else a monitor of NCCL's ends a process whose NCCL thread is stuck for 8 minutes, before any deadline of ours.
+        os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", str(int(timeout_s)))
+    timeout = timedelta(seconds=timeout_s)
+    store.set_timeout(timeout)
+    backend = "gloo" if name == "cpu" else "nccl"
+    dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=timeout)
+    if backend == "nccl" and world_size() > 1:
+        _GROUPS["host"] = dist.new_group(backend="gloo", timeout=timeout)
+
+
+def host_group() -> Any:
+    """A group whose collectives take tensors of the host, so that no GPU is waited for. None: the default group."""
+    return _GROUPS.get("host")
+
+
+def _connect() -> Any:
+    """The store that rank 0 serves and every rank reads."""
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    try:
+        store, _, _ = next(rendezvous("env://", rank(), world_size(), timeout=timedelta(seconds=JOIN_S)))
+    except dist.DistError as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ValueError(
+            f"MASTER_PORT {place}: the ranks cannot connect ({str(error).splitlines()[0]}); if another program "
+            "uses the port, set another one with `deepspeed --master_port N`"
+        ) from error
+    return store
+
+
+def _agree_on_device(store: Any) -> str:
+    """This rank's device. Raises DeviceError on every rank alike: gloo's ranks would wait for NCCL's for ever."""
+    try:
+        name, fault = device_name(), ""
+    except device.DeviceError as error:
+        name, fault = "none", str(error)
+    store.set(f"device/{rank()}", json.dumps([name.partition(":")[0], socket.gethostname(), fault]))
+    told = store.multi_get([f"device/{each}" for each in range(world_size())])
+    kinds, hosts, faults = zip(*map(json.loads, told), strict=True)
+    broken = [each for each, text in enumerate(faults) if text]
+    if broken:
+        first = broken[0]
+        raise device.DeviceError(
+            f"rank {first} on {hosts[first]} ({len(broken)} of {world_size()} ranks): {faults[first]}"
+        )
+    if len(set(kinds)) > 1:
+        cpu, gpu = kinds.index("cpu"), kinds.index("cuda")
+        raise device.DeviceError(
+            f"rank {cpu} on {hosts[cpu]}: computes on the CPU, and rank {gpu} on {hosts[gpu]} on a GPU; give every "
+            "rank a GPU, or none"
+        )
+    return name
+
+
+def limit_waiting(timeout_s: float) -> None:
+    """The time that a collective may last, in every group: also in those that DeepSpeed makes, with torch's default."""
+    import torch.distributed as dist
+
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.set_timeout(timedelta(seconds=timeout_s), group)
+
+
+def is_initialised() -> bool:
+    """Whether this process has joined a group. Answers at once where torch was never imported."""
+    return "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized()
 
 
 def shut_down() -> None:
-    """Leave the process group, if any."""
-    import torch.distributed as dist
+    """Leave the process group, if any, after a clean end of every rank."""
+    if is_initialised():
+        import torch.distributed as dist
 
-    if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def leave_after_fault(code: int) -> int:
+    """The end of a rank that has failed. Returns the exit code; under NCCL the process ends here, all output written.
+
+    There, leaving the group would wait for the other ranks, which wait for this one.
+    """
+    if is_initialised():
+        import torch.distributed as dist
+
+        if dist.get_backend() == "nccl":
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    shut_down()
+    return code

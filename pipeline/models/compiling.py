@@ -15,15 +15,17 @@ from pipeline.models.qformer_layer import Layer
 log = logging.getLogger(__name__)
 
 
-def compile_blocks(run: Run, vision: nn.Module, qformer: QFormer | None, language: nn.Module | None) -> None:
+def compile_blocks(
+    run: Run, device: str, vision: nn.Module, qformer: QFormer | None, language: nn.Module | None
+) -> None:
     """Compile what a recipe's `run.compile` asks for, in place: names, weights and results up to rounding stay.
 
     None stands for what is not to be compiled. Says so when this machine has no compiler; what cannot be compiled runs
     as it is, with torch's warning.
     """
-    if run.compile == "off" or (run.compile == "auto" and not torch.cuda.is_available()):
+    if run.compile == "off" or (run.compile == "auto" and device == "cpu"):
         return
-    if lacking := missing_compiler():
+    if lacking := missing_compiler(device):
         log.warning("run.compile: this machine lacks %s; blocks run one operation at a time, slower", lacking)
         return
     config: Any = torch._dynamo.config
@@ -36,12 +38,12 @@ def compile_blocks(run: Run, vision: nn.Module, qformer: QFormer | None, languag
     log.info("compiled blocks: %s; the first steps take some minutes", ", ".join(done))
 
 
-def missing_compiler() -> str | None:
+def missing_compiler(device: str) -> str | None:
     """What torch.compile needs and this machine lacks, if anything."""
     names = [os.environ.get("CXX") or os.environ.get("CC") or "", "g++", "gcc", "clang"]
     if not any(shutil.which(name) for name in names if name):
         return "a C++ compiler (g++)"
-    if torch.cuda.is_available():
+    if device != "cpu":
         try:
             import triton  # type: ignore[import-untyped]  # noqa: F401
         except ImportError:

@@ -243,19 +243,27 @@ def language_width(settings: Language) -> int:
 
 
 def build_language(settings: Language, device: str) -> LanguageTower:
-    """Load the model and its tokenizer, frozen. Raises ValueError in one line when they are missing or do not fit."""
+    """Load the model and its tokenizer, frozen. Each tensor is read straight to the device; on `meta` none is read, and
+    the model has shapes alone. Raises ValueError in one line when something is missing or does not fit.
+    """
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     config = choose_gelu(language_config(settings))
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
-        model = auto_class.from_pretrained(settings.name, config=config, dtype=DTYPES[settings.precision])
+        if device == "meta":
+            model = language_on_meta(settings)
+        else:
+            dtype = DTYPES[settings.precision]
+            model = auto_class.from_pretrained(settings.name, config=config, dtype=dtype, device_map={"": device})
         tokenizer = AutoTokenizer.from_pretrained(settings.name)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # transformers and safetensors raise many kinds of errors
         raise _not_loaded(settings, error) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # any token will do: padding is masked and not scored
-    model.requires_grad_(False).eval().to(device)
+    model.requires_grad_(False).eval()
     fuse_norms(model)
     if settings.activation_checkpointing:
         checkpoint_layers(model)

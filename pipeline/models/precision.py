@@ -26,6 +26,12 @@ def for_products(values: Tensor) -> Tensor:
     return values.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else values
 
 
+def add_in_fp32() -> None:
+    """Products of fp16 and bf16 matrices add up in fp32. By default torch lets a GPU join parts of a sum in 16 bits."""
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+
+
 def at_least_fp32(values: Tensor) -> Tensor:
     """bf16 and fp16 become fp32; fp32 and fp64 stay."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

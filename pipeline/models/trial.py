@@ -25,6 +25,8 @@ def try_vision(tower: VisionTower, settings: Vision) -> None:
     pixels_B3SS = values.to(torch.uint8).view(1, 3, side, side)
     try:
         tokens, again = tower(pixels_B3SS), tower(pixels_B3SS)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # every architecture has its own kinds
         raise ValueError(
             f"vision.name {settings.name!r}: cannot encode a picture of {side} px ({first_line(error)}); set another "
@@ -56,6 +58,8 @@ def try_language(tower: LanguageTower, settings: Language) -> None:
         loss = tower.loss_sum(prompts_BQH, text, text)
         [gradient] = torch.autograd.grad(loss, prompts_BQH)
         tower.generate(prompts_BQH.detach(), ["a photo of"], Decoding(num_beams=2, max_new_tokens=2))
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # every architecture has its own kinds
         raise ValueError(
             f"language.name {settings.name!r}: does not work with soft prompts ({first_line(error)}); name a causal or "

@@ -106,14 +106,16 @@ class VisionTower(nn.Module):
         return tokens.half() if self.precision == "fp16" else tokens.float()
 
 
-def build_vision(settings: Vision) -> VisionTower:
-    """Create the tower and load its weights. Raises ValueError in one line when they are missing or do not fit."""
-    of_transformers = settings.name.startswith(TRANSFORMERS)
+def build_vision(settings: Vision, device: str = "cpu") -> VisionTower:
+    """The tower on the device, with its weights. Raises ValueError in one line when they are missing or do not fit."""
+    load = _load_transformers if settings.name.startswith(TRANSFORMERS) else _load_timm
     try:
-        model, mean, std = _load_transformers(settings) if of_transformers else _load_timm(settings)
+        model, mean, std = load(settings, device)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # timm, transformers and safetensors raise many kinds of errors
         raise _not_loaded(settings, error) from error
-    return VisionTower(_encoder(model, settings), mean, std, settings.precision)
+    return VisionTower(_encoder(model, settings), mean, std, settings.precision).to(device)
 
 
 def _encoder(model: Any, settings: Vision) -> TimmEncoder | TransformersEncoder:
@@ -168,19 +170,20 @@ def vision_width(settings: Vision) -> int:
 Loaded = tuple[Any, tuple[float, ...], tuple[float, ...]]  # a model, mean and deviation of its pixels
 
 
-def _load_transformers(settings: Vision) -> Loaded:
+def _load_transformers(settings: Vision, device: str) -> Loaded:
     from transformers import AutoImageProcessor, AutoModel
 
     name = settings.name.removeprefix(TRANSFORMERS)
     processor: Any = AutoImageProcessor.from_pretrained(name)
-    model = AutoModel.from_pretrained(name, dtype=torch.float32)
+    model = AutoModel.from_pretrained(name, dtype=torch.float32, device_map={"": device})
     return model, tuple(processor.image_mean or CLIP_MEAN), tuple(processor.image_std or CLIP_STD)
 
 
-def _load_timm(settings: Vision) -> Loaded:
+def _load_timm(settings: Vision, device: str) -> Loaded:
     import timm
 
-    model = timm.create_model(settings.name, pretrained=True, num_classes=0)
+    with torch.device(device):  # timm draws random weights first: on a CPU, a minute a rank for ViT-g
+        model = timm.create_model(settings.name, pretrained=True, num_classes=0)
     pixels = cast(Any, model).pretrained_cfg
     return model, tuple(pixels.get("mean", CLIP_MEAN)), tuple(pixels.get("std", CLIP_STD))
 
@@ -198,8 +201,11 @@ def set_image_size(model: Any, size_px: int) -> None:
     num_prefix = positions_1PI.shape[1] - old_grid[0] * old_grid[1]
     prefix, patches = positions_1PI[:, :num_prefix], positions_1PI[:, num_prefix:]
     plane_1IHW = patches.transpose(1, 2).unflatten(2, old_grid)
+    if plane_1IHW.is_cuda:
+        plane_1IHW = plane_1IHW.cpu()  # the same bits on every device
     resized_1IHW = nn.functional.interpolate(plane_1IHW, size=grid, mode="bicubic", align_corners=False)
-    model.pos_embed = nn.Parameter(torch.cat([prefix, resized_1IHW.flatten(2).transpose(1, 2)], dim=1))
+    resized_1PI = resized_1IHW.flatten(2).transpose(1, 2).to(prefix.device)
+    model.pos_embed = nn.Parameter(torch.cat([prefix, resized_1PI], dim=1))
 
 
 def _not_a_vit(settings: Vision, error: Exception) -> ValueError:

@@ -8,7 +8,7 @@ from pipeline.training.task import StepPlace, Task
 
 
 def agree(task: Task, batches: list[Batch], seed: int, step: int, stop: bool) -> tuple[list[StepPlace], bool]:
-    """What each micro batch must know of all ranks', and whether any is to stop. One gather, one synchronisation."""
+    """What each micro batch must know of all ranks', and whether any is to stop. One gather between hosts."""
     own = [number for b in batches for number in (task.num_scored_tokens(b), b.target.ids.shape[1])]
     everyone = collectives.gather_integers([int(stop), *own])
     tokens = sum(sum(row[1::2]) for row in everyone)

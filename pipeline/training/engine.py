@@ -5,12 +5,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from pipeline.config import Recipe
+from pipeline.distributed import process_group
 from pipeline.distributed.stopwatch import watch
 from pipeline.training.optimizer import build_optimizer
+from pipeline.training.sharding import partition
+from pipeline.training.watchdog import collective_timeout_s
 
 
 def resolve_ds_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
@@ -84,7 +86,7 @@ def _read_policy(path: Path) -> dict[str, Any]:
 
 def _tell_deepspeed_without_gpu() -> None:
     """Without a GPU, say so: else DeepSpeed looks for one when it is imported, and warns that it found none."""
-    if not torch.cuda.is_available():
+    if process_group.device_name() == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
@@ -92,11 +94,16 @@ def build_engine(task: nn.Module, recipe: Recipe, ds_config: dict[str, Any]) -> 
     """Wrap a stage's task: its parameters (the bridge alone) are sharded, averaged and stepped by DeepSpeed."""
     import deepspeed
 
-    # DeepSpeed would compile a shared-memory all-reduce for CPU ranks at first use. It takes 90 s and a compiler, and
-    # it serves one node only; gloo sends these few MB as well, between nodes too.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if process_group.device_name() == "cpu":
+        # DeepSpeed would compile a shared-memory all-reduce for CPU ranks at first use. It takes 90 s and a compiler,
+        # and it serves one node only; gloo sends these few MB as well, between nodes too. (On a GPU this line would
+        # probe every CUDA kernel of DeepSpeed, with a warning for each.)
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if recipe.run.layout == "sharded":
+        partition(task.language_model, ds_config)  # type: ignore[arg-type]
     engine, *_ = deepspeed.initialize(
         model=task, optimizer=build_optimizer(task, recipe.optimizer), config=ds_config, dist_init_required=False
     )
+    process_group.limit_waiting(collective_timeout_s(recipe.run.hang_deadline_s))
     watch(deepspeed.comm.comm.cdb)
     return engine

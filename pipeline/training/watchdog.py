@@ -12,6 +12,12 @@ from pipeline.distributed import process_group
 
 FIRST_STEP_FACTOR = 4  # the first step also starts loaders and kernels
 GRACE_S = 10.0  # between a rank's stacks and its end, in which the others write theirs
+MARGIN_S = 300.0
+
+
+def collective_timeout_s(deadline_s: float) -> float:
+    """How long torch lets a collective last: longer than any deadline here, which also leaves the stacks."""
+    return deadline_s * FIRST_STEP_FACTOR + MARGIN_S
 
 
 class Watchdog:

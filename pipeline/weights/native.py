@@ -154,12 +154,14 @@ def inference_model(recipe: Recipe, bridge: "nn.Module", device: str) -> "Retrie
     from pipeline.models.build import build_tokenizer
     from pipeline.models.inference import LanguageModel, RetrievalModel
     from pipeline.models.language import build_language
+    from pipeline.models.precision import add_in_fp32
     from pipeline.models.stage1 import Stage1Bridge
     from pipeline.models.stage2 import Stage2Bridge
     from pipeline.models.trial import try_language, try_vision
     from pipeline.models.vision import build_vision
 
-    vision = build_vision(recipe.vision).to(device)
+    add_in_fp32()
+    vision = build_vision(recipe.vision, device)
     try_vision(vision, recipe.vision)
     if recipe.language is None:
         assert isinstance(bridge, Stage1Bridge)

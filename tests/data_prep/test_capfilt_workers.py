@@ -18,6 +18,7 @@ from data_prep.captioning.captioner import SamplingSettings
 from data_prep.captioning.device import choose_device
 from data_prep.captioning.shared_work import caption_shards
 from data_prep.shards.receipts import finished_shards
+from pipeline.distributed import device
 from pipeline.files import PARTIAL_SUFFIX
 from tests.support.gloo_ranks import free_port
 from tests.support.tiny_captioning_models import save_tiny_blip, save_tiny_clip
@@ -119,8 +120,9 @@ def test_the_deepspeed_launchers_ranks_share_the_shards(folder: Path, tmp_path: 
 
 @pytest.mark.parametrize(("variable", "number"), [("LOCAL_RANK", "1"), ("SLURM_LOCALID", "3"), ("LOCAL_RANK", "6")])
 def test_a_rank_takes_the_gpu_of_its_own_number(monkeypatch: pytest.MonkeyPatch, variable: str, number: str) -> None:
-    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+    for name in ("LOCAL_RANK", "SLURM_LOCALID", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(device, "reason_against", lambda name: None)  # the GPUs work
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert choose_device("auto") == "cuda:0"

@@ -108,7 +108,7 @@ def test_without_a_compiler_blocks_stay_as_they_are_and_it_is_said(
     monkeypatch.setattr(shutil, "which", lambda _name: None)
     run, task = Run(output=tmp_path, steps=1, compile="on"), stage1_task()
     with caplog.at_level(logging.INFO):
-        compiling.compile_blocks(run, nn.Identity(), task.bridge.qformer, None)
+        compiling.compile_blocks(run, "cpu", nn.Identity(), task.bridge.qformer, None)
     assert "run.compile: this machine lacks a C++ compiler (g++)" in caplog.text
     layer: Any = task.bridge.qformer.layers[0]
     assert layer.read_text.__func__ is type(layer).read_text
@@ -116,6 +116,6 @@ def test_without_a_compiler_blocks_stay_as_they_are_and_it_is_said(
 
 def test_auto_compiles_nothing_without_a_gpu(tmp_path: Path) -> None:
     task = stage1_task()
-    compiling.compile_blocks(Run(output=tmp_path, steps=1), nn.Identity(), task.bridge.qformer, None)
+    compiling.compile_blocks(Run(output=tmp_path, steps=1), "cpu", nn.Identity(), task.bridge.qformer, None)
     layer: Any = task.bridge.qformer.layers[0]
     assert layer.read_text.__func__ is type(layer).read_text
