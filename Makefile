@@ -35,7 +35,7 @@ test: $(VENV)/installed ## all tests but those marked gpu or large
 	HF_HUB_OFFLINE=1 pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not large" --durations=20
 
 bench: $(VENV)/installed ## speeds on CPU as ratios, each beside a named reference in the same run
-	for name in captioner download answers cider rerank exchange_bytes large_manifest; do \
+	for name in training_step loader captioner download answers cider rerank exchange_bytes large_manifest; do \
 	    echo "== $$name"; HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PYTHON) -m tests.benchmarks.$$name || exit 1; done
 
 clean: ## remove the environment and the miniature's runs

@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+TURNING = frozenset({"exif", "xmp", "XML:com.adobe.xmp"})  # metadata that may hold an orientation
 ASPECT_RATIOS = (3 / 4, 4 / 3)  # of a random resized crop, as torchvision's default
 
 
@@ -17,11 +18,31 @@ def decode(picture: bytes | Path) -> Tensor:
     source = io.BytesIO(picture) if isinstance(picture, bytes) else picture
     try:
         with Image.open(source) as image:
+            if isinstance(picture, bytes) and _is_plain(image):
+                pixels_3HW = _decode_jpeg(picture)
+                if pixels_3HW is not None:
+                    return pixels_3HW
             rgb = ImageOps.exif_transpose(image).convert("RGB")
     except Exception as error:  # a damaged file makes Pillow raise many kinds, struct.error and TypeError among them
         named = "a picture" if isinstance(picture, bytes) else str(picture)
         raise ValueError(f"{named}: is not readable as a picture ({error})") from error
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+
+
+def _is_plain(image: Image.Image) -> bool:
+    """A JPEG of one or three channels without metadata that may turn it: the pictures of shards, nearly all."""
+    return image.format == "JPEG" and image.mode in ("RGB", "L") and not TURNING.intersection(image.info)
+
+
+def _decode_jpeg(picture: bytes) -> Tensor | None:
+    """The same pixels as Pillow's, in two thirds of its time. None for a damaged picture."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    try:
+        pixels_3HW: Tensor = decode_jpeg(torch.frombuffer(bytearray(picture), dtype=torch.uint8), ImageReadMode.RGB)
+    except RuntimeError:
+        return None
+    return pixels_3HW
 
 
 def _resize(pixels_3HW: Tensor, size_px: int) -> Tensor:

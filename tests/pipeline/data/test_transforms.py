@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipeline.data import transforms
 
@@ -34,6 +34,21 @@ def test_the_exif_orientation_is_applied() -> None:
     exif[0x0112] = 6  # turned a quarter
     pixels = transforms.decode(encoded(PICTURE, "PNG", exif=exif))
     assert torch.equal(pixels, transforms.decode(encoded(PICTURE)).flip(1).transpose(1, 2))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("orientation", [None, 6])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_has_the_pixels_that_pillow_gives(mode: str, orientation: int | None, progressive: bool) -> None:
+    options: dict[str, object] = {"quality": 95, "progressive": progressive}
+    if orientation:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        options["exif"] = exif
+    content = encoded(PICTURE.convert(mode), "JPEG", **options)
+    with Image.open(io.BytesIO(content)) as image:
+        expected = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    assert np.array_equal(transforms.decode(content).permute(1, 2, 0).numpy(), expected)
 
 
 def test_a_file_is_read_as_its_bytes_are(tmp_path: Path) -> None:
