@@ -23,7 +23,7 @@ class Places:
     def pad(self, packed_RX: Tensor) -> Tensor:
         """[R, X] -> [B, N, X]. Where no row stands there is a copy of some row, whose gradient is dropped: mask it."""
         padded: Tensor = _Pad.apply(packed_RX, self.flat_R, self.source_BN.flatten())  # type: ignore[no-untyped-call]
-        return padded.unflatten(0, self.source_BN.shape)
+        return torch.unflatten(padded, 0, self.source_BN.shape)
 
     def pack(self, padded_BNX: Tensor) -> Tensor:
         """[B, N, X] -> [R, X]."""

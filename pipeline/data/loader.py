@@ -60,7 +60,7 @@ def build_loader(
         "worker_init_fn": leave_signals_to_the_rank,
         "num_workers": data.num_workers,
         "generator": torch.Generator(),  # else each start of a loader would draw from the numbers that dropout uses
-        "pin_memory": torch.cuda.is_initialized(),  # so where the rank computes on a GPU
+        "pin_memory": torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]  # the rank computes on a GPU
     }
     size_px = recipe.vision.image_size_px
     if isinstance(source, ShardUrls):

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pipeline.distributed import process_group
 from pipeline.distributed.stopwatch import COMMUNICATION, STOPWATCH
-from pipeline.tokens import true_places
 
 
 class RankFaultError(ValueError):
@@ -111,7 +110,7 @@ class Exchange:
         counts = self.sizes.values()[1:]
         send_counts, receive_counts = counts[: len(counts) // 2], counts[len(counts) // 2 :]
         from_rank_WB = self.wanted_WB // rows
-        mine = true_places(from_rank_WB == own, sum(send_counts)).flat_R
+        mine = torch.nonzero_static((from_rank_WB == own).flatten(), size=sum(send_counts))[:, 0]
         sent = local_BX[self.wanted_WB.flatten()[mine] % rows]
         received = local_BX.new_empty((self.wanted_B.shape[0], *local_BX.shape[1:]))
         dist.all_to_all_single(received, sent, receive_counts, send_counts)

@@ -38,7 +38,7 @@ class Stopwatch:
         """The time of a collective: on a GPU, the time for which its stream waits; this needs no synchronisation."""
         import torch
 
-        if self.running or not torch.cuda.is_initialized():
+        if self.running or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             with self.measure(COMMUNICATION):
                 yield
             return

@@ -127,7 +127,7 @@ class QFormer(nn.Module):
             read = next(images) if layer.cross_attention is not None else None
             rows, own = layer.read_image(rows, product, batch, read)
             cache.append(own)
-        return rows.unflatten(0, (batch, -1)), cache
+        return torch.unflatten(rows, 0, (batch, -1)), cache
 
     def encode_text(self, text: Tokens, weights: PassWeights) -> Tensor:
         """Text reads text alone, both ways: [B, L, D]. Padding holds no meaning."""
@@ -158,7 +158,7 @@ class QFormer(nn.Module):
             is_last = index + 1 == len(self.layers)  # nothing reads the last layer's text rows
             product = weights.layers[index]
             rows = layer.read_both(rows, product, batch * queries, places, both_BN, read, is_last)
-        return rows.unflatten(0, (batch, -1))
+        return torch.unflatten(rows, 0, (batch, -1))
 
     def decode_text(self, text: Tokens, query_cache: list[KeysValues], weights: PassWeights) -> Tensor:
         """Text reads the queries (their keys and values of `encode_queries`) and earlier text: [T, D], packed."""

@@ -59,8 +59,8 @@ class Attention(nn.Module):
 
     def heads(self, projected_BNX: Tensor) -> list[Tensor]:
         """Each D-wide part of the last axis as heads: [B, H, N, d]."""
-        parts = projected_BNX.split(self.output.in_features, dim=2)
-        return [part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in parts]
+        parts = torch.split(projected_BNX, self.output.in_features, dim=2)
+        return [torch.unflatten(part, 2, (self.num_heads, -1)).transpose(1, 2) for part in parts]
 
     def attend(self, queries_BHNd: Tensor, keys_values: KeysValues, mask: Tensor | None) -> Tensor:
         """What each query row reads: [B, N, D]."""
@@ -79,10 +79,10 @@ class Attention(nn.Module):
         """Query rows read images. Each part of `images` is for so many entries, in order: entry i of a part reads image
         i modulo the part's images."""
         entries = sum(count for _, count in images)
-        [queries_BHQd] = self.heads(functional.linear(rows_RD, *query).unflatten(0, (entries, -1)))
+        [queries_BHQd] = self.heads(torch.unflatten(functional.linear(rows_RD, *query), 0, (entries, -1)))
         read = [
             self._attend_in_groups(queries, keys_values)
-            for queries, (keys_values, _) in zip(queries_BHQd.split([n for _, n in images]), images, strict=True)
+            for queries, (keys_values, _) in zip(torch.split(queries_BHQd, [n for _, n in images]), images, strict=True)
         ]
         return self.finish((read[0] if len(read) == 1 else torch.cat(read)).flatten(0, 1), rows_RD, output)
 
@@ -92,9 +92,9 @@ class Attention(nn.Module):
         groups = queries_BHQd.shape[0] // images
         if groups == 1:
             return self.attend(queries_BHQd, keys_values, None)
-        folded = queries_BHQd.unflatten(0, (groups, images)).permute(1, 2, 0, 3, 4).flatten(2, 3)
+        folded = torch.unflatten(queries_BHQd, 0, (groups, images)).permute(1, 2, 0, 3, 4).flatten(2, 3)
         read = self.attend(folded, keys_values, None)
-        return read.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1)
+        return torch.unflatten(read, 1, (groups, -1)).transpose(0, 1).flatten(0, 1)
 
 
 class FeedForward(nn.Module):
@@ -150,7 +150,7 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, KeysValues]:
         """Query rows alone [B*Q, D]. Also returns their keys and values in self-attention, for ITG."""
         own = self.self_attention
-        queries, keys, values = own.heads(functional.linear(rows_RD, *weights.joined).unflatten(0, (batch, -1)))
+        queries, keys, values = own.heads(torch.unflatten(functional.linear(rows_RD, *weights.joined), 0, (batch, -1)))
         rows_RD = own.finish(own.attend(queries, (keys, values), None).flatten(0, 1), rows_RD, weights.output)
         if image is not None:
             rows_RD = self._cross(rows_RD, weights, [(image, batch)])
@@ -181,7 +181,7 @@ class Layer(nn.Module):
         own = self.self_attention
         queries, keys, values = own.heads(places.pad(functional.linear(rows_RD, *weights.joined)))
         rows_RD = own.finish(places.pack(own.attend(queries, (keys, values), mask)), rows_RD, weights.output)
-        query_rows, text_rows = rows_RD.split([num_query_rows, rows_RD.shape[0] - num_query_rows])
+        query_rows, text_rows = torch.split(rows_RD, [num_query_rows, rows_RD.shape[0] - num_query_rows])
         if images is not None:
             query_rows = self._cross(query_rows, weights, images)
         query_rows = self.query_ffn(query_rows, *weights.query_ffn)

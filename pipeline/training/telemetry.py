@@ -141,7 +141,7 @@ MAX_EXPONENT = 50.0  # a fresh model's loss is near 10
 
 def _peak_memory_mib() -> int:
     """Of the GPU since the last call, else of this process since its start."""
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         peak = torch.cuda.max_memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         return peak >> 20
