@@ -31,7 +31,7 @@ def build_parts(recipe: Recipe, device: str) -> tuple["Stage1Task | Stage2Task",
     from pipeline.training.stage2_task import Stage2Task
     from pipeline.weights import native
 
-    vision, length = build_vision(recipe.vision).to(device), recipe.data.max_text_tokens
+    vision, length = build_vision(recipe.vision, device), recipe.data.max_text_tokens
     try_vision(vision, recipe.vision)
     if recipe.language is None:
         tokenizer = build.build_tokenizer(recipe.qformer)

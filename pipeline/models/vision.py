@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import Vision
+from pipeline.models.fp8 import check_gpu, to_fp8
 from pipeline.models.loading import first_line, not_loaded
 from pipeline.models.precision import DTYPES, autocast
 
@@ -74,7 +75,8 @@ class VisionTower(nn.Module):
     """uint8 pixels -> the second-to-last block's tokens. In evaluation mode, without gradients.
 
     Weights of Linear and Conv are held in the recipe's precision; CLS, positions and norms stay fp32, and so does the
-    residual stream under autocast. An fp16 tower hands its tokens on in fp16: half the bytes to send and to read.
+    residual stream under autocast. An fp16 tower hands its tokens on in fp16: half the bytes to send and to read. An fp8
+    tower is an fp16 one whose blocks multiply in fp8.
     """
 
     def __init__(
@@ -88,6 +90,8 @@ class VisionTower(nn.Module):
         self.encoder, self.precision, self.width = encoder, precision, encoder.width
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
+        if precision == "fp8":
+            to_fp8(encoder)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 module.to(DTYPES[precision])
@@ -99,21 +103,24 @@ class VisionTower(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
-        """uint8 [B, 3, S, S] RGB -> [B, P, I], fp16 of an fp16 tower, else fp32."""
+        """uint8 [B, 3, S, S] RGB -> [B, P, I], fp16 of an fp16 or fp8 tower, else fp32."""
         normalised = (pixels_B3SS.float() - self.get_buffer("mean")) / self.get_buffer("std")
         with autocast(pixels_B3SS.device.type, self.precision):
             tokens: Tensor = self.encoder(normalised)
-        return tokens.half() if self.precision == "fp16" else tokens.float()
+        return tokens.half() if DTYPES[self.precision] == torch.float16 else tokens.float()
 
 
-def build_vision(settings: Vision) -> VisionTower:
-    """Create the tower and load its weights. Raises ValueError in one line when they are missing or do not fit."""
+def build_vision(settings: Vision, device: str = "cpu") -> VisionTower:
+    """Create the tower on `device` and load its weights. Raises ValueError in one line when they are missing or do not
+    fit, or when the device has no products in the tower's precision."""
+    if settings.precision == "fp8":
+        check_gpu(device)
     of_transformers = settings.name.startswith(TRANSFORMERS)
     try:
         model, mean, std = _load_transformers(settings) if of_transformers else _load_timm(settings)
     except Exception as error:  # timm, transformers and safetensors raise many kinds of errors
         raise _not_loaded(settings, error) from error
-    return VisionTower(_encoder(model, settings), mean, std, settings.precision)
+    return VisionTower(_encoder(model, settings), mean, std, settings.precision).to(device)
 
 
 def _encoder(model: Any, settings: Vision) -> TimmEncoder | TransformersEncoder:

@@ -159,7 +159,7 @@ def inference_model(recipe: Recipe, bridge: "nn.Module", device: str) -> "Retrie
     from pipeline.models.trial import try_language, try_vision
     from pipeline.models.vision import build_vision
 
-    vision = build_vision(recipe.vision).to(device)
+    vision = build_vision(recipe.vision, device)
     try_vision(vision, recipe.vision)
     if recipe.language is None:
         assert isinstance(bridge, Stage1Bridge)
