@@ -1,7 +1,7 @@
 """Frozen layers in fp8 (e4m3): a scale for each output row of the weights and for each row of the input.
 
 Shapes: R rows (tokens), I inputs and O outputs of a layer.
-A GPU of compute capability 8.9 multiplies fp8 itself. A CPU computes the same numbers in fp32, slowly: for tests, and to
+A GPU of compute capability 8.9 multiplies fp8 itself. A CPU computes the same numbers in fp32, slowly: to test, and to
 measure what fp8 changes.
 """
 
@@ -50,7 +50,7 @@ def to_fp8(encoder: nn.Module) -> None:
 
 
 def _join_biases(attention: nn.Module) -> None:
-    """timm's EVA and BEiT hold the biases of `qkv` apart and multiply by its weight themselves; without, they call it."""
+    """timm's EVA and BEiT hold the biases of `qkv` apart, and then multiply by its weight themselves."""
     parts = [getattr(attention, name, None) for name in ("q_bias", "k_bias", "v_bias")]
     qkv = getattr(attention, "qkv", None)
     if isinstance(qkv, nn.Linear) and all(isinstance(part, Tensor) for part in parts):

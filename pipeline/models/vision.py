@@ -75,8 +75,8 @@ class VisionTower(nn.Module):
     """uint8 pixels -> the second-to-last block's tokens. In evaluation mode, without gradients.
 
     Weights of Linear and Conv are held in the recipe's precision; CLS, positions and norms stay fp32, and so does the
-    residual stream under autocast. An fp16 tower hands its tokens on in fp16: half the bytes to send and to read. An fp8
-    tower is an fp16 one whose blocks multiply in fp8.
+    residual stream under autocast. An fp16 tower hands its tokens on in fp16: half the bytes to send and to read.
+    An fp8 tower is an fp16 one whose blocks multiply in fp8.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""fp8 layers: the numbers that they compute, how far those are from fp32's, what they hold, and who cannot have them."""
+"""fp8 layers: the numbers that they compute, how far those are from fp32's, what they hold, and who is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -191,7 +191,7 @@ def test_a_plan_takes_fp8s_peak_and_refuses_a_gpu_that_has_none(recipes: dict[st
     )
     assert whole.peak(VISION) == pytest.approx(2 * half.peak(VISION), rel=0.01)
     assert whole.peak("logits") == half.peak("logits")
-    with pytest.raises(ValueError, match="vision.precision 'fp8': a100-40gb has no fp8 products; use fp16"):
+    with pytest.raises(ValueError, match=r"^vision.precision 'fp8': a100-40gb has no fp8 products; use fp16"):
         Planner(recipes["fp8"], resolve_ds_config(recipes["fp8"], 2), gpu_named("a100-40gb"), assumed)
 
 
