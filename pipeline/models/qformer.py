@@ -83,13 +83,14 @@ class QFormer(nn.Module):
         """
         attentions = [layer.cross_attention for layer in self._layers() if layer.cross_attention is not None]
         parts = [part for attention in attentions for part in (attention.key, attention.value)]
-        with torch.autocast(frozen_BPI.device.type, enabled=False):
-            plain_BPI = functional.layer_norm(frozen_BPI.detach(), norm.normalized_shape, eps=norm.eps)
+        tokens_BPI = frozen_BPI.detach()
+        if not torch.is_autocast_enabled(tokens_BPI.device.type):
+            tokens_BPI = at_least_fp32(tokens_BPI)  # of an fp16 tower; autocast would cast once more
+        with torch.autocast(tokens_BPI.device.type, enabled=False):
+            plain_BPI = functional.layer_norm(tokens_BPI, norm.normalized_shape, eps=norm.eps)
             weight_XI = torch.cat([part.weight for part in parts])
             bias_X = torch.cat([part.bias for part in parts]) + weight_XI @ norm.bias
             weight_XI = weight_XI * norm.weight
-        if not torch.is_autocast_enabled(frozen_BPI.device.type):
-            plain_BPI = plain_BPI.to(weight_XI.dtype)  # an fp16 tower's
         projected = attentions[0].heads(functional.linear(plain_BPI, weight_XI, bias_X))
         return list(zip(projected[0::2], projected[1::2], strict=True))
 
