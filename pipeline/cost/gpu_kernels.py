@@ -12,13 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.distributed.rehearsal import replaced
-from pipeline.models import fp8
 
 
 @contextmanager
 def gpu_kernels(losses: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
     """Within: attention keeps its inputs, output and a row's log-sum-exp, no weights; dropout a byte an element.
-    fp8 layers multiply fp8.
 
     Cross-entropies run within `losses()`. Functions are replaced, not watched by a mode of torch's: that would be off
     in the backward pass, where checkpointed layers run again.
@@ -34,7 +32,7 @@ def gpu_kernels(losses: Callable[[], AbstractContextManager[None]]) -> Iterator[
         "dropout": _dropout,
         "cross_entropy": watched_cross_entropy,
     }
-    with replaced(functional, kernels), replaced(fp8, {"product": fp8.gpu_product}):
+    with replaced(functional, kernels):
         yield
 
 

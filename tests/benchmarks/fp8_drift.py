@@ -3,7 +3,7 @@
     python -m tests.benchmarks.fp8_drift [--folder DIR] [--steps 500] [--batch-size 24] [--towers-scale 0.25]
 
 Tokens: ViT-g's architecture with random weights that keep every block's output as large as its input, plain and with
-channels that are 30 times as large; and the miniature's trained ViT on drawn pictures. Beside it stands bf16.
+channels that are 30 times as large; and the miniature's trained ViT, with bf16 beside it, on drawn pictures.
 Losses: the miniature's recipe with its own towers (a part of their training), on drawn scenes, in one process. Each
 step trains a bridge of each kind on the same batch. Beside fp8 stands an fp32 run of another seed: so large are
 differences that mean nothing.
@@ -36,7 +36,7 @@ from pipeline.training.task import StepPlace
 RECIPE = "pipeline/recipes/miniature_stage1.yaml"
 ARCHITECTURE = "eva_giant_patch14_clip_224"
 SIZES = {
-    "ViT-g's width, 4 blocks run": {"embed_dim": 1408, "depth": 5, "num_heads": 16},
+    "ViT-g's width, 2 blocks run": {"embed_dim": 1408, "depth": 3, "num_heads": 16},
     "a quarter of its width, 39 blocks run": {"embed_dim": 352, "depth": 40, "num_heads": 4},
 }
 OUTLIERS, FACTOR = 4, 30.0
@@ -67,16 +67,15 @@ def compare(name: str, found: Tensor, exact: Tensor) -> None:
 
 
 def tokens_of_random_towers() -> None:
-    pixels = torch.from_numpy(drawn_pictures(2, np.random.default_rng(0), 224)[0])
+    pixels = torch.from_numpy(drawn_pictures(1, np.random.default_rng(0), 224)[0])
     for size, sizes in SIZES.items():
         for outliers in (False, True):
             print(f"{size}{', with outliers' if outliers else ''}")
-            exact, *others = (
+            exact, found = (
                 VisionTower(TimmEncoder(random_vit_g(sizes, outliers)), CLIP_MEAN, CLIP_STD, precision)(pixels)
-                for precision in ("fp32", "bf16", "fp8")
+                for precision in ("fp32", "fp8")
             )
-            for precision, found in zip(("bf16", "fp8"), others, strict=True):
-                compare(precision, found, exact)
+            compare("fp8", found, exact)
 
 
 def drawn_pictures(number: int, rng: np.random.Generator, size_px: int) -> tuple[Any, list[str]]:
@@ -177,11 +176,11 @@ def main() -> None:
     choose_attention_kernel("cpu")
     with tempfile.TemporaryDirectory() as made:
         folder = options.folder or Path(made)
-        tokens_of_random_towers()
         for name in ("clip", "vision", "bert"):
             make(name, Order(folder, folder / "towers", seed=1, steps_scale=options.towers_scale))
         os.environ["MINIATURE"] = str(folder)
         losses_of_runs(load_recipe(Path(RECIPE), []), options.steps, options.batch_size)
+        tokens_of_random_towers()
 
 
 if __name__ == "__main__":
