@@ -166,6 +166,9 @@ def _write_huggingface(bridge: "nn.Module", settings: Recipe, destination: Path)
     from pipeline.models.vision import build_vision
     from pipeline.weights.huggingface import write_folder
 
+    if settings.vision.precision == "fp8":  # a way to multiply, not to store
+        fp16 = settings.vision.model_copy(update={"precision": "fp16"})
+        settings = settings.model_copy(update={"vision": fp16})
     vision = build_vision(settings.vision)
     model: RetrievalModel | LanguageModel
     if isinstance(bridge, Stage1Bridge):

@@ -72,9 +72,11 @@ def _time_lines(plan: "Plan", recipe: Recipe, gpu: Gpu, assumed: "Assumptions") 
     causes = ", ".join(f"{cause} {seconds:.3f} s" for cause, seconds in plan.seconds.items())
     lines += [f"at {assumed.utilisation:.0%} of the peak, a step: {plan.step_s:.2f} s ({causes})"]
     lines += [f"{recipe.run.steps} steps: {plan.days(recipe.run.steps):.1f} days"]
+    fp8 = gpu.peak_fp8_flops if recipe.vision.precision == "fp8" else None
+    in_fp8 = f", {fp8 / 1e12:.0f} in fp8" if fp8 else ""
     lines += [
         f"  assumed: the run reaches {assumed.utilisation:.0%} of the peak {gpu.peak_flops / 1e12:.0f} TFLOP/s "
-        f"({gpu.peak_fp32_flops / 1e12:.3g} in fp32); the paper trained {PAPERS_RUN[recipe.stage]} or more"
+        f"({gpu.peak_fp32_flops / 1e12:.3g} in fp32{in_fp8}); the paper trained {PAPERS_RUN[recipe.stage]} or more"
     ]
     lines += [
         f"  assumed: captions have {assumed.caption_tokens} tokens on average; padding to the longest is not counted; "

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Precision = Literal["fp32", "bf16", "fp16"]
+VisionPrecision = Literal["fp32", "bf16", "fp16", "fp8"]
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0, le=1000)]
 OneOrMore = Annotated[tuple[str, ...], BeforeValidator(lambda it: (it,) if isinstance(it, str) else it)]
@@ -27,8 +28,9 @@ class Vision(Section):
     name: str
     """a timm ViT (its name, `hf-hub:OWNER/NAME` or `local-dir:FOLDER`) or a transformers vision model
     (`transformers:NAME` or `transformers:FOLDER`)"""
-    precision: Precision = "fp16"
-    """number format of its weights"""
+    precision: VisionPrecision = "fp16"
+    """number format of its weights; `fp8` multiplies in fp8 within the blocks, for GPUs that can (not A100), and wants
+    `run.compile`"""
     image_size_px: Positive = 224
     """side of the square picture, in pixels"""
 

@@ -85,6 +85,8 @@ class Planner:
     """A recipe (its accumulation decided) on GPUs of one type. Runs without weights are kept and used again."""
 
     def __init__(self, recipe: Recipe, ds_config: dict[str, Any], gpu: Gpu, assumed: Assumptions) -> None:
+        if recipe.vision.precision == "fp8" and gpu.peak_fp8_flops is None:
+            raise ValueError(f"vision.precision 'fp8': {gpu.name} has no fp8 products; use fp16")
         self.recipe, self.gpu, self.assumed, self.ds_config = recipe, gpu, assumed, ds_config
         self.policy: ZeroPolicy = read_policy(ds_config)
         self.unweighted = UnweightedRecipe(recipe)
@@ -198,6 +200,9 @@ class Planner:
         precision = {VISION: recipe.vision.precision}.get(part, recipe.qformer.precision)
         if language and part in (LANGUAGE, LANGUAGE_BACKWARD, LOGITS):
             precision = language.precision
+        if precision == "fp8":
+            assert self.gpu.peak_fp8_flops, "checked at the beginning"
+            return self.gpu.peak_fp8_flops
         return self.gpu.peak_fp32_flops if precision == "fp32" else self.gpu.peak_flops
 
     def plan(self) -> Plan:

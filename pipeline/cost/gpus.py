@@ -12,7 +12,8 @@ HOPPER = (0.66, 0.32, 0.88)
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU. Rates are peaks, a second: dense FLOP in bf16 or fp16 and in fp32 (not TF32), and bytes one way.
+    """One GPU. Rates are peaks, a second: dense FLOP in bf16 or fp16, in fp32 (not TF32) and in fp8
+    (None: the GPU has none), and bytes one way.
 
     `memory_bytes` is what the driver lets programs have. `between_nodes` is a rank's share of its node's network, one
     200 Gbit/s port a GPU for A100 nodes and 400 Gbit/s for later ones: an assumption, a cluster may have less.
@@ -25,6 +26,7 @@ class Gpu:
     memory_bytes: int
     peak_flops: float
     peak_fp32_flops: float
+    peak_fp8_flops: float | None
     memory_bandwidth: float
     within_node: float
     between_nodes: float
@@ -44,6 +46,7 @@ GPUS = (
         _gib(39.4),
         312e12,
         19.5e12,
+        None,
         1555e9,
         300e9,
         25e9,
@@ -55,13 +58,14 @@ GPUS = (
         _gib(79.2),
         312e12,
         19.5e12,
+        None,
         2039e9,
         300e9,
         25e9,
         *AMPERE,
     ),
-    Gpu("h100-80gb", ("nvidia h100 80gb hbm3",), _gib(79.1), 989e12, 67e12, 3350e9, 450e9, 50e9, *HOPPER),
-    Gpu("h200-141gb", ("nvidia h200",), _gib(139.7), 989e12, 67e12, 4800e9, 450e9, 50e9, *HOPPER),
+    Gpu("h100-80gb", ("nvidia h100 80gb hbm3",), _gib(79.1), 989e12, 67e12, 1979e12, 3350e9, 450e9, 50e9, *HOPPER),
+    Gpu("h200-141gb", ("nvidia h200",), _gib(139.7), 989e12, 67e12, 1979e12, 4800e9, 450e9, 50e9, *HOPPER),
 )
 
 

@@ -10,6 +10,7 @@ from pipeline.cost.operations import ATTENTION, PRODUCT, Operation
 KERNEL_S = 2.5e-6  # the least that a kernel takes, with the gap before the next one: an assumption
 LAUNCH_S = 6e-6  # of the host, for one operation of eager PyTorch: an assumption
 SYNC_S = 1e-3  # a GPU that was waited for idles until enough is launched again: an assumption
+FP8_PRODUCT = "_scaled_mm"  # the name of torch's operation
 LAUNCHES_A_PARAMETER = 4  # DeepSpeed, ZeRO-1 and 2: into the bucket, out of it, its norm, its scale (stage_1_and_2.py)
 TIMER_SYNCS = 2  # a micro batch: DeepSpeed's throughput timer (utils/timer.py), unless it is switched off
 
@@ -29,6 +30,8 @@ class Work:
 def seconds_of(operation: Operation, gpu: Gpu) -> float:
     """The slowest of arithmetic, memory and launching. fp32 products are not rounded to TF32."""
     peak = gpu.peak_fp32_flops if operation.in_fp32 else gpu.peak_flops
+    if operation.name == FP8_PRODUCT and gpu.peak_fp8_flops:
+        peak = gpu.peak_fp8_flops
     share = gpu.attention_share if operation.kind == ATTENTION else gpu.product_share
     memory = operation.num_bytes / (gpu.memory_bandwidth * gpu.bandwidth_share)
     return max(operation.flops / (peak * share), memory, KERNEL_S * operation.kernels)

@@ -53,7 +53,7 @@ def missing_compiler(device: str) -> str | None:
 
 def compile_vision(vision: nn.Module) -> int:
     """Compile the blocks of an image encoder in place. Names and weights stay. Returns their number."""
-    return _compile_modules(_longest_list(vision), dynamic=False)
+    return _compile_modules(longest_list(vision), dynamic=False)
 
 
 def compile_language(model: nn.Module) -> int:
@@ -73,7 +73,7 @@ def compile_qformer(qformer: QFormer) -> int:
     return len(qformer.layers)
 
 
-def _longest_list(module: nn.Module) -> list[nn.Module]:
+def longest_list(module: nn.Module) -> list[nn.Module]:
     """A transformer's blocks are its longest list of modules."""
     lists = [list(each) for each in module.modules() if isinstance(each, nn.ModuleList | nn.Sequential)]
     return max(lists, key=len, default=[])

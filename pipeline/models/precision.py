@@ -3,7 +3,12 @@
 import torch
 from torch import Tensor
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8": torch.float16,
+}  # fp8: of all but models/fp8.py
 
 
 def autocast(device_type: str, precision: str) -> torch.autocast:

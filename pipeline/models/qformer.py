@@ -102,8 +102,11 @@ class QFormer(nn.Module):
 
     def project_image(self, frozen_BPI: Tensor, weights: PassWeights) -> list[KeysValues]:
         """Keys and values of the image for each layer with cross-attention, by one product for all of them."""
-        with torch.autocast(frozen_BPI.device.type, enabled=False):
-            plain_BPI = functional.layer_norm(frozen_BPI.detach(), frozen_BPI.shape[-1:], eps=weights.image_norm_eps)
+        tokens_BPI = frozen_BPI.detach()
+        if not torch.is_autocast_enabled(tokens_BPI.device.type):
+            tokens_BPI = at_least_fp32(tokens_BPI)  # of an fp16 tower; autocast would cast once more
+        with torch.autocast(tokens_BPI.device.type, enabled=False):
+            plain_BPI = functional.layer_norm(tokens_BPI, tokens_BPI.shape[-1:], eps=weights.image_norm_eps)
         parts = self._layers()[0].self_attention.heads(functional.linear(plain_BPI, *weights.image))
         return list(zip(parts[0::2], parts[1::2], strict=True))
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import Vision
+from pipeline.models.fp8 import check_gpu, to_fp8
 from pipeline.models.loading import first_line, not_loaded
 from pipeline.models.precision import DTYPES, autocast
 
@@ -75,6 +76,7 @@ class VisionTower(nn.Module):
 
     Weights of Linear and Conv are held in the recipe's precision; CLS, positions and norms stay fp32, and so does the
     residual stream under autocast. An fp16 tower hands its tokens on in fp16: half the bytes to send and to read.
+    An fp8 tower is an fp16 one whose blocks multiply in fp8.
     """
 
     def __init__(
@@ -88,6 +90,8 @@ class VisionTower(nn.Module):
         self.encoder, self.precision, self.width = encoder, precision, encoder.width
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
+        if precision == "fp8":
+            to_fp8(encoder)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 module.to(DTYPES[precision])
@@ -99,15 +103,18 @@ class VisionTower(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
-        """uint8 [B, 3, S, S] RGB -> [B, P, I], fp16 of an fp16 tower, else fp32."""
+        """uint8 [B, 3, S, S] RGB -> [B, P, I], fp16 of an fp16 or fp8 tower, else fp32."""
         normalised = (pixels_B3SS.float() - self.get_buffer("mean")) / self.get_buffer("std")
         with autocast(pixels_B3SS.device.type, self.precision):
             tokens: Tensor = self.encoder(normalised)
-        return tokens.half() if self.precision == "fp16" else tokens.float()
+        return tokens.half() if DTYPES[self.precision] == torch.float16 else tokens.float()
 
 
 def build_vision(settings: Vision, device: str = "cpu") -> VisionTower:
-    """The tower on the device, with its weights. Raises ValueError in one line when they are missing or do not fit."""
+    """The tower on the device, with its weights. Raises ValueError in one line when they are missing or do not fit, or
+    when the device has no products in the tower's precision."""
+    if settings.precision == "fp8":
+        check_gpu(device)
     load = _load_transformers if settings.name.startswith(TRANSFORMERS) else _load_timm
     try:
         model, mean, std = load(settings, device)

@@ -1,5 +1,7 @@
 """Stage 1's losses and gradients equal the plain reference's, for captions of any lengths and repeated images."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -137,6 +139,16 @@ def test_a_bf16_task_computes_in_bf16_by_itself_and_its_losses_in_fp32(monkeypat
     for name in LOSSES:
         assert values[name].dtype == torch.float32 and not torch.equal(values[name], wanted[name])
         assert float(values[name]) == pytest.approx(float(wanted[name]), rel=0.1)
+
+
+def test_an_fp32_bridge_takes_an_fp16_towers_tokens() -> None:
+    batch = random_batch([6, 11, 3])
+    half = replace(batch, pixels_B3SS=batch.pixels_B3SS.half())
+    task = Stage1Task(random_stage1().float(), nn.Identity(), Objectives(), DECODE, "fp32")  # type: ignore[arg-type]
+    place = StepPlace(0, 1 / 17, 11, NEGATIVES_SEED)
+    with torch.no_grad():
+        values, wanted = task(half, place), task(replace(half, pixels_B3SS=half.pixels_B3SS.float()), place)
+    assert all(torch.equal(values[name], wanted[name]) for name in LOSSES)
 
 
 def test_the_logged_temperature_is_the_one_that_the_step_began_with() -> None:

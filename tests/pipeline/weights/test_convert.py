@@ -105,6 +105,20 @@ def test_the_round_trip_through_transformers_is_exact_but_for_what_it_lists(
     assert same_bits({name: before[name] for name in held}, {name: after[name] for name in held})
 
 
+def test_an_fp8_image_encoder_is_stored_in_fp16(
+    natives: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, _ = read_weights(natives["stage1"])
+    fp8 = recipe.model_copy(update={"vision": recipe.vision.model_copy(update={"precision": "fp8"})})
+    (tmp_path / "fp8").mkdir()
+    save_weights(build_bridge(fp8), fp8, 7, tmp_path / "fp8")
+    assert convert(tmp_path / "fp8", tmp_path / "hf", "native", "huggingface") == 0
+    stored = load_file(tmp_path / "hf" / "model.safetensors")["vision_model.encoder.layers.0.mlp.fc1.weight"]
+    encoder = build_vision(recipe.vision).encoder.model
+    assert torch.equal(stored, encoder.blocks[0].mlp.fc1.weight.half())
+    assert "towers are stored as the recipe holds them, in fp16" in capsys.readouterr().err
+
+
 def test_stage_1_scores_equal_those_of_transformers(natives: dict[str, Path], tmp_path: Path) -> None:
     from transformers import Blip2ForImageTextRetrieval
 
