@@ -88,6 +88,8 @@ class QFormer(nn.Module):
             weight_XI = torch.cat([part.weight for part in parts])
             bias_X = torch.cat([part.bias for part in parts]) + weight_XI @ norm.bias
             weight_XI = weight_XI * norm.weight
+        if not torch.is_autocast_enabled(frozen_BPI.device.type):
+            plain_BPI = plain_BPI.to(weight_XI.dtype)  # an fp16 encoder's tokens, for products in fp32
         projected = attentions[0].heads(functional.linear(plain_BPI, weight_XI, bias_X))
         return list(zip(projected[0::2], projected[1::2], strict=True))
 

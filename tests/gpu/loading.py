@@ -4,18 +4,19 @@ import os
 import shutil
 import time
 
-from pipeline.data.batch import collate_for_qformer
+from pipeline.config import Recipe
+from pipeline.data.batch import Collate, collate_for_qformer
 from pipeline.data.loader import build_loader, open_source
 from pipeline.distributed.stopwatch import STOPWATCH
 from pipeline.models.build import build_tokenizer
 from tests.gpu.checks import Checks, wait_for
 from tests.gpu.pictures import photo_manifest
-from tests.gpu.real_sizes import compile_all
-from tests.gpu.real_towers import real_batch, real_recipe, real_task
+from tests.gpu.real_sizes import compile_when_used
+from tests.gpu.real_towers import real_recipe, real_task
 from tests.gpu.stepping import Steps
 
 PICTURES, WIDTH_PX, HEIGHT_PX = 2520, 341, 256
-WARMUP, STEPS = 4, 20
+WARMUP, STEPS = 8, 20
 WORKERS_OF_RECIPE = 8
 
 
@@ -35,8 +36,7 @@ def run(checks: Checks) -> None:
     collate = collate_for_qformer(build_tokenizer(recipe.qformer.model_copy(update={"bert": bert})), 32)
     steps = Steps(real_task(recipe, checks.device), recipe)
     if checks.device == "cuda":
-        with checks.guarded("compiled blocks"):
-            compile_all(checks, "stage1_vitg", steps, [real_batch(recipe, "coco", seed) for seed in range(4)])
+        compile_when_used(steps)
     steps.feed(build_loader(recipe, open_source(recipe, 1), collate, 0, 1, 0))
     for _ in range(warmup):
         steps.step()
@@ -55,12 +55,9 @@ def run(checks: Checks) -> None:
         alone(checks, recipe, collate, samples)
 
 
-def alone(checks: Checks, recipe: object, collate: object, samples: int) -> None:
+def alone(checks: Checks, recipe: Recipe, collate: Collate, samples: int) -> None:
     """Samples a second of the loader when nobody else works."""
-    from typing import Any, cast
-
-    given = cast(Any, recipe)
-    loader = iter(build_loader(given, open_source(given, 1), cast(Any, collate), 0, 1, 0))
+    loader = iter(build_loader(recipe, open_source(recipe, 1), collate, 0, 1, 0))
     next(loader)
     started, taken = time.perf_counter(), 0
     for batch in loader:

@@ -139,19 +139,24 @@ def compiled_graphs() -> int:
 
 
 def compile_all(checks: Checks, name: str, steps: Steps, batches: list[Any]) -> None:
-    """As run.compile does; some steps on all lengths follow, in which graphs are made."""
-    from pipeline.models.compiling import compile_blocks
-
-    language = steps.task.towers.language
-    run = steps.recipe.run.model_copy(update={"compile": "on"})
+    """Compile, and some steps on all lengths, in which graphs are made."""
     started = time.perf_counter()
-    compile_blocks(run, steps.task.towers.vision, steps.task.bridge.qformer, language.model if language else None)
+    compile_when_used(steps)
     steps.feed_again_and_again(batches)
     for _ in range(1 if checks.tiny else 5):
         steps.step()
     wait_for(checks.device)
     checks.figure(f"{name}: seconds to compile, with five steps", time.perf_counter() - started, most=120)
     checks.at_least(f"{name}: compiled graphs", compiled_graphs(), 2)
+
+
+def compile_when_used(steps: Steps) -> None:
+    """As run.compile does: each graph is made in the first step that needs it."""
+    from pipeline.models.compiling import compile_blocks
+
+    language = steps.task.towers.language
+    run = steps.recipe.run.model_copy(update={"compile": "on"})
+    compile_blocks(run, steps.task.towers.vision, steps.task.bridge.qformer, language.model if language else None)
 
 
 def in_less_memory(checks: Checks, name: str, steps: Steps, batches: list[Any]) -> None:

@@ -1,4 +1,4 @@
-"""Retrieval's rerank at 364 px with ViT-g: pictures encoded and pairs matched a second, and whether scores are right."""
+"""Retrieval's rerank at 364 px with ViT-g: pictures encoded and pairs matched a second, and right scores."""
 
 from typing import Any
 

@@ -29,6 +29,7 @@ WARM_CACHE = "inductor"  # compiled kernels, which later parts use again
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that parts end, too
     options = arguments()
     options.output = options.output.resolve()
     options.output.mkdir(parents=True, exist_ok=True)
@@ -121,7 +122,8 @@ def started(part: Part, options: argparse.Namespace, began: float) -> list[dict[
             code: int | None = process.wait(limit)
         except subprocess.TimeoutExpired:
             code = None
-        end(process)
+        finally:
+            end(process)
     seconds = time.monotonic() - at
     lines = read_lines(printed)
     lines.append(line_of(part.name, "seconds", round(seconds, 1), f"<= {limit:.0f}", code is not None))
@@ -174,6 +176,8 @@ def reported(lines: list[dict[str, Any]], options: argparse.Namespace) -> int:
         mark = "ok    " if line["ok"] else "FAILED"
         print(f"{mark} {line['part'] + ': ' + line['check']:<{width}}  {line['value']}  ({line['bound']})")
     failed = [line for line in lines if not line["ok"]]
+    for line in failed:
+        print(f"\nFAILED {line['part']}: {line['check']}\n    found {line['value']}, wanted {line['bound']}")
     try:
         from tests.gpu.results_page import write_page
 

@@ -44,7 +44,9 @@ class Place:
             "batch": {"global_size": GLOBAL, "micro_size": GLOBAL if stage == 1 else MICRO},
             "run": {
                 "steps": STEPS, "checkpoint_every_steps": SAVE_EVERY, "keep_checkpoints": STEPS,
-                "zero": f"ds_configs/{zero}.json", "compile": "off", **run,
+                "zero": f"ds_configs/{zero}.json",
+                "compile": "auto" if language == "t5" else "off",  # one run shows it with DeepSpeed
+                **run,
             },
         }  # fmt: skip
         if language:
