@@ -6,7 +6,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 export WANDB_MODE := disabled
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo format check test bench clean help
+.PHONY: setup demo format check test bench gpu gpu-wheels clean help
 .DEFAULT_GOAL := help
 
 $(VENV)/installed: requirements.txt .ci/packages
@@ -37,6 +37,12 @@ test: $(VENV)/installed ## all tests but those marked gpu or large
 bench: $(VENV)/installed ## speeds on CPU as ratios, each beside a named reference in the same run
 	for name in training_step loader captioner download answers cider rerank exchange_bytes large_manifest; do \
 	    echo "== $$name"; HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PYTHON) -m tests.benchmarks.$$name || exit 1; done
+
+gpu: ## the checks that need a GPU, 8 minutes on one: numerics, waits, training, speeds, a page of results
+	python3 -m tests.gpu.run $(GPU_FLAGS)
+
+gpu-wheels: $(VENV)/installed ## the packages that a bare GPU machine lacks, into gpu_wheels/
+	$(PYTHON) -m tests.gpu.wheels
 
 clean: ## remove the environment and the miniature's runs
 	rm -rf $(VENV) runs/miniature

@@ -25,7 +25,10 @@ MAP = {
         "slurm/eval.sbatch", "slurm/score.sbatch", "slurm/eval_watch",
     ],
     "look": ["data_prep.gallery", "pipeline.generate", "eval.report", "eval.curves"],
-    "change the project": ["make format", "make check", "make test", "make bench", "make clean", "make help"],
+    "change the project": [
+        "make format", "make check", "make test", "make bench", "make gpu", "make gpu-wheels", "make clean",
+        "make help",
+    ],
 }  # fmt: skip
 INTERNAL = {
     "pipeline": "this map",
