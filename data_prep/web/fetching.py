@@ -1,4 +1,4 @@
-"""Fetches the URLs of some rows with img2dataset through the filtering proxy, and retries temporary failures."""
+"""Fetches the URLs of some rows with img2dataset behind the guard, and retries temporary failures."""
 
 import json
 import os
@@ -66,20 +66,16 @@ def fetch(urls: dict[int, str], folder: Path, settings: FetchSettings) -> dict[i
     Only rows that failed temporarily are fetched again, `settings.retries` times; each wait is twice the one before.
     Raises ValueError when img2dataset itself cannot run.
     """
-    from data_prep.web.guard_proxy import GuardLimits, GuardProxy
-
     results: dict[int, Fetched | Drop] = {}
     pending = urls
-    guard = GuardLimits(settings.allow_loopback, settings.max_bytes, settings.deadline_s)
-    with GuardProxy(guard) as proxy:
-        for attempt in range(settings.retries + 1):
-            if attempt:
-                time.sleep(settings.backoff_s * 2 ** (attempt - 1))
-            found = _run_img2dataset(pending, folder / f"round_{attempt}", proxy.url, settings)
-            results |= {row: found.get(row, Drop("lost_by_img2dataset")) for row in pending}
-            pending = {row: urls[row] for row in pending if _is_temporary(results[row])}
-            if not pending:
-                break
+    for attempt in range(settings.retries + 1):
+        if attempt:
+            time.sleep(settings.backoff_s * 2 ** (attempt - 1))
+        found = _run_img2dataset(pending, folder / f"round_{attempt}", settings)
+        results |= {row: found.get(row, Drop("lost_by_img2dataset")) for row in pending}
+        pending = {row: urls[row] for row in pending if _is_temporary(results[row])}
+        if not pending:
+            break
     return results
 
 
@@ -87,14 +83,10 @@ def _is_temporary(result: Fetched | Drop) -> bool:
     return isinstance(result, Drop) and result.temporary
 
 
-def _run_img2dataset(
-    urls: dict[int, str], folder: Path, proxy_url: str, settings: FetchSettings
-) -> dict[int, Fetched | Drop]:
+def _run_img2dataset(urls: dict[int, str], folder: Path, settings: FetchSettings) -> dict[int, Fetched | Drop]:
     """Run img2dataset once, on a table of its own, into a folder of its own."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-
-    from data_prep.web.guard_proxy import GuardLimits
 
     folder.mkdir(parents=True)
     pq.write_table(pa.table({"url": list(urls.values()), "row": list(urls)}), folder / "urls.parquet")
@@ -119,11 +111,10 @@ def _run_img2dataset(
         "disallowed_header_directives": OPT_OUTS,
         "distributor": settings.distributor,
     }
-    guard = GuardLimits(settings.allow_loopback, settings.max_bytes, settings.deadline_s)
-    spark = {"master": settings.spark_master or f"local[{processes}]", "guard": asdict(guard)}
-    (folder / "settings.json").write_text(json.dumps({"img2dataset": options, "spark": spark}))
+    spark_master = settings.spark_master or f"local[{processes}]"
+    (folder / "settings.json").write_text(json.dumps({"img2dataset": options, "spark_master": spark_master}))
     waits = -(-part // settings.threads) * -(-len(urls) // (part * processes))
-    code = _run_worker(folder, proxy_url, settings, START_ALLOWANCE_S + waits * settings.deadline_s)
+    code = _run_worker(folder, settings, START_ALLOWANCE_S + waits * settings.deadline_s)
     results = dict(_results(folder / "fetched"))
     if len(results) < len(urls):
         check_disk(folder)
@@ -134,11 +125,16 @@ def _run_img2dataset(
     return results
 
 
-def _run_worker(folder: Path, proxy_url: str, settings: FetchSettings, timeout_s: float) -> int:
+def _run_worker(folder: Path, settings: FetchSettings, timeout_s: float) -> int:
     """Run the worker and its children to their end. At the time limit, on a signal or an error they are killed."""
     per_host = settings.connections_per_host and max(1, settings.connections_per_host // settings.processes)
     limits = FetchLimits(
-        proxy_url, settings.user_agent, settings.deadline_s, settings.max_bytes, per_host, settings.robots
+        settings.user_agent,
+        settings.deadline_s,
+        settings.max_bytes,
+        settings.allow_loopback,
+        per_host,
+        settings.robots,
     )
     command = [sys.executable, "-m", "data_prep.web.fetch_worker", str(folder / "settings.json")]
     with (folder / "log.txt").open("wb") as log:
@@ -177,16 +173,10 @@ def check_disk(folder: Path) -> None:
 
 
 def _environment(limits: FetchLimits) -> dict[str, str]:
-    """This process's environment, without variables that bypass the proxy, and with variables that stop img2dataset's
-    imports from sending data home."""
-    closed = {"no_proxy", "all_proxy", "request_method"}
-    kept = {name: value for name, value in os.environ.items() if name.lower() not in closed}
-    schemes = ("http", "https", "ftp", "file", "data")
-    kept |= {f"{scheme}_proxy": limits.proxy_url for scheme in schemes}
-    kept |= {f"{scheme}_proxy".upper(): limits.proxy_url for scheme in schemes}
+    """This process's environment, with variables that stop img2dataset's imports from sending data home."""
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
-    return kept | {
+    return os.environ | {
         "PYTHONPATH": path,
         "NO_ALBUMENTATIONS_UPDATE": "1",
         "WANDB_MODE": "disabled",
