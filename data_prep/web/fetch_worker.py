@@ -15,6 +15,7 @@ from data_prep.shards.processes import end_with_parent
 from data_prep.web.guarded_connections import refuse_other_connections
 from data_prep.web.guarded_opener import FetchLimits, build_opener
 from data_prep.web.img2dataset_imports import leave_out_unused
+from data_prep.web.row_writer import RowWriter
 
 LIMITS_VARIABLE = "BLIP2_FETCH_LIMITS"
 """The environment variable with the fields of FetchLimits as JSON. img2dataset's processes inherit it."""
@@ -45,8 +46,9 @@ def _allow_many_files() -> None:
 
 def main() -> None:
     settings = json.loads(Path(sys.argv[1]).read_text())
-    import img2dataset
+    import img2dataset.main
 
+    img2dataset.main.DummySampleWriter = RowWriter
     if settings["img2dataset"]["distributor"] == "pyspark":
         from data_prep.web.spark_tasks import guarded_spark
 

@@ -6,16 +6,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from data_prep.shards.ledger import Drop, drop_of_message
+from data_prep.shards.ledger import Drop
 from data_prep.web.fetch_worker import LIMITS_VARIABLE
 from data_prep.web.guarded_opener import AGENT_TOKEN, FetchLimits
+from data_prep.web.row_writer import Fetched, read_results
 
 OPT_OUTS = ["noai", "noimageai", "noindex", "noimageindex", "none"]
 """Values of an X-Robots-Tag header that forbid the use of a picture."""
@@ -45,19 +43,6 @@ class FetchSettings:
     spark_master: str | None = None
     connections_per_host: int = 0
     robots: bool = False
-
-
-class Fetched(NamedTuple):
-    """Where the fetched bytes of one image are: a member of one of img2dataset's tars."""
-
-    tar: Path
-    offset: int
-    size: int
-
-    def read(self) -> bytes:
-        with self.tar.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
 
 
 def fetch(urls: dict[int, str], folder: Path, settings: FetchSettings) -> dict[int, Fetched | Drop]:
@@ -98,7 +83,7 @@ def _run_img2dataset(urls: dict[int, str], folder: Path, settings: FetchSettings
         "url_col": "url",
         "save_additional_columns": ["row"],
         "output_folder": str(folder / "fetched"),
-        "output_format": "webdataset",
+        "output_format": "dummy",  # fetch_worker puts RowWriter in its place
         "disable_all_reencoding": True,
         "extract_exif": False,
         "compute_hash": None,
@@ -115,14 +100,14 @@ def _run_img2dataset(urls: dict[int, str], folder: Path, settings: FetchSettings
     (folder / "settings.json").write_text(json.dumps({"img2dataset": options, "spark_master": spark_master}))
     waits = -(-part // settings.threads) * -(-len(urls) // (part * processes))
     code = _run_worker(folder, settings, START_ALLOWANCE_S + waits * settings.deadline_s)
-    results = dict(_results(folder / "fetched"))
-    if len(results) < len(urls):
+    found = dict(read_results(folder / "fetched"))
+    if len(found) < len(urls):
         check_disk(folder)
-    if not results:
+    if not found:
         tail = (folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:]
         log = folder / "log.txt"
         raise ValueError(f"{log}: img2dataset ended with {code} and without a result ({' '.join(tail)}); read this log")
-    return results
+    return found
 
 
 def _run_worker(folder: Path, settings: FetchSettings, timeout_s: float) -> int:
@@ -183,25 +168,3 @@ def _environment(limits: FetchLimits) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         LIMITS_VARIABLE: json.dumps(asdict(limits)),
     }
-
-
-def _results(folder: Path) -> Iterator[tuple[int, Fetched | Drop]]:
-    """The result of each row in img2dataset's finished shards. A row without a result is fetched again by the
-    caller."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    for stats in sorted(folder.glob("*_stats.json")):
-        tar = folder / stats.name.replace("_stats.json", ".tar")
-        try:
-            with tarfile.open(tar) as members:
-                places = {info.name: Fetched(tar, info.offset_data, info.size) for info in members}
-            table = pq.read_table(tar.with_suffix(".parquet"), columns=["row", "key", "error_message"])
-        except (OSError, tarfile.TarError, pa.ArrowException):
-            continue
-        for line in table.to_pylist():
-            place = places.get(f"{line['key']}.jpg")
-            if place is not None:
-                yield line["row"], place
-            elif line["error_message"]:
-                yield line["row"], drop_of_message(line["error_message"])

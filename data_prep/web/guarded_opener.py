@@ -108,7 +108,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 class _Guarded(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
-    """Opens http and https over guarded connections. It knows no proxy: none is asked, whatever the environment says."""
+    """Opens http and https over guarded connections. It asks no proxy, whatever the environment says."""
 
     def __init__(self, limits: FetchLimits) -> None:
         super().__init__()

@@ -195,7 +195,8 @@ def test_a_certificate_that_nobody_trusts_is_refused(opener, secure):
 
 
 @pytest.mark.parametrize(
-    ("path", "found"), [("/ok", b"hello"), ("/drip", "deadline"), ("/endlessto", "byte_cap"), ("/cut", "truncated_body")]
+    ("path", "found"),
+    [("/ok", b"hello"), ("/drip", "deadline"), ("/endlessto", "byte_cap"), ("/cut", "truncated_body")],
 )
 def test_the_limits_hold_over_tls(secure, monkeypatch, path, found):
     server, certificate = secure
