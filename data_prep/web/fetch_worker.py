@@ -9,7 +9,9 @@ import os
 import resource
 import sys
 import urllib.request
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from data_prep.shards.processes import end_with_parent
 from data_prep.web.guarded_connections import refuse_other_connections
@@ -46,9 +48,8 @@ def _allow_many_files() -> None:
 
 def main() -> None:
     settings = json.loads(Path(sys.argv[1]).read_text())
-    import img2dataset.main
-
-    img2dataset.main.DummySampleWriter = RowWriter
+    img2dataset: Any = import_module("img2dataset.main")  # the attribute `main` of its package is a function
+    img2dataset.DummySampleWriter = RowWriter
     if settings["img2dataset"]["distributor"] == "pyspark":
         from data_prep.web.spark_tasks import guarded_spark
 

@@ -41,7 +41,6 @@ def _guard_process(limits: FetchLimits) -> None:
 @contextmanager
 def guarded_spark(master: str, limits: FetchLimits) -> Iterator[None]:
     """Start a Spark session, which img2dataset then uses, and replace its downloader by ours."""
-    import img2dataset.main
     from pyspark.sql import SparkSession
 
     root = str(Path(__file__).resolve().parents[2])
@@ -57,7 +56,7 @@ def guarded_spark(master: str, limits: FetchLimits) -> Iterator[None]:
     def guarded(*arguments: Any, **named: Any) -> GuardedDownloader:
         return GuardedDownloader(*arguments, limits=limits, **named)
 
-    img2dataset.main.Downloader = guarded
+    sys.modules["img2dataset.main"].Downloader = guarded  # type: ignore[attr-defined]
     try:
         yield
     finally:
