@@ -61,6 +61,7 @@ class _BoundedTLS(_Bounded, ssl.SSLSocket):
 def tls_context() -> ssl.SSLContext:
     """Checks certificates and host names. Making it takes 20 ms, so one is made for a whole process."""
     context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
     context.sslsocket_class = _BoundedTLS
     return context
 
