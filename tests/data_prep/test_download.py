@@ -278,5 +278,6 @@ def test_wrong_usage_is_one_line_and_exit_2(tmp_path, capsys, flags):
 
 
 def test_help_answers_at_once():
-    code = "import sys, data_prep.download; sys.exit(len({'pyarrow', 'PIL', 'numpy', 'cykooz_resizer', 'yaml'} & set(sys.modules)))"
+    heavy = {"pyarrow", "PIL", "numpy", "cykooz_resizer", "yaml"}
+    code = f"import sys, data_prep.download; sys.exit(len({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
