@@ -12,7 +12,8 @@ from data_prep.raw.raw_shards import ReadImageBytes
 from data_prep.shards.ledger import Drop
 from data_prep.tables.caption_filter import CaptionRules, passing
 from data_prep.tables.row import Row
-from data_prep.web.fetching import Fetched, FetchSettings, fetch
+from data_prep.web.fetching import FetchSettings, fetch
+from data_prep.web.row_writer import Fetched
 from data_prep.web.url_guard import RefusedError, clean_url
 
 LEAST_TRIED = 30

@@ -8,6 +8,7 @@ import hashlib
 import io
 from dataclasses import dataclass
 
+from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions, Resizer
 from PIL import Image, UnidentifiedImageError
 
 from data_prep.shards.ledger import Drop
@@ -15,6 +16,8 @@ from pipeline.pictures.perceptual_hash import perceptual_hash
 from pipeline.pictures.plain_picture import FORMATS, on_white, true_colour, upright
 
 JPEG_QUALITY = 95
+BICUBIC = ResizeOptions(resize_alg=ResizeAlg.convolution(FilterType.catmull_rom))
+"""Pillow's bicubic filter, with SIMD instructions. The bytes are the same with each set of instructions."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def store(content: bytes, limits: ImageLimits) -> StoredImage | Drop:
                 scale = wanted / min(image.size)
                 image.draft(None, (round(image.width * scale), round(image.height * scale)))
             image.load()
-            return _encode(on_white(_shrunk(true_colour(upright(image)), limits.max_side_px)))
+            return _encode(on_white(_fitted(true_colour(upright(image)), limits.max_side_px)))
     except UnidentifiedImageError:
         return Drop("not_an_image")
     except Image.DecompressionBombError:
@@ -69,17 +72,20 @@ def store(content: bytes, limits: ImageLimits) -> StoredImage | Drop:
         return Drop("truncated_image" if "truncated" in str(error) else "undecodable")
 
 
-def _shrunk(image: Image.Image, max_side_px: int) -> Image.Image:
+def _fitted(image: Image.Image, max_side_px: int) -> Image.Image:
+    """A new picture without metadata, shrunk if the shorter side is longer than `max_side_px`."""
     short_px = min(image.size)
     if short_px <= max_side_px:
-        return image
+        plain = Image.new(image.mode, image.size)
+        plain.paste(image)
+        return plain
     width_px, height_px = (max(1, round(side * max_side_px / short_px)) for side in image.size)
-    return image.resize((width_px, height_px), Image.Resampling.BICUBIC)
+    plain = Image.new(image.mode, (width_px, height_px))
+    Resizer().resize_pil(image, plain, BICUBIC)
+    return plain
 
 
 def _encode(image: Image.Image) -> StoredImage:
     buffer = io.BytesIO()
-    plain = Image.new("RGB", image.size)
-    plain.paste(image)
-    plain.save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return StoredImage(buffer.getvalue(), image.width, image.height, perceptual_hash(plain))
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return StoredImage(buffer.getvalue(), image.width, image.height, perceptual_hash(image))

@@ -6,7 +6,7 @@ Rows in = kept + dropped, and each drop has one named reason. A reason is tempor
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -36,7 +36,6 @@ PHRASES = (
     ("Connection reset", "connection_failed"),
     ("Connection refused", "connection_failed"),
     ("Remote end closed", "connection_failed"),
-    ("Tunnel connection failed", "connection_failed"),
 )
 """(part of an error message of urllib or img2dataset, the reason that it means); the first match decides."""
 
@@ -114,7 +113,7 @@ def dropped_by_reason(entries: Sequence[Entry]) -> dict[str, int]:
 
 def write_ledger(path: Path, entries: Sequence[Entry]) -> None:
     """Write one parquet row for each row of the table; the file appears whole or not at all."""
-    write_rows(path, COLUMNS, [asdict(entry) for entry in entries])
+    write_rows(path, COLUMNS, [vars(entry) for entry in entries])
 
 
 def read_ledger(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:

@@ -6,16 +6,23 @@ before it fetches anything. All these processes die with the process that starte
 
 import json
 import os
+import resource
 import sys
 import urllib.request
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from data_prep.shards.processes import end_with_parent
+from data_prep.web.guarded_connections import refuse_other_connections
 from data_prep.web.guarded_opener import FetchLimits, build_opener
 from data_prep.web.img2dataset_imports import leave_out_unused
+from data_prep.web.row_writer import RowWriter
 
 LIMITS_VARIABLE = "BLIP2_FETCH_LIMITS"
 """The environment variable with the fields of FetchLimits as JSON. img2dataset's processes inherit it."""
+
+OPEN_FILES = 16_384
 
 
 def prepare_process() -> None:
@@ -23,19 +30,30 @@ def prepare_process() -> None:
     torch, which webdataset imports only if it is there)."""
     end_with_parent()
     leave_out_unused()
-    limits = FetchLimits(**json.loads(os.environ[LIMITS_VARIABLE]))
+    _allow_many_files()
+    limits = fetch_limits()
     urllib.request.install_opener(build_opener(limits))
+
+
+def fetch_limits() -> FetchLimits:
+    return FetchLimits(**json.loads(os.environ[LIMITS_VARIABLE]))
+
+
+def _allow_many_files() -> None:
+    """Raise the soft limit of open files, which is often 1,024: each thread has a connection."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def main() -> None:
     settings = json.loads(Path(sys.argv[1]).read_text())
-    import img2dataset
-
+    img2dataset: Any = import_module("img2dataset.main")  # the attribute `main` of its package is a function
+    img2dataset.DummySampleWriter = RowWriter
     if settings["img2dataset"]["distributor"] == "pyspark":
         from data_prep.web.spark_tasks import guarded_spark
 
-        limits = FetchLimits(**json.loads(os.environ[LIMITS_VARIABLE]))
-        with guarded_spark(settings["spark"]["master"], limits, settings["spark"]["guard"]):
+        with guarded_spark(settings["spark_master"], fetch_limits()):
             img2dataset.download(**settings["img2dataset"])
     else:
         img2dataset.download(**settings["img2dataset"])
@@ -45,3 +63,5 @@ if __name__ in ("__main__", "__mp_main__"):
     prepare_process()
     if __name__ == "__main__":
         main()
+    else:
+        refuse_other_connections(allow_loopback=fetch_limits().allow_loopback)

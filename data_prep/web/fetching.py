@@ -1,4 +1,4 @@
-"""Fetches the URLs of some rows with img2dataset through the filtering proxy, and retries temporary failures."""
+"""Fetches the URLs of some rows with img2dataset behind the guard, and retries temporary failures."""
 
 import json
 import os
@@ -6,16 +6,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from data_prep.shards.ledger import Drop, drop_of_message
+from data_prep.shards.ledger import Drop
 from data_prep.web.fetch_worker import LIMITS_VARIABLE
 from data_prep.web.guarded_opener import AGENT_TOKEN, FetchLimits
+from data_prep.web.row_writer import Fetched, read_results
 
 OPT_OUTS = ["noai", "noimageai", "noindex", "noimageindex", "none"]
 """Values of an X-Robots-Tag header that forbid the use of a picture."""
@@ -47,39 +45,22 @@ class FetchSettings:
     robots: bool = False
 
 
-class Fetched(NamedTuple):
-    """Where the fetched bytes of one image are: a member of one of img2dataset's tars."""
-
-    tar: Path
-    offset: int
-    size: int
-
-    def read(self) -> bytes:
-        with self.tar.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
-
-
 def fetch(urls: dict[int, str], folder: Path, settings: FetchSettings) -> dict[int, Fetched | Drop]:
     """Row -> where its bytes are below `folder`, or why there are none; every row of `urls` gets an answer.
 
     Only rows that failed temporarily are fetched again, `settings.retries` times; each wait is twice the one before.
     Raises ValueError when img2dataset itself cannot run.
     """
-    from data_prep.web.guard_proxy import GuardLimits, GuardProxy
-
     results: dict[int, Fetched | Drop] = {}
     pending = urls
-    guard = GuardLimits(settings.allow_loopback, settings.max_bytes, settings.deadline_s)
-    with GuardProxy(guard) as proxy:
-        for attempt in range(settings.retries + 1):
-            if attempt:
-                time.sleep(settings.backoff_s * 2 ** (attempt - 1))
-            found = _run_img2dataset(pending, folder / f"round_{attempt}", proxy.url, settings)
-            results |= {row: found.get(row, Drop("lost_by_img2dataset")) for row in pending}
-            pending = {row: urls[row] for row in pending if _is_temporary(results[row])}
-            if not pending:
-                break
+    for attempt in range(settings.retries + 1):
+        if attempt:
+            time.sleep(settings.backoff_s * 2 ** (attempt - 1))
+        found = _run_img2dataset(pending, folder / f"round_{attempt}", settings)
+        results |= {row: found.get(row, Drop("lost_by_img2dataset")) for row in pending}
+        pending = {row: urls[row] for row in pending if _is_temporary(results[row])}
+        if not pending:
+            break
     return results
 
 
@@ -87,14 +68,10 @@ def _is_temporary(result: Fetched | Drop) -> bool:
     return isinstance(result, Drop) and result.temporary
 
 
-def _run_img2dataset(
-    urls: dict[int, str], folder: Path, proxy_url: str, settings: FetchSettings
-) -> dict[int, Fetched | Drop]:
+def _run_img2dataset(urls: dict[int, str], folder: Path, settings: FetchSettings) -> dict[int, Fetched | Drop]:
     """Run img2dataset once, on a table of its own, into a folder of its own."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-
-    from data_prep.web.guard_proxy import GuardLimits
 
     folder.mkdir(parents=True)
     pq.write_table(pa.table({"url": list(urls.values()), "row": list(urls)}), folder / "urls.parquet")
@@ -106,7 +83,7 @@ def _run_img2dataset(
         "url_col": "url",
         "save_additional_columns": ["row"],
         "output_folder": str(folder / "fetched"),
-        "output_format": "webdataset",
+        "output_format": "dummy",  # fetch_worker puts RowWriter in its place
         "disable_all_reencoding": True,
         "extract_exif": False,
         "compute_hash": None,
@@ -119,26 +96,30 @@ def _run_img2dataset(
         "disallowed_header_directives": OPT_OUTS,
         "distributor": settings.distributor,
     }
-    guard = GuardLimits(settings.allow_loopback, settings.max_bytes, settings.deadline_s)
-    spark = {"master": settings.spark_master or f"local[{processes}]", "guard": asdict(guard)}
-    (folder / "settings.json").write_text(json.dumps({"img2dataset": options, "spark": spark}))
+    spark_master = settings.spark_master or f"local[{processes}]"
+    (folder / "settings.json").write_text(json.dumps({"img2dataset": options, "spark_master": spark_master}))
     waits = -(-part // settings.threads) * -(-len(urls) // (part * processes))
-    code = _run_worker(folder, proxy_url, settings, START_ALLOWANCE_S + waits * settings.deadline_s)
-    results = dict(_results(folder / "fetched"))
-    if len(results) < len(urls):
+    code = _run_worker(folder, settings, START_ALLOWANCE_S + waits * settings.deadline_s)
+    found = dict(read_results(folder / "fetched"))
+    if len(found) < len(urls):
         check_disk(folder)
-    if not results:
+    if not found:
         tail = (folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:]
         log = folder / "log.txt"
         raise ValueError(f"{log}: img2dataset ended with {code} and without a result ({' '.join(tail)}); read this log")
-    return results
+    return found
 
 
-def _run_worker(folder: Path, proxy_url: str, settings: FetchSettings, timeout_s: float) -> int:
+def _run_worker(folder: Path, settings: FetchSettings, timeout_s: float) -> int:
     """Run the worker and its children to their end. At the time limit, on a signal or an error they are killed."""
     per_host = settings.connections_per_host and max(1, settings.connections_per_host // settings.processes)
     limits = FetchLimits(
-        proxy_url, settings.user_agent, settings.deadline_s, settings.max_bytes, per_host, settings.robots
+        settings.user_agent,
+        settings.deadline_s,
+        settings.max_bytes,
+        settings.allow_loopback,
+        per_host,
+        settings.robots,
     )
     command = [sys.executable, "-m", "data_prep.web.fetch_worker", str(folder / "settings.json")]
     with (folder / "log.txt").open("wb") as log:
@@ -177,41 +158,13 @@ def check_disk(folder: Path) -> None:
 
 
 def _environment(limits: FetchLimits) -> dict[str, str]:
-    """This process's environment, without variables that bypass the proxy, and with variables that stop img2dataset's
-    imports from sending data home."""
-    closed = {"no_proxy", "all_proxy", "request_method"}
-    kept = {name: value for name, value in os.environ.items() if name.lower() not in closed}
-    schemes = ("http", "https", "ftp", "file", "data")
-    kept |= {f"{scheme}_proxy": limits.proxy_url for scheme in schemes}
-    kept |= {f"{scheme}_proxy".upper(): limits.proxy_url for scheme in schemes}
+    """This process's environment, with variables that stop img2dataset's imports from sending data home."""
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
-    return kept | {
+    return os.environ | {
         "PYTHONPATH": path,
         "NO_ALBUMENTATIONS_UPDATE": "1",
         "WANDB_MODE": "disabled",
         "OMP_NUM_THREADS": "1",
         LIMITS_VARIABLE: json.dumps(asdict(limits)),
     }
-
-
-def _results(folder: Path) -> Iterator[tuple[int, Fetched | Drop]]:
-    """The result of each row in img2dataset's finished shards. A row without a result is fetched again by the
-    caller."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    for stats in sorted(folder.glob("*_stats.json")):
-        tar = folder / stats.name.replace("_stats.json", ".tar")
-        try:
-            with tarfile.open(tar) as members:
-                places = {info.name: Fetched(tar, info.offset_data, info.size) for info in members}
-            table = pq.read_table(tar.with_suffix(".parquet"), columns=["row", "key", "error_message"])
-        except (OSError, tarfile.TarError, pa.ArrowException):
-            continue
-        for line in table.to_pylist():
-            place = places.get(f"{line['key']}.jpg")
-            if place is not None:
-                yield line["row"], place
-            elif line["error_message"]:
-                yield line["row"], drop_of_message(line["error_message"])

@@ -1,4 +1,4 @@
-"""Defines the urllib opener of the downloader's processes: it speaks only http and https, through the filtering proxy.
+"""Defines the urllib opener of the fetching processes: it speaks only http and https, over guarded connections.
 
 Each image has one deadline for all its redirects and a limit for its bytes. The user agent says who asks.
 """
@@ -8,11 +8,11 @@ import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from email.message import Message
 from types import TracebackType
 from typing import IO, Any, Self
 from urllib.error import URLError
 
+from data_prep.web.guarded_connections import HEADER_ALLOWANCE, Bounds, GuardedHTTP, GuardedHTTPS, tls_context
 from data_prep.web.politeness import HostSlots, Robots, given_back_on_error
 
 CHUNK_BYTES = 1 << 16
@@ -25,26 +25,23 @@ AGENT_TOKEN = "blip2-pretraining"
 class FetchLimits:
     """The limits of fetching one image."""
 
-    proxy_url: str
     user_agent: str
     deadline_s: float
     max_bytes: int
+    allow_loopback: bool = False
     connections_per_host: int = 0
     robots: bool = False
 
 
 def build_opener(limits: FetchLimits) -> "GuardedOpener":
-    """An opener for http and https through the proxy, and for nothing else."""
+    """An opener for http and https to checked addresses, and for nothing else."""
     opener = GuardedOpener(limits)
     for handler in (
-        urllib.request.ProxyHandler({"http": limits.proxy_url, "https": limits.proxy_url}),
         urllib.request.UnknownHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
+        _Guarded(limits),
         urllib.request.HTTPDefaultErrorHandler(),
         _Redirects(),
         urllib.request.HTTPErrorProcessor(),
-        _BadGateways(),
     ):
         opener.add_handler(handler)
     return opener
@@ -85,7 +82,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
     def _ask(self, url: str, timeout: float | None, robots: Robots | None, give_back: Callable[[], None]) -> "_Capped":
         deadline = time.monotonic() + self.limits.deadline_s
         hop = _Hop(url, {"User-Agent": self.limits.user_agent}, deadline, robots)
-        return _Capped(super().open(hop, None, timeout), self.limits.max_bytes, deadline, give_back)
+        return _Capped(super().open(hop, None, timeout), self.limits.max_bytes, give_back)
 
     def _read_robots(self, url: str) -> bytes:
         # Takes no slot: after a redirect one slot is already held, and two such requests could wait for each other.
@@ -110,22 +107,31 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return new and _Hop(new.full_url, new.headers, req.deadline, req.robots)
 
 
-class _BadGateways(urllib.request.BaseHandler):
-    """Distinguishes the proxy's own 502 (no connection to the host) from a 502 that a server sent."""
+class _Guarded(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """Opens http and https over guarded connections. It asks no proxy, whatever the environment says."""
 
-    # The signature is urllib's.
-    def http_error_502(self, req: Any, fp: Any, code: int, msg: str, headers: Message) -> None:  # noqa: ARG002
-        if "proxy-agent" in headers:
-            raise URLError("guard:connection_failed")
+    def __init__(self, limits: FetchLimits) -> None:
+        super().__init__()
+        self.limits, self.context = limits, tls_context()
+
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        guarded: Any = GuardedHTTP  # its type has more arguments than the type of do_open allows
+        return self.do_open(guarded, req, bounds=self._bounds(req))
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        guarded: Any = GuardedHTTPS
+        return self.do_open(guarded, req, bounds=self._bounds(req), context=self.context)
+
+    def _bounds(self, request: urllib.request.Request) -> Bounds:
+        assert isinstance(request, _Hop)
+        return Bounds(self.limits.allow_loopback, request.deadline, self.limits.max_bytes + HEADER_ALLOWANCE)
 
 
 class _Capped:
-    """An answer that is read whole within the byte limit and the deadline, or is an error."""
+    """An answer that is read whole within the byte limit, or is an error."""
 
-    def __init__(
-        self, response: http.client.HTTPResponse, max_bytes: int, deadline: float, give_back: Callable[[], None]
-    ) -> None:
-        self.response, self.max_bytes, self.deadline = response, max_bytes, deadline
+    def __init__(self, response: http.client.HTTPResponse, max_bytes: int, give_back: Callable[[], None]) -> None:
+        self.response, self.max_bytes = response, max_bytes
         self.give_back = give_back
         self.headers = response.headers
 
@@ -149,13 +155,6 @@ class _Capped:
             size += len(chunk)
             if size > self.max_bytes:
                 raise URLError("guard:byte_cap")
-            self._check_deadline()
-        # The proxy too closes the connection at the deadline, which looks like the end of the data.
-        self._check_deadline()
         if size < expected:
             raise URLError("guard:truncated_body")
         return b"".join(chunks)
-
-    def _check_deadline(self) -> None:
-        if time.monotonic() > self.deadline:
-            raise URLError("guard:deadline")

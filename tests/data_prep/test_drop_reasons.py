@@ -10,7 +10,7 @@ from data_prep.shards import ledger
 from data_prep.shards.ledger import Drop
 
 ROOM = Path(ledger.__file__).parents[1]
-REFUSALS = ("Drop", "RefusedError", "_rejected")
+REFUSALS = ("Drop", "RefusedError")
 """What is called with a reason as its first argument."""
 FAULTS = ("fault", "_fault")
 """The functions that return a reason as a text."""

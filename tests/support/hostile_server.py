@@ -35,6 +35,17 @@ class Hostile(BaseHTTPRequestHandler):
             self.wfile.write(bytes(65536))
             self.server.sent += 65536
 
+    def answer_endlessto(self):
+        self._head(302, Location=self.server.location)
+        while True:
+            self.wfile.write(bytes(65536))
+            self.server.sent += 65536
+
+    def answer_endlesshead(self):
+        self.wfile.write(b"HTTP/1.0 200 OK\r\n")
+        while True:
+            self.wfile.write(b"X-More: and more\r\n")
+
     def answer_promised(self):
         self._head(Content_Length=str(10**9))
         self.wfile.write(bytes(1000))

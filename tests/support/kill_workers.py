@@ -36,7 +36,7 @@ def import_all() -> None:
     from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPModel, CLIPProcessor  # noqa: F401
 
     models = ("captioned_shard", "candidates", "nucleus", "blip_decoder")
-    for module in (*(f"captioning.{name}" for name in models), "raw.task", "web.guard_proxy"):
+    for module in (*(f"captioning.{name}" for name in models), "raw.task"):
         import_module(f"data_prep.{module}")
     torch.set_num_threads(1)
     pyarrow.set_cpu_count(1)

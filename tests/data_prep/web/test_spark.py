@@ -18,7 +18,7 @@ QUICK = ["--retries", "1", "--backoff-s", "0.1", "--timeout-s", "5", "--deadline
 
 def test_every_spark_task_fetches_through_the_guard(tmp_path, private, monkeypatch):  # noqa: F811 - the fixture
     private_url, private_asked = private
-    monkeypatch.setitem(os.environ, "no_proxy", "127.0.0.1,127.0.0.2")  # would lead round a proxy
+    monkeypatch.setitem(os.environ, "no_proxy", "127.0.0.1,127.0.0.2")
     routes = {f"/{number}.jpg": {"behaviour": "ok", "file": f"images/{number}.jpg"} for number in range(140)}
     routes["/recovering.jpg"] = {"behaviour": "recovering", "file": "images/r.jpg"}
     routes["/gone.jpg"] = {"behaviour": "missing"}

@@ -1,17 +1,21 @@
-"""The filtering proxy and the opener: what may not be reached is not reached, and nothing lasts or grows for ever."""
+"""The guarded opener: what may not be reached is not reached, and nothing lasts or grows for ever."""
 
 import socket
+import ssl
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
 from data_prep.shards.ledger import drop_of_message
-from data_prep.web.guard_proxy import GuardLimits, GuardProxy
 from data_prep.web.guarded_opener import FetchLimits, build_opener
 from tests.support.hostile_server import HostileServer
 
+ROOT = Path(__file__).parents[3]
 MAX_BYTES = 200_000
 DEADLINE_S = 1.5
 
@@ -29,15 +33,9 @@ def private():
         yield server
 
 
-@pytest.fixture(scope="module")
-def proxy():
-    with GuardProxy(GuardLimits(True, MAX_BYTES, DEADLINE_S)) as running:
-        yield running
-
-
 @pytest.fixture
-def opener(proxy):
-    return build_opener(FetchLimits(proxy.url, "tester/1 (honest)", DEADLINE_S, MAX_BYTES))
+def opener():
+    return build_opener(FetchLimits("tester/1 (honest)", DEADLINE_S, MAX_BYTES, allow_loopback=True))
 
 
 def fetch(opener, url):
@@ -88,11 +86,37 @@ def test_the_opener_knows_no_other_scheme(opener, url):
         opener.open(url)
 
 
-def test_a_client_of_the_proxy_cannot_tunnel_to_a_refused_address(proxy, private):
-    host, port = proxy.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=5) as raw:
-        raw.sendall(f"CONNECT 127.0.0.2:{private.server_address[1]} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        assert raw.recv(4096).startswith(b"HTTP/1.1 403 guard:refused_address")
+OTHER_CODE = """
+import http.client, socket, sys
+from data_prep.web.guarded_connections import refuse_other_connections
+refuse_other_connections(allow_loopback=True)
+for host, port in (("127.0.0.1", int(sys.argv[1])), ("127.0.0.2", int(sys.argv[2]))):
+    try:
+        http.client.HTTPConnection(host, port).request("GET", "/ok")
+        print("reached")
+    except Exception as error:
+        print(error)
+try:
+    socket.socket(type=socket.SOCK_DGRAM).sendto(b"x", ("169.254.169.254", 53))
+except Exception as error:
+    print(error)
+"""
+
+
+def test_other_code_of_the_process_reaches_no_refused_address_either(web, private):
+    ports = [str(server.server_address[1]) for server in (web, private)]
+    found = subprocess.run(
+        [sys.executable, "-c", OTHER_CODE, *ports], check=True, capture_output=True, text=True, cwd=ROOT
+    )
+    assert found.stdout.split() == ["reached", "refused_address", "refused_address"]
+    assert private.asked == []
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+def test_no_proxy_of_the_environment_is_asked(web, private, monkeypatch, name):
+    monkeypatch.setenv(name, private.url)
+    opener = build_opener(FetchLimits("tests", DEADLINE_S, MAX_BYTES, allow_loopback=True))
+    assert fetch(opener, web.url + "/ok") == b"hello" and private.asked == []
 
 
 def test_the_host_is_resolved_once_and_the_checked_address_is_used(opener, web, private, monkeypatch):
@@ -117,12 +141,15 @@ def test_an_endless_body_stops_at_the_cap(opener, web):
     assert fetch(opener, web.url + "/endless") == "byte_cap"
 
 
-def test_the_proxy_itself_hangs_up_on_an_endless_body(proxy, web):
-    """A client without our opener's cap: the proxy alone has to bound the bytes."""
-    plain = urllib.request.build_opener(urllib.request.ProxyHandler({"http": proxy.url}))
-    with plain.open(web.url + "/endless", timeout=5) as answer:
-        received = len(answer.read())
-    assert MAX_BYTES <= received < MAX_BYTES + (2 << 20)
+def test_the_endless_body_of_a_redirect_stops_at_the_cap(opener, web):
+    """urllib reads the body of a redirect whole before it follows it."""
+    web.location = web.url + "/ok"
+    assert fetch(opener, web.url + "/endlessto") == "byte_cap"
+    assert web.sent < MAX_BYTES + (16 << 20)
+
+
+def test_endless_headers_stop(opener, web):
+    assert fetch(opener, web.url + "/endlesshead") == "fetch_failed"
 
 
 def test_a_promised_gigabyte_is_not_awaited(opener, web):
@@ -146,3 +173,35 @@ def test_a_dead_port_and_a_bad_gateway_are_told_apart(opener, web):
         dead = free.getsockname()[1]
     assert fetch(opener, f"http://127.0.0.1:{dead}/ok") == "connection_failed"
     assert fetch(opener, web.url + "/badgateway") == "http_502"
+
+
+@pytest.fixture
+def secure(tmp_path):
+    """A server with a certificate for 127.0.0.1 that nobody signed, and the file of this certificate."""
+    names = ["-subj", "/CN=tests", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", "-out", "own.pem"]
+    subprocess.run([*command, "-days", "2", *names], check=True, cwd=tmp_path, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "own.pem", tmp_path / "key.pem")
+    with HostileServer() as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        yield server, tmp_path / "own.pem"
+
+
+def test_a_certificate_that_nobody_trusts_is_refused(opener, secure):
+    server, _ = secure
+    assert fetch(opener, server.url.replace("http:", "https:") + "/ok") == "certificate_invalid"
+    assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [("/ok", b"hello"), ("/drip", "deadline"), ("/endlessto", "byte_cap"), ("/cut", "truncated_body")],
+)
+def test_the_limits_hold_over_tls(secure, monkeypatch, path, found):
+    server, certificate = secure
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    opener = build_opener(FetchLimits("tests", DEADLINE_S, MAX_BYTES, allow_loopback=True))
+    started = time.monotonic()
+    assert fetch(opener, server.url.replace("http:", "https:") + path) == found
+    assert time.monotonic() - started < DEADLINE_S + 5
