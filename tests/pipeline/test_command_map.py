@@ -38,7 +38,9 @@ def test_the_map_answers_at_once_and_imports_no_command() -> None:
 
 
 def test_make_help_is_the_map_and_every_target_is_on_it() -> None:
-    text = subprocess.run(["make", "--no-print-directory", "help"], check=True, cwd=ROOT, capture_output=True, text=True).stdout
+    text = subprocess.run(
+        ["make", "--no-print-directory", "help"], check=True, cwd=ROOT, capture_output=True, text=True
+    ).stdout
     assert text.startswith(command_map())
     source = (ROOT / "Makefile").read_text().splitlines()
     targets = [f"make {line.partition(':')[0]}" for line in source if "## " in line and not line.startswith("\t")]

@@ -37,12 +37,12 @@ def build_clip(settings: ClipSettings) -> Any:
         "vocab_size": len(tokenizer), "hidden_size": settings.text_width, "intermediate_size": settings.text_width * 4,
         "num_hidden_layers": settings.text_layers, "num_attention_heads": settings.text_heads,
         "max_position_embeddings": MAX_TOKENS, "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "hidden_act": "gelu",
     }  # fmt: skip
     vision = {
         "hidden_size": settings.vision_width, "intermediate_size": settings.vision_width * 4,
         "num_hidden_layers": settings.vision_layers, "num_attention_heads": settings.vision_heads,
-        "image_size": settings.image_size_px, "patch_size": settings.patch_size_px,
+        "image_size": settings.image_size_px, "patch_size": settings.patch_size_px, "hidden_act": "gelu",
     }  # fmt: skip
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=settings.projection_width)
     config._attn_implementation = "eager"
