@@ -239,7 +239,7 @@ def main() -> int:
         "--port",
         type=int,
         default=8765,
-        help="port of the loopback web; training takes the next port (default: %(default)s)",
+        help="port of the loopback web; the trainings take the next four (default: %(default)s)",
     )
     parser.add_argument(
         "--scale", type=float, default=1.0, help="shrinks the world and the training, for example to 0.02 (default: 1)"

@@ -7,12 +7,15 @@ and ended before anything is started again.
 import os
 import shlex
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+
+from data_prep.miniature import forks
 
 STOP_GRACE_S = 10.0
 MIB = 1 << 20
@@ -24,7 +27,8 @@ class Running:
     """A command that was started, and its log."""
 
     name: str
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | forks.Fork
+    mark: str
     log: Path
     started: float = field(default_factory=time.monotonic)
 
@@ -40,6 +44,12 @@ class Running:
                 with suppress(psutil.Error):
                     total += process.memory_info().rss
         return total // MIB
+
+    def end(self) -> None:
+        """End the command and all processes that it started."""
+        own = [psutil.Process(self.process.pid)] if self.process.poll() is None else []
+        _end(list({*own, *_marked(self.mark)}))
+        self.process.wait()
 
     def last_line(self) -> str:
         with self.log.open("rb") as file:
@@ -58,16 +68,23 @@ class Running:
 
 def start(name: str, command: tuple[str, ...], log: Path, mark: str) -> Running:
     """Start a command; its output is appended to the log."""
+    environment = os.environ | {MARK: mark}
     with log.open("ab") as output:
         output.write(f"$ {shlex.join(command)}\n".encode())
         output.flush()
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | {MARK: mark})
-    return Running(name, process, log)
+        if command[:2] == (sys.executable, "-m") and command[2] in forks.MODULES:
+            forks.import_libraries()
+            return Running(name, forks.Fork(command, log, environment), mark, log)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        return Running(name, process, mark, log)
 
 
 def end_marked(mark: str) -> None:
-    """Terminate the processes of a mark; kill those that do not end."""
-    members = _marked(mark)
+    _end(_marked(mark))
+
+
+def _end(members: list[psutil.Process]) -> None:
+    """Terminate processes; kill those that do not end."""
     for act in (psutil.Process.terminate, psutil.Process.kill):
         for process in members:
             with suppress(psutil.Error):

@@ -62,9 +62,8 @@ class Runner:
                 time.sleep(POLL_S)
                 self._poll()
         finally:
-            end_marked(self._mark())
             for each in (*self.running.values(), *self.servers.values()):
-                each.process.wait()
+                each.end()
 
     def _mark(self, *parts: str) -> str:
         return "/".join([str(self.folder.resolve()), *parts])
@@ -118,14 +117,11 @@ class Runner:
                 continue
             if code != 0 or not step.output.exists():
                 raise StepFailed(each.failure(code))
-            end_marked(self._mark(step.name))
-            del self.running[step]
+            self.running.pop(step).end()
             self._note_done(step, each.elapsed_s())
         needed = {step.beside for step in (*self.waiting, *self.running)}
         for command in set(self.servers) - needed:
-            server = self.servers.pop(command)
-            end_marked(self._mark(server.name))
-            server.process.wait()
+            self.servers.pop(command).end()
         self._show()
 
     def _note_done(self, step: Step, seconds: float) -> None:

@@ -75,7 +75,7 @@ class ClipSettings:
     learning_rate: float = 1e-3
 
 
-BERT = TextSettings(width=128, layers=4, heads=4, ffn_width=512, batch_size=64, steps=300, learning_rate=1e-3)
+BERT = TextSettings(width=128, layers=4, heads=4, ffn_width=256, batch_size=64, steps=300, learning_rate=1e-3)
 """The Q-Former takes the shape of this BERT."""
 OPT = TextSettings(width=96, layers=4, heads=4, ffn_width=384, batch_size=48, steps=850, learning_rate=1.5e-3)
 CLIP = ClipSettings()
