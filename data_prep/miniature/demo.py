@@ -19,6 +19,8 @@ from pipeline.command_line import Parser
 
 WEB_SOURCES = ("laion400m", "cc3m")
 LANGUAGE_MODELS = ("t5", "opt")
+STEPS = {"stage1": 400, "stage2_t5": 250, "stage2_opt": 350}
+"""The steps of the recipes, which --scale shortens."""
 TRAINED = ("stage1", "stage2_t5", "stage2_opt", "stage2_t5_own")
 ANSWER_PROMPTS = {"t5": "question: {} short answer:", "opt": "question: {} short answer:"}
 CAPTION_LENGTHS = ("--min-new-tokens", "3", "--max-new-tokens", "24")
@@ -59,7 +61,7 @@ class Story:
         ]
 
     def _draw(self) -> Step:
-        web, coco, held_out = self._scaled(3000, 96), self._scaled(2000, 48), self._scaled(250, 16)
+        web, coco, held_out = self._scaled(2400, 96), self._scaled(2000, 48), self._scaled(250, 16)
         sizes = ("--web-images", web, "--coco-images", coco, "--eval-images", held_out)
         command = _python("data_prep.miniature.world", "--output", self.world, "--seed", self.seed, *sizes)
         command = (*command, "--base-url", f"http://127.0.0.1:{self.port}")
@@ -127,7 +129,7 @@ class Story:
         precision = "bf16" if computes_in_bf16() else "fp32"
         edits: list[object] = [f"seed={self.seed}", f"run.output={output}", f"qformer.precision={precision}", *more]
         if self.scale != 1:
-            steps = self._scaled(500 if run == "stage1" else 350, 6)
+            steps = self._scaled(STEPS[recipe or run], 6)
             edits += [f"run.steps={steps}", f"run.checkpoint_every_steps={max(2, steps // 3)}", "run.log_every_steps=2"]
         launcher = Path(sys.executable).parent / "deepspeed"
         port = str(self.port + 1 + TRAINED.index(run))

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
-from data_prep.miniature.demo import Story
+from data_prep.miniature.demo import STEPS, Story
 from data_prep.miniature.processes import MARK
 from data_prep.miniature.schedule import USUAL_S, Step, seconds_left
 from data_prep.miniature.steps import Runner, StepFailed
@@ -177,3 +178,9 @@ def test_what_a_step_began_with_other_settings_is_moved_aside(tmp_path):
     run(tmp_path / "demo", step("two"))
     assert (folder / "two").exists() and not (folder / "one").exists()
     assert (tmp_path / "run.old" / "one").exists()
+
+
+def test_a_shortened_demo_shortens_the_steps_of_the_recipes():
+    for run, steps in STEPS.items():
+        recipe = yaml.safe_load(Path(f"pipeline/recipes/miniature_{run}.yaml").read_text())
+        assert recipe["run"]["steps"] == steps
