@@ -154,12 +154,15 @@ class Story:
             self._evaluate("nocaps", "stage2_t5", "nocaps", self.world / "nocaps", *CAPTION_LENGTHS),
         ]
         for lm in LANGUAGE_MODELS:
-            for name, images in (("", ()), ("-shuffled", ("--images", "shuffled"))):
-                asked = ("captioning", self.world / "coco", *CAPTION_LENGTHS)
-                steps.append(self._evaluate(f"captions-{lm}{name}", f"stage2_{lm}", *asked, *images))
-            for name, images in (("", ()), ("-blind", ("--images", "none"))):
-                asked = ("vqa", self.world / "vqav2", "--prompt", ANSWER_PROMPTS[lm])
-                steps.append(self._evaluate(f"vqa-{lm}{name}", f"stage2_{lm}", *asked, *images))
+            run = f"stage2_{lm}"
+            caption = ("captioning", self.world / "coco", *CAPTION_LENGTHS)
+            answer = ("vqa", self.world / "vqav2", "--prompt", ANSWER_PROMPTS[lm])
+            steps += [
+                self._evaluate(f"captions-{lm}", run, *caption),
+                self._evaluate(f"captions-{lm}-shuffled", run, *caption, "--images", "shuffled"),
+                self._evaluate(f"vqa-{lm}", run, *answer),
+                self._evaluate(f"vqa-{lm}-blind", run, *answer, "--images", "none"),
+            ]
         return steps
 
     def _score(self, name: str, task: str, predictions: str, *files: object) -> Step:

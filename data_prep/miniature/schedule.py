@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 USUAL_S = {
-    "world": 20, "towers-ranker": 150, "towers-captioner": 60, "towers-bert": 20, "towers-t5": 60, "towers-opt": 60,
-    "capfilt-laion400m": 60, "capfilt-cc3m": 20, "train-stage1": 150, "train-stage2_t5": 90, "train-stage2_opt": 90,
-    "train-stage2_t5_own": 30, "eval-retrieval": 30,
+    "world": 17, "download-laion400m": 15, "download-cc3m": 15, "towers-ranker": 180, "towers-captioner": 65,
+    "towers-bert": 30, "towers-t5": 85, "towers-opt": 90, "capfilt-laion400m": 33, "capfilt-cc3m": 33,
+    "train-stage1": 105, "train-stage2_t5": 85, "train-stage2_opt": 125, "train-stage2_t5_own": 28,
+    "eval-retrieval": 26,
 }  # fmt: skip
 """The seconds of the long steps on two idle cores. All others take about SHORT_S."""
 SHORT_S = 8
