@@ -128,7 +128,7 @@ class Runner:
         content = {"key": self.keys[step.name], "seconds": round(seconds, 1), "peak_rss_mb": self.peaks[step]}
         replace_file(self._stamp(step), json.dumps({**content, "command": step.command}))
         left = len(self.waiting) + len(self.running)
-        ending = f"; {left} steps and about {self._time_left()} are left" if left else ""
+        ending = f"; left: {left} steps, about {self._time_left()}" if left else ""
         look = f"\n    look at {step.output}" if step.output.suffix == ".html" else ""
         _print(f"    {step.name}: {seconds:.0f} s{ending}{look}")
 

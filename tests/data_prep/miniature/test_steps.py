@@ -117,7 +117,7 @@ def test_a_finished_step_says_what_is_left_and_names_its_page(tmp_path, capsys):
     run(tmp_path / "demo", step, writes("last", tmp_path, "page"))
     said = capsys.readouterr().out
     assert f"look at {page}" in said
-    assert said.count("; 1 steps and about ") == 1
+    assert said.count("; left: 1 steps, about ") == 1
 
 
 def test_a_failing_step_is_named_with_its_log_and_ends_the_ones_beside_it(tmp_path):
