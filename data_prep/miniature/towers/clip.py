@@ -24,6 +24,8 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 DENSE_SCALE = 12.0
 """The factor for the cosines of the auxiliary loss. Five classes share a token, so each cosine is at most about
 0.45."""
+SHAPE_WEIGHT = 2.0
+"""The weight of the shape in the auxiliary loss: what towers and captioners of this size get wrong is the shape."""
 INITIAL_STD = 0.02
 """The standard deviation of CLIP's new text embeddings."""
 
@@ -170,7 +172,8 @@ def _dense_loss(logits_BPC: Any, scenes: list[Scene], grid: int) -> Any:
     settings = torch.tensor([BACKGROUNDS.index(scene.background) for scene in scenes]).repeat_interleave(grid * grid)
     present = (labels[..., 0] >= 0).flatten().float()
     losses = [
-        entropy(part, labels[..., i].flatten(), ignore_index=-100) for i, part in enumerate((shape, colour, size))
+        weight * entropy(part, labels[..., i].flatten(), ignore_index=-100)
+        for i, (part, weight) in enumerate(((shape, SHAPE_WEIGHT), (colour, 1.0), (size, 1.0)))
     ]
     losses += [
         entropy(background, settings),
