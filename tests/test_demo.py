@@ -6,21 +6,26 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from data_prep.miniature.demo import TRAINED
+
 DEADLINE_S = 1200.0
 
 
-def free_ports() -> int:
-    """The first of two neighbouring free ports."""
+def free_ports(count: int) -> int:
+    """The first of some neighbouring free ports."""
     while True:
-        with socket.socket() as first, socket.socket() as second:
+        with ExitStack() as opened:
+            first = opened.enter_context(socket.socket())
             first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
+            port: int = first.getsockname()[1]
             try:
-                second.bind(("127.0.0.1", port + 1))
+                for number in range(1, count):
+                    opened.enter_context(socket.socket()).bind(("127.0.0.1", port + number))
             except (OSError, OverflowError):
                 continue
             return port
@@ -31,7 +36,7 @@ def finished(tmp_path_factory) -> tuple[Path, dict[str, float], str]:
     """A demo that was killed once in the middle of stage 1 and then run to its end, with its step times at the kill."""
     folder = tmp_path_factory.mktemp("demo")
     command = [sys.executable, "-m", "data_prep.miniature.demo", "--output", str(folder), "--scale", "0.02"]
-    command += ["--port", str(free_ports())]
+    command += ["--port", str(free_ports(1 + len(TRAINED)))]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     checkpoints, end = folder / "stage1" / "checkpoints", time.monotonic() + DEADLINE_S

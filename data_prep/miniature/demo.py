@@ -9,13 +9,19 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.miniature.steps import Runner, Step, StepFailed, stop_on_signals
+from data_prep.miniature.schedule import Step
+from data_prep.miniature.steps import Runner, StepFailed, steps_at_once, stop_on_signals
 from data_prep.miniature.towers.fitting import computes_in_bf16
 from pipeline.command_line import Parser
 
+WEB_SOURCES = ("laion400m", "cc3m")
 LANGUAGE_MODELS = ("t5", "opt")
+STEPS = {"stage1": 400, "stage2_t5": 200, "stage2_opt": 350}
+"""The steps of the recipes, which --scale shortens."""
+TRAINED = ("stage1", "stage2_t5", "stage2_opt", "stage2_t5_own")
 ANSWER_PROMPTS = {"t5": "question: {} short answer:", "opt": "question: {} short answer:"}
 CAPTION_LENGTHS = ("--min-new-tokens", "3", "--max-new-tokens", "24")
 
@@ -34,34 +40,38 @@ class Story:
     def _scaled(self, number: int, least: int) -> int:
         return max(least, round(number * self.scale))
 
-    def groups(self) -> list[list[Step]]:
-        """All steps, in order; the steps of an inner list run at the same time."""
+    def steps(self) -> list[Step]:
+        """All steps, each after those it needs. Of those that may start, the first one starts."""
         return [
-            [self._draw()],
-            [self._train_towers(), *self._downloads()],
-            [self._capfilt("laion400m"), self._capfilt("cc3m")],
-            [self._index()],
-            [self._verify(), self._gallery()],
-            [self._train("stage1")],
-            [self._train("stage2_t5")],
-            [self._train("stage2_opt")],
+            self._draw(),
+            self._make_towers("ranker", "clip", "vision"),
+            *self._downloads(),
+            *self._downloaded(),
+            self._make_towers("bert", "bert"),
+            self._make_towers("captioner", "blip"),
+            *(self._capfilt(source, f"download-{source}") for source in WEB_SOURCES),
+            *self._captioned(),
+            self._train("stage1", ("index", "towers-ranker", "towers-bert")),
+            *(self._make_towers(lm, lm) for lm in LANGUAGE_MODELS),
+            *(self._train(f"stage2_{lm}", ("train-stage1", f"towers-{lm}")) for lm in LANGUAGE_MODELS),
+            *self._own_pictures(),
             *self._evaluations(),
             *self._scores(),
-            *self._own_pictures(),
-            [self._summarise()],
-            [self._report()],
+            *self._conclusions(),
         ]
 
     def _draw(self) -> Step:
-        web, coco, held_out = self._scaled(3000, 96), self._scaled(2000, 48), self._scaled(250, 16)
+        web, coco, held_out = self._scaled(2400, 96), self._scaled(2000, 48), self._scaled(250, 16)
         sizes = ("--web-images", web, "--coco-images", coco, "--eval-images", held_out)
         command = _python("data_prep.miniature.world", "--output", self.world, "--seed", self.seed, *sizes)
         command = (*command, "--base-url", f"http://127.0.0.1:{self.port}")
         return Step("world", command, self.world / "world.json", folder=self.world)
 
-    def _train_towers(self) -> Step:
+    def _make_towers(self, step: str, *names: str) -> Step:
         arguments = ("--world", self.world, "--output", self.towers, "--seed", self.seed, "--steps-scale", self.scale)
-        return Step("towers", _python("data_prep.miniature.towers", *arguments), self.towers / "blip")
+        command = _python("data_prep.miniature.towers", *arguments, "--only", *names)
+        needs = ("world", "towers-ranker") if "blip" in names else ("world",)
+        return Step(f"towers-{step}", command, self.towers / names[-1], needs)
 
     def _downloads(self) -> list[Step]:
         return [self._download("laion400m", "laion.parquet"), self._download("cc3m", "cc3m.tsv"), self._take_coco()]
@@ -69,95 +79,101 @@ class Story:
     def _download(self, source: str, table: str) -> Step:
         output = self.folder / "raw" / source
         arguments = ("--input", self.world / "web" / table, "--output", output, "--allow-loopback")
-        settings = ("--samples-per-shard", 500, "--backoff-s", 0.5)
+        settings = ("--samples-per-shard", 500, "--backoff-s", 0.5, "--processes", 1)
         server = _python("data_prep.miniature.server", "--root", self.world / "web", "--port", self.port)
         command = _python("data_prep.download", source, *arguments, *settings)
-        return Step(f"download-{source}", command, output, server, folder=output)
+        return Step(f"download-{source}", command, output, ("world",), beside=server, folder=output)
 
     def _take_coco(self) -> Step:
         coco, output = self.world / "coco", self.folder / "raw" / "coco"
         arguments = ("--input", coco / "dataset_coco.json", "--images", coco / "images", "--split", "train")
         command = _python("data_prep.download", "coco", *arguments, "--output", output)
-        return Step("download-coco", command, output, folder=output)
+        return Step("download-coco", command, output, ("world",), folder=output)
 
-    def _capfilt(self, source: str, *more: object) -> Step:
+    def _capfilt(self, source: str, download: str) -> Step:
         raw, output = self.folder / "raw" / source, self.folder / "captioned" / source
         towers = ("--captioner", self.towers / "blip", "--ranker", self.towers / "clip", "--max-length", 32)
-        command = _python("data_prep.capfilt", "--input", raw, "--output", output, *towers, "--seed", self.seed, *more)
-        return Step(f"capfilt-{source}", command, output, folder=output)
+        command = _python("data_prep.capfilt", "--input", raw, "--output", output, *towers, "--seed", self.seed)
+        return Step(f"capfilt-{source}", command, output, (download, "towers-captioner"), folder=output)
 
-    def _index(self) -> Step:
-        manifest = self.folder / "manifest.json"
-        captioned = (self.folder / "captioned" / "laion400m", self.folder / "captioned" / "cc3m")
-        folders = (*captioned, self.folder / "raw" / "coco")
-        return Step("index", _python("data_prep.index", *folders, "--output", manifest), manifest)
+    def _index(self, step: str, manifest: str, folders: Sequence[Path], needs: tuple[str, ...]) -> Step:
+        output = self.folder / manifest
+        return Step(step, _python("data_prep.index", *folders, "--output", output), output, needs)
+
+    def _gallery(self, step: str, index: Step, page: str) -> Step:
+        output, ledgers = self.folder / page, (self.folder / "raw" / source for source in WEB_SOURCES)
+        command = _python("data_prep.gallery", index.output, "--output", output, "--ledger", *ledgers)
+        return Step(step, command, output, (index.name,))
+
+    def _downloaded(self) -> list[Step]:
+        """A first page to look at: the pictures and captions as the web has them."""
+        sources = (*WEB_SOURCES, "coco")
+        needs = tuple(f"download-{source}" for source in sources)
+        index = self._index("downloaded", "downloaded.json", [self.folder / "raw" / each for each in sources], needs)
+        return [index, self._gallery("downloaded-gallery", index, "downloaded.html")]
+
+    def _captioned(self) -> list[Step]:
+        """The data set that both stages train on, and a page that shows it."""
+        folders = [*(self.folder / "captioned" / source for source in WEB_SOURCES), self.folder / "raw" / "coco"]
+        needs = (*(f"capfilt-{source}" for source in WEB_SOURCES), "download-coco")
+        index = self._index("index", "manifest.json", folders, needs)
+        return [index, self._gallery("gallery", index, "gallery.html"), self._verify()]
 
     def _verify(self) -> Step:
         manifest = self.folder / "manifest.json"
-        return Step("verify", _python("data_prep.verify", manifest, "--decode"), manifest)
+        return Step("verify", _python("data_prep.verify", manifest, "--decode"), manifest, ("index",))
 
-    def _gallery(self) -> Step:
-        manifest, page = self.folder / "manifest.json", self.folder / "gallery.html"
-        ledgers = ("--ledger", self.folder / "raw" / "laion400m", self.folder / "raw" / "cc3m")
-        return Step("gallery", _python("data_prep.gallery", manifest, "--output", page, *ledgers), page)
-
-    def _train(self, run: str, *more: object, recipe: str | None = None) -> Step:
+    def _train(self, run: str, needs: tuple[str, ...], *more: object, recipe: str | None = None) -> Step:
         output = self.folder / run
         path = Path("pipeline/recipes") / f"miniature_{recipe or run}.yaml"
         precision = "bf16" if computes_in_bf16() else "fp32"
         edits: list[object] = [f"seed={self.seed}", f"run.output={output}", f"qformer.precision={precision}", *more]
         if self.scale != 1:
-            steps = self._scaled(500 if run == "stage1" else 350, 6)
+            steps = self._scaled(STEPS[recipe or run], 6)
             edits += [f"run.steps={steps}", f"run.checkpoint_every_steps={max(2, steps // 3)}", "run.log_every_steps=2"]
         launcher = Path(sys.executable).parent / "deepspeed"
-        command = (str(launcher), "--num_gpus", "2", "--master_port", str(self.port + 1), "--module", "pipeline.train")
+        port = str(self.port + 1 + TRAINED.index(run))
+        command = (str(launcher), "--num_gpus", "2", "--master_port", port, "--module", "pipeline.train")
         return Step(
             f"train-{run}",
             (*command, "--recipe", str(path), "--set", *(str(edit) for edit in edits)),
             output / "checkpoints",
+            needs,
             folder=output,
         )
 
     def _evaluate(self, name: str, run: str, task: str, data: Path, *more: object) -> Step:
         output = self.folder / "eval" / name
         arguments = ("--weights", self.folder / run, "--task", task, "--data", data, "--output", output)
-        return Step(f"eval-{name}", _python("eval.run", *arguments, *more), output / "COMPLETE", folder=output)
+        command = _python("eval.run", *arguments, *more)
+        return Step(f"eval-{name}", command, output / "COMPLETE", (f"train-{run}",), folder=output)
 
-    def _evaluations(self) -> list[list[Step]]:
-        retrieval = self._evaluate("retrieval", "stage1", "retrieval", self.world / "flickr30k", "--k-test", 16)
-        nocaps = self._evaluate("nocaps", "stage2_t5", "nocaps", self.world / "nocaps", *CAPTION_LENGTHS)
-        groups = [[retrieval, nocaps]]
-        for images in ((), ("--images", "shuffled")):
-            suffix = "-shuffled" if images else ""
-            arguments = ("captioning", self.world / "coco", *CAPTION_LENGTHS, *images)
-            groups.append(
-                [self._evaluate(f"captions-{lm}{suffix}", f"stage2_{lm}", *arguments) for lm in LANGUAGE_MODELS]
-            )
-        for images in ((), ("--images", "none")):
-            suffix = "-blind" if images else ""
-            groups.append(
-                [
-                    self._evaluate(
-                        f"vqa-{lm}{suffix}",
-                        f"stage2_{lm}",
-                        "vqa",
-                        self.world / "vqav2",
-                        "--prompt",
-                        ANSWER_PROMPTS[lm],
-                        *images,
-                    )
-                    for lm in LANGUAGE_MODELS
-                ]
-            )
-        return groups
+    def _evaluations(self) -> list[Step]:
+        steps = [
+            self._evaluate("retrieval", "stage1", "retrieval", self.world / "flickr30k", "--k-test", 16),
+            self._evaluate("nocaps", "stage2_t5", "nocaps", self.world / "nocaps", *CAPTION_LENGTHS),
+        ]
+        for lm in LANGUAGE_MODELS:
+            run = f"stage2_{lm}"
+            caption = ("captioning", self.world / "coco", *CAPTION_LENGTHS)
+            answer = ("vqa", self.world / "vqav2", "--prompt", ANSWER_PROMPTS[lm])
+            steps += [
+                self._evaluate(f"captions-{lm}", run, *caption),
+                self._evaluate(f"captions-{lm}-shuffled", run, *caption, "--images", "shuffled"),
+                self._evaluate(f"vqa-{lm}", run, *answer),
+                self._evaluate(f"vqa-{lm}-blind", run, *answer, "--images", "none"),
+            ]
+        return steps
 
     def _score(self, name: str, task: str, predictions: str, *files: object) -> Step:
         folder = self.folder / "eval" / name
         arguments = ("--predictions", folder / predictions, *files, "--output", folder / "metrics.json")
         arguments = (*arguments, "--per-sample", folder / "per_sample.jsonl")
-        return Step(f"score-{name}", _python("eval.score", task, *arguments), folder / "metrics.json")
+        return Step(
+            f"score-{name}", _python("eval.score", task, *arguments), folder / "metrics.json", (f"eval-{name}",)
+        )
 
-    def _scores(self) -> list[list[Step]]:
+    def _scores(self) -> list[Step]:
         coco = ("--annotations", self.world / "coco/annotations/coco_karpathy_test_gt.json")
         nocaps = ("--annotations", self.world / "nocaps/nocaps_val_4500_captions.json")
         vqa = self.world / "vqav2"
@@ -172,52 +188,51 @@ class Story:
                 steps.append(self._score(f"captions-{lm}{suffix}", "captions", "predictions.json", *coco))
             for suffix in ("", "-blind"):
                 steps.append(self._score(f"vqa-{lm}{suffix}", "vqa", "predictions.json", *answers))
-        return [steps[place : place + 2] for place in range(0, len(steps), 2)]
+        return steps
 
-    def _summarise(self) -> Step:
-        summary = self.folder / "summary.json"
-        return Step("summary", _python("data_prep.miniature.summary", self.folder, "--seed", self.seed), summary)
+    def _conclusions(self) -> list[Step]:
+        """The numbers and the page of the whole demo."""
+        summary, page = self.folder / "summary.json", self.folder / "report.html"
+        scored = [step.name for step in self._scores()]
+        evaluations = [name.removeprefix("score-") for name in scored]
+        runs, manifests = (
+            [self.folder / run for run in TRAINED],
+            (self.folder / "manifest.json", self.folder / "own.json"),
+        )
+        inputs = (*runs, *(self.folder / "eval" / name for name in (*evaluations, "captions-own")), *manifests)
+        titles = ("--title", "BLIP-2 in miniature", "--summary", summary)
+        collect = _python("data_prep.miniature.summary", self.folder, "--seed", self.seed)
+        return [
+            Step("summary", collect, summary, tuple(scored)),
+            Step(
+                "report",
+                _python("eval.report", *inputs, "--output", page, *titles),
+                page,
+                ("summary", "eval-captions-own"),
+            ),
+        ]
 
-    def _report(self) -> Step:
-        page, lms = self.folder / "report.html", LANGUAGE_MODELS
-        runs = [self.folder / run for run in ("stage1", "stage2_t5", "stage2_opt", "stage2_t5_own")]
-        evaluations = ["retrieval", "nocaps", "captions-own"]
-        evaluations += [f"captions-{lm}{suffix}" for lm in lms for suffix in ("", "-shuffled")]
-        evaluations += [f"vqa-{lm}{suffix}" for lm in lms for suffix in ("", "-blind")]
-        manifests = (self.folder / "manifest.json", self.folder / "own.json")
-        inputs = (*runs, *(self.folder / "eval" / name for name in evaluations), *manifests)
-        titles = ("--title", "BLIP-2 in miniature", "--summary", self.folder / "summary.json")
-        return Step("report", _python("eval.report", *inputs, "--output", page, *titles), page)
-
-    def _own_pictures(self) -> list[list[Step]]:
+    def _own_pictures(self) -> list[Step]:
         """The same commands on an own table: real photographs, which the models of the drawn world never saw."""
-        own, manifest = self.folder / "own", self.folder / "own.json"
+        own, raw = self.folder / "own", self.folder / "raw" / "own"
         table = own / "pictures.csv"
-        raw = self.folder / "raw" / "own"
         take = ("table", "--input", table, "--images", own, "--output", raw, "--captions", "web")
         columns = ("--url-column", "file", "--caption-column", "caption")
         training = (
-            f"data.manifest={manifest}",
+            f"data.manifest={self.folder / 'own.json'}",
             f"init_weights={self.folder / 'stage2_t5'}",
             "batch.global_size=4",
             "batch.micro_size=2",
             "run.steps=10",
             "run.log_every_steps=2",
         )
-        train = self._train("stage2_t5_own", *training, recipe="stage2_t5")
         return [
-            [Step("own-pictures", _python("data_prep.miniature.own_pictures", "--output", own), table)],
-            [Step("own-download", _python("data_prep.download", *take, *columns), raw, folder=raw)],
-            [self._capfilt("own")],
-            [
-                Step(
-                    "own-index",
-                    _python("data_prep.index", self.folder / "captioned/own", "--output", manifest),
-                    manifest,
-                )
-            ],
-            [train],
-            [self._evaluate("captions-own", "stage2_t5_own", "captioning", own, *CAPTION_LENGTHS)],
+            Step("own-pictures", _python("data_prep.miniature.own_pictures", "--output", own), table),
+            Step("own-download", _python("data_prep.download", *take, *columns), raw, ("own-pictures",), folder=raw),
+            self._capfilt("own", "own-download"),
+            self._index("own-index", "own.json", [self.folder / "captioned" / "own"], ("capfilt-own",)),
+            self._train("stage2_t5_own", ("own-index", "train-stage2_t5"), *training, recipe="stage2_t5"),
+            self._evaluate("captions-own", "stage2_t5_own", "captioning", own, *CAPTION_LENGTHS),
         ]
 
 
@@ -229,7 +244,7 @@ def main() -> int:
         "--port",
         type=int,
         default=8765,
-        help="port of the loopback web; training takes the next port (default: %(default)s)",
+        help="port of the loopback web; the trainings take the next four (default: %(default)s)",
     )
     parser.add_argument(
         "--scale", type=float, default=1.0, help="shrinks the world and the training, for example to 0.02 (default: 1)"
@@ -238,11 +253,9 @@ def main() -> int:
     stop_on_signals()
     started = time.monotonic()
     os.environ.update(MINIATURE=str(arguments.output), OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1")
-    groups = Story(arguments.output, arguments.seed, arguments.scale, arguments.port).groups()
-    runner = Runner(arguments.output, sum(len(group) for group in groups))
+    steps = Story(arguments.output, arguments.seed, arguments.scale, arguments.port).steps()
     try:
-        for group in groups:
-            runner.run_group(group)
+        Runner(arguments.output, steps, steps_at_once()).run()
     except StepFailed as failure:
         print(failure, file=sys.stderr)
         return 1

@@ -24,7 +24,7 @@ NOISE_STD = (2.0, 8.0)
 """The lowest and highest standard deviation of the sensor noise, of 255; each picture draws one between them."""
 LIGHT = 0.12
 """The largest relative change of brightness between the middle of the picture and an edge."""
-TILT = 0.14
+TILT = 0.07
 """Largest rotation of a thing, in radians."""
 
 Plane = NDArray[np.float32]

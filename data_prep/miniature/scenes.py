@@ -24,11 +24,11 @@ HELD_OUT = frozenset(HELD_OUT_SHAPES + HELD_OUT_COLOURS)
 """Words that only NoCaps' near and out domains have, of all caption data. The frozen towers know them, as real ones
 do."""
 
-RADIUS = {"small": 0.085, "big": 0.13}
+RADIUS = {"small": 0.1, "big": 0.14}
 """The radius of a thing, divided by the shorter side of the picture."""
 GRID = 4
 """Cells along each side."""
-JITTER = 0.025
+JITTER = 0.015
 """The largest distance of a thing from the middle of its cell along each axis, divided by the side of the picture."""
 SAME_SHAPE_SHARE = 0.15
 """How often another thing may have the shape of an earlier one (in another colour)."""

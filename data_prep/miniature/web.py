@@ -13,8 +13,8 @@ from data_prep.miniature.alt_texts import alt_text
 from data_prep.miniature.pictures import Picture
 from data_prep.miniature.scenes import Scene
 
-LAION_SHARE = 0.8
-"""The share of web rows in laion.parquet; the others are in cc3m.tsv."""
+LAION_SHARE = 0.5
+"""The share of web rows in laion.parquet; the others are in cc3m.tsv. Two halves caption at the same time."""
 TROUBLE = {"missing": 0.03, "not_image": 0.02, "truncated": 0.02, "recovering": 0.02, "slow": 0.005, "redirect": 0.025}
 """Behaviour of a URL -> share of rows. The first three never arrive (7%); the others arrive in the end (5%)."""
 

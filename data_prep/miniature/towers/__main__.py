@@ -1,14 +1,13 @@
 """Trains the miniature's frozen towers from scratch, and saves them as ordinary transformers and timm folders.
 
 The towers are clip, vision (the vision half of clip, for timm), blip, t5, opt and bert. A finished tower with the same
-settings is skipped. With two cores, vision towers and text towers are made by two processes, with one thread each.
+settings is skipped. One process with one thread makes one after another; several can make different towers.
 """
 
 import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,10 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"--steps-scale {options.steps_scale}: must be above 0")
     print(json.dumps({**vars(options), "world": str(options.world), "output": str(options.output), "only": names}))
     signal.signal(signal.SIGTERM, _stop)
-    sides = [[name for name in side if name in names] for side in (NAMES[:3], NAMES[3:])]
     try:
-        if all(sides) and len(os.sched_getaffinity(0)) > 1:
-            return _make_sides(options, sides) or _finish(options.output)
         return _make(options, names) or _finish(options.output)
     except (KeyboardInterrupt, SystemExit):
         return STOPPED
@@ -68,30 +64,6 @@ def _make(options: argparse.Namespace, names: Sequence[str]) -> int:
             make(name, order)
     except ValueError as error:
         return _fail(str(error))
-    return 0
-
-
-def _make_sides(options: argparse.Namespace, sides: Sequence[Sequence[str]]) -> int:
-    """Make each side in a process of its own; when one fails or a signal comes, the other is stopped."""
-    command = [sys.executable, "-m", "data_prep.miniature.towers", "--world", str(options.world)]
-    command += ["--output", str(options.output), "--seed", str(options.seed), "--steps-scale", str(options.steps_scale)]
-    workers = [subprocess.Popen([*command, "--only", *side]) for side in sides]
-    try:
-        pending = list(workers)
-        while pending:
-            for worker in list(pending):
-                try:
-                    code = worker.wait(timeout=0.2)
-                except subprocess.TimeoutExpired:
-                    continue
-                pending.remove(worker)
-                if code != 0:
-                    return code if code > 0 else 1
-    finally:
-        for worker in workers:
-            if worker.poll() is None:
-                worker.terminate()
-                worker.wait()
     return 0
 
 

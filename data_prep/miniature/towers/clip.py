@@ -24,6 +24,8 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 DENSE_SCALE = 12.0
 """The factor for the cosines of the auxiliary loss. Five classes share a token, so each cosine is at most about
 0.45."""
+SHAPE_WEIGHT = 2.0
+"""The weight of the shape in the auxiliary loss: what towers and captioners of this size get wrong is the shape."""
 INITIAL_STD = 0.02
 """The standard deviation of CLIP's new text embeddings."""
 
@@ -37,12 +39,12 @@ def build_clip(settings: ClipSettings) -> Any:
         "vocab_size": len(tokenizer), "hidden_size": settings.text_width, "intermediate_size": settings.text_width * 4,
         "num_hidden_layers": settings.text_layers, "num_attention_heads": settings.text_heads,
         "max_position_embeddings": MAX_TOKENS, "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "hidden_act": "gelu",
     }  # fmt: skip
     vision = {
         "hidden_size": settings.vision_width, "intermediate_size": settings.vision_width * 4,
         "num_hidden_layers": settings.vision_layers, "num_attention_heads": settings.vision_heads,
-        "image_size": settings.image_size_px, "patch_size": settings.patch_size_px,
+        "image_size": settings.image_size_px, "patch_size": settings.patch_size_px, "hidden_act": "gelu",
     }  # fmt: skip
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=settings.projection_width)
     config._attn_implementation = "eager"
@@ -77,11 +79,9 @@ def train_clip(settings: ClipSettings, seed: int) -> Any:
         scenes, pixels = _augmented(drawings, next(rows), rng)
         captions = [(describe_fully if rng.random() < 0.25 else describe)(scene, rng) for scene in scenes]
         junk = [junk_text(rng) for _ in range(settings.junk_texts)]
-        tokens = tokenizer(captions + junk, return_tensors="pt", padding=True)
         seen = model.vision_model(pixel_values=_normalised(pixels), output_hidden_states=True)
         image = torch.nn.functional.normalize(model.visual_projection(seen.pooler_output).float(), dim=-1)
-        text = model.text_projection(model.text_model(**tokens).pooler_output)
-        text = torch.nn.functional.normalize(text.float(), dim=-1)
+        text = torch.nn.functional.normalize(_embedded(model, tokenizer, captions + junk).float(), dim=-1)
         logits = model.logit_scale.exp().clamp(max=100) * image @ text.T
         logits = logits.masked_fill(torch.from_numpy(_also_true(scenes, captions, len(junk))), float("-inf"))
         target = torch.arange(len(scenes))
@@ -100,6 +100,17 @@ def train_clip(settings: ClipSettings, seed: int) -> Any:
         learning_rate=settings.learning_rate,
     )
     return model.eval()
+
+
+def _embedded(model: Any, tokenizer: Any, texts: list[str]) -> Any:
+    """The embeddings of texts. The shorter and the longer half pass apart: a third of the tokens would be padding."""
+    import torch
+
+    order = sorted(range(len(texts)), key=lambda row: len(texts[row].split()))
+    halves = (order[: len(order) // 2], order[len(order) // 2 :])
+    tokens = [tokenizer([texts[row] for row in half], return_tensors="pt", padding=True) for half in halves]
+    pooled = torch.cat([model.text_model(**each).pooler_output for each in tokens])
+    return model.text_projection(pooled[torch.tensor(order).argsort()])
 
 
 def junk_text(rng: np.random.Generator) -> str:
@@ -161,7 +172,8 @@ def _dense_loss(logits_BPC: Any, scenes: list[Scene], grid: int) -> Any:
     settings = torch.tensor([BACKGROUNDS.index(scene.background) for scene in scenes]).repeat_interleave(grid * grid)
     present = (labels[..., 0] >= 0).flatten().float()
     losses = [
-        entropy(part, labels[..., i].flatten(), ignore_index=-100) for i, part in enumerate((shape, colour, size))
+        weight * entropy(part, labels[..., i].flatten(), ignore_index=-100)
+        for i, (part, weight) in enumerate(((shape, SHAPE_WEIGHT), (colour, 1.0), (size, 1.0)))
     ]
     losses += [
         entropy(background, settings),

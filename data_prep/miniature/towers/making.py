@@ -17,10 +17,6 @@ from data_prep.miniature.towers.vision import save_timm_folder
 from data_prep.miniature.towers.vocabulary import bert_tokenizer, opt_tokenizer, t5_tokenizer
 from pipeline.files import sha256_of
 
-SIDES = (("clip", "vision", "blip"), ("t5", "opt", "bert"))
-"""Vision towers and text towers: no side needs the other, so they can be made at the same time."""
-NAMES = SIDES[0] + SIDES[1]
-
 
 @dataclass(frozen=True)
 class Order:

@@ -33,8 +33,8 @@ class T5Settings:
     heads: int = 4
     ffn_width: int = 256
     batch_size: int = 48
-    steps: int = 950
-    learning_rate: float = 1.5e-3
+    steps: int = 600
+    learning_rate: float = 2e-3
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class BlipSettings:
     text_heads: int = 4
     batch_size: int = 64
     """The number of pictures, each with one of its captions."""
-    steps: int = 1100
-    learning_rate: float = 1.5e-3
+    steps: int = 800
+    learning_rate: float = 2e-3
 
 
 @dataclass(frozen=True)
@@ -59,25 +59,25 @@ class ClipSettings:
     projection_width: int = 96
     """The width of the embeddings of pictures and texts."""
     vision_width: int = 128
-    vision_layers: int = 6
+    vision_layers: int = 4
     vision_heads: int = 4
     text_width: int = 128
-    text_layers: int = 3
+    text_layers: int = 2
     text_heads: int = 4
-    groups: int = 2500
+    groups: int = 2000
     """The number of groups of scenes that are drawn for training."""
     groups_per_batch: int = 32
     junk_texts: int = 16
     """The number of junk texts among the captions of a batch."""
     dense_weight: float = 1.0
     """The weight of the auxiliary loss."""
-    steps: int = 800
-    learning_rate: float = 1e-3
+    steps: int = 500
+    learning_rate: float = 2e-3
 
 
-BERT = TextSettings(width=128, layers=4, heads=4, ffn_width=512, batch_size=64, steps=300, learning_rate=1e-3)
+BERT = TextSettings(width=128, layers=4, heads=4, ffn_width=256, batch_size=64, steps=250, learning_rate=1e-3)
 """The Q-Former takes the shape of this BERT."""
-OPT = TextSettings(width=96, layers=4, heads=4, ffn_width=384, batch_size=48, steps=850, learning_rate=1.5e-3)
+OPT = TextSettings(width=96, layers=4, heads=4, ffn_width=384, batch_size=48, steps=800, learning_rate=1.5e-3)
 CLIP = ClipSettings()
 BLIP = BlipSettings()
 T5 = T5Settings()

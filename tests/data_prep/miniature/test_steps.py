@@ -1,4 +1,4 @@
-"""The demo's runner: each command once, side by side where told, and nothing left behind by a kill."""
+"""The demo's runner: each command once, side by side where it may be, and nothing left behind by a kill."""
 
 import json
 import os
@@ -10,22 +10,24 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
-from data_prep.miniature.steps import MARK, Runner, Step, StepFailed
+from data_prep.miniature.demo import STEPS, Story
+from data_prep.miniature.processes import MARK
+from data_prep.miniature.schedule import USUAL_S, Step, seconds_left
+from data_prep.miniature.steps import Runner, StepFailed
 
 DEADLINE_S = 30.0
 
 
-def writes(name: str, folder: Path, text: str = "x") -> Step:
+def writes(name: str, folder: Path, *needs: str, text: str = "x") -> Step:
     """A step that appends to its output, so that running it twice shows."""
     output = folder / f"{name}.txt"
-    return Step(name, (sys.executable, "-c", f"open({str(output)!r}, 'a').write({text!r})"), output)
+    return Step(name, (sys.executable, "-c", f"open({str(output)!r}, 'a').write({text!r})"), output, needs)
 
 
-def run(folder: Path, groups: list[list[Step]]) -> None:
-    runner = Runner(folder, sum(len(group) for group in groups))
-    for group in groups:
-        runner.run_group(group)
+def run(folder: Path, *steps: Step, at_once: int = 2) -> None:
+    Runner(folder, steps, at_once).run()
 
 
 def wait_for(path: Path) -> None:
@@ -47,34 +49,82 @@ def marked(folder: Path) -> list[int]:
 
 
 def test_a_second_run_repeats_nothing(tmp_path):
-    groups = [[writes("first", tmp_path), writes("beside", tmp_path)], [writes("last", tmp_path)]]
-    run(tmp_path / "demo", groups)
-    run(tmp_path / "demo", groups)
+    steps = [writes("first", tmp_path), writes("beside", tmp_path), writes("last", tmp_path, "first", "beside")]
+    run(tmp_path / "demo", *steps)
+    run(tmp_path / "demo", *steps)
     assert [(tmp_path / f"{name}.txt").read_text() for name in ("first", "beside", "last")] == ["x", "x", "x"]
     stamps = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "demo" / "steps").iterdir()}
     assert set(stamps) == {"first", "beside", "last"} and all(stamp["seconds"] >= 0 for stamp in stamps.values())
 
 
-def test_a_step_runs_again_with_all_after_it_when_its_command_changes(tmp_path):
-    run(tmp_path / "demo", [[writes("first", tmp_path)], [writes("last", tmp_path)]])
-    run(tmp_path / "demo", [[writes("first", tmp_path, "y")], [writes("last", tmp_path)]])
-    assert (tmp_path / "first.txt").read_text() == "xy"
-    assert (tmp_path / "last.txt").read_text() == "xx"
+def test_a_step_runs_again_with_all_that_need_it_when_its_command_changes(tmp_path):
+    rest = [writes("last", tmp_path, "first"), writes("other", tmp_path)]
+    run(tmp_path / "demo", writes("first", tmp_path), *rest)
+    run(tmp_path / "demo", writes("first", tmp_path, text="y"), *rest)
+    assert [(tmp_path / f"{name}.txt").read_text() for name in ("first", "last", "other")] == ["xy", "xx", "x"]
 
 
 def test_a_step_whose_output_was_removed_runs_again(tmp_path):
-    groups = [[writes("first", tmp_path)]]
-    run(tmp_path / "demo", groups)
+    run(tmp_path / "demo", writes("first", tmp_path))
     (tmp_path / "first.txt").unlink()
-    run(tmp_path / "demo", groups)
+    run(tmp_path / "demo", writes("first", tmp_path))
     assert (tmp_path / "first.txt").read_text() == "x"
+
+
+def meets(name: str, folder: Path, other: str) -> Step:
+    """A step that ends only when the other one has started too."""
+    program = "import os, sys, time\nopen(sys.argv[1], 'w')\nwhile not os.path.exists(sys.argv[2]): time.sleep(0.02)\n"
+    command = (sys.executable, "-c", program, str(folder / name), str(folder / other))
+    return Step(name, command, folder / name)
+
+
+def test_steps_that_do_not_need_each_other_run_side_by_side(tmp_path):
+    run(tmp_path / "demo", meets("one", tmp_path, "two"), meets("two", tmp_path, "one"))
+
+
+def test_a_step_starts_only_after_those_it_needs(tmp_path):
+    ended = tmp_path / "ended"
+    slow = (sys.executable, "-c", f"import time; time.sleep(1); open({str(ended)!r}, 'w')")
+    needs_it = (sys.executable, "-c", f"open({str(ended)!r}); open({str(tmp_path / 'next')!r}, 'w')")
+    run(tmp_path / "demo", Step("slow", slow, ended), Step("next", needs_it, tmp_path / "next", ("slow",)))
+
+
+def test_the_time_left_is_that_of_the_steps_in_their_order():
+    takes = {"a": 10.0, "b": 4.0, "c": 5.0, "d": 7.0, "e": 1.0}
+    needs = {"c": ("b",), "d": ("a",), "e": ("c", "d")}
+    steps = [Step(name, (), Path(name), needs.get(name, ())) for name in takes]
+    a, b, *rest = steps
+    assert seconds_left(steps, {}, 2, lambda step: takes[step.name]) == 18, "b, c and nothing beside a, d, e"
+    assert seconds_left(steps, {}, 1, lambda step: takes[step.name]) == sum(takes.values())
+    assert seconds_left(rest, {a: 3.0, b: 60.0}, 2, lambda step: takes[step.name]) == 15, "b should have ended"
+
+
+def test_every_long_step_is_a_step_of_the_demo(tmp_path):
+    assert set(USUAL_S) <= {step.name for step in Story(tmp_path, seed=1, scale=1.0, port=8765).steps()}
+
+
+def test_every_step_of_the_demo_stands_after_those_it_needs(tmp_path):
+    known: set[str] = set()
+    for step in Story(tmp_path, seed=1, scale=1.0, port=8765).steps():
+        assert set(step.needs) <= known, step.name
+        assert step.name not in known
+        known.add(step.name)
+
+
+def test_a_finished_step_says_what_is_left_and_names_its_page(tmp_path, capsys):
+    page = tmp_path / "page.html"
+    step = Step("page", (sys.executable, "-c", f"open({str(page)!r}, 'w')"), page)
+    run(tmp_path / "demo", step, writes("last", tmp_path, "page"))
+    said = capsys.readouterr().out
+    assert f"look at {page}" in said
+    assert said.count("; left: 1 steps, about ") == 1
 
 
 def test_a_failing_step_is_named_with_its_log_and_ends_the_ones_beside_it(tmp_path):
     fails = Step("fails", (sys.executable, "-c", "raise SystemExit('no such table')"), tmp_path / "never")
     sleeps = Step("sleeps", (sys.executable, "-c", "import time; time.sleep(600)"), tmp_path / "never")
     with pytest.raises(StepFailed, match=r"no such table\nerror: step fails: ended with exit code 1;.*fails\.log"):
-        run(tmp_path / "demo", [[sleeps, fails]])
+        run(tmp_path / "demo", sleeps, fails)
     assert marked(tmp_path) == []
 
 
@@ -84,15 +134,15 @@ def test_what_a_killed_demo_left_running_is_ended_before_anything_starts(tmp_pat
     grandchild = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], start_new_session=True)"
     program = (
         "import sys; from pathlib import Path; from data_prep.miniature.steps import Runner, Step\n"
-        f"Runner(Path({str(tmp_path / 'demo')!r}), 1).run_group("
-        f"[Step('long', (sys.executable, '-c', {grandchild!r}), Path('never'))])"
+        f"step = Step('long', (sys.executable, '-c', {grandchild!r}), Path('never'))\n"
+        f"Runner(Path({str(tmp_path / 'demo')!r}), [step], 2).run()"
     )
     demo = subprocess.Popen([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(Path.cwd())})
     wait_for(started)
     demo.send_signal(signal.SIGKILL)
     demo.wait()
     assert len(marked(tmp_path)) == 2
-    run(tmp_path / "demo", [[writes("first", tmp_path)]])
+    run(tmp_path / "demo", writes("first", tmp_path))
     assert marked(tmp_path) == []
 
 
@@ -104,7 +154,7 @@ def test_a_command_beside_runs_once_and_only_as_long_as_its_steps(tmp_path):
     steps = [
         Step(path.name, (sys.executable, "-c", waits, str(ready), str(path)), path, beside=beside) for path in outputs
     ]
-    run(tmp_path / "demo", [steps])
+    run(tmp_path / "demo", *steps)
     assert ready.read_text() == "x"
     assert marked(tmp_path) == []
 
@@ -113,7 +163,7 @@ def test_a_command_beside_that_ends_stops_the_steps_that_need_it(tmp_path):
     fails = (sys.executable, "-c", "import sys; sys.exit('error: port 8765: in use')")
     waits = Step("waits", (sys.executable, "-c", "import time; time.sleep(600)"), tmp_path / "never", beside=fails)
     with pytest.raises(StepFailed, match=r"port 8765: in use(.|\n)*step waits-beside: ended with exit code 1"):
-        run(tmp_path / "demo", [[waits]])
+        run(tmp_path / "demo", waits)
     assert marked(tmp_path) == []
 
 
@@ -124,7 +174,13 @@ def test_what_a_step_began_with_other_settings_is_moved_aside(tmp_path):
     def step(name):
         return Step("makes", (sys.executable, "-c", makes, str(folder), name), folder / name, folder=folder)
 
-    run(tmp_path / "demo", [[step("one")]])
-    run(tmp_path / "demo", [[step("two")]])
+    run(tmp_path / "demo", step("one"))
+    run(tmp_path / "demo", step("two"))
     assert (folder / "two").exists() and not (folder / "one").exists()
     assert (tmp_path / "run.old" / "one").exists()
+
+
+def test_a_shortened_demo_shortens_the_steps_of_the_recipes():
+    for run, steps in STEPS.items():
+        recipe = yaml.safe_load(Path(f"pipeline/recipes/miniature_{run}.yaml").read_text())
+        assert recipe["run"]["steps"] == steps

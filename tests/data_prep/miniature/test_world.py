@@ -126,7 +126,7 @@ def test_every_web_row_has_a_route_and_every_route_its_picture(drawn, truth):
     rows = pq.read_table(drawn / "web" / "laion.parquet").to_pylist()
     lines = (drawn / "web" / "cc3m.tsv").read_text().splitlines()
     urls = [row["URL"] for row in rows] + [line.split("\t")[1] for line in lines]
-    assert (len(rows), len(lines)) == (240, 60)
+    assert (len(rows), len(lines)) == (150, 150)
     routes = load(drawn / "web" / "routes.json")
     assert all(url.removeprefix("http://127.0.0.1:9") in routes for url in urls)
     assert all((drawn / "web" / route["file"]).is_file() for route in routes.values() if "file" in route)

@@ -1,0 +1,57 @@
+"""Says which steps of the demo may start now, and how long the rest will take."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+USUAL_S = {
+    "world": 17, "download-laion400m": 15, "download-cc3m": 15, "towers-ranker": 180, "towers-captioner": 65,
+    "towers-bert": 30, "towers-t5": 85, "towers-opt": 90, "capfilt-laion400m": 33, "capfilt-cc3m": 33,
+    "train-stage1": 105, "train-stage2_t5": 85, "train-stage2_opt": 125, "train-stage2_t5_own": 28,
+    "eval-retrieval": 26,
+}  # fmt: skip
+"""The seconds of the long steps on two idle cores. All others take about SHORT_S."""
+SHORT_S = 8
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command as a user would type it. It is done when `output` exists.
+
+    `needs` are the names of the steps whose files it reads; they stand before it in the list. `beside` is a command
+    that runs as long as a step that names it. `folder` is moved aside when the step was started with another command,
+    recipe or needs: its content would be refused or mixed.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    output: Path
+    needs: tuple[str, ...] = ()
+    beside: tuple[str, ...] | None = None
+    folder: Path | None = None
+
+
+def usual_s(step: Step) -> float:
+    return USUAL_S.get(step.name, SHORT_S)
+
+
+def startable(waiting: Sequence[Step], running: Collection[Step], at_once: int) -> list[Step]:
+    """The waiting steps that may start beside the running ones: the first whose needs are done."""
+    unfinished = {step.name for step in (*waiting, *running)}
+    ready = [step for step in waiting if not unfinished & set(step.needs)]
+    return ready[: max(0, at_once - len(running))]
+
+
+def seconds_left(
+    waiting: Sequence[Step], running: Mapping[Step, float], at_once: int, expected_s: Callable[[Step], float]
+) -> float:
+    """How long until the last step ends. `running` has the seconds since each step started."""
+    waiting, now = list(waiting), 0.0
+    ends = {step: max(0.0, expected_s(step) - elapsed_s) for step, elapsed_s in running.items()}
+    while waiting or ends:
+        for step in startable(waiting, ends, at_once):
+            waiting.remove(step)
+            ends[step] = now + expected_s(step)
+        now = min(ends.values())
+        ends = {step: end for step, end in ends.items() if end > now}
+    return now
