@@ -18,7 +18,7 @@ class Gpu:
     `memory_bytes` is what the driver lets programs have. `between_nodes` is a rank's share of its node's network, one
     200 Gbit/s port a GPU for A100 nodes and 400 Gbit/s for later ones: an assumption, a cluster may have less.
     `product_share` and `attention_share` of the arithmetic peak and `bandwidth_share` are what large kernels reach:
-    assumptions, from public measurements of cuBLAS, FlashAttention-2 and copies.
+    assumptions; `make gpu` measures those of its GPU.
     """
 
     name: str

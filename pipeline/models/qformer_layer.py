@@ -19,11 +19,14 @@ KeysValues = tuple[Tensor, Tensor]  # [B, H, rows, d] each
 Product = tuple[Tensor, Tensor]  # weight and bias of a linear layer, in the products' number format
 
 
-def product_of(*linears: nn.Linear) -> Product:
-    """The linear layers side by side, for the same rows: out widths add up."""
-    parts = [(linear.weight, linear.bias) for linear in linears]
-    weight, bias = parts[0] if len(parts) == 1 else (torch.cat(each) for each in zip(*parts, strict=True))
-    return for_products(weight), for_products(bias)
+def products_of(groups: Sequence[Sequence[nn.Linear]]) -> list[Product]:
+    """A product for each group, whose linear layers stand side by side. All biases are cast in one piece."""
+    weights = [
+        group[0].weight if len(group) == 1 else torch.cat([linear.weight for linear in group]) for group in groups
+    ]
+    biases = for_products(torch.cat([linear.bias for group in groups for linear in group]))
+    parts = torch.split(biases, [weight.shape[0] for weight in weights])
+    return [(for_products(weight), bias) for weight, bias in zip(weights, parts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,10 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(shape.dropout)
         self.layer_norm = nn.LayerNorm(shape.width, eps=shape.layer_norm_eps)
 
+    def parts(self) -> list[list[nn.Linear]]:
+        """Its linear layers, each by itself."""
+        return [[self.intermediate], [self.output]]
+
     def forward(self, rows_RD: Tensor, intermediate: Product, output: Product) -> Tensor:
         hidden = functional.linear(functional.gelu(functional.linear(rows_RD, *intermediate)), *output)
         normed: Tensor = self.layer_norm(rows_RD + self.dropout(hidden))
@@ -137,12 +144,16 @@ class Layer(nn.Module):
     def weights(self) -> LayerWeights:
         """What the passes below take."""
         own, cross, text = self.self_attention, self.cross_attention, self.text_ffn
+        groups = [[own.query, own.key, own.value], [own.output], *self.query_ffn.parts()]
+        groups += [] if cross is None else [[cross.query], [cross.output]]
+        groups += [] if text is None else text.parts()
+        found = iter(products_of(groups))
         return LayerWeights(
-            product_of(own.query, own.key, own.value),
-            product_of(own.output),
-            None if cross is None else (product_of(cross.query), product_of(cross.output)),
-            (product_of(self.query_ffn.intermediate), product_of(self.query_ffn.output)),
-            None if text is None else (product_of(text.intermediate), product_of(text.output)),
+            joined=next(found),
+            output=next(found),
+            query_ffn=(next(found), next(found)),
+            cross=None if cross is None else (next(found), next(found)),
+            text_ffn=None if text is None else (next(found), next(found)),
         )
 
     def read_image(
