@@ -46,10 +46,10 @@ def run(checks: Checks) -> None:
     captions = [each for _, candidates in made for each in candidates or []]
     wanted = count * (captioner.settings.num_captions + 2)
     checks.report("candidates of all pictures", len(captions), f"== {wanted}", len(captions) == wanted)
-    scored = [each.score for each in captions if each.text]
+    scored = [each.score for each in captions if each.caption]
     checks.is_true("every caption with words has a cosine", all(s is not None and -1.01 <= s <= 1.01 for s in scored),
                    f"{len(scored)} captions")  # fmt: skip
-    different = len({each.text for each in captions if each.source == "synthetic"})
+    different = len({each.caption for each in captions if each.source == "synthetic"})
     checks.at_least("different captions", different, count)
     with checks.guarded("parts of CapFilt"):
         parts(checks, captioner, ranker, samples, dtype)

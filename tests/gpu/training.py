@@ -24,6 +24,7 @@ EXIT_S = 30.0  # a rank that raises has ended
 RUN_S = 150.0
 RESUMED_LOSS_ERROR, RESUMED_WEIGHT_ERROR = 1e-3, 1e-3
 INITIAL_SCALE = 2.0**16
+PRECISIONS = {"t5": "bf16", "opt": "fp16"}
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,10 @@ class Place:
     slots: int
 
     def recipe(self, name: str, stage: int, language: str | None, zero: str, **run: Any) -> Path:
+        import yaml
+
         from tests.support.tiny_runs import write_recipe
 
-        precisions = {"t5": "bf16", "opt": "fp16"}
         sections: dict[str, Any] = {
             "vision": {"precision": "fp16"},
             "qformer": {"precision": "bf16", "dropout": 0.1},
@@ -49,10 +51,12 @@ class Place:
                 **run,
             },
         }  # fmt: skip
-        if language:
-            sections["language"] = {"precision": precisions[language]}
         data = self.folder / "data" / "train.json"
         [_, path] = write_recipe(self.folder, self.folder / "towers", data, name, stage, language, **sections)
+        if language:  # its section is made of its name
+            content = yaml.safe_load(Path(path).read_text())
+            content["language"]["precision"] = PRECISIONS[language]
+            Path(path).write_text(yaml.safe_dump(content))
         return Path(path)
 
 
