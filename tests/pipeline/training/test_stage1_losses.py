@@ -9,7 +9,7 @@ from pipeline.data.batch import Batch
 from pipeline.training.stage1_task import Stage1Task
 from pipeline.training.task import StepPlace
 from tests.reference.stage1 import stage1_losses
-from tests.support.random_bridges import DECODE, SHAPE, random_batch, random_stage1
+from tests.support.random_bridges import DECODE, SHAPE, random_batch, random_images, random_stage1
 
 LOSSES = ("itc_loss", "itm_loss", "itg_loss")
 NEGATIVES_SEED = 11
@@ -132,6 +132,14 @@ def test_a_bf16_task_computes_in_bf16_by_itself_and_its_losses_in_fp32() -> None
     for name in LOSSES:
         assert values[name].dtype == torch.float32 and not torch.equal(values[name], wanted[name])
         assert float(values[name]) == pytest.approx(float(wanted[name]), rel=0.1)
+
+
+def test_a_bridge_in_fp32_takes_an_fp16_encoders_tokens() -> None:
+    bridge, tokens = random_stage1().float(), random_images(3).float()
+    wanted, found = bridge.project_image(tokens), bridge.project_image(tokens.half())
+    for pair, other in zip(wanted, found, strict=True):
+        for one, half in zip(pair, other, strict=True):
+            assert half.dtype == torch.float32 and torch.allclose(one, half, atol=0.02)
 
 
 def test_the_logged_temperature_is_the_one_that_the_step_began_with() -> None:
