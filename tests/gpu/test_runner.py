@@ -75,9 +75,9 @@ def test_the_table_the_page_and_the_exit_code_say_what_failed(
 
 
 def test_the_page_shows_the_longest_kernels(tmp_path: Path) -> None:
-    (tmp_path / "profile").mkdir()
+    (tmp_path / "stage1").mkdir()
     rows = [{"kernel": "gemm_x", "ms_a_step": 1.25, "times_a_step": 40.0}]
-    (tmp_path / "profile" / "profile_kernels.json").write_text(json.dumps(rows))
+    (tmp_path / "stage1" / "profile_kernels.json").write_text(json.dumps(rows))
     write_page([line_of("profile", "busy", 0.95, ">= 0.9", True)], tmp_path)
     assert "gemm_x" in (tmp_path / "results.html").read_text()
 

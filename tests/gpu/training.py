@@ -91,7 +91,7 @@ def run(checks: Checks) -> None:
     folder = checks.output / "tiny_runs"
     shutil.rmtree(folder, ignore_errors=True)
     place = Place(folder, checks.device, len(os.sched_getaffinity(0)))
-    prepare(folder)
+    towers_and_data(folder)
     whole: list[tuple[str, Callable[[Checks, Place], None]]] = [
         ("stage 1 under ZeRO-1, and resumed", stage1_and_resume),
         ("stage 2 with t5 under ZeRO-2", lambda c, p: policy(c, p, "t5", "zero2", 2, "replicated")),
@@ -109,7 +109,7 @@ def run(checks: Checks) -> None:
         list(pool.map(one, whole))
 
 
-def prepare(folder: Path) -> None:
+def towers_and_data(folder: Path) -> None:
     """Towers and data that all runs share."""
     from tests.support.tiny_shards import tiny_manifest
     from tests.support.tiny_towers import save_tiny_bert, save_tiny_opt, save_tiny_t5, save_tiny_vision
