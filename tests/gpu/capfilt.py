@@ -6,6 +6,7 @@ The goal is 300 pictures a second: a captioner that writes ten captions a pictur
 import os
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from data_prep.captioning.candidates import WINDOW, make_candidates
 from data_prep.captioning.captioner import Captioner, SamplingSettings
 from data_prep.captioning.ranker import Ranker
+from data_prep.shards.tar_files import Sample
 from tests.gpu.checks import Checks, wait_for
 from tests.gpu.pictures import photos
 
@@ -24,15 +26,26 @@ SPREAD = 4.0  # of the words' logits: nine tenths of the probability then lie on
 BATCH = 64
 
 
+@cache
+def pictures(checks: Checks) -> list[Sample]:
+    cores = len(os.sched_getaffinity(0))
+    return photos(4 if checks.tiny else PICTURES, WIDTH_PX, HEIGHT_PX, 1 if checks.tiny else max(1, cores // 2))
+
+
+def prepare(checks: Checks) -> None:
+    """The pictures, and imports."""
+    from transformers import BlipForConditionalGeneration, CLIPModel  # noqa: F401
+
+    pictures(checks)
+
+
 def run(checks: Checks) -> None:
     torch.manual_seed(0)
     dtype = torch.bfloat16 if checks.device == "cuda" else torch.float32
     captioner = blip_large(checks, dtype)
     ranker = clip_large(checks, dtype)
-    cores = len(os.sched_getaffinity(0))
-    count = 4 if checks.tiny else PICTURES
-    samples = photos(count, WIDTH_PX, HEIGHT_PX, 1 if checks.tiny else cores)
-    threads = min(16, cores)
+    samples, threads = pictures(checks), min(16, len(os.sched_getaffinity(0)))
+    count = len(samples)
 
     def whole(chosen: list[Any]) -> list[Any]:
         return list(make_candidates(chosen, captioner, ranker, batch_size=BATCH, num_threads=threads))
@@ -46,10 +59,10 @@ def run(checks: Checks) -> None:
     captions = [each for _, candidates in made for each in candidates or []]
     wanted = count * (captioner.settings.num_captions + 2)
     checks.report("candidates of all pictures", len(captions), f"== {wanted}", len(captions) == wanted)
-    scored = [each.score for each in captions if each.text]
+    scored = [each.score for each in captions if each.caption]
     checks.is_true("every caption with words has a cosine", all(s is not None and -1.01 <= s <= 1.01 for s in scored),
                    f"{len(scored)} captions")  # fmt: skip
-    different = len({each.text for each in captions if each.source == "synthetic"})
+    different = len({each.caption for each in captions if each.source == "synthetic"})
     checks.at_least("different captions", different, count)
     with checks.guarded("parts of CapFilt"):
         parts(checks, captioner, ranker, samples, dtype)

@@ -20,12 +20,18 @@ WARMUP, STEPS = 8, 20
 WORKERS_OF_RECIPE = 8
 
 
+def prepare(checks: Checks) -> None:
+    """The shards."""
+    import deepspeed  # noqa: F401  (it takes seconds)
+
+    shutil.rmtree(checks.output / "photos", ignore_errors=True)
+    pictures, cores = 64 if checks.tiny else PICTURES, len(os.sched_getaffinity(0))
+    photo_manifest(checks.output / "photos", pictures, WIDTH_PX, HEIGHT_PX, 1 if checks.tiny else max(1, cores // 2))
+
+
 def run(checks: Checks) -> None:
-    cores = len(os.sched_getaffinity(0))
-    pictures, warmup, steps_wanted = (64, 1, 2) if checks.tiny else (PICTURES, WARMUP, STEPS)
-    folder = checks.output / "photos"
-    shutil.rmtree(folder, ignore_errors=True)
-    manifest = photo_manifest(folder, pictures, WIDTH_PX, HEIGHT_PX, 1 if checks.tiny else cores)
+    cores, manifest = len(os.sched_getaffinity(0)), checks.output / "photos" / "train.json"
+    warmup, steps_wanted = (1, 2) if checks.tiny else (WARMUP, STEPS)
     bert = tokenizer_folder(checks)
     workers = 1 if checks.tiny else min(WORKERS_OF_RECIPE, max(1, cores - 2))
     total = warmup + steps_wanted + 2  # with those that are loaded ahead

@@ -11,9 +11,8 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
+from pipeline.data.batch import Batch
 from tests.gpu.checks import Checks, wait_for
-from tests.gpu.real_sizes import compile_all
-from tests.gpu.real_towers import LONGEST, real_batch, real_recipe, real_task
 from tests.gpu.stepping import Steps
 
 STEPS, TOP, GAP_US = 3, 60, 50.0
@@ -21,14 +20,9 @@ MOST_TRACE_BYTES = 16 * 2**20
 DEVICE_WORK = {"cuda": ("kernel", "gpu_memcpy", "gpu_memset"), "cpu": ("cpu_op",)}
 
 
-def run(checks: Checks) -> None:
-    recipe = real_recipe("stage1_vitg", checks.output, checks.tiny)
-    steps = Steps(real_task(recipe, checks.device), recipe, LONGEST)
-    batches = [real_batch(recipe, "coco", seed) for seed in range(4)]
+def profiled(checks: Checks, steps: Steps, batches: list[Batch]) -> None:
+    """Profile some steps, report, and leave both files in the part's folder."""
     steps.feed_again_and_again(batches)
-    if checks.device == "cuda":
-        with checks.guarded("compiled blocks"):
-            compile_all(checks, "stage1_vitg", steps, batches)
     for _ in range(3):
         steps.step()
     wait_for(checks.device)
@@ -43,23 +37,23 @@ def run(checks: Checks) -> None:
     packed = path.with_suffix(".json.gz")
     packed.write_bytes(gzip.compress(path.read_bytes(), compresslevel=4))
     path.unlink()
-    checks.at_most("trace, MiB", packed.stat().st_size / 2**20, MOST_TRACE_BYTES / 2**20)
+    checks.at_most("profile: trace, MiB", packed.stat().st_size / 2**20, MOST_TRACE_BYTES / 2**20)
 
 
 def report(checks: Checks, events: list[dict[str, Any]]) -> None:
     """From a trace's events: what ran on the device, how long, and the gaps between."""
     work = [each for each in events if each.get("cat") in DEVICE_WORK[checks.device] and "dur" in each]
     work.sort(key=lambda each: float(each["ts"]))
-    checks.at_least("pieces of work on the device in a step", len(work) / STEPS, 100)
+    checks.at_least("profile: pieces of work on the device in a step", len(work) / STEPS, 100)
     spans = merged([(float(each["ts"]), float(each["ts"]) + float(each["dur"])) for each in work])
     busy, whole = sum(end - begin for begin, end in spans), spans[-1][1] - spans[0][0]
     gaps = [after[0] - before[1] for before, after in pairwise(spans)]
     long_gaps = [gap for gap in gaps if gap > GAP_US]
-    checks.figure("pieces of work on the device in a step, at most", len(work) / STEPS, most=6000)
-    checks.figure("busy share of the GPU", busy / whole, least=0.90)
-    checks.figure("gaps above 50 us in a step", len(long_gaps) / STEPS, most=40)
-    checks.figure("share of the time in such gaps", sum(long_gaps) / whole, most=0.08)
-    checks.figure("milliseconds a step", whole / STEPS / 1000, most=200)
+    checks.figure("profile: pieces of work on the device in a step, at most", len(work) / STEPS, most=6000)
+    checks.figure("profile: busy share of the GPU", busy / whole, least=0.90)
+    checks.figure("profile: gaps above 50 us in a step", len(long_gaps) / STEPS, most=40)
+    checks.figure("profile: share of the time in such gaps", sum(long_gaps) / whole, most=0.08)
+    checks.figure("profile: milliseconds a step", whole / STEPS / 1000, most=200)
     longest(checks, work, busy)
 
 
@@ -87,4 +81,6 @@ def longest(checks: Checks, work: list[dict[str, Any]], busy: float) -> None:
         for name in top
     ]
     (checks.output / "profile_kernels.json").write_text(json.dumps(rows, indent=1))
-    checks.at_least(f"share of the {TOP} longest kernels in all work", sum(times[name] for name in top) / busy, 0.8)
+    checks.at_least(
+        f"profile: share of the {TOP} longest kernels in all work", sum(times[name] for name in top) / busy, 0.8
+    )

@@ -1,4 +1,4 @@
-"""Part 6: steps at real size, with DeepSpeed, in variants: time, FLOP/s, share of the peak, and memory.
+"""Part 6: steps at real size, with DeepSpeed, in variants: time, FLOP/s, share of the peak, memory; and a profile.
 
 FLOPs are counted in a plain step: products and attention, padding of the language model included. The bounds are a
 fifth below what a model of the GPU predicts for these kernels.
@@ -14,8 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from pipeline.cost.gpus import GIB
+from pipeline.training.task import StepPlace
 from tests.gpu.ceilings import PEAK
 from tests.gpu.checks import Checks, wait_for
+from tests.gpu.profiling import profiled
 from tests.gpu.real_towers import LONGEST, real_batch, real_recipe, real_task
 from tests.gpu.stepping import Steps
 
@@ -57,10 +59,18 @@ class Operations(TorchDispatchMode):
         return out
 
 
+def prepare(_checks: Checks) -> None:
+    """What takes seconds and no GPU."""
+    import deepspeed  # noqa: F401
+    from transformers import OPTForCausalLM, T5ForConditionalGeneration  # noqa: F401
+
+
 def stage1(checks: Checks) -> None:
-    measure(checks, "stage1_vitg")
+    steps = measure(checks, "stage1_vitg")
+    with checks.guarded("profile"):
+        profiled(checks, steps, [real_batch(steps.recipe, "coco", seed) for seed in range(DISTINCT_BATCHES)])
     with checks.guarded("fp32"):
-        fp32_loss(checks)
+        fp32_loss(checks, steps)
 
 
 def flant5xxl(checks: Checks) -> None:
@@ -71,7 +81,7 @@ def opt(checks: Checks) -> None:
     measure(checks, "stage2_vitg_opt2.7b")
 
 
-def measure(checks: Checks, name: str) -> None:
+def measure(checks: Checks, name: str) -> Steps:
     """Plain and compiled, captions of the longest and of COCO's lengths; then within the memory of an A100."""
     recipe, bounds = real_recipe(name, checks.output, checks.tiny), BOUNDS[name]
     started = time.perf_counter()
@@ -92,6 +102,7 @@ def measure(checks: Checks, name: str) -> None:
             checks.figure(f"{title}: seconds a step", seconds, most=bounds.compiled_step_s)
     with checks.guarded(f"{name} in {A100_GIB} GiB"):
         in_less_memory(checks, name, steps, batches["longest"] + batches["coco"])
+    return steps
 
 
 def operations_of(steps: Steps, batches: list[Any]) -> float:
@@ -146,14 +157,17 @@ def compile_all(checks: Checks, name: str, steps: Steps, batches: list[Any]) -> 
     for _ in range(1 if checks.tiny else 5):
         steps.step()
     wait_for(checks.device)
-    checks.figure(f"{name}: seconds to compile, with five steps", time.perf_counter() - started, most=120)
-    checks.at_least(f"{name}: compiled graphs", compiled_graphs(), 2)
+    checks.figure(f"{name}: seconds to compile, with five steps", time.perf_counter() - started, most=110)
+    checks.at_least(f"{name}: compiled graphs", compiled_graphs(), 3 if checks.device == "cuda" else 1)
 
 
 def compile_when_used(steps: Steps) -> None:
-    """As run.compile does: each graph is made in the first step that needs it."""
-    from pipeline.models.compiling import compile_blocks
+    """As run.compile does: each graph is made in the first step that needs it. On a CPU, the encoder's alone."""
+    from pipeline.models.compiling import compile_blocks, compile_vision
 
+    if steps.engine.device.type == "cpu":
+        compile_vision(steps.task.towers.vision)
+        return
     language = steps.task.towers.language
     run = steps.recipe.run.model_copy(update={"compile": "on"})
     compile_blocks(run, steps.task.towers.vision, steps.task.bridge.qformer, language.model if language else None)
@@ -174,22 +188,15 @@ def in_less_memory(checks: Checks, name: str, steps: Steps, batches: list[Any]) 
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def fp32_loss(checks: Checks) -> None:
+def fp32_loss(checks: Checks, steps: Steps) -> None:
     """The loss at real size is the same, up to rounding, when the Q-Former computes in fp32."""
-    losses = {}
+    losses, task = {}, steps.task.eval()
+    batch = real_batch(steps.recipe, "coco", 0).to(checks.device)
+    place = StepPlace(0, 1 / task.num_scored_tokens(batch), LONGEST, 0)
     for precision in ("bf16", "fp32"):
-        recipe = real_recipe("stage1_vitg", checks.output, checks.tiny, f"qformer.precision={precision}")
-        task = real_task(recipe, checks.device).eval()
-        batch = real_batch(recipe, "coco", 0).to(checks.device)
-        place: Any = place_alone(task, batch)
+        task.precision = precision
         with torch.no_grad():
             losses[precision] = {name: float(value) for name, value in task(batch, place).items()}
     for name in ("itc_loss", "itg_loss"):  # ITM's negatives may be other ones
         gap = abs(losses["bf16"][name] - losses["fp32"][name]) / losses["fp32"][name]
         checks.at_most(f"stage1_vitg: {name} in bf16 beside fp32, relative difference", gap, 5e-3)
-
-
-def place_alone(task: Any, batch: Any) -> Any:
-    from pipeline.training.task import StepPlace
-
-    return StepPlace(0, 1 / task.num_scored_tokens(batch), LONGEST, 0)

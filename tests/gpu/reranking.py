@@ -11,6 +11,7 @@ from tests.gpu.checks import Checks, relative_error, seconds_of
 from tests.gpu.real_towers import real_recipe, real_task
 
 SIZE_PX, CANDIDATES, PICTURES, TEXTS_AT_ONCE = 364, 128, 32, 128
+COCO_PICTURES, COCO_TEXTS = 5000, 25010
 ERROR = 3e-2  # of bf16, of all logits beside fp32
 
 
@@ -32,8 +33,8 @@ def run(checks: Checks) -> None:
     ]
     seconds = seconds_of(lambda: model.match_logits(frozen_PI, texts), checks.device)
     checks.figure("pairs matched/s", candidates / seconds, least=12000)
-    coco_s = 2 * 5000 * CANDIDATES * seconds / candidates
-    checks.figure("minutes for ITM of COCO's 5,000 pictures and 25,010 texts", coco_s / 60, most=2)
+    coco_s = (COCO_PICTURES + COCO_TEXTS) * CANDIDATES * seconds / candidates  # each has its own candidates
+    checks.figure("minutes for ITM of COCO's 5,000 pictures and 25,010 texts", coco_s / 60, most=6)
     found = model.match_logits(frozen_PI, texts).float()
     wanted = rerank.pair_by_pair(task.bridge.float(), frozen_PI.float(), ids_KL, is_token_KL, TEXTS_AT_ONCE)
     checks.at_most("logits in bf16 beside fp32, pair by pair: error", relative_error([found], [wanted]), ERROR)

@@ -14,7 +14,7 @@ def write_page(lines: list[dict[str, Any]], output: Path) -> None:
     parts: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         parts.setdefault(line["part"], []).append(line)
-    path = output / "profile" / "profile_kernels.json"
+    path = output / "stage1" / "profile_kernels.json"
     kernels = json.loads(path.read_text())[:MOST_KERNELS] if path.exists() else []
     failed = [line for line in lines if not line["ok"]]
     page = render(

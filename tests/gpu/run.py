@@ -1,12 +1,13 @@
 """python -m tests.gpu.run: all checks that need a GPU, on one machine, in some minutes; a table and a page of results.
 
-Parts that measure no time run first, at the same time. The others follow, one by one. Each is a process with a time
-limit, and a part that fails or hangs does not stop the rest. Exits with 1 when a check failed. This file needs Python
-alone; what the machine lacks is installed from gpu_wheels/ into the output folder.
+Parts that measure no time run first, at the same time. The others follow, one by one; the next one imports meanwhile.
+Each is a process with a time limit, and a part that fails or hangs does not stop the rest. Exits with 1 when a check
+failed. This file needs Python alone; what the machine lacks is installed from gpu_wheels/ into the output folder.
 """
 
 import argparse
 import contextlib
+import fcntl
 import importlib.util
 import json
 import os
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from tests.gpu.plan import BUDGET_S, PARTS, Part
 from tests.gpu.wheels import FOLDER, IMPORTS
 
 ROOT = Path(__file__).parents[2]
+POLL_S = 0.2
 LEAST_S = 10.0  # with less time left, a part is not begun
 SITE = "site"
 WARM_CACHE = "inductor"  # compiled kernels, which later parts use again
@@ -38,7 +41,8 @@ def main() -> int:
     began, results = time.monotonic(), options.output / "results.jsonl"
     lines = installed(options.output)
     wanted = [part for part in PARTS if not options.parts or part.name in options.parts]
-    for group, jobs in (([p for p in wanted if p.together], options.jobs), ([p for p in wanted if not p.together], 1)):
+    together, alone = ([part for part in wanted if part.together == each] for each in (True, False))
+    for group, jobs in ((together, options.jobs), (alone, min(2, options.jobs))):
         with ThreadPoolExecutor(max(1, jobs)) as pool:
             for found in pool.map(lambda part: started(part, options, began), group):
                 lines += found
@@ -57,7 +61,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: the logic alone, in tiny sizes")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes on a GPU, too: no figure has a bound then")
     parser.add_argument("--parts", nargs="+", choices=names, metavar="PART", help=f"some of: {', '.join(names)}")
-    parser.add_argument("--jobs", type=int, default=4, help="parts that run at the same time, of those that may")
+    parser.add_argument("--jobs", type=int, default=8, help="parts that run at the same time, of those that may")
     parser.add_argument("--budget-s", type=float, default=BUDGET_S, help="time for all (default: %(default)s)")
     parser.add_argument("--part", choices=names, help=argparse.SUPPRESS)  # a part's own process
     options = parser.parse_args()
@@ -92,10 +96,13 @@ def one_part(options: argparse.Namespace) -> int:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     folder = options.output / part.name
     folder.mkdir(exist_ok=True)
-    code = 0
+    code, checks = 0, Checks(part.name, options.device, options.tiny, folder)
     try:
-        function = getattr(importlib.import_module(part.module), part.function)
-        function(Checks(part.name, options.device, options.tiny, folder))
+        module = importlib.import_module(part.module)
+        getattr(module, "prepare", lambda _checks: None)(checks)
+        with contextlib.nullcontext() if part.together else the_gpu_alone(options.output):
+            began_file(options.output, part.name).touch()
+            getattr(module, part.function)(checks)
     except Exception:
         traceback.print_exc()
         code = 1
@@ -104,27 +111,49 @@ def one_part(options: argparse.Namespace) -> int:
     os._exit(code)  # DeepSpeed's process group may be open, and closing it may wait for ever
 
 
+@contextlib.contextmanager
+def the_gpu_alone(output: Path) -> Iterator[None]:
+    """The next part's process imports and prepares while this one measures; then it waits here for its turn."""
+    with (output / "turn.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def began_file(output: Path, name: str) -> Path:
+    """Made when a part's turn has come: its time counts from then on."""
+    return output / f"{name}.began"
+
+
+def wait_within(process: subprocess.Popen[Any], mark: Path, limit_s: float, ends: float) -> int | None:
+    """The exit code, or None when the part's time, or the time for all, is over."""
+    while time.monotonic() < ends:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(POLL_S)
+        if mark.exists() and time.time() > mark.stat().st_mtime + limit_s:
+            return None
+    return None
+
+
 def started(part: Part, options: argparse.Namespace, began: float) -> list[dict[str, Any]]:
     """Run a part's process within its time. Its lines, and how it ended."""
     left = options.budget_s - (time.monotonic() - began)
-    limit = min(part.limit_s if options.device == "cuda" else options.budget_s, left)
-    if limit < LEAST_S:
+    limit = part.limit_s if options.device == "cuda" else options.budget_s
+    if left < LEAST_S:
         return [line_of(part.name, "began", f"{left:.0f} s were left", f">= {LEAST_S:g} s", False)]
     command = [sys.executable, "-m", "tests.gpu.run", "--part", part.name, "--device", options.device]
     command += ["--output", str(options.output), *(["--tiny"] if options.tiny else [])]
     log, at = options.output / f"{part.name}.log", time.monotonic()
-    printed = options.output / f"{part.name}.jsonl"
+    printed, mark = options.output / f"{part.name}.jsonl", began_file(options.output, part.name)
+    mark.unlink(missing_ok=True)
     with printed.open("w") as out, log.open("w") as errors:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment(options), stdout=out, stderr=errors, start_new_session=True
         )
         try:
-            code: int | None = process.wait(limit)
-        except subprocess.TimeoutExpired:
-            code = None
+            code = wait_within(process, mark, limit, began + options.budget_s)
         finally:
             end(process)
-    seconds = time.monotonic() - at
+    seconds = time.time() - mark.stat().st_mtime if mark.exists() else time.monotonic() - at
     lines = read_lines(printed)
     lines.append(line_of(part.name, "seconds", round(seconds, 1), f"<= {limit:.0f}", code is not None))
     if code:

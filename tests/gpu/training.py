@@ -24,6 +24,7 @@ EXIT_S = 30.0  # a rank that raises has ended
 RUN_S = 150.0
 RESUMED_LOSS_ERROR, RESUMED_WEIGHT_ERROR = 1e-3, 1e-3
 INITIAL_SCALE = 2.0**16
+PRECISIONS = {"t5": "bf16", "opt": "fp16"}
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,10 @@ class Place:
     slots: int
 
     def recipe(self, name: str, stage: int, language: str | None, zero: str, **run: Any) -> Path:
+        import yaml
+
         from tests.support.tiny_runs import write_recipe
 
-        precisions = {"t5": "bf16", "opt": "fp16"}
         sections: dict[str, Any] = {
             "vision": {"precision": "fp16"},
             "qformer": {"precision": "bf16", "dropout": 0.1},
@@ -49,10 +51,12 @@ class Place:
                 **run,
             },
         }  # fmt: skip
-        if language:
-            sections["language"] = {"precision": precisions[language]}
         data = self.folder / "data" / "train.json"
         [_, path] = write_recipe(self.folder, self.folder / "towers", data, name, stage, language, **sections)
+        if language:  # its section is made of its name
+            content = yaml.safe_load(Path(path).read_text())
+            content["language"]["precision"] = PRECISIONS[language]
+            Path(path).write_text(yaml.safe_dump(content))
         return Path(path)
 
 
@@ -87,7 +91,7 @@ def run(checks: Checks) -> None:
     folder = checks.output / "tiny_runs"
     shutil.rmtree(folder, ignore_errors=True)
     place = Place(folder, checks.device, len(os.sched_getaffinity(0)))
-    prepare(folder)
+    towers_and_data(folder)
     whole: list[tuple[str, Callable[[Checks, Place], None]]] = [
         ("stage 1 under ZeRO-1, and resumed", stage1_and_resume),
         ("stage 2 with t5 under ZeRO-2", lambda c, p: policy(c, p, "t5", "zero2", 2, "replicated")),
@@ -105,7 +109,7 @@ def run(checks: Checks) -> None:
         list(pool.map(one, whole))
 
 
-def prepare(folder: Path) -> None:
+def towers_and_data(folder: Path) -> None:
     """Towers and data that all runs share."""
     from tests.support.tiny_shards import tiny_manifest
     from tests.support.tiny_towers import save_tiny_bert, save_tiny_opt, save_tiny_t5, save_tiny_vision
