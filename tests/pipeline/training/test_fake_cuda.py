@@ -115,6 +115,8 @@ def test_a_forward_pass_stays_on_cuda_and_ends_in_fp32(configs: Path, name: str)
     edits = [f"qformer.bert={configs}/bert"]
     if name.startswith("stage2"):
         edits.append(f"language.name={configs}/{name.rpartition('_')[2]}")
+    if name.endswith("flant5xxl"):  # its 24 layers are alike
+        edits += ["language.config.num_layers=4", "language.config.num_decoder_layers=4"]
     recipe = load_recipe(RECIPES / f"{name}.yaml", edits)
     mode, devices = FakeTensorMode(), Devices()
     task = unweighted_task(recipe, mode)
