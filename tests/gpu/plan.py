@@ -22,8 +22,8 @@ class Part:
 PARTS = (
     Part("training", "tests.gpu.training", 140, together=True),
     Part("parity", "tests.gpu.parity", 110, together=True),
-    Part("graphs-stage1", "tests.gpu.graphs", 120, together=True, function="stage1"),
-    Part("graphs-flant5xxl", "tests.gpu.graphs", 120, together=True, function="flant5xxl"),
+    Part("graphs-stage1", "tests.gpu.graphs", 150, together=True, function="stage1"),
+    Part("graphs-flant5xxl", "tests.gpu.graphs", 150, together=True, function="flant5xxl"),
     Part("waits", "tests.gpu.syncs", 90, together=True),
     Part("two-ranks", "tests.gpu.two_ranks", 90, together=True),
     Part("ceilings", "tests.gpu.ceilings", 40),
