@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 FREE_TO_CHANGE: dict[str, Any] = {
     "run": {
         "output", "zero", "layout", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "keep_every_steps",
-        "resume_despite", "hang_deadline_s",
+        "resume_despite", "hang_deadline_s", "compile", "gradient_transport",
     },
     "faults": {"stop_after", "save_failure"},
     "validation": True,
@@ -38,6 +38,8 @@ def initial_state(recipe: Recipe, manifest_digest: str, towers: dict[str, str] |
     settings["batch"] = {"global_size": recipe.batch.global_size}
     if recipe.stage == 1:  # its losses compare the pairs of one pass
         settings["batch"]["pass_size"] = recipe.batch.global_size // (recipe.batch.accumulation or 1)
+    if recipe.run.gradient_transport != "fp32":  # which earlier versions always had
+        settings["run"]["gradient_transport"] = recipe.run.gradient_transport
     if recipe.faults.spike_factor:  # a leap is measured by what was logged
         settings["run"]["log_every_steps"] = recipe.run.log_every_steps
     world_size = process_group.world_size()
