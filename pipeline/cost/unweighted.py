@@ -20,7 +20,7 @@ from pipeline.models.language import (
     language_config,
     language_on_meta,
 )
-from pipeline.models.one_kernel import fuse_norms
+from pipeline.models.one_kernel import fuse_operations
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.stage2 import Stage2Bridge
 from pipeline.models.vision import CLIP_MEAN, CLIP_STD, VisionTower, encoder_on_meta
@@ -65,7 +65,7 @@ def _language(recipe: Recipe, mode: Any) -> LanguageTower:
     model = language_on_meta(recipe.language)
     model.requires_grad_(False).eval()
     _without_weights(model, mode)
-    fuse_norms(model)
+    fuse_operations(model)
     if recipe.language.activation_checkpointing:
         checkpoint_layers(model)
     if model.config.is_encoder_decoder:

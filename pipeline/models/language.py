@@ -15,7 +15,7 @@ from torch.nn import functional
 from pipeline.config import Language
 from pipeline.models.beam_cache import copied_for_beams, has_plain_cache
 from pipeline.models.loading import not_loaded
-from pipeline.models.one_kernel import choose_gelu, fuse_norms
+from pipeline.models.one_kernel import fuse_operations
 from pipeline.models.precision import DTYPES, at_least_fp32
 from pipeline.tokens import Tokens
 
@@ -228,7 +228,7 @@ def language_on_meta(settings: Language) -> Any:
     """The model's shapes without its weights. Raises ValueError in one line when its configuration is missing."""
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    config = choose_gelu(language_config(settings))
+    config = language_config(settings)
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
         with torch.device("meta"):
@@ -248,7 +248,7 @@ def build_language(settings: Language, device: str) -> LanguageTower:
     """
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-    config = choose_gelu(language_config(settings))
+    config = language_config(settings)
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
         if device == "meta":
@@ -264,7 +264,7 @@ def build_language(settings: Language, device: str) -> LanguageTower:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # any token will do: padding is masked and not scored
     model.requires_grad_(False).eval()
-    fuse_norms(model)
+    fuse_operations(model)
     if settings.activation_checkpointing:
         checkpoint_layers(model)
     if config.is_encoder_decoder:

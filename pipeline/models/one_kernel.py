@@ -6,21 +6,18 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-ACTIVATION_FIELDS = ("dense_act_fn", "activation_function", "hidden_act")
+TANH_GELU = "NewGELUActivation"  # GELU's tanh approximation, "gelu_new" in configurations
 T5_NORMS = ("T5LayerNorm", "MT5LayerNorm")  # w * x / rms(x), as torch's rms_norm
 
 
-def choose_gelu(config: Any) -> Any:
-    """The configuration, with torch's own kernel of GELU's tanh approximation in the place of "gelu_new"."""
-    for field in ACTIVATION_FIELDS:
-        if getattr(config, field, None) == "gelu_new":
-            setattr(config, field, "gelu_pytorch_tanh")
-    return config
+def fuse_operations(model: nn.Module) -> None:
+    """Use torch's own kernels for the tanh approximation of GELU and T5's norms. The configuration stays as it is."""
+    from transformers.activations import ACT2FN
 
-
-def fuse_norms(model: nn.Module) -> None:
-    """T5's norms as torch's own kernel."""
-    for module in model.modules():
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child).__name__ == TANH_GELU:
+                setattr(module, name, ACT2FN["gelu_pytorch_tanh"])
         if type(module).__name__ in T5_NORMS:
             module.forward = partial(_rms_norm, module, module.forward)  # type: ignore[method-assign]
 

@@ -9,7 +9,7 @@ from pipeline.config import Recipe, load_recipe
 from pipeline.data.batch import Batch
 from pipeline.models.build import build_bridge
 from pipeline.models.language import CausalTower, LanguageTower, Seq2SeqTower, language_config
-from pipeline.models.one_kernel import fuse_norms
+from pipeline.models.one_kernel import fuse_operations
 from pipeline.models.precision import DTYPES
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.stage2 import Stage2Bridge
@@ -74,7 +74,7 @@ def real_language(recipe: Recipe, device: str) -> LanguageTower:
     with torch.device(device):
         model = auto_class.from_config(config, dtype=DTYPES[recipe.language.precision])
     model.requires_grad_(False).eval()
-    fuse_norms(model)
+    fuse_operations(model)
     tokenizer = word_tokenizer(["<pad>", "</s>", "<unk>"], "$A </s>")
     return Seq2SeqTower(model, tokenizer) if config.is_encoder_decoder else CausalTower(model, tokenizer, "red")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.config import Objectives
 from pipeline.data.batch import Batch
 from pipeline.models.language import CausalTower, Seq2SeqTower
-from pipeline.models.one_kernel import choose_gelu, fuse_norms
+from pipeline.models.one_kernel import fuse_operations
 from pipeline.models.precision import DTYPES
 from pipeline.models.qformer_layer import QFormerShape
 from pipeline.models.stage1 import Stage1Bridge
@@ -69,7 +69,7 @@ def stage2(language: str, language_precision: str, vision_precision: str, precis
     model = _t5() if language == "t5" else _opt()
     rounding = torch.bfloat16 if language == "t5" else torch.float16
     model.to(rounding).to(DTYPES[language_precision]).requires_grad_(False).eval()
-    fuse_norms(model)
+    fuse_operations(model)
     tokenizer = word_tokenizer(["<pad>", "</s>", "<unk>"], "$A </s>")
     tower = Seq2SeqTower(model, tokenizer) if language == "t5" else CausalTower(model, tokenizer, "red")
     torch.manual_seed(1)
@@ -85,7 +85,6 @@ def _t5() -> Any:
         vocab_size=VOCABULARY, d_model=128, d_kv=64, d_ff=256, num_layers=2, num_heads=2,
         feed_forward_proj="gated-gelu", decoder_start_token_id=0, dropout_rate=0.0,
     )  # fmt: skip
-    choose_gelu(config)
     return T5ForConditionalGeneration(config)
 
 

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-ARCHITECTURE = "vit_base_patch16_clip_quickgelu_224"
-"""timm's CLIP ViT with QuickGELU: a norm before the blocks, a class token, no bias in the patch embedding."""
+ARCHITECTURE = "vit_base_patch16_clip_224"
+"""timm's CLIP ViT with exact GELU: a norm before the blocks, a class token, no bias in the patch embedding."""
 
 
 def save_timm_folder(clip: Any, mean: tuple[float, ...], std: tuple[float, ...], folder: Path) -> None:

@@ -19,7 +19,8 @@ def test_a_t5_of_our_kernels_equals_transformers_own(towers: Path, precision: st
     plain = AutoModelForSeq2SeqLM.from_pretrained(
         settings.name, dtype=DTYPES[precision], dense_act_fn="gelu_new"
     ).eval()
-    assert "gelu_new" not in repr(ours) and "NewGELU" in repr(plain)
+    assert "GELUTanh" in repr(ours) and "NewGELU" not in repr(ours) and "NewGELU" in repr(plain)
+    assert ours.config.dense_act_fn == "gelu_new"
     generator = torch.Generator().manual_seed(0)
     ids, decoder_ids = (torch.randint(3, 30, (4, length), generator=generator) for length in (9, 6))
     with torch.no_grad():
