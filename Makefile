@@ -6,7 +6,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 export WANDB_MODE := disabled
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo format check test bench gpu gpu-wheels clean help
+.PHONY: setup demo format check test quick bench gpu gpu-wheels clean help
 .DEFAULT_GOAL := help
 
 $(VENV)/installed: requirements.txt .ci/packages
@@ -33,6 +33,9 @@ check: $(VENV)/installed ## formatting, lint, types, shell scripts
 
 test: $(VENV)/installed ## all tests but those marked gpu or large
 	HF_HUB_OFFLINE=1 pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not large" --durations=20
+
+quick: $(VENV)/installed ## the tests of files that take less than 4 seconds, for every change
+	HF_HUB_OFFLINE=1 pytest -q -n 2 --dist loadfile -m "not gpu and not large" $(addprefix --ignore=,$(file <tests/slow_files.txt))
 
 bench: $(VENV)/installed ## speeds on CPU as ratios, each beside a named reference in the same run
 	for name in training_step loader captioner download answers cider rerank exchange_bytes large_manifest; do \

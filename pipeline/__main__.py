@@ -26,7 +26,7 @@ MAP = {
     ],
     "look": ["data_prep.gallery", "pipeline.generate", "eval.report", "eval.curves"],
     "change the project": [
-        "make format", "make check", "make test", "make bench", "make gpu", "make gpu-wheels", "make clean",
+        "make format", "make check", "make test", "make quick", "make bench", "make gpu", "make gpu-wheels", "make clean",
         "make help",
     ],
 }  # fmt: skip

@@ -19,7 +19,7 @@ from pipeline.command_line import Parser
 
 WEB_SOURCES = ("laion400m", "cc3m")
 LANGUAGE_MODELS = ("t5", "opt")
-STEPS = {"stage1": 400, "stage2_t5": 200, "stage2_opt": 350}
+STEPS = {"stage1": 500, "stage2_t5": 200, "stage2_opt": 350}
 """The steps of the recipes, which --scale shortens."""
 TRAINED = ("stage1", "stage2_t5", "stage2_opt", "stage2_t5_own")
 ANSWER_PROMPTS = {"t5": "question: {} short answer:", "opt": "question: {} short answer:"}

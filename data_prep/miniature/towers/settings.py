@@ -77,7 +77,7 @@ class ClipSettings:
 
 BERT = TextSettings(width=128, layers=4, heads=4, ffn_width=256, batch_size=64, steps=250, learning_rate=1e-3)
 """The Q-Former takes the shape of this BERT."""
-OPT = TextSettings(width=96, layers=4, heads=4, ffn_width=384, batch_size=48, steps=800, learning_rate=1.5e-3)
+OPT = TextSettings(width=96, layers=4, heads=4, ffn_width=384, batch_size=48, steps=1000, learning_rate=1.5e-3)
 CLIP = ClipSettings()
 BLIP = BlipSettings()
 T5 = T5Settings()
