@@ -26,8 +26,8 @@ MAP = {
     ],
     "look": ["data_prep.gallery", "pipeline.generate", "eval.report", "eval.curves"],
     "change the project": [
-        "make format", "make check", "make test", "make quick", "make bench", "make gpu", "make gpu-wheels", "make clean",
-        "make help",
+        "make format", "make check", "make quick", "make test", "make bench", "make gpu", "make gpu-wheels",
+        "make clean", "make help",
     ],
 }  # fmt: skip
 INTERNAL = {
