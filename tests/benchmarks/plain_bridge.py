@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config import Objectives
-from pipeline.models.qformer import QFormerShape
-from pipeline.objectives import contrastive, generation, matching
+from pipeline.models.qformer_layer import QFormerShape
+from pipeline.objectives import contrastive, matching
 from pipeline.tokens import Tokens
 
 KeysValues = tuple[Tensor, Tensor]
@@ -131,5 +131,6 @@ def stage1_loss(
     hidden = plain.norm("qformer.language_head.layer_norm", hidden, plain.shape.layer_norm_eps)
     word = plain.weights["qformer.text_embeddings.word.weight"]
     logits = functional.linear(hidden, word, plain.weights["qformer.language_head.bias"])
-    itg = generation.itg_loss_sum(logits, decoded, real, settings.label_smoothing) / real[:, 1:].sum()
+    labels = decoded[:, 1:].masked_fill(~real[:, 1:], -100).flatten()
+    itg = functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels, label_smoothing=settings.label_smoothing)
     return settings.itc_weight * itc + settings.itm_weight * itm + settings.itg_weight * itg

@@ -26,7 +26,7 @@ from pipeline.data.batch import Batch, collate_for_qformer
 from pipeline.data.stream import Sample
 from pipeline.models.language import CausalTower
 from pipeline.models.precision import choose_attention_kernel
-from pipeline.models.qformer import QFormerShape
+from pipeline.models.qformer_layer import QFormerShape
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.stage2 import Stage2Bridge
 from pipeline.training.agreement import agree
