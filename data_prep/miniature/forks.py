@@ -22,7 +22,10 @@ MODULES = ("data_prep.capfilt", "data_prep.miniature.towers", "eval.run")
 
 @cache
 def import_libraries() -> None:
-    """Import what the commands import. Nothing is computed here: a fork must not inherit threads or random states."""
+    """Import what the commands import. Nothing is computed here: a fork must not inherit threads or random states.
+
+    The names are not used here (F401): a fork finds the modules loaded.
+    """
     import timm  # noqa: F401
     import torch  # noqa: F401
     from transformers import (  # noqa: F401

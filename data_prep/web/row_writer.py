@@ -28,7 +28,7 @@ class Fetched(NamedTuple):
 
 
 class RowWriter:
-    """A sample writer with the interface that img2dataset asks for."""
+    """A sample writer with the interface that img2dataset asks for, also where it needs no argument of it (ARG002)."""
 
     def __init__(self, shard_id: int, output_folder: str, *_: Any) -> None:
         self.stem = Path(output_folder) / str(shard_id)
