@@ -7,64 +7,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-Precision = Literal["fp32", "bf16", "fp16"]
-VisionPrecision = Literal["fp32", "bf16", "fp16", "fp8"]
-Positive = Annotated[int, Field(gt=0)]
+from pipeline.config.models import Language, Positive, QFormer, Section, Vision
+
 Weight = Annotated[float, Field(ge=0, le=1000)]
 OneOrMore = Annotated[tuple[str, ...], BeforeValidator(lambda it: (it,) if isinstance(it, str) else it)]
-
-
-class Section(BaseModel):
-    """A part of a recipe: frozen, and an unknown field is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class Vision(Section):
-    """The frozen image encoder."""
-
-    name: str
-    """a timm ViT (its name, `hf-hub:OWNER/NAME` or `local-dir:FOLDER`) or a transformers vision model
-    (`transformers:NAME` or `transformers:FOLDER`)"""
-    precision: VisionPrecision = "fp16"
-    """number format of its weights; `fp8` multiplies in fp8 within the blocks, for GPUs that can (not A100), and wants
-    `run.compile`"""
-    image_size_px: Positive = 224
-    """side of the square picture, in pixels"""
-
-
-class QFormer(Section):
-    """The Querying Transformer, which is trained."""
-
-    bert: str = "bert-base-uncased"
-    """the BERT that gives its size, its first weights and its tokenizer: a hub id or a folder"""
-    num_query_tokens: Positive = 32
-    """learned queries; each becomes a soft prompt of the language model"""
-    cross_attention_every: Positive = 2
-    """every N-th layer, the first one included, reads the picture"""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """dropout probability in training"""
-    projection_width: Positive = 256
-    """width of the image and text features that ITC compares"""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """number format of its computation; its weights stay fp32"""
-
-
-class Language(Section):
-    """The frozen language model of stage 2: any causal or seq2seq language model of transformers."""
-
-    name: str
-    """a hub id or a folder"""
-    precision: Precision
-    """number format of its weights; T5 models overflow in fp16"""
-    end_text: str = "\n"
-    """the end of a caption, for a causal model"""
-    config: dict[str, bool | int | float | str] = {}
-    """values that replace fields of the model's own config.json, by name"""
-    activation_checkpointing: bool = False
-    """compute each layer again in the backward pass: less memory, a third more work"""
 
 
 class Objectives(Section):
@@ -183,6 +131,9 @@ class Optimizer(Section):
     """decay of weights with two or more dimensions; biases and norms have none"""
     max_gradient_norm: Annotated[float, Field(ge=0)] = 1.0
     """a larger gradient is scaled down to this norm; 0 switches it off"""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """of a trained image encoder with n blocks: the learning rate of block j, counted from 0, is multiplied by this
+    number to the power of n - j; before the blocks, n + 1"""
 
 
 class Run(Section):
@@ -253,6 +204,11 @@ class Recipe(Section):
             raise ValueError("language: is missing, and stage 2 needs a language model; add the section")
         if self.stage == 1 and self.language is not None:
             raise ValueError("language: stage 1 has no language model; remove the section")
+        if self.optimizer.layer_decay != 1 and not self.vision.trained:
+            raise ValueError(
+                f"optimizer.layer_decay {self.optimizer.layer_decay}: is for a trained image encoder; set "
+                "vision.trained=true, or remove it"
+            )
         if self.stage == 1 and self.run.layout == "sharded":
             raise ValueError("run.layout 'sharded': stage 1 has no language model to share; remove run.layout")
         pairs_of_a_pass = self.batch.global_size // (self.batch.accumulation or 1)

@@ -7,15 +7,17 @@ from torch import Tensor, nn
 
 from pipeline.config import QFormer as QFormerSettings
 from pipeline.config import Recipe
+from pipeline.models.encoders import load_encoder, vision_width
 from pipeline.models.language import LanguageTower, language_width
 from pipeline.models.loading import not_loaded
 from pipeline.models.qformer import QFormer
 from pipeline.models.qformer_layer import QFormerShape
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.stage2 import Stage2Bridge
-from pipeline.models.vision import vision_width
+from pipeline.models.vision import TrainedVision
 
 log = logging.getLogger(__name__)
+Bridge = Stage1Bridge | Stage2Bridge
 DECODE_TOKEN = "[DEC]"  # replaces [CLS] where text is generated (ITG); the last id of the vocabulary
 
 
@@ -95,26 +97,31 @@ def load_bert(qformer: QFormer, settings: QFormerSettings) -> None:
         own["language_head.bias"][: len(words)].copy_(state["cls.predictions.bias"])
 
 
-def build_stage1(recipe: Recipe, image_width: int) -> Stage1Bridge:
-    """A fresh stage-1 bridge that starts from BERT."""
-    bridge = Stage1Bridge(qformer_shape(recipe.qformer, image_width), recipe.qformer.projection_width)
+def build_stage1(recipe: Recipe, image_width: int, trained: TrainedVision | None = None) -> Stage1Bridge:
+    """A fresh stage-1 bridge that starts from BERT; an image encoder that is trained is a part of it."""
+    bridge = Stage1Bridge(qformer_shape(recipe.qformer, image_width), recipe.qformer.projection_width, trained)
     load_bert(bridge.qformer, recipe.qformer)
     return bridge
 
 
-def build_stage2(recipe: Recipe, image_width: int, language: LanguageTower) -> Stage2Bridge:
-    """A fresh stage-2 bridge that starts from BERT (and, once loaded, from stage 1)."""
-    bridge = Stage2Bridge(qformer_shape(recipe.qformer, image_width), language.width)
+def build_stage2(
+    recipe: Recipe, image_width: int, language: LanguageTower, trained: TrainedVision | None = None
+) -> Stage2Bridge:
+    """A fresh stage-2 bridge that starts from BERT (and, once loaded, from stage 1); with an encoder as above."""
+    bridge = Stage2Bridge(qformer_shape(recipe.qformer, image_width), language.width, trained)
     load_bert(bridge.qformer, recipe.qformer)
     return bridge
 
 
-def build_bridge(recipe: Recipe) -> Stage1Bridge | Stage2Bridge:
+def build_bridge(recipe: Recipe, device: str = "cpu") -> Bridge:
     """The recipe's bridge, of the right sizes, for weights to be loaded into: no tower's weights are needed."""
+    vision = None
+    if recipe.vision.trained:
+        vision = TrainedVision(load_encoder(recipe.vision, device, pretrained=False), recipe.vision)
     shape = qformer_shape(recipe.qformer, vision_width(recipe.vision))
     if recipe.language is None:
-        return Stage1Bridge(shape, recipe.qformer.projection_width)
-    return Stage2Bridge(shape, language_width(recipe.language))
+        return Stage1Bridge(shape, recipe.qformer.projection_width, vision)
+    return Stage2Bridge(shape, language_width(recipe.language), vision)
 
 
 def log_frozen_and_trainable(frozen: dict[str, nn.Module], trainable: nn.Module) -> None:

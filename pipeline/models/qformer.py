@@ -87,9 +87,9 @@ class QFormer(nn.Module):
     def weights(self, norm: nn.LayerNorm) -> PassWeights:
         """The weights of all products, cast to their number format once for all passes.
 
-        `norm`, the bridge's LayerNorm of the frozen tokens, is normalisation without weights, then a weight and a bias.
-        These two are folded into the image's product. So the backward pass needs no gradient of the (frozen) tokens: a
-        third of that product's work.
+        `norm`, the bridge's LayerNorm of the image's tokens, is normalisation without weights, then a weight and a
+        bias. These two are folded into the image's product. So the backward pass needs no gradient of a frozen
+        encoder's tokens: a third of that product's work.
         """
         attentions = [layer.cross_attention for layer in self._layers() if layer.cross_attention is not None]
         parts = [part for attention in attentions for part in (attention.key, attention.value)]
@@ -100,9 +100,8 @@ class QFormer(nn.Module):
         image = for_products(weight_XI), for_products(bias_X)
         return PassWeights([layer.weights() for layer in self._layers()], image, norm.eps)
 
-    def project_image(self, frozen_BPI: Tensor, weights: PassWeights) -> list[KeysValues]:
+    def project_image(self, tokens_BPI: Tensor, weights: PassWeights) -> list[KeysValues]:
         """Keys and values of the image for each layer with cross-attention, by one product for all of them."""
-        tokens_BPI = frozen_BPI.detach()
         if not torch.is_autocast_enabled(tokens_BPI.device.type):
             tokens_BPI = at_least_fp32(tokens_BPI)  # of an fp16 tower; autocast would cast once more
         with torch.autocast(tokens_BPI.device.type, enabled=False):

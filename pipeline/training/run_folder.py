@@ -21,11 +21,12 @@ log = logging.getLogger(__name__)
 FREE_TO_CHANGE: dict[str, Any] = {
     "run": {
         "output", "zero", "layout", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "keep_every_steps",
-        "resume_despite", "hang_deadline_s", "compile", "gradient_transport",
+        "resume_despite", "hang_deadline_s", "compile",
     },
     "faults": {"stop_after", "save_failure"},
     "validation": True,
     "language": {"activation_checkpointing"},
+    "vision": {"activation_checkpointing"},
     "data": {"manifest", "num_workers"},  # of the manifest its content counts, not its place
     "batch": True,
     "init_from_other_towers": True,
@@ -38,8 +39,6 @@ def initial_state(recipe: Recipe, manifest_digest: str, towers: dict[str, str] |
     settings["batch"] = {"global_size": recipe.batch.global_size}
     if recipe.stage == 1:  # its losses compare the pairs of one pass
         settings["batch"]["pass_size"] = recipe.batch.global_size // (recipe.batch.accumulation or 1)
-    if recipe.run.gradient_transport != "fp32":  # which earlier versions always had
-        settings["run"]["gradient_transport"] = recipe.run.gradient_transport
     if recipe.faults.spike_factor:  # a leap is measured by what was logged
         settings["run"]["log_every_steps"] = recipe.run.log_every_steps
     world_size = process_group.world_size()

@@ -4,6 +4,7 @@ The law: every rank's ITC compares its own rows (with gradient) to all rows (wit
 mean of the ranks' gradients is the joined batch's; token losses are weighted by the tokens of all ranks.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ def part_of(batch: Batch, part: slice) -> Batch:
 def losses_and_gradients(task: Any, batch: Batch, num_parts: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """One step over this rank's rows in `num_parts` micro batches: means over parts and ranks, as the engine makes."""
     rank, ranks = process_group.rank(), process_group.world_size()
+    tokens_BPI = batch.pixels_B3SS.clone().requires_grad_()  # as those of a trained image encoder
+    batch = replace(batch, pixels_B3SS=tokens_BPI)
     size = len(batch.image_ids_B) // ranks // num_parts
     starts = [(part * ranks + rank) * size for part in range(num_parts)]
     parts = [part_of(batch, slice(start, start + size)) for start in starts]
@@ -61,7 +64,7 @@ def losses_and_gradients(task: Any, batch: Batch, num_parts: int) -> tuple[dict[
     means = {name: collectives.mean_over_ranks(value) for name, value in sums.items()}
     gradients = {
         name: collectives.mean_over_ranks(torch.zeros_like(p) if p.grad is None else p.grad)
-        for name, p in task.bridge.named_parameters()
+        for name, p in (*task.bridge.named_parameters(), ("tokens", tokens_BPI))
     }
     return means, gradients
 
