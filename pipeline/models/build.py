@@ -1,7 +1,7 @@
 """From a recipe to its parts: frozen towers, the bridge and its tokenizer; a fresh bridge starts from BERT."""
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -11,7 +11,7 @@ from pipeline.models.encoders import load_encoder, vision_width
 from pipeline.models.language import LanguageTower, language_width
 from pipeline.models.loading import not_loaded
 from pipeline.models.qformer import QFormer
-from pipeline.models.qformer_layer import QFormerShape
+from pipeline.models.qformer_layer import Layer, QFormerShape
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.stage2 import Stage2Bridge
 from pipeline.models.vision import TrainedVision
@@ -62,18 +62,18 @@ def qformer_shape(settings: QFormerSettings, image_width: int) -> QFormerShape:
 def _bert_names(qformer: QFormer) -> dict[str, str]:
     """For each parameter of the Q-Former that BERT has, its name there. Queries and cross-attention have none."""
     names = {"layer_norm": "bert.embeddings.LayerNorm"}
-    if qformer.language_head:
+    if qformer.language_head is not None:
         names |= {
             "language_head.transform": "cls.predictions.transform.dense",
             "language_head.layer_norm": "cls.predictions.transform.LayerNorm",
         }
-    for index in range(len(qformer.layers)):
+    for index, layer in enumerate(qformer.layers):
         bert = f"bert.encoder.layer.{index}."
         for part in ("query", "key", "value"):
             names[f"layers.{index}.self_attention.{part}"] = f"{bert}attention.self.{part}"
         names[f"layers.{index}.self_attention.output"] = f"{bert}attention.output.dense"
         names[f"layers.{index}.self_attention.layer_norm"] = f"{bert}attention.output.LayerNorm"
-        for ffn in ("query_ffn", "text_ffn") if qformer.language_head else ("query_ffn",):
+        for ffn in ("query_ffn", "text_ffn") if cast(Layer, layer).text_ffn is not None else ("query_ffn",):
             names[f"layers.{index}.{ffn}.intermediate"] = f"{bert}intermediate.dense"
             names[f"layers.{index}.{ffn}.output"] = f"{bert}output.dense"
             names[f"layers.{index}.{ffn}.layer_norm"] = f"{bert}output.LayerNorm"
@@ -88,12 +88,13 @@ def load_bert(qformer: QFormer, settings: QFormerSettings) -> None:
     own = qformer.state_dict()
     for name, bert_name in _bert_names(qformer).items():
         own[name].copy_(state[bert_name])
-    if qformer.text_embeddings and qformer.language_head:
-        words = state["bert.embeddings.word_embeddings.weight"]
+    words = state["bert.embeddings.word_embeddings.weight"]
+    if qformer.text_embeddings is not None:
         # BERT adds its first token type to every row; it has no place of its own here.
         token_type = state["bert.embeddings.token_type_embeddings.weight"][0]
         own["text_embeddings.word.weight"][: len(words)].copy_(words)
         own["text_embeddings.position.weight"].copy_(state["bert.embeddings.position_embeddings.weight"] + token_type)
+    if qformer.language_head is not None:
         own["language_head.bias"][: len(words)].copy_(state["cls.predictions.bias"])
 
 

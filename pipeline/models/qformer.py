@@ -8,7 +8,7 @@ once (the image's keys and values, the queries' keys and values) later passes re
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,19 +56,28 @@ class LanguageHead(nn.Module):
         return at_least_fp32(functional.linear(hidden, word_VD, self.bias))
 
 
-class QFormer(nn.Module):
-    """Learned queries that read an image; with `has_text`, the text rows of stage 1 as well."""
+TextPath = Literal["none", "read", "write"]
 
-    def __init__(self, shape: QFormerShape, has_text: bool) -> None:
+
+class QFormer(nn.Module):
+    """Learned queries that read an image. The text path: `none`; `read` beside the queries, as questions in fine-tuning
+    for VQA; or `write` as well, as in stage 1.
+
+    A text that is only read ends before the last layer's FFN: nothing would depend on its output.
+    """
+
+    def __init__(self, shape: QFormerShape, text: TextPath) -> None:
         super().__init__()
         self.shape = shape
         self.query_tokens = nn.Parameter(torch.empty(1, shape.num_query_tokens, shape.width))
         self.layer_norm = nn.LayerNorm(shape.width, eps=shape.layer_norm_eps)  # of the embeddings
         self.dropout = nn.Dropout(shape.dropout)
-        self.text_embeddings = TextEmbeddings(shape) if has_text else None
-        self.language_head = LanguageHead(shape) if has_text else None
+        self.text_embeddings = TextEmbeddings(shape) if text != "none" else None
+        self.language_head = LanguageHead(shape) if text == "write" else None
+        text_ffns = {"none": 0, "read": shape.num_layers - 1, "write": shape.num_layers}[text]
         self.layers = nn.ModuleList(
-            Layer(shape, index % shape.cross_attention_every == 0, has_text) for index in range(shape.num_layers)
+            Layer(shape, index % shape.cross_attention_every == 0, index < text_ffns)
+            for index in range(shape.num_layers)
         )
         self.initialise()
 
@@ -115,7 +124,7 @@ class QFormer(nn.Module):
         return embedded
 
     def _embed_text(self, text: Tokens, places: Places) -> Tensor:
-        assert self.text_embeddings is not None, "a stage-2 Q-Former has no text path"
+        assert self.text_embeddings is not None, "this Q-Former has no text path"
         flat_T = places.flat_R
         embedded = self.text_embeddings(text.ids.flatten()[flat_T], flat_T % max(1, text.ids.shape[1]))
         rows_TD: Tensor = self.dropout(self.layer_norm(embedded))

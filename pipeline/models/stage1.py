@@ -25,7 +25,7 @@ class Stage1Bridge(nn.Module):
         super().__init__()
         self.vision = vision
         self.ln_vision = nn.LayerNorm(shape.image_width, eps=1e-5)
-        self.qformer = QFormer(shape, has_text=True)
+        self.qformer = QFormer(shape, "write")
         self.vision_proj = nn.Linear(shape.width, projection_width)
         self.text_proj = nn.Linear(shape.width, projection_width)
         self.itm_head = nn.Linear(shape.width, 2)
