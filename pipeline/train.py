@@ -140,7 +140,7 @@ def _run(arguments: argparse.Namespace, stop: StopRequest) -> int:
     recipe = for_ranks(load_recipe(arguments.recipe, arguments.set), world_size)
     from torch import OutOfMemoryError
 
-    from pipeline.data.loader import open_source
+    from pipeline.data.loader import in_steps, open_source
     from pipeline.distributed import collectives
     from pipeline.training import run_folder
     from pipeline.training.engine import resolve_ds_config
@@ -149,6 +149,7 @@ def _run(arguments: argparse.Namespace, stop: StopRequest) -> int:
     process_group.initialise(even_alone=True, timeout_s=collective_timeout_s(recipe.run.hang_deadline_s))
     with collectives.together():
         data = open_source(recipe, world_size)
+        recipe = in_steps(recipe, data)
         ds_config = resolve_ds_config(recipe, world_size)
         complete = run_folder.is_complete(recipe, data.digest())
     if rank == 0:

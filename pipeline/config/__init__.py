@@ -1,9 +1,10 @@
 """The recipe: its fields and checks (`sections`), and how it is read (`reading`). Imports nothing of the project."""
 
+from pipeline.config.data_section import Data, Validation
 from pipeline.config.reading import dump_recipe, for_ranks, load_recipe, parse_recipe
+from pipeline.config.section import Section
 from pipeline.config.sections import (
     Batch,
-    Data,
     Faults,
     Language,
     Objectives,
@@ -11,8 +12,6 @@ from pipeline.config.sections import (
     QFormer,
     Recipe,
     Run,
-    Section,
-    Validation,
     Vision,
 )
 

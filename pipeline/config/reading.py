@@ -74,7 +74,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML, every field spelled out."""
+    """The recipe as YAML, every field spelled out; a length in epochs stays one."""
     import yaml
 
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    return yaml.safe_dump(recipe.as_written().model_dump(mode="json"), sort_keys=False)

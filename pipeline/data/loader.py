@@ -32,6 +32,13 @@ def leave_signals_to_the_rank(_worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda _number, _frame: signal.alarm(GRACE_S))
 
 
+def in_steps(recipe: Recipe, source: DataSource) -> Recipe:
+    """The recipe with its length in steps, also where it gives it in epochs."""
+    if isinstance(source, ShardUrls):
+        return recipe  # which has no epochs
+    return recipe.in_steps(build_order(source, recipe.data, recipe.seed).samples)
+
+
 def open_source(recipe: Recipe, world_size: int) -> DataSource:
     """Read the manifest or expand the URLs. Raises ValueError when there is too little data for `world_size` ranks."""
     data = recipe.data

@@ -49,7 +49,7 @@ def fit(parts: RunParts, progress: Progress) -> bool:
             _save(parts, progress, must_succeed=True)
             log.info("stopping on a signal")
             return False
-        rate = learning_rate(progress.step, run.steps, recipe.optimizer)
+        rate = learning_rate(progress.step, run.steps, recipe.optimizer, run.epochs)
         progress.advance(train_step(engine, batches, places, recipe, progress, ahead))
         parts.telemetry.advance(places[0].step_tokens(passes))
         if progress.is_due(run.log_every_steps):

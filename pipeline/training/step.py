@@ -24,7 +24,7 @@ def train_step(
     None when the step was skipped.
     """
     for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate(progress.step, recipe.run.steps, recipe.optimizer)
+        group["lr"] = learning_rate(progress.step, recipe.run.steps, recipe.optimizer, recipe.run.epochs)
     # Random draws are functions of (seed, step, rank), seeded again at each step: so there is no random state to save.
     torch.manual_seed(seed_of(recipe.seed, progress.step, process_group.rank(), "dropout"))
     task = cast(Task, engine.module)
