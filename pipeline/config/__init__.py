@@ -1,6 +1,6 @@
 """The recipe: its fields and checks (`sections`), and how it is read (`reading`). Imports nothing of the project."""
 
-from pipeline.config.data_section import Data, Validation
+from pipeline.config.data_section import Data, SampleKind, Validation
 from pipeline.config.reading import dump_recipe, for_ranks, load_recipe, parse_recipe
 from pipeline.config.section import Section
 from pipeline.config.sections import (
@@ -16,6 +16,6 @@ from pipeline.config.sections import (
 )
 
 __all__ = [
-    "Batch", "Data", "Faults", "Language", "Objectives", "Optimizer", "QFormer", "Recipe", "Run", "Section",
-    "Validation", "Vision", "dump_recipe", "for_ranks", "load_recipe", "parse_recipe",
+    "Batch", "Data", "Faults", "Language", "Objectives", "Optimizer", "QFormer", "Recipe", "Run", "SampleKind",
+    "Section", "Validation", "Vision", "dump_recipe", "for_ranks", "load_recipe", "parse_recipe",
 ]  # fmt: skip

@@ -2,13 +2,14 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.config.section import NotNegative, OneOrMore, Positive, Section
 
 Weight = Annotated[float, Field(ge=0, le=1000)]
+SampleKind = Literal["image", "caption", "question"]
 
 
 class Data(Section):
@@ -18,6 +19,9 @@ class Data(Section):
     """the manifest of the shards, as `data_prep.index` writes it"""
     urls: OneOrMore | None = None
     """tars to stream instead: `https:`, `http:`, or `pipe:` with a shell command; braces such as `{0..9}` expand"""
+    sample: SampleKind = "image"
+    """how often a picture comes in an epoch: `image`: once, with one of its captions, drawn; `caption`: once for each
+    of its captions; `question`: once for each question about it, with one of the answers, drawn by its count"""
     source_weights: dict[str, Weight] | None = None
     """how often a sample of a source occurs in an epoch, on average; without a weight 1 time; 0 leaves a source out"""
     num_workers: Annotated[int, Field(ge=0)] = 4
@@ -45,6 +49,10 @@ class Data(Section):
         if self.urls and self.source_weights:
             raise ValueError(
                 "source_weights: cannot be used with urls, which do not say their source; remove it, or use a manifest"
+            )
+        if self.urls and self.sample != "image":
+            raise ValueError(
+                f"sample {self.sample!r}: needs a manifest, which has the numbers of texts; set data.manifest"
             )
         return self
 
