@@ -26,7 +26,7 @@ def build_parts(recipe: Recipe, device: str) -> tuple["Stage1Task | Stage2Task",
 
     A sharded language model is in host memory on rank 0, and has shapes alone on the others: the engine spreads it.
     """
-    from pipeline.data import batch
+    from pipeline.data import batch, prompted
     from pipeline.models import build
     from pipeline.models.language import build_language
     from pipeline.models.trial import try_language, try_vision
@@ -53,6 +53,14 @@ def build_parts(recipe: Recipe, device: str) -> tuple["Stage1Task | Stage2Task",
     build.log_frozen_and_trainable({"vision": vision, "language": language.model}, bridge2)
     task2 = Stage2Task(bridge2.to(device), vision, language, recipe.qformer.precision, sharded)
     tokenizer = language.tokenizer
+    if prompt := recipe.language.prompt:
+        asked = {"none": "", "question": prompted.HOLE, "prompt": prompt}[recipe.qformer.question]
+        reader = build.build_tokenizer(recipe.qformer) if asked else None
+        questions = prompted.questions_for_qformer(reader, length, asked) if reader else None
+        if language.kind == "seq2seq":
+            return task2, prompted.collate_prompted_seq2seq(tokenizer, length, prompt, questions)
+        end = recipe.language.end_text
+        return task2, prompted.collate_prompted_causal(tokenizer, length, end, prompt, questions)
     if language.kind == "seq2seq":
         return task2, batch.collate_for_seq2seq(tokenizer, length)
     return task2, batch.collate_for_causal(tokenizer, length, recipe.language.end_text)

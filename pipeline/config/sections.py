@@ -8,6 +8,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from pipeline.config.checks import check_epochs, check_questions
 from pipeline.config.data_section import Data, Validation
 from pipeline.config.section import NotNegative, OneOrMore, Positive, Section
 
@@ -43,6 +44,9 @@ class QFormer(Section):
     """width of the image and text features that ITC compares"""
     precision: Literal["fp32", "bf16"] = "bf16"
     """number format of its computation; its weights stay fp32"""
+    question: Literal["none", "question", "prompt"] = "none"
+    """what it reads beside the picture, where `data.sample` is question: nothing, the question, or `language.prompt`
+    with the question in it"""
 
 
 class Language(Section):
@@ -54,6 +58,9 @@ class Language(Section):
     """number format of its weights; T5 models overflow in fp16"""
     end_text: str = "\n"
     """the end of a caption, for a causal model"""
+    prompt: str = ""
+    """text before each caption, which is read and not scored; `{}` stands for the question where `data.sample` is
+    question; a seq2seq model has it in its encoder, and decodes the whole caption"""
     config: dict[str, bool | int | float | str] = {}  # noqa: RUF012  (pydantic copies it)
     """values that replace fields of the model's own config.json, by name"""
     activation_checkpointing: bool = False
@@ -223,15 +230,9 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _epochs_can_be_counted(self) -> "Recipe":
-        if self.run.epochs and self.data.urls:
-            raise ValueError(f"run.epochs {self.run.epochs}: data.urls do not say how long an epoch is; set run.steps")
-        if self.run.epochs:
-            return self
-        if self.optimizer.schedule == "staircase":
-            raise ValueError("optimizer.schedule 'staircase': falls from epoch to epoch; set run.epochs, not run.steps")
-        if self.validation and not self.validation.every_steps:
-            raise ValueError("validation.every_steps 0: a run of so many steps has no epochs; set run.epochs")
+    def _parts_fit_together(self) -> "Recipe":
+        check_questions(self)
+        check_epochs(self)
         return self
 
     def in_steps(self, samples: int) -> "Recipe":

@@ -34,6 +34,8 @@ FREE_TO_CHANGE: dict[str, Any] = {
 ADDED: dict[str, dict[str, Any]] = {
     "run": {"epochs": 0},
     "data": {"sample": "image"},
+    "qformer": {"question": "none"},
+    "language": {"prompt": ""},
     "optimizer": {"schedule": "cosine", "warmup_start": None},
 }
 
@@ -42,8 +44,9 @@ def initial_state(recipe: Recipe, manifest_digest: str, towers: dict[str, str] |
     """The state of a run before its first step; without `towers`, they are not compared."""
     settings = recipe.model_dump(mode="json", exclude=FREE_TO_CHANGE)
     for section, fields in ADDED.items():
-        for name in [name for name, value in fields.items() if settings[section][name] == value]:
-            del settings[section][name]
+        for name, unused in fields.items():
+            if settings[section] and settings[section][name] == unused:
+                del settings[section][name]
     if recipe.run.epochs:  # from which the steps follow, with the manifest
         del settings["run"]["steps"]
     settings["batch"] = {"global_size": recipe.batch.global_size}

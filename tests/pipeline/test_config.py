@@ -146,3 +146,28 @@ def test_epochs_that_cannot_be_counted_are_refused_in_one_line(edits: list[str],
         load_recipe(SHIPPED[0], edits)
     assert str(refused.value).startswith(error) and "; set " in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+QUESTIONS = ["data.sample=question", "language.prompt='Question: {} Answer:'"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "edits", "error"),
+    [
+        (1, ["data.sample=question"], "recipe: data.sample 'question': stage 1"),
+        (2, ["data.sample=question"], "recipe: language.prompt '': needs one {}"),
+        (2, ["data.sample=question", "language.prompt='{} {}'"], "recipe: language.prompt '{} {}': needs one {}"),
+        (2, ["data.sample=caption", "language.prompt='{} is'"], "recipe: language.prompt '{} is': has a {}"),
+        (2, ["language.prompt='a photo of '"], "recipe: language.prompt 'a photo of ': begins or ends with white"),
+        (2, ["qformer.question=prompt"], "recipe: qformer.question 'prompt': data.sample is 'image'"),
+        (2, [*QUESTIONS, "qformer.question=question"], ""),
+    ],
+)
+def test_questions_need_a_language_model_and_a_place_in_its_prompt(stage: int, edits: list[str], error: str) -> None:
+    path = next(path for path in SHIPPED if path.stem.startswith(f"stage{stage}"))
+    if not error:
+        assert load_recipe(path, edits).language.prompt == "Question: {} Answer:"  # type: ignore[union-attr]
+        return
+    with pytest.raises(ValueError) as refused:
+        load_recipe(path, edits)
+    assert str(refused.value).startswith(error) and "\n" not in str(refused.value)

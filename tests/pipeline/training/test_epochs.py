@@ -1,18 +1,20 @@
-"""A run whose length is in epochs: its steps follow from the manifest, and cut short, it ends with the same bits."""
+"""Runs whose length is in epochs: steps follow from the manifest; cut short, a run ends with the same bits."""
 
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
+from data_prep.index import index_shards
 from pipeline.training import checkpoint
 from pipeline.weights import native
 from tests.support.gloo_ranks import run_on_ranks
 from tests.support.tiny_runs import lines_of, train_here, write_recipe
-from tests.support.tiny_shards import tiny_manifest
+from tests.support.tiny_shards import tiny_manifest, write_tiny_shards
 
 SAMPLES, GLOBAL_SIZE, EPOCHS = 11, 4, 3  # two steps an epoch, and three samples left over
 
@@ -56,3 +58,24 @@ def test_epochs_make_the_steps_and_a_resume_makes_the_same_bits(tmp_path: Path, 
         assert (written["steps"], written["epochs"], written["checkpoint_every_steps"]) == (0, EPOCHS, 0)
         assert native.read_weights(tmp_path / name)[0].run.epochs == EPOCHS
     assert all(torch.equal(weights["cut"][key], tensor) for key, tensor in weights["whole"].items())
+
+
+@pytest.mark.parametrize("language", ["opt", "t5"])
+def test_a_run_on_questions_asks_each_one_once_an_epoch(tmp_path: Path, towers: Path, language: str) -> None:
+    write_tiny_shards(tmp_path / "shards", 3, questions_per_sample=2)
+    index_shards([tmp_path / "shards"], tmp_path / "train.json")
+    sections = {
+        "run": {"steps": 0, "epochs": 2, "checkpoint_every_steps": 0},
+        "data": {"sample": "question"},
+        "qformer": {"question": "question"},
+        "batch": {"global_size": 3, "micro_size": 3},
+        "validation": {"manifest": str(tmp_path / "train.json"), "every_steps": 0},
+    }
+    arguments = write_recipe(tmp_path, towers, tmp_path / "train.json", language, 2, language, **sections)
+    edits = ["--set", "language.prompt='question {} answer'"]
+    [(code, _, errors)] = run_on_ranks(1, train_here, [*arguments, *edits])
+    assert code == 0, errors
+    lines = lines_of(tmp_path / language)
+    assert [line["step"] for line in lines if "split" not in line] == [1, 2, 3, 4]  # 6 questions, 3 a step
+    assert [line["step"] for line in lines if "split" in line] == [2, 4]  # the held-out ones, at the end of each epoch
+    assert all(0 < line["loss"] < 20 for line in lines)
