@@ -16,12 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data_prep.shards.offsets import offset_table
 from data_prep.shards.processes import add_workers, map_in_order
 from data_prep.shards.receipts import Receipt, finished_shards, read_receipt, source_of
-from data_prep.shards.tar_files import REMEDY
+from data_prep.shards.tar_files import REMEDY, counted_table
 from pipeline.command_line import Parser, finish, print_settings
-from pipeline.data.manifest import Shard, manifest_json
+from pipeline.data.manifest import PLACES, Shard, manifest_json
 from pipeline.files import PARTIAL_SUFFIX, remove_partials, replace_file
 
 
@@ -80,9 +79,15 @@ def _index_shard(tar: Path, output: Path, tables: Path) -> Shard:
     relative = _below(output, tar)
     if not tar.is_file() or tar.stat().st_size != receipt.bytes:
         raise ValueError(f"{tar}: is missing, or its size is not the {receipt.bytes} bytes of its receipt; {REMEDY}")
-    table = offset_table(tar)
+    table = counted_table(tar)
     if len(table) != receipt.samples:
         raise ValueError(f"{tar}: has {len(table)} samples, but its receipt says {receipt.samples}; {REMEDY}")
+    captions, questions = (int(number) for number in table[:, PLACES:].sum(axis=0))
+    if (captions, questions) != (receipt.captions, receipt.questions):
+        raise ValueError(
+            f"{tar}: has {captions} captions and {questions} questions, but its receipt says {receipt.captions} and "
+            f"{receipt.questions}; {REMEDY}"
+        )
     return Shard(
         path=relative.as_posix(),
         index=_write_table(tables, tar, receipt, table) if receipt.samples else "",
@@ -92,6 +97,7 @@ def _index_shard(tar: Path, output: Path, tables: Path) -> Shard:
         samples=receipt.samples,
         captions=receipt.captions,
         provenance=receipt.provenance(),
+        questions=receipt.questions,
     )
 
 
@@ -135,7 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> int:
         shards = index_shards(options.folders, options.output, options.workers)
         samples, captions = sum(each.samples for each in shards), sum(each.captions for each in shards)
-        print(f"{len(shards)} shards, {samples} samples, {captions} captions")
+        questions = sum(each.questions for each in shards)
+        more = f", {questions} questions" if questions else ""
+        print(f"{len(shards)} shards, {samples} samples, {captions} captions{more}")
         print(options.output)
         return 0
 

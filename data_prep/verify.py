@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if reasons:
                 print(f"dropped from {source}: {', '.join(f'{number} {reason}' for reason, number in reasons.items())}")
         without = f" ({len(content.empty_shards)} more shards are empty)" if content.empty_shards else ""
-        totals = f"{len(manifest.shards)} shards, {manifest.samples} samples, {manifest.captions} captions"
+        questions = f", {manifest.questions} questions" if manifest.questions else ""
+        totals = f"{len(manifest.shards)} shards, {manifest.samples} samples, {manifest.captions} captions{questions}"
         print(f"no faults: {totals}{without}")
         print(options.manifest)
         return 0

@@ -71,7 +71,7 @@ def _time_lines(plan: "Plan", recipe: Recipe, gpu: Gpu, assumed: "Assumptions") 
     lines += [f"  {'total':<36}{sum(plan.flops.values()) / 1e9:9.1f} GFLOP"]
     causes = ", ".join(f"{cause} {seconds:.3f} s" for cause, seconds in plan.seconds.items())
     lines += [f"at {assumed.utilisation:.0%} of the peak, a step: {plan.step_s:.2f} s ({causes})"]
-    lines += [f"{recipe.run.steps} steps: {plan.days(recipe.run.steps):.1f} days"]
+    lines += [_length_line(plan, recipe)]
     fp8 = gpu.peak_fp8_flops if recipe.vision.precision == "fp8" else None
     in_fp8 = f", {fp8 / 1e12:.0f} in fp8" if fp8 else ""
     lines += [
@@ -85,6 +85,15 @@ def _time_lines(plan: "Plan", recipe: Recipe, gpu: Gpu, assumed: "Assumptions") 
     if plan.host_bytes:
         lines += [f"  assumed: {HOST_BANDWIDTH / 1e9:.0f} GB/s to the host's memory; AdamW there takes no time"]
     return lines
+
+
+def _length_line(plan: "Plan", recipe: Recipe) -> str:
+    run = recipe.run
+    if not run.steps:
+        return f"{run.epochs} epochs: so many steps need data.manifest, which is not there, or --epoch-samples"
+    epochs = f" ({run.epochs} epochs of {run.steps_per_epoch})" if run.epochs else ""
+    days = plan.days(run.steps)
+    return f"{run.steps} steps{epochs}: {f'{days:.1f} days' if days >= 1 else f'{24 * days:.1f} hours'}"
 
 
 def _traffic_lines(plan: "Plan") -> list[str]:
@@ -140,7 +149,7 @@ def write_json(path: Path, plan: "Plan", recipe: Recipe, gpu: Gpu, assumed: "Ass
         "total_bytes": plan.total_bytes,
         "fits": plan.total_bytes <= gpu.memory_bytes,
         "step_s": plan.step_s,
-        "days": plan.days(recipe.run.steps),
+        "days": plan.days(recipe.run.steps) if recipe.run.steps else None,
     }
     replace_file(path, json.dumps(content, indent=1) + "\n")
 
@@ -164,6 +173,9 @@ def _arguments() -> argparse.Namespace:
     assumed.add_argument(
         "--caption-tokens", type=positive, default=12, metavar="N", help="mean of a caption; default: 12"
     )
+    assumed.add_argument(
+        "--epoch-samples", type=positive, metavar="N", help="samples of an epoch, while data.manifest is not there"
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to this file")
     arguments = parser.parse_args()
@@ -181,11 +193,24 @@ def main() -> int:
     return finish(lambda: _plan(options))
 
 
+def _in_steps(recipe: Recipe, epoch_samples: int | None) -> Recipe:
+    """The recipe with its steps, where they are known: epochs need the manifest, or the samples of one."""
+    from pipeline.data.loader import in_steps, open_source
+
+    if not recipe.run.epochs:
+        return recipe
+    if epoch_samples:
+        recipe.batch.check_samples(epoch_samples, "--epoch-samples")
+        return recipe.in_steps(epoch_samples)
+    assert recipe.data.manifest is not None, "a length in epochs needs one"
+    return in_steps(recipe, open_source(recipe, 1)) if recipe.data.manifest.exists() else recipe
+
+
 def _plan(options: argparse.Namespace) -> None:
     from pipeline.cost.estimate import Assumptions, Planner
     from pipeline.training.engine import resolve_ds_config
 
-    recipe = for_ranks(load_recipe(options.recipe, options.set), options.gpus)
+    recipe = _in_steps(for_ranks(load_recipe(options.recipe, options.set), options.gpus), options.epoch_samples)
     gpu = gpu_named(options.gpu)
     network = options.node_gbit_s * 1e9 / 8 if options.node_gbit_s else gpu.between_nodes * options.gpus_per_node
     assumed = Assumptions(options.gpus, options.gpus_per_node, options.utilisation, options.caption_tokens, network)

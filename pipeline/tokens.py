@@ -124,6 +124,21 @@ def stack_tokens(parts: Sequence[Tokens]) -> Tokens:
     )
 
 
+def close_up(context: Tokens, target: Tokens) -> tuple[Tokens, Tokens]:
+    """The text of each row, its padding at the end, and the last places of it, in which `is_token` says what is scored.
+
+    Where all contexts are of one length, as without any, these places are the target's. Otherwise they are all places,
+    and rows are closed up on the device, so that no padding stands between a row's context and its target.
+    """
+    text = context.then(target)
+    if context.ids.numel() in (0, context.count):
+        return text, target
+    scored_BL = torch.cat([torch.zeros_like(context.is_token), target.is_token], dim=1)
+    order_BL = torch.argsort((~text.is_token).to(torch.int8), dim=1, stable=True)
+    closed = Tokens(text.ids.gather(1, order_BL), text.is_token.gather(1, order_BL), text.count)
+    return closed, Tokens(closed.ids, scored_BL.gather(1, order_BL), target.count)
+
+
 def _sum(counts: Sequence[int | None]) -> int | None:
     known = [count for count in counts if count is not None]
     return sum(known) if len(known) == len(counts) else None

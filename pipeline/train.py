@@ -28,7 +28,7 @@ def build_parts(recipe: Recipe, device: str) -> tuple["Stage1Task | Stage2Task",
 
     A sharded language model is in host memory on rank 0, and has shapes alone on the others: the engine spreads it.
     """
-    from pipeline.data import batch
+    from pipeline.data import batch, prompted
     from pipeline.models import build
     from pipeline.models.language import build_language
     from pipeline.models.trial import try_language, try_vision
@@ -58,6 +58,14 @@ def build_parts(recipe: Recipe, device: str) -> tuple["Stage1Task | Stage2Task",
     build.log_frozen_and_trainable(held | {"language": language.model}, bridge2)
     task2 = Stage2Task(bridge2.to(device), frozen, language, recipe.qformer.precision, sharded)
     tokenizer = language.tokenizer
+    if prompt := recipe.language.prompt:
+        asked = {"none": "", "question": prompted.HOLE, "prompt": prompt}[recipe.qformer.question]
+        reader = build.build_tokenizer(recipe.qformer) if asked else None
+        questions = prompted.questions_for_qformer(reader, length, asked) if reader else None
+        if language.kind == "seq2seq":
+            return task2, prompted.collate_prompted_seq2seq(tokenizer, length, prompt, questions)
+        end = recipe.language.end_text
+        return task2, prompted.collate_prompted_causal(tokenizer, length, end, prompt, questions)
     if language.kind == "seq2seq":
         return task2, batch.collate_for_seq2seq(tokenizer, length)
     return task2, batch.collate_for_causal(tokenizer, length, recipe.language.end_text)
@@ -147,7 +155,7 @@ def _run(arguments: argparse.Namespace, stop: StopRequest) -> int:
     recipe = for_ranks(load_recipe(arguments.recipe, arguments.set), world_size)
     from torch import OutOfMemoryError
 
-    from pipeline.data.loader import open_source
+    from pipeline.data.loader import in_steps, open_source
     from pipeline.distributed import collectives
     from pipeline.training import run_folder
     from pipeline.training.engine import resolve_ds_config
@@ -156,6 +164,7 @@ def _run(arguments: argparse.Namespace, stop: StopRequest) -> int:
     process_group.initialise(even_alone=True, timeout_s=collective_timeout_s(recipe.run.hang_deadline_s))
     with collectives.together():
         data = open_source(recipe, world_size)
+        recipe = in_steps(recipe, data)
         ds_config = resolve_ds_config(recipe, world_size)
         complete = run_folder.is_complete(recipe, data.digest())
     if rank == 0:

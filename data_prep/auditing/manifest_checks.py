@@ -5,6 +5,7 @@ import hashlib
 import io
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from data_prep.shards import tar_files
 from data_prep.shards.offsets import checked_offsets, offset_table
 from data_prep.shards.processes import map_in_order
 from data_prep.shards.receipts import source_of
+from data_prep.shards.sample_json import questions_of
 from pipeline.data.manifest import Manifest, ManifestFile, Shard, dropped_by_source
 from pipeline.files import sha256_of
 
@@ -39,7 +41,9 @@ def find_faults(manifest: Manifest, *, decode: bool, workers: int = 1, empty: Se
 
 def total_faults(path: Path, manifest: Manifest, content: ManifestFile) -> Iterator[Fault]:
     """The sums of the manifest that are wrong."""
-    for name in ("samples", "captions"):
+    for name in ("samples", "captions", "questions"):
+        if name == "questions" and content.questions is None and not manifest.questions:
+            continue  # a manifest before there were questions
         if (stated := getattr(content, name)) != (found := getattr(manifest, name)):
             yield Fault("totals", path, f"{name} is {stated!r}, but its shards have {found}")
     dropped = dropped_by_source([*manifest.shards, *content.empty_shards])
@@ -104,20 +108,28 @@ def _shard_faults(manifest: Manifest, shard: Shard, records: list[Record], *, de
     else:
         if len(table) != shard.samples:
             yield Fault("sample count", tar, f"has {len(table)} samples, but the manifest says {shard.samples}")
-        if shard.index:
-            yield from _offset_faults(manifest, shard, table)
         yield from _sample_faults(tar, shard, table, records, decode=decode)
+        if shard.index:
+            yield from _offset_faults(manifest, shard, table, records)
     yield from _source_faults(tar, shard, records)
     yield from sidecar_faults(tar, shard, records)
 
 
-def _offset_faults(manifest: Manifest, shard: Shard, table: NDArray[np.int64]) -> Iterator[Fault]:
+def _offset_faults(
+    manifest: Manifest, shard: Shard, table: NDArray[np.int64], records: Sequence[Record]
+) -> Iterator[Fault]:
     path = manifest.root / shard.index
     try:
         if not np.array_equal(checked_offsets(manifest, shard), table):
             yield Fault("offsets", path, "differs from the tar; run data_prep.index again")
+            return
     except ValueError as error:
         yield Fault("offsets", path, str(error))
+        return
+    counts = np.array([(len(each["captions"]), len(each["questions"])) for each in records], np.int64).reshape(-1, 2)
+    with suppress(ValueError):  # a table of an earlier version has no counts
+        if len(records) == shard.samples and not np.array_equal(manifest.counts(shard), counts):
+            yield Fault("offsets", path, "its counts of captions and questions differ; run data_prep.index again")
 
 
 def _sample_faults(
@@ -130,14 +142,15 @@ def _sample_faults(
             except ValueError as error:
                 yield Fault("damaged sample", tar, str(error))
                 continue
-            records.append({name: sample.record.get(name) for name in ("key", "captions", "sources", "source")})
+            kept = {name: sample.record.get(name) for name in ("key", "captions", "sources", "source")}
+            records.append(kept | {"questions": questions_of(sample.record)})
             if problem := _record_problem(sample):
                 yield Fault("record", tar, f"sample {sample.key}: {problem}")
             if decode and (problem := _picture_problem(sample)):
                 yield Fault("unreadable JPEG", tar, f"sample {sample.key}: {problem}")
-    captions = sum(len(record["captions"]) for record in records)
-    if captions != shard.captions:
-        yield Fault("caption count", tar, f"has {captions} captions, but the manifest says {shard.captions}")
+    for name, stated in (("captions", shard.captions), ("questions", shard.questions)):
+        if (found := sum(len(record[name]) for record in records)) != stated:
+            yield Fault(f"{name[:-1]} count", tar, f"has {found} {name}, but the manifest says {stated}")
 
 
 def _source_faults(tar: Path, shard: Shard, records: Sequence[Record]) -> Iterator[Fault]:
@@ -156,7 +169,8 @@ def _key_hash(key: str) -> int:
 
 def _record_problem(sample: tar_files.Sample) -> str | None:
     captions = sample.record["captions"]
-    return None if captions and all(caption.strip() for caption in captions) else "a caption is empty or missing"
+    some = captions or questions_of(sample.record)
+    return None if some and all(caption.strip() for caption in captions) else "a caption is empty or missing"
 
 
 def _picture_problem(sample: tar_files.Sample) -> str | None:

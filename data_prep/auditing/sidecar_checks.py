@@ -43,10 +43,11 @@ def _receipt_faults(tar: Path, shard: Shard) -> Iterator[Fault]:
     except ValueError as error:
         yield Fault("receipt", path, str(error))
         return
-    listed = {name: getattr(shard, name) for name in ("sha256", "bytes", "samples", "captions")} | shard.provenance
-    told = {"sha256": receipt.tar_sha256} | {name: getattr(receipt, name) for name in ("bytes", "samples", "captions")}
-    for name, value in (told | receipt.provenance()).items():
-        if listed.get(name) != value:
+    names = ("bytes", "samples", "captions", "questions")
+    listed = {name: getattr(shard, name) for name in ("sha256", *names)} | shard.provenance
+    told = {name: getattr(receipt, name) for name in names} | {"sha256": receipt.tar_sha256} | receipt.provenance()
+    for name in dict.fromkeys((*told, *listed)):
+        if (value := told.get(name)) != listed.get(name):
             yield Fault("receipt", path, f"{name} is {value!r}, but the manifest says {listed.get(name)!r}")
 
 
@@ -59,7 +60,7 @@ def _side_table_problem(tar: Path, shard: Shard, records: Sequence[Record]) -> s
     by_key: dict[str, list[Record]] = {}
     for row in rows:
         by_key.setdefault(row["key"], []).append(row)
-    web = [record for record in records if "human" not in record["sources"]]
+    web = [record for record in records if "human" not in record["sources"] and not record["questions"]]
     without_caption = shard.provenance.get("dropped", {}).get("no_caption_survived", 0)
     if len(records) == shard.samples and len(by_key) != len(web) + without_caption:
         return f"has candidates of {len(by_key)} pictures, expected {len(web)} kept and {without_caption} dropped ones"

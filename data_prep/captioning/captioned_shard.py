@@ -13,6 +13,7 @@ from data_prep.captioning.selection import Candidate, Verdict, select
 from data_prep.captioning.side_table import write_side_table
 from data_prep.shards import tar_files
 from data_prep.shards.receipts import CAPTIONED, Receipt, read_receipt, write_receipt
+from data_prep.shards.sample_json import questions_of
 from data_prep.shards.tar_files import Sample
 from pipeline.files import sha256_of
 
@@ -53,8 +54,11 @@ def caption_shard(tar: Path, plan: Plan, make: MakeCandidates, still_ours: Calla
             "run data_prep.duplicates again"
         )
     wanted = [sample for sample in samples if sample.key not in drops]
-    web = [sample for sample in wanted if "human" not in sample.record["sources"]]
-    target, dropped = plan.target(tar), Counter(drops.values())
+    web = [sample for sample in wanted if _is_web(sample)]
+    target, dropped, dropped_questions = plan.target(tar), Counter(drops.values()), Counter[str]()
+    for sample in samples:
+        if sample.key in drops and (questions := len(questions_of(sample.record))):
+            dropped_questions[drops[sample.key]] += questions
     verdicts: dict[str, list[Verdict]] = {}
     for sample, candidates in make(target, web):
         if candidates is None:
@@ -66,11 +70,11 @@ def caption_shard(tar: Path, plan: Plan, make: MakeCandidates, still_ours: Calla
     if not still_ours():
         return None
     totals = tar_files.write_shard(target, _captioned(wanted, verdicts))
-    input_sha256 = read_receipt(tar).tar_sha256
-    write_side_table(target, verdicts, plan.making, input_sha256)
+    raw = read_receipt(tar)
+    write_side_table(target, verdicts, plan.making, raw.tar_sha256)
     receipt = Receipt(
         stage=CAPTIONED,
-        input_sha256=input_sha256,
+        input_sha256=raw.tar_sha256,
         config_hash=plan.config_hash(tar),
         tar_sha256=totals.sha256,
         bytes=totals.bytes,
@@ -79,16 +83,26 @@ def caption_shard(tar: Path, plan: Plan, make: MakeCandidates, still_ours: Calla
         seed=plan.making["sampling"]["seed"],
         models=plan.making["models"],
         dropped=dict(sorted(dropped.items())),
+        questions=totals.questions,
+        dropped_questions=dict(sorted(dropped_questions.items())),
+        question_sets=totals.question_sets,
+        cleaned_of=raw.cleaned_of,
     )
     assert totals.samples + dropped.total() == len(samples)
     write_receipt(target, receipt)
     return receipt
 
 
+def _is_web(sample: Sample) -> bool:
+    """Whether the sample needs captions: human captions and questions are copied unchanged."""
+    return "human" not in sample.record["sources"] and not questions_of(sample.record)
+
+
 def _captioned(samples: list[Sample], verdicts: dict[str, list[Verdict]]) -> Iterable[Sample]:
-    """The samples that stay, in order: those with human captions unchanged, the others with their selected captions."""
+    """The samples that stay, in order: those with human captions or questions unchanged, the others with their selected
+    captions."""
     for sample in samples:
-        if "human" in sample.record["sources"]:
+        if not _is_web(sample):
             yield sample
             continue
         kept = [verdict for verdict in verdicts.get(sample.key, []) if verdict.rank is not None]

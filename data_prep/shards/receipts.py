@@ -34,14 +34,22 @@ class Receipt:
     seed: int
     models: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
+    questions: int = 0
+    dropped_questions: dict[str, int] = field(default_factory=dict)
+    """Reason -> questions that were dropped, alone or with their picture."""
+    question_sets: dict[str, int] = field(default_factory=dict)
+    """Question set, such as vqav2_val2014 -> the number of its questions that are here."""
+    cleaned_of: dict[str, int] = field(default_factory=dict)
+    """Evaluation set whose pictures were dropped, such as karpathy_test -> the number of its pictures."""
 
     def same_work(self, stage: str, input_sha256: str, config_hash: str) -> bool:
         """Whether this receipt belongs to the given work, so that the work need not be done again."""
         return (self.stage, self.input_sha256, self.config_hash) == (stage, input_sha256, config_hash)
 
     def provenance(self) -> dict[str, Any]:
-        """The fields of a receipt that a manifest repeats."""
-        names = ("stage", "input_sha256", "config_hash", "seed", "models", "dropped")
+        """The fields of a receipt that a manifest repeats; of the last three, those that say something."""
+        names = ["stage", "input_sha256", "config_hash", "seed", "models", "dropped"]
+        names += [name for name in ("dropped_questions", "question_sets", "cleaned_of") if getattr(self, name)]
         return {name: getattr(self, name) for name in names}
 
 

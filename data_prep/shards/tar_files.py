@@ -6,6 +6,7 @@ is written last (see `receipts`).
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from data_prep.shards.offsets import offset_table
 from data_prep.shards.receipts import read_receipt, receipt_path
-from data_prep.shards.sample_json import KEY_PATTERN, encode_record, record_fault
+from data_prep.shards.sample_json import KEY_PATTERN, encode_record, questions_of, record_fault
 from data_prep.shards.ustar import BLOCK, HashingFile, write_member
 from pipeline.files import parse_json, replacing
 
@@ -23,7 +24,7 @@ REMEDY = "the tar is damaged or was replaced; remove it and run the step that wr
 
 
 class Sample(NamedTuple):
-    """One image with its captions; `record` is the JSON beside the picture (see `sample_json`)."""
+    """One image with its captions and questions; `record` is the JSON beside the picture (see `sample_json`)."""
 
     key: str
     jpeg: bytes
@@ -37,6 +38,8 @@ class ShardTotals(NamedTuple):
     bytes: int
     samples: int
     captions: int
+    questions: int
+    question_sets: dict[str, int]
 
 
 def write_shard(path: Path, samples: Iterable[Sample]) -> ShardTotals:
@@ -46,7 +49,7 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> ShardTotals:
     is malformed or repeated, and when the disk is full.
     """
     keys: set[str] = set()
-    captions = 0
+    captions, question_sets = 0, Counter[str]()
     with replacing(path) as file:
         hashed = HashingFile(file)
         for key, jpeg, record in samples:
@@ -54,6 +57,8 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> ShardTotals:
                 raise ValueError(f"{path}: key {key!r} is malformed, comes twice, or differs from the key in its JSON")
             keys.add(key)
             captions += len(record["captions"])
+            if questions := questions_of(record):
+                question_sets[record["question_set"]] += len(questions)
             write_member(hashed, f"{key}.jpg", jpeg)
             write_member(hashed, f"{key}.json", encode_record(record))
         hashed.write(bytes(2 * BLOCK))
@@ -61,7 +66,9 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> ShardTotals:
         if len(offset_table(Path(file.name))) != len(keys):
             raise ValueError(f"{path}: reading the tar again did not give its {len(keys)} samples; check the disk")
         receipt_path(path).unlink(missing_ok=True)
-    return ShardTotals(hashed.digest.hexdigest(), hashed.size, len(keys), captions)
+    return ShardTotals(
+        hashed.digest.hexdigest(), hashed.size, len(keys), captions, question_sets.total(), dict(question_sets)
+    )
 
 
 def read_samples(tar: Path) -> Iterator[Sample]:
@@ -92,9 +99,29 @@ def read_samples(tar: Path) -> Iterator[Sample]:
 
 def read_at(file: BinaryIO, tar: Path, row: NDArray[np.int64]) -> Sample:
     """The sample that a row of the offset table points at. Raises ValueError, with the name of the tar, on damage."""
-    jpeg_offset, jpeg_bytes, json_offset, json_bytes = (int(number) for number in row)
+    jpeg_offset, jpeg_bytes = int(row[0]), int(row[1])
     file.seek(jpeg_offset)
     jpeg = file.read(jpeg_bytes)
+    record = _read_record(file, tar, row)
+    if hashlib.sha256(jpeg).hexdigest() != record["sha256"]:
+        raise ValueError(f"{tar}: the picture of sample {record['key']} differs from its sha256; {REMEDY}")
+    return Sample(record["key"], jpeg, record)
+
+
+def counted_table(tar: Path) -> NDArray[np.int64]:
+    """int64 [samples, 6]: the offset table, and of each sample the numbers of its captions and questions.
+
+    Raises ValueError, with the name of the tar, as `offset_table` does, and on a damaged JSON.
+    """
+    table = offset_table(tar)
+    with tar.open("rb") as file:
+        records = (_read_record(file, tar, row) for row in table)
+        counts = [(len(record["captions"]), len(questions_of(record))) for record in records]
+    return np.hstack([table, np.array(counts, np.int64).reshape(-1, 2)])
+
+
+def _read_record(file: BinaryIO, tar: Path, row: NDArray[np.int64]) -> dict[str, Any]:
+    json_offset, json_bytes = int(row[2]), int(row[3])
     file.seek(json_offset)
     text = file.read(json_bytes)
     try:
@@ -103,6 +130,5 @@ def read_at(file: BinaryIO, tar: Path, row: NDArray[np.int64]) -> Sample:
         raise ValueError(f"{tar}: the JSON at byte {json_offset} is damaged ({error}); {REMEDY}") from error
     if fault := record_fault(record):
         raise ValueError(f"{tar}: the JSON at byte {json_offset} is not that of a sample: {fault}")
-    if hashlib.sha256(jpeg).hexdigest() != record["sha256"]:
-        raise ValueError(f"{tar}: the picture of sample {record['key']} differs from its sha256; {REMEDY}")
-    return Sample(record["key"], jpeg, record)
+    checked: dict[str, Any] = record
+    return checked

@@ -9,7 +9,7 @@ from pipeline.config.sections import Recipe
 HEAD = """# The fields of a recipe
 
 A recipe is one YAML file: one run of one stage. `--set FIELD=VALUE` edits a field; an unknown field is an error.
-This page is made by `python -m pipeline.config > pipeline/RECIPE.md` from the descriptions in `config/sections.py`.
+This page is made by `python -m pipeline.config > pipeline/RECIPE.md` from the descriptions in `config/`.
 """
 BOUNDS = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}
 NAMES = {"integer": "integer", "number": "number", "boolean": "true or false", "string": "text", "null": "null"}
@@ -49,7 +49,7 @@ def _table(section: dict[str, Any], prefix: str) -> list[str]:
     for name, schema in section["properties"].items():
         if "$ref" in str(schema):
             continue
-        assert schema.get("description"), f"{prefix}{name}: write its description under the field in config/sections.py"
+        assert schema.get("description"), f"{prefix}{name}: write its description under the field in pipeline/config"
         cells = [f"`{prefix}{name}`", _type(schema), _default(schema, name in section.get("required", ())), ""]
         cells[-1] = " ".join(schema["description"].split())
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")

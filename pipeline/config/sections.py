@@ -3,16 +3,15 @@
 The text under a field is its description: RECIPE.md is made of it.
 """
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from pipeline.config.models import Language, Positive, QFormer, Section, Vision
-
-Weight = Annotated[float, Field(ge=0, le=1000)]
-OneOrMore = Annotated[tuple[str, ...], BeforeValidator(lambda it: (it,) if isinstance(it, str) else it)]
+from pipeline.config.checks import check_encoder, check_epochs, check_questions
+from pipeline.config.data_section import Data, Validation
+from pipeline.config.model_sections import Language, QFormer, Vision
+from pipeline.config.section import NotNegative, OneOrMore, Positive, Section
 
 
 class Objectives(Section):
@@ -28,62 +27,6 @@ class Objectives(Section):
     """label smoothing of ITC and ITG"""
     negatives: Literal["softmax", "softmax_plus_epsilon"] = "softmax"
     """how ITM draws hard negatives; `softmax_plus_epsilon` is the older rule of the public weights"""
-
-
-class Data(Section):
-    """Where the samples come from, and how a picture and a caption are drawn. Set either `manifest` or `urls`."""
-
-    manifest: Path | None = None
-    """the manifest of the shards, as `data_prep.index` writes it"""
-    urls: OneOrMore | None = None
-    """tars to stream instead: `https:`, `http:`, or `pipe:` with a shell command; braces such as `{0..9}` expand"""
-    source_weights: dict[str, Weight] | None = None
-    """how often a sample of a source occurs in an epoch, on average; without a weight 1 time; 0 leaves a source out"""
-    num_workers: Annotated[int, Field(ge=0)] = 4
-    """processes of a rank that load pictures"""
-    max_text_tokens: Positive = 32
-    """longest caption, in tokens; longer ones are cut"""
-    crop_scale: tuple[float, float] = (0.5, 1.0)
-    """smallest and largest share of the picture's area that a random crop takes"""
-    horizontal_flip: bool = True
-    """mirror half of the pictures"""
-    shuffle_shards: Positive = 64
-    """samples are mixed within a block of N shards"""
-
-    @model_validator(mode="after")
-    def _crop_scale_is_a_range(self) -> "Data":
-        low, high = self.crop_scale
-        if not 0 < low <= high <= 1:
-            raise ValueError(f"crop_scale {self.crop_scale}: is not a range; set [low, high] with 0 < low <= high <= 1")
-        return self
-
-    @model_validator(mode="after")
-    def _samples_come_from_one_place(self) -> "Data":
-        if (self.manifest is None) == (not self.urls):
-            raise ValueError("needs exactly one of manifest and urls; set one, and set the other to null")
-        if self.urls and self.source_weights:
-            raise ValueError(
-                "source_weights: cannot be used with urls, which do not say their source; remove it, or use a manifest"
-            )
-        return self
-
-    def check_sources(self, there: Collection[str]) -> None:
-        """Raises ValueError when a weight names a source that is not `there`."""
-        for name in self.source_weights or {}:
-            if name not in there:
-                known = ", ".join(sorted(there))
-                raise ValueError(f"data.source_weights.{name}: the manifest has no such source; there are {known}")
-
-
-class Validation(Section):
-    """Held-out pairs: their losses are logged, and the checkpoint with the lowest loss is kept."""
-
-    manifest: Path
-    """the manifest of the held-out pairs"""
-    every_steps: Positive = 1000
-    """steps between two measurements"""
-    samples: Positive = 2048
-    """pairs that are measured, from the beginning of a fixed order"""
 
 
 class Batch(Section):
@@ -117,14 +60,19 @@ class Batch(Section):
 
 
 class Optimizer(Section):
-    """AdamW, with linear warmup and a cosine decay to a minimum (paper, section 4.1)."""
+    """AdamW, with linear warmup and a decay to a minimum (paper, section 4.1)."""
 
     peak_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
     """learning rate after the warmup"""
     minimum_learning_rate: Annotated[float, Field(ge=0)] = 1e-5
     """learning rate at the last step"""
-    warmup_steps: Annotated[int, Field(ge=0)] = 2000
-    """steps in which the learning rate rises from 0"""
+    schedule: Literal["cosine", "staircase"] = "cosine"
+    """how the learning rate falls after the warmup: `cosine` at every step; `staircase` at the begin of every epoch, as
+    LAVIS does it, and not quite to the minimum; it needs `run.epochs`"""
+    warmup_steps: NotNegative = 2000
+    """steps in which the learning rate rises; under `staircase` the warmup ends with the first epoch at the latest"""
+    warmup_start: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """learning rate of the first warmup step (LAVIS: 1e-8); null: the peak over `warmup_steps`"""
     betas: tuple[float, float] = (0.9, 0.98)
     """AdamW's two decay rates"""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
@@ -137,12 +85,14 @@ class Optimizer(Section):
 
 
 class Run(Section):
-    """How long a run takes, where it writes, and how often it logs and saves."""
+    """How long a run takes, where it writes, and how often it logs and saves. Set either `steps` or `epochs`."""
 
     output: Path
     """the run folder"""
-    steps: Positive
-    """optimizer steps of the whole run"""
+    steps: NotNegative = 0
+    """optimizer steps of the whole run; 0: `epochs` decides"""
+    epochs: NotNegative = 0
+    """passes over the manifest's samples, each without its last partial batch; 0: `steps` decides"""
     zero: Path = Path("ds_configs/zero1.json")
     """the ZeRO policy: a file of `ds_configs/`"""
     gradient_transport: Literal["fp32", "bf16"] = "fp32"
@@ -153,8 +103,8 @@ class Run(Section):
     """`replicated`: each rank holds the whole language model; `sharded`: the ranks share it, under ZeRO-3"""
     log_every_steps: Positive = 50
     """steps between two lines of metrics.jsonl"""
-    checkpoint_every_steps: Positive = 1000
-    """steps between two checkpoints"""
+    checkpoint_every_steps: NotNegative = 1000
+    """steps between two checkpoints; 0: at the end of every epoch, with `epochs`"""
     keep_checkpoints: Positive = 2
     """how many of the last checkpoints stay"""
     keep_every_steps: Positive | None = None
@@ -163,6 +113,21 @@ class Run(Section):
     """what may differ from the run that saved the checkpoint: field names, `manifest`, `towers`"""
     hang_deadline_s: Annotated[float, Field(ge=1, le=1_000_000)] = 1800.0
     """seconds that a step may take; after them the job ends, and every rank's stacks are in RUN/stacks/"""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Of a run whose length is in epochs, once its steps are known."""
+        return self.steps // self.epochs
+
+    @model_validator(mode="after")
+    def _length_is_in_steps_or_in_epochs(self) -> "Run":
+        if (self.steps == 0) == (self.epochs == 0):
+            raise ValueError("needs exactly one of steps and epochs; set one, and the other to 0")
+        if not (self.epochs or self.checkpoint_every_steps):
+            raise ValueError(
+                "checkpoint_every_steps 0: a run of so many steps has no epochs; set epochs in their place"
+            )
+        return self
 
 
 class Faults(Section):
@@ -204,11 +169,6 @@ class Recipe(Section):
             raise ValueError("language: is missing, and stage 2 needs a language model; add the section")
         if self.stage == 1 and self.language is not None:
             raise ValueError("language: stage 1 has no language model; remove the section")
-        if self.optimizer.layer_decay != 1 and not self.vision.trained:
-            raise ValueError(
-                f"optimizer.layer_decay {self.optimizer.layer_decay}: is for a trained image encoder; set "
-                "vision.trained=true, or remove it"
-            )
         if self.stage == 1 and self.run.layout == "sharded":
             raise ValueError("run.layout 'sharded': stage 1 has no language model to share; remove run.layout")
         pairs_of_a_pass = self.batch.global_size // (self.batch.accumulation or 1)
@@ -218,6 +178,27 @@ class Recipe(Section):
                 "pass; set batch.global_size and batch.accumulation for two pairs or more"
             )
         return self
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> "Recipe":
+        check_encoder(self)
+        check_questions(self)
+        check_epochs(self)
+        return self
+
+    def in_steps(self, samples: int) -> "Recipe":
+        """The recipe with the steps that `run.epochs` is, where an epoch has so many samples."""
+        run = self.run
+        if not run.epochs:
+            return self
+        steps = run.epochs * (samples // self.batch.global_size)
+        return self.model_copy(update={"run": run.model_copy(update={"steps": steps})})
+
+    def as_written(self) -> "Recipe":
+        """The recipe without the steps that follow from its epochs: what is kept in files, and can be read again."""
+        if not self.run.epochs:
+            return self
+        return self.model_copy(update={"run": self.run.model_copy(update={"steps": 0})})
 
     @model_validator(mode="after")
     def _what_may_differ_has_a_name(self) -> "Recipe":

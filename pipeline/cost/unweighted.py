@@ -1,6 +1,7 @@
 """A recipe's task at its real shapes without weights: its tensors have size and dtype, and no content."""
 
 import math
+import re
 from dataclasses import fields, is_dataclass, replace
 from statistics import NormalDist
 from types import SimpleNamespace
@@ -31,6 +32,8 @@ from pipeline.training.stage2_task import Stage2Task
 
 LENGTH_DEVIATION = 0.27  # of a caption's length, in its logarithm: of 1,680 captions of 13 tokens the longest has 32
 MIN_TOKENS = 3  # [CLS], one word, [SEP]
+QUESTION_SHARE = 2 / 3  # of a caption's tokens, those of a question: 8 of 12
+ANSWER_TOKENS, LONGEST_ANSWER = 3, 8  # with the end
 
 
 class _NoTokenizer:
@@ -95,22 +98,30 @@ def _without_weights(module: nn.Module, mode: Any) -> None:
 
 
 def caption_batch(recipe: Recipe, micro_size: int, lengths: tuple[int, int]) -> Batch:
-    """A micro batch of captions that all have the same tokens of context and of target."""
+    """A micro batch of captions that all have the same tokens of context and of target.
 
-    def tokens(length: int) -> Tokens:
+    Of questions too; but they are taken as of unequal length, which costs a causal model more.
+    """
+
+    def tokens(length: int, equal: bool = True) -> Tokens:
         ids = torch.ones((micro_size, length), dtype=torch.int64)
-        return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), ids.numel())
+        return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), ids.numel() if equal else None)
+
+    asks, context, target = recipe.data.sample == "question", *lengths
+    question = tokens(context) if recipe.qformer.question != "none" else None
 
     size_px = recipe.vision.image_size_px
     pixels = torch.zeros((micro_size, 3, size_px, size_px), dtype=torch.uint8)
-    return Batch(pixels, torch.arange(micro_size), tokens(lengths[0]), tokens(lengths[1]), 0)
+    texts = tokens(context, equal=not asks), tokens(target)
+    return Batch(pixels, torch.arange(micro_size), *texts, 0, question=question)
 
 
 def typical_batch(recipe: Recipe, micro_size: int, caption_tokens: int) -> Batch:
     """A micro batch of captions whose lengths vary as COCO's do, around a mean of `caption_tokens`."""
     rows = [mean_lengths(recipe, length) for length in typical_lengths(micro_size, caption_tokens)]
     context, target = (pad_tokens([[1] * length for length in lengths], 0) for lengths in zip(*rows, strict=True))
-    return replace(caption_batch(recipe, micro_size, (0, 0)), context=context, target=target)
+    question = context if recipe.qformer.question != "none" else None
+    return replace(caption_batch(recipe, micro_size, (0, 0)), context=context, target=target, question=question)
 
 
 def typical_lengths(number: int, mean: int) -> list[int]:
@@ -134,7 +145,12 @@ def mean_lengths(recipe: Recipe, caption_tokens: int) -> tuple[int, int]:
 
     A seq2seq model reads the beginning, to a point between the first token and the middle, and both parts get an end.
     """
-    length = min(caption_tokens, recipe.data.max_text_tokens)
+    most, prompt = recipe.data.max_text_tokens, prompt_tokens(recipe)
+    length = min(caption_tokens, most)
+    if recipe.data.sample == "question":
+        return min(prompt + round(QUESTION_SHARE * caption_tokens), most - ANSWER_TOKENS), ANSWER_TOKENS
+    if prompt:
+        return prompt, max(1, min(length - 1, most - prompt))
     if not _is_seq2seq(recipe):
         return 0, length
     split = round((1 + length // 2) / 2)
@@ -143,8 +159,18 @@ def mean_lengths(recipe: Recipe, caption_tokens: int) -> tuple[int, int]:
 
 def longest_lengths(recipe: Recipe) -> tuple[int, int]:
     """The most that a micro batch can be padded to: its rows are split at points of their own."""
-    length = recipe.data.max_text_tokens
-    return (length // 2 + 1, length) if _is_seq2seq(recipe) else (0, length)
+    length, prompt, seq2seq = recipe.data.max_text_tokens, prompt_tokens(recipe), _is_seq2seq(recipe)
+    if recipe.data.sample == "question":
+        return (length if seq2seq else max(prompt, length - LONGEST_ANSWER)), LONGEST_ANSWER
+    if prompt:
+        return prompt, (length if seq2seq else length - prompt)
+    return (length // 2 + 1, length) if seq2seq else (0, length)
+
+
+def prompt_tokens(recipe: Recipe) -> int:
+    """Tokens of `language.prompt` without its question, and BOS or EOS: a token for each word and mark. 0 for none."""
+    prompt = recipe.language.prompt.replace("{}", "") if recipe.language else ""
+    return len(re.findall(r"\w+|[^\w\s]", prompt)) + 1 if prompt else 0
 
 
 def _is_seq2seq(recipe: Recipe) -> bool:

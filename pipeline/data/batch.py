@@ -14,9 +14,10 @@ from pipeline.tokens import Tokens, pad_tokens
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro batch. `context` is text that is read but not scored (only a seq2seq LM has some); `target` is scored.
+    """A micro batch. `context` is text that the language model reads and is not scored on; `target` is scored.
 
-    `frozen_BPI` are the image encoder's tokens, once it has run.
+    `frozen_BPI` are the image encoder's tokens, once it has run. `question` is what the Q-Former reads beside its
+    queries: [CLS] text [SEP], where the recipe asks for it (`qformer.question`).
     """
 
     pixels_B3SS: Tensor
@@ -25,12 +26,13 @@ class Batch:
     target: Tokens
     corrupt: int
     frozen_BPI: Tensor | None = None
+    question: Tokens | None = None
 
     def tensors(self) -> list[Tensor]:
         """All of them."""
-        texts = [self.context.ids, self.context.is_token, self.target.ids, self.target.is_token]
+        texts = [self.context, self.target, *([self.question] if self.question else [])]
         frozen = [] if self.frozen_BPI is None else [self.frozen_BPI]
-        return [self.pixels_B3SS, self.image_ids_B, *texts, *frozen]
+        return [self.pixels_B3SS, self.image_ids_B, *(t for text in texts for t in (text.ids, text.is_token)), *frozen]
 
     def pin_memory(self) -> "Batch":
         """In page-locked memory, from which a GPU copies while the host goes on. torch's loader calls it."""
@@ -40,6 +42,7 @@ class Batch:
             self.context.pin_memory(),
             self.target.pin_memory(),
             self.corrupt,
+            question=self.question.pin_memory() if self.question else None,
         )
 
     def to(self, device: str) -> "Batch":
@@ -49,13 +52,21 @@ class Batch:
             self.context.to(device),
             self.target.to(device),
             self.corrupt,
+            question=self.question.to(device) if self.question else None,
         )
 
 
 Collate = Callable[[Sequence[Sample]], Batch]
 
 
-def _batch(samples: Sequence[Sample], contexts: list[list[int]], targets: list[list[int]], padding_id: int) -> Batch:
+def batch_of(
+    samples: Sequence[Sample],
+    contexts: list[list[int]],
+    targets: list[list[int]],
+    padding_id: int,
+    question: Tokens | None = None,
+) -> Batch:
+    """Samples stacked, and their texts' token ids padded to the longest. Samples of one picture have one image id."""
     digests = (hashlib.sha256(sample.key.encode()).digest() for sample in samples)
     return Batch(
         torch.stack([sample.pixels_3SS for sample in samples]),
@@ -63,6 +74,7 @@ def _batch(samples: Sequence[Sample], contexts: list[list[int]], targets: list[l
         pad_tokens(contexts, padding_id),
         pad_tokens(targets, padding_id),
         sum(sample.corrupt for sample in samples),
+        question=question,
     )
 
 
@@ -72,7 +84,7 @@ def collate_for_qformer(tokenizer: Any, max_tokens: int) -> Collate:
     def collate(samples: Sequence[Sample]) -> Batch:
         texts = [sample.caption for sample in samples]
         targets = tokenizer(texts, truncation=True, max_length=max_tokens).input_ids
-        return _batch(samples, [[] for _ in samples], targets, tokenizer.pad_token_id)
+        return batch_of(samples, [[] for _ in samples], targets, tokenizer.pad_token_id)
 
     return collate
 
@@ -84,7 +96,7 @@ def collate_for_causal(tokenizer: Any, max_tokens: int, end_text: str) -> Collat
         end = tokenizer(end_text, add_special_tokens=False).input_ids
         texts = [sample.caption for sample in samples]
         targets = [ids + end for ids in tokenizer(texts, truncation=True, max_length=max_tokens).input_ids]
-        return _batch(samples, [[] for _ in samples], targets, tokenizer.pad_token_id)
+        return batch_of(samples, [[] for _ in samples], targets, tokenizer.pad_token_id)
 
     return collate
 
@@ -105,6 +117,6 @@ def collate_for_seq2seq(tokenizer: Any, max_tokens: int) -> Collate:
         eos = [tokenizer.eos_token_id]
         contexts = [ids[:split] + eos for ids, split in zip(rows, splits, strict=True)]
         targets = [ids[split:] + eos for ids, split in zip(rows, splits, strict=True)]
-        return _batch(samples, contexts, targets, tokenizer.pad_token_id)
+        return batch_of(samples, contexts, targets, tokenizer.pad_token_id)
 
     return collate

@@ -32,6 +32,13 @@ def leave_signals_to_the_rank(_worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda _number, _frame: signal.alarm(GRACE_S))
 
 
+def in_steps(recipe: Recipe, source: DataSource) -> Recipe:
+    """The recipe with its length in steps, also where it gives it in epochs."""
+    if isinstance(source, ShardUrls):
+        return recipe  # which has no epochs
+    return recipe.in_steps(build_order(source, recipe.data, recipe.seed).samples)
+
+
 def open_source(recipe: Recipe, world_size: int) -> DataSource:
     """Read the manifest or expand the URLs. Raises ValueError when there is too little data for `world_size` ranks."""
     data = recipe.data
@@ -41,8 +48,11 @@ def open_source(recipe: Recipe, world_size: int) -> DataSource:
         return urls
     assert data.manifest is not None, "Data takes one of the two"
     manifest = load_manifest(data.manifest)
+    if data.sample != "image":
+        manifest.counts(manifest.shards[0])  # raises where an earlier version wrote the tables
     samples = build_order(manifest, data, recipe.seed).samples
     of = "an epoch with these source_weights" if data.source_weights else "the manifest"
+    of += "" if data.sample == "image" else f", each {data.sample} a sample,"
     recipe.batch.check_samples(samples, of)
     return manifest
 
@@ -75,8 +85,10 @@ def build_loader(
     if rank == 0:
         per_epoch, left_out = divmod(order.samples, batch.global_size)
         log.info(
-            "%d samples in %d shards; an epoch has %d in %d steps and leaves out %d; %d steps are %.2f epochs",
-            *(source.samples, len(source.shards), order.samples, per_epoch, left_out, steps, steps / per_epoch),
+            "%d pictures in %d shards; an epoch has %d samples (data.sample: %s) in %d steps and leaves out %d; "
+            "%d steps are %.2f epochs",
+            *(source.samples, len(source.shards), order.samples, data.sample, per_epoch, left_out),
+            *(steps, steps / per_epoch),
         )
     places = MicroBatches(order.samples, batch.global_size, batch.micro_size, rank, world_size, first_step, steps)
     stream: Any = SampleStream(source, order, data, size_px)  # a map over (epoch, position)

@@ -1,8 +1,9 @@
 """The manifest: which shards make a data set, and where in each tar every sample lies.
 
 A manifest is one JSON file outside the shard folders, written by `data_prep.index`. Beside it, in `NAME.index/`, lies
-one `.npy` per shard: int64 [samples, 4], a row a sample = (jpg offset, jpg bytes, json offset, json bytes), so that a
-reader seeks straight to a sample. Readers trust the manifest, never a glob. Paths are relative to its folder.
+one `.npy` per shard: int64 [samples, 6], a row a sample = (jpg offset, jpg bytes, json offset, json bytes, captions,
+questions), so that a reader seeks straight to a sample and knows what it holds. Tables of earlier versions have the
+first four columns. Readers trust the manifest, never a glob. Paths are relative to its folder.
 """
 
 import hashlib
@@ -21,6 +22,10 @@ from pydantic.dataclasses import dataclass as validated_dataclass
 from pipeline.files import read_validated
 
 FORMAT = "blip2-manifest/1"
+PLACES, COLUMNS = 4, 6
+"""Columns of an offset table: the places alone, as earlier versions wrote it, or with the two counts."""
+COUNTED = ("dropped", "dropped_questions", "question_sets", "cleaned_of")
+"""The fields of `provenance` that are whole numbers by name; only `dropped` is always there."""
 
 
 def _printable(text: str) -> str:
@@ -36,9 +41,10 @@ def _below_the_manifest(path: str) -> str:
 
 
 def _has_counts(provenance: dict[str, Any]) -> dict[str, Any]:
-    dropped = provenance.get("dropped", {})
-    if not isinstance(dropped, dict) or not all(isinstance(number, int) for number in dropped.values()):
-        raise ValueError("dropped is not whole numbers by reason")
+    for name in COUNTED:
+        counts = provenance.get(name, {})
+        if not isinstance(counts, dict) or not all(isinstance(number, int) for number in counts.values()):
+            raise ValueError(f"{name} is not whole numbers by name")
     return provenance
 
 
@@ -64,7 +70,9 @@ class Shard:
     samples: Count
     captions: Count
     provenance: Annotated[dict[str, Any], AfterValidator(_has_counts)] = field(default_factory=dict)
-    """What its receipt says: stage, input_sha256, config_hash, seed, models, dropped."""
+    """What its receipt says: stage, input_sha256, config_hash, seed, models, dropped; where there are any, also
+    dropped_questions, question_sets and cleaned_of."""
+    questions: Count = 0
 
 
 class ManifestFile(BaseModel):
@@ -77,6 +85,8 @@ class ManifestFile(BaseModel):
     """The sum over the shards; `data_prep.verify` compares it."""
     captions: Count | None = None
     """The sum over the shards; `data_prep.verify` compares it."""
+    questions: Count | None = None
+    """The sum over the shards; manifests before there were questions have none."""
     dropped: dict[str, dict[str, int]] | None = None
     """Source -> reason -> samples that were dropped; manifests before it was written have none."""
     empty_shards: tuple[Shard, ...] = ()
@@ -100,6 +110,10 @@ class Manifest:
     def captions(self) -> int:
         return sum(shard.captions for shard in self.shards)
 
+    @property
+    def questions(self) -> int:
+        return sum(shard.questions for shard in self.shards)
+
     def digest(self) -> str:
         """sha256 over the shards' own digests, in order: what a data order depends on, wherever the files lie."""
         return hashlib.sha256("\n".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
@@ -109,10 +123,29 @@ class Manifest:
 
     def offsets(self, shard: Shard) -> NDArray[np.int64]:
         """Memory-mapped int64 [samples, 4]: (jpg offset, jpg bytes, json offset, json bytes) of each sample."""
-        offsets: NDArray[np.int64] = np.load(self.root / shard.index, mmap_mode="r", allow_pickle=False)
-        if offsets.shape != (shard.samples, 4):
-            raise ValueError(f"{self.root / shard.index}: shape {offsets.shape}, expected ({shard.samples}, 4)")
-        return offsets
+        return self._table(shard)[:, :PLACES]
+
+    def counts(self, shard: Shard) -> NDArray[np.int64]:
+        """Memory-mapped int64 [samples, 2]: (captions, questions) of each sample.
+
+        Raises ValueError when the table is of an earlier version, which has no counts.
+        """
+        table = self._table(shard)
+        if table.shape[1] != COLUMNS:
+            raise ValueError(
+                f"{self.root / shard.index}: has no counts of captions and questions, because an earlier version wrote "
+                "it; run `python -m data_prep.index` again"
+            )
+        return table[:, PLACES:]
+
+    def _table(self, shard: Shard) -> NDArray[np.int64]:
+        table: NDArray[np.int64] = np.load(self.root / shard.index, mmap_mode="r", allow_pickle=False)
+        if table.ndim != 2 or len(table) != shard.samples or table.shape[1] not in (PLACES, COLUMNS):
+            raise ValueError(
+                f"{self.root / shard.index}: shape {table.shape}, expected ({shard.samples}, {COLUMNS}) or, of an "
+                f"earlier version, ({shard.samples}, {PLACES})"
+            )
+        return table
 
 
 def read_manifest(path: Path) -> ManifestFile:
@@ -141,6 +174,23 @@ def dropped_by_source(shards: Sequence[Shard]) -> dict[str, dict[str, int]]:
     return {source: dict(sorted(reasons.items())) for source, reasons in sorted(dropped.items())}
 
 
+def question_sets(shards: Sequence[Shard]) -> dict[str, int]:
+    """Question set, such as vqav2_val2014 -> the number of its questions in these shards."""
+    found: Counter[str] = Counter()
+    for shard in shards:
+        found.update(shard.provenance.get("question_sets", {}))
+    return dict(sorted(found.items()))
+
+
+def cleaned_of(shards: Sequence[Shard]) -> dict[str, tuple[str, ...]]:
+    """Source -> the evaluation sets whose pictures were dropped from all of its shards, such as karpathy_test."""
+    found: dict[str, set[str]] = {}
+    for shard in shards:
+        sets = set(shard.provenance.get("cleaned_of", {}))
+        found[shard.source] = found.get(shard.source, sets) & sets
+    return {source: tuple(sorted(sets)) for source, sets in sorted(found.items())}
+
+
 def manifest_json(shards: Sequence[Shard], empty: Sequence[Shard] = ()) -> str:
     """The text of a manifest file; the same shards give the same bytes.
 
@@ -150,6 +200,7 @@ def manifest_json(shards: Sequence[Shard], empty: Sequence[Shard] = ()) -> str:
         "format": FORMAT,
         "samples": sum(shard.samples for shard in shards),
         "captions": sum(shard.captions for shard in shards),
+        "questions": sum(shard.questions for shard in shards),
         "dropped": dropped_by_source([*shards, *empty]),
         "empty_shards": [asdict(shard) for shard in empty],
         "shards": [asdict(shard) for shard in shards],

@@ -20,9 +20,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import Data
+from pipeline.config import Data, SampleKind
 from pipeline.data.manifest import Manifest
-from pipeline.data.order import Order, SampleOrder, generator_of
+from pipeline.data.order import Order, SampleOrder, generator_of, sizes_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Source:
 def _weigh(name: str, shards: list[int], sizes: NDArray[np.int64], weight: float) -> Source:
     samples, passes = int(sizes[shards].sum()), int(weight)
     source = Source(name, np.array(shards), samples, passes, round((weight - passes) * samples))
-    if weight and not source.samples_of_epoch:
+    if weight and samples and not source.samples_of_epoch:
         raise ValueError(
             f"data.source_weights.{name} {weight}: none of its {samples} samples would occur; set a larger weight, or 0"
         )
@@ -68,9 +68,16 @@ class _Plan:
 class WeightedOrder:
     """The order of weighted epochs. An `Order`."""
 
-    def __init__(self, manifest: Manifest, seed: int, shuffle_shards: int, weights: dict[str, float]) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        seed: int,
+        shuffle_shards: int,
+        weights: dict[str, float],
+        sample: SampleKind = "image",
+    ) -> None:
         self.seed, self.shuffle_shards, self.digest = seed, shuffle_shards, manifest.digest()
-        self.sizes = np.array([shard.samples for shard in manifest.shards], dtype=np.int64)
+        self.sizes = sizes_of(manifest, sample)
         shards: dict[str, list[int]] = {}
         for index, shard in enumerate(manifest.shards):
             shards.setdefault(shard.source, []).append(index)
@@ -149,5 +156,5 @@ def build_order(manifest: Manifest, settings: Data, seed: int) -> Order:
     settings.check_sources(sources)
     weights = settings.source_weights or {}
     if all(weights.get(name, 1.0) == 1.0 for name in sources):
-        return SampleOrder(manifest, seed, settings.shuffle_shards)
-    return WeightedOrder(manifest, seed, settings.shuffle_shards, weights)
+        return SampleOrder(manifest, seed, settings.shuffle_shards, settings.sample)
+    return WeightedOrder(manifest, seed, settings.shuffle_shards, weights, settings.sample)

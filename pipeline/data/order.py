@@ -1,4 +1,7 @@
-"""The order of samples: a pure function of (seed, epoch, manifest), so that any step is reached at once.
+"""The order of samples: a pure function of (seed, epoch, manifest, data.sample), so that any step is reached at once.
+
+A sample is a picture, or one of the captions or questions that a picture has: the n-th of its shard, as they follow one
+another in its rows. Shards alone are kept in memory; how many a row has is looked up in the shard's table (stream.py).
 
 An epoch permutes the shards, takes them in blocks of `shuffle_shards`, and permutes the samples within a block: reading
 stays within a few open tars. The last `samples mod global batch` samples of an epoch's order are left out of that epoch
@@ -13,13 +16,22 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config import SampleKind
 from pipeline.data.manifest import Manifest
+
+TOTALS: dict[SampleKind, str] = {"image": "samples", "caption": "captions", "question": "questions"}
+"""The field of a manifest's shard that says how many it holds."""
 
 
 def generator_of(*parts: object) -> np.random.Generator:
     """Random numbers that depend on `parts`, printed, and on nothing else."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
+
+
+def sizes_of(manifest: Manifest, sample: SampleKind) -> NDArray[np.int64]:
+    """Samples of each shard, int64 [shards]."""
+    return np.array([getattr(shard, TOTALS[sample]) for shard in manifest.shards], dtype=np.int64)
 
 
 class Order(Protocol):
@@ -29,7 +41,7 @@ class Order(Protocol):
     samples: int
 
     def locate(self, epoch: int, position: int) -> tuple[int, int]:
-        """(index of the shard in the manifest, row in that shard) of the epoch's sample at `position`."""
+        """(index of the shard in the manifest, sample in that shard) of the epoch's sample at `position`."""
 
     def occurrence(self, epoch: int, position: int) -> int:
         """How many whole passes over its source the epoch had begun before this one: 0 the first time."""
@@ -38,10 +50,10 @@ class Order(Protocol):
 class SampleOrder:
     """The order in which every sample occurs once an epoch. An `Order`; that of a weighted epoch is in mixture.py."""
 
-    def __init__(self, manifest: Manifest, seed: int, shuffle_shards: int) -> None:
+    def __init__(self, manifest: Manifest, seed: int, shuffle_shards: int, sample: SampleKind = "image") -> None:
         self.seed, self.shuffle_shards, self.digest = seed, shuffle_shards, manifest.digest()
-        self.sizes = np.array([shard.samples for shard in manifest.shards], dtype=np.int64)
-        self.samples = manifest.samples
+        self.sizes = sizes_of(manifest, sample)
+        self.samples = int(self.sizes.sum())
         self._shards_of_epoch = lru_cache(maxsize=2)(self._permute_shards)
         self._rows_of_block = lru_cache(maxsize=2)(self._permute_block)
 
@@ -58,7 +70,7 @@ class SampleOrder:
         return generator_of(self.digest, self.seed, epoch, "block", block).permutation(begins[last] - begins[first])
 
     def locate(self, epoch: int, position: int) -> tuple[int, int]:
-        """(index of the shard in the manifest, row in that shard) of the epoch's sample at `position`."""
+        """(index of the shard in the manifest, sample in that shard) of the epoch's sample at `position`."""
         shards, begins = self._shards_of_epoch(epoch)
         place = int(np.searchsorted(begins, position, side="right")) - 1
         block = place // self.shuffle_shards

@@ -1,22 +1,24 @@
-"""Samples by (epoch, position): seek in the tar, decode, crop, choose a caption; draws depend on (seed, epoch, key).
+"""Samples by (epoch, position): seek in the tar, decode, crop, choose a text; draws depend on (seed, epoch, key).
 
-Where weights make a sample occur again in an epoch, its draws depend on which occurrence it is as well.
+Where a sample is one of a picture's captions or questions, its draws depend on which one it is as well. Where weights
+make a sample occur again in an epoch, they depend on which occurrence it is, too.
 """
 
-import json
 import os
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config import Data
-from pipeline.data.captions import clean_caption
 from pipeline.data.manifest import Manifest
-from pipeline.data.order import Order
+from pipeline.data.order import TOTALS, Order
+from pipeline.data.records import Texts, read_record
 from pipeline.data.transforms import decode, random_resized_crop
 
 MAX_OPEN_TARS = 128  # more than a block of shuffle_shards has, or each sample opens its tar again
@@ -29,49 +31,69 @@ class UnreadableShardError(ValueError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and one of its captions. Collation draws from `rng`, too; `corrupt` counts skipped samples."""
+    """One picture and the text of it to train on: a caption, or, with a `question`, the answer.
+
+    Collation draws from `rng`, too; `corrupt` counts the pictures that were to be read before, and could not.
+    """
 
     key: str
     pixels_3SS: Tensor
     caption: str
     rng: random.Random
     corrupt: int
-
-
-def read_record(text: bytes) -> tuple[str, list[str]]:
-    """Key and captions of a sample's JSON. Raises ValueError when they are not there."""
-    content = json.loads(text)
-    if not isinstance(content, dict) or not isinstance(content.get("key"), str):
-        raise ValueError("its JSON has no key")
-    captions = content.get("captions")
-    if not isinstance(captions, list) or not captions:
-        raise ValueError("its JSON has no captions")
-    return content["key"], [str(caption) for caption in captions]
+    question: str = ""
 
 
 def draw_sample(
-    key: str, pixels_3HW: Tensor, captions: list[str], corrupt: int, rng: random.Random, settings: Data, size_px: int
+    key: str, pixels_3HW: Tensor, texts: Texts, corrupt: int, rng: random.Random, settings: Data, size_px: int
 ) -> Sample:
-    """Choose one of the captions and a crop, both from `rng`."""
-    caption = clean_caption(rng.choice(captions))
+    """Choose one of the texts and a crop, both from `rng`."""
+    text = texts.draw(rng)
     pixels_3SS = random_resized_crop(pixels_3HW, size_px, settings.crop_scale, settings.horizontal_flip, rng)
-    return Sample(key, pixels_3SS, caption, rng, corrupt)
+    return Sample(key, pixels_3SS, text, rng, corrupt, texts.question)
 
 
 class SampleStream:
     """A map-style data set over (epoch, position).
 
-    A sample that cannot be read is replaced by the next row of its shard (round to the first after the last) and
-    counted: which sample stands in depends on the files alone, so no two ranks can disagree.
+    A picture that cannot be read is replaced by that of the next row of its shard (round to the first after the last)
+    and counted: which one stands in depends on the files alone, so no two ranks can disagree. Of several captions or
+    questions each is replaced by one of the row that stands in, the n-th by its n-th, counted round.
     """
 
     def __init__(self, manifest: Manifest, order: Order, settings: Data, image_size_px: int) -> None:
         self.manifest, self.order, self.settings, self.image_size_px = manifest, order, settings, image_size_px
         self._offsets = lru_cache(maxsize=MAX_OPEN_TARS)(self._read_offsets)
+        self._ends = lru_cache(maxsize=MAX_OPEN_TARS)(self._read_ends)
         self._files: dict[int, int] = {}
 
     def _read_offsets(self, shard: int) -> NDArray[np.int64]:
         return self.manifest.offsets(self.manifest.shards[shard])
+
+    def _read_ends(self, shard: int) -> NDArray[np.int64]:
+        """Of each row, how many captions or questions the shard has up to its last one."""
+        listed, sample = self.manifest.shards[shard], self.settings.sample
+        counts = self.manifest.counts(listed)[:, 0 if sample == "caption" else 1]
+        ends: NDArray[np.int64] = np.cumsum(counts)
+        if ends[-1] != getattr(listed, TOTALS[sample]) or counts.min() < 0:
+            raise UnreadableShardError(
+                f"shard {listed.path}: {ends[-1]} {sample}s are in its table, {getattr(listed, TOTALS[sample])} in the "
+                "manifest; write the manifest again with `python -m data_prep.index`"
+            )
+        return ends
+
+    def _rows(self, shard: int, number: int) -> Iterator[tuple[int, int]]:
+        """(row, which of its texts) of a shard's sample `number`, and then of those that stand in for it, in turn."""
+        rows = self.manifest.shards[shard].samples
+        if self.settings.sample == "image":
+            yield from (((number + further) % rows, 0) for further in range(rows))
+            return
+        ends = self._ends(shard)
+        first = int(np.searchsorted(ends, number, side="right"))
+        counts = np.diff(ends, prepend=0)
+        which = number - int(ends[first] - counts[first])
+        holding = ((first + further) % rows for further in range(rows))
+        yield from ((row, which % int(counts[row])) for row in holding if counts[row])
 
     def _file(self, shard: int) -> int:
         """An open file descriptor of the shard's tar; the one opened first is closed when there are too many."""
@@ -81,37 +103,36 @@ class SampleStream:
             self._files[shard] = os.open(self.manifest.shard_path(self.manifest.shards[shard]), os.O_RDONLY)
         return self._files[shard]
 
-    def _read(self, shard: int, row: int) -> tuple[bytes, str, list[str]]:
-        """JPEG bytes, key and captions of one row. Raises OSError or ValueError when the tar does not hold them."""
+    def _read(self, shard: int, row: int, which: int) -> tuple[bytes, str, Texts]:
+        """JPEG bytes, key and texts of one row. Raises OSError or ValueError when the tar does not hold them."""
         jpg_offset, jpg_bytes, json_offset, json_bytes = (int(number) for number in self._offsets(shard)[row])
         file = self._file(shard)
         picture, text = os.pread(file, jpg_bytes, jpg_offset), os.pread(file, json_bytes, json_offset)
         if len(picture) != jpg_bytes or len(text) != json_bytes:
             raise ValueError(f"{self.manifest.shards[shard].path}: ends before row {row}")
         try:
-            return picture, *read_record(text)
+            return picture, *read_record(text, self.settings.sample, which)
         except ValueError as error:
             raise ValueError(f"{self.manifest.shards[shard].path}: row {row} is damaged: {error}") from error
 
     def __getitem__(self, place: tuple[int, int]) -> Sample:
         epoch, position = place
-        shard, row = self.order.locate(epoch, position)
+        shard, number = self.order.locate(epoch, position)
         occurrence = self.order.occurrence(epoch, position)
-        rows = self.manifest.shards[shard].samples
-        tries = min(rows, MAX_CORRUPT_IN_A_ROW)
-        fault: Exception | None = None
-        for corrupt in range(tries):
+        corrupt, fault = 0, ""
+        for row, which in islice(self._rows(shard, number), MAX_CORRUPT_IN_A_ROW):
             try:
-                picture, key, captions = self._read(shard, (row + corrupt) % rows)
+                picture, key, texts = self._read(shard, row, which)
                 pixels = decode(picture)
             except (OSError, ValueError) as error:
-                fault = error
+                corrupt, fault = corrupt + 1, str(error)
                 continue
+            of = "" if self.settings.sample == "image" else f"/{self.settings.sample} {which}"
             again = f"/{occurrence}" if occurrence else ""
-            rng = random.Random(f"{self.order.seed}/{epoch}/{key}{again}")
-            return draw_sample(key, pixels, captions, corrupt, rng, self.settings, self.image_size_px)
-        path = self.manifest.shard_path(self.manifest.shards[shard])
+            rng = random.Random(f"{self.order.seed}/{epoch}/{key}{of}{again}")
+            return draw_sample(key, pixels, texts, corrupt, rng, self.settings, self.image_size_px)
+        path, row = self.manifest.shard_path(self.manifest.shards[shard]), next(self._rows(shard, number))[0]
         raise UnreadableShardError(
-            f"shard {path}: no readable sample in {tries} rows from row {row} on ({fault}); check the data with "
+            f"shard {path}: no readable sample in {corrupt} rows from row {row} on ({fault}); check the data with "
             "`python -m data_prep.verify MANIFEST`"
         )

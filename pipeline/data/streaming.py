@@ -29,7 +29,8 @@ from typing import IO, Any
 from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.config import Data
-from pipeline.data.stream import MAX_CORRUPT_IN_A_ROW, Sample, UnreadableShardError, draw_sample, read_record
+from pipeline.data.records import Texts, read_record
+from pipeline.data.stream import MAX_CORRUPT_IN_A_ROW, Sample, UnreadableShardError, draw_sample
 from pipeline.data.transforms import decode
 
 log = logging.getLogger(__name__)
@@ -191,13 +192,13 @@ class StreamedSamples(IterableDataset[Sample]):
         if "jpg" not in raw:
             raise ValueError(f"{raw['__key__']}: has no jpg")
         try:
-            key, captions = read_record(raw.get("json", b"{}"))
+            key, texts = read_record(raw.get("json", b"{}"))
         except ValueError:
             if "txt" not in raw:
                 raise
-            key, captions = f"{raw['__url__']}/{raw['__key__']}", [raw["txt"].decode()]
+            key, texts = f"{raw['__url__']}/{raw['__key__']}", Texts("", (raw["txt"].decode(),))
         rng = random.Random(f"{self.seed}/{number}/{key}")
-        return draw_sample(key, decode(raw["jpg"]), captions, corrupt, rng, self.settings, self.image_size_px)
+        return draw_sample(key, decode(raw["jpg"]), texts, corrupt, rng, self.settings, self.image_size_px)
 
 
 def _one_pass(urls: Sequence[str], seed: str) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,7 @@ from pipeline.models.beam_cache import copied_for_beams, has_plain_cache
 from pipeline.models.loading import not_loaded
 from pipeline.models.one_kernel import fuse_operations
 from pipeline.models.precision import DTYPES, at_least_fp32
-from pipeline.tokens import Tokens
+from pipeline.tokens import Tokens, close_up
 
 IGNORED = -100  # label of a position that is not scored
 TAKES_4D_MASKS = ("t5", "mt5")  # encoder-decoders that add a mask of four dimensions as it is
@@ -102,7 +102,10 @@ class _Tower:
 
 
 class CausalTower(_Tower):
-    """A decoder-only LM (OPT in the paper): [soft prompts][text]; every token of the text is scored, BOS too."""
+    """A decoder-only LM (OPT in the paper): [soft prompts][context][target]; every token of the target is scored.
+
+    In pre-training there is no context: then BOS is a part of the target, and scored, too.
+    """
 
     kind: Literal["causal", "seq2seq"] = "causal"
 
@@ -114,14 +117,14 @@ class CausalTower(_Tower):
         self.end_token_id: int = ids[-1]
 
     def loss_sum(self, prompts_BQH: Tensor, context: Tokens, target: Tokens) -> Tensor:
-        embeddings, mask = self._inputs(prompts_BQH, context.then(target))
-        length = target.ids.shape[1]
-        # Without context, padding comes last, where causal attention hides it: the model need not look for it.
-        seen = mask if context.ids.shape[1] else None
+        text, scored = close_up(context, target)
+        embeddings, _ = self._inputs(prompts_BQH, text)
+        length = scored.ids.shape[1]
+        # Padding comes last, where causal attention hides it: the model needs no mask to find it.
         # The language head runs only on the positions that predict the target: its logits are the largest tensor.
-        output = self.model(inputs_embeds=embeddings, attention_mask=seen, logits_to_keep=length + 1, use_cache=False)
+        output = self.model(inputs_embeds=embeddings, attention_mask=None, logits_to_keep=length + 1, use_cache=False)
         logits_BLV = output.logits
-        return _scored(logits_BLV[:, -length - 1 : -1], target)
+        return _scored(logits_BLV[:, -length - 1 : -1], scored)
 
     def generate(self, prompts_BQH: Tensor | None, texts: Sequence[str], decoding: Decoding) -> list[str]:
         inputs = self._inputs(prompts_BQH, self._tokenise(texts, padding_side="left"))

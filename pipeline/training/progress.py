@@ -34,8 +34,9 @@ class Progress:
         return self.step * self.recipe.batch.global_size
 
     def is_due(self, every_steps: int) -> bool:
-        """Whether something that happens every so many steps, and after the last one, happens now."""
-        return self.step % every_steps == 0 or self.step == self.recipe.run.steps
+        """Whether something that happens every so many steps (0: an epoch's) and after the last one happens now."""
+        run = self.recipe.run
+        return self.step % (every_steps or run.steps_per_epoch) == 0 or self.step == run.steps
 
     def advance(self, values: dict[str, Tensor] | None) -> None:
         """One more step is done. `values` are this rank's means of it, None when the step was skipped.

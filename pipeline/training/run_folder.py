@@ -36,6 +36,8 @@ FREE_TO_CHANGE: dict[str, Any] = {
 def initial_state(recipe: Recipe, manifest_digest: str, towers: dict[str, str] | None = None) -> State:
     """The state of a run before its first step; without `towers`, they are not compared."""
     settings = recipe.model_dump(mode="json", exclude=FREE_TO_CHANGE)
+    if recipe.run.epochs:  # from which the steps follow, with the manifest
+        del settings["run"]["steps"]
     settings["batch"] = {"global_size": recipe.batch.global_size}
     if recipe.stage == 1:  # its losses compare the pairs of one pass
         settings["batch"]["pass_size"] = recipe.batch.global_size // (recipe.batch.accumulation or 1)
@@ -122,4 +124,5 @@ def _describe(recipe: Recipe, ds_config: dict[str, Any]) -> None:
     (folder / "ds_config.json").write_text(json.dumps(ds_config, indent=2) + "\n")
     packages = {name: version(name) for name in ("torch", "deepspeed", "transformers", "timm")}
     environment = {"world_size": process_group.world_size(), "python": sys.version.split()[0], "packages": packages}
+    environment["steps"] = recipe.run.steps
     (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")

@@ -23,7 +23,8 @@ def train_step(
 
     None when the step was skipped.
     """
-    set_learning_rate(engine.optimizer, learning_rate(progress.step, recipe.run.steps, recipe.optimizer))
+    rate = learning_rate(progress.step, recipe.run.steps, recipe.optimizer, recipe.run.epochs)
+    set_learning_rate(engine.optimizer, rate)
     # Random draws are functions of (seed, step, rank), seeded again at each step: so there is no random state to save.
     torch.manual_seed(seed_of(recipe.seed, progress.step, process_group.rank(), "dropout"))
     task = cast(Task, engine.module)

@@ -27,7 +27,8 @@ class Validation:
         self.recipe, self.every_steps = recipe, recipe.validation.every_steps
         manifest, ranks = load_manifest(recipe.validation.manifest), process_group.world_size()
         size = recipe.batch.micro_size * ranks
-        samples = min(recipe.validation.samples, manifest.samples)
+        order = SampleOrder(manifest, 0, recipe.data.shuffle_shards, recipe.data.sample)
+        samples = min(recipe.validation.samples, order.samples)
         self.steps = samples // size
         if not self.steps:
             raise ValueError(
@@ -35,10 +36,7 @@ class Validation:
                 f"ranks, {size}; use more (validation.samples), or lower batch.micro_size"
             )
         settings = recipe.data.model_copy(update={"crop_scale": (1.0, 1.0), "horizontal_flip": False})
-        order = SampleOrder(manifest, 0, recipe.data.shuffle_shards)
-        places = MicroBatches(
-            manifest.samples, size, recipe.batch.micro_size, process_group.rank(), ranks, 0, self.steps
-        )
+        places = MicroBatches(order.samples, size, recipe.batch.micro_size, process_group.rank(), ranks, 0, self.steps)
         self.loader: Iterable[Batch] = torch.utils.data.DataLoader(
             SampleStream(manifest, order, settings, recipe.vision.image_size_px),  # type: ignore[arg-type]
             batch_sampler=places,  # type: ignore[arg-type]

@@ -44,8 +44,8 @@ def save_tensors(tensors: dict[str, "Tensor"], recipe: Recipe, step: int, folder
     from safetensors.torch import save_file
 
     path = folder / FILE_NAME
-    metadata = {"format": FORMAT, "step": str(step), "recipe": json.dumps(recipe.model_dump(mode="json"))}
-    metadata |= provenance
+    written = json.dumps(recipe.as_written().model_dump(mode="json"))
+    metadata = {"format": FORMAT, "step": str(step), "recipe": written, **provenance}
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata=metadata)
     sync_file(path)
     return path

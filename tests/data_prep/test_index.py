@@ -1,13 +1,16 @@
 """The manifest lists finished shards alone, points at their samples, and is the same every time."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_prep import index, verify
 from data_prep.shards import tar_files
-from data_prep.shards.receipts import Receipt, receipt_path, write_receipt
-from pipeline.data.manifest import load_manifest
+from data_prep.shards.receipts import Receipt, read_receipt, receipt_path, write_receipt
+from pipeline.data.manifest import load_manifest, question_sets
 from pipeline.files import sha256_of
 from tests.support.tiny_shards import write_tiny_shards
 
@@ -118,3 +121,38 @@ def test_a_fault_is_one_line_and_exit_1(tmp_path: Path, capsys: pytest.CaptureFi
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and (str(tmp_path) in lines[0])
     assert not output.exists()
+
+
+def test_the_counts_of_captions_and_questions_stand_beside_the_places(tmp_path: Path) -> None:
+    write_tiny_shards(tmp_path / "coco", 3, captions_per_sample=5, caption_source="human", source="coco")
+    write_tiny_shards(tmp_path / "vqa", 4, samples_per_shard=3, source="vqa", questions_per_sample=2)
+    assert index.main([str(tmp_path / "coco"), str(tmp_path / "vqa"), "--output", str(tmp_path / "train.json")]) == 0
+    manifest = load_manifest(tmp_path / "train.json")
+    assert (manifest.samples, manifest.captions, manifest.questions) == (7, 15, 8)
+    assert [manifest.counts(shard).tolist() for shard in manifest.shards] == [[[5, 0]] * 3, [[0, 2]] * 3, [[0, 2]]]
+    assert [manifest.offsets(shard).shape for shard in manifest.shards] == [(3, 4), (3, 4), (1, 4)]
+    assert question_sets(manifest.shards) == {"vqav2_train2014": 8}
+    assert verify.main([str(tmp_path / "train.json")]) == 0
+
+
+def test_a_table_of_an_earlier_version_gives_places_but_no_counts(tmp_path: Path) -> None:
+    write_tiny_shards(tmp_path / "web", 3)
+    assert index.main([str(tmp_path / "web"), "--output", str(tmp_path / "train.json")]) == 0
+    content = json.loads((tmp_path / "train.json").read_text())
+    table = tmp_path / content["shards"][0]["index"]
+    places = np.load(table)[:, :4]
+    np.save(table, places)
+    del content["questions"], content["shards"][0]["questions"]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    manifest = load_manifest(tmp_path / "train.json")
+    assert np.array_equal(manifest.offsets(manifest.shards[0]), places)
+    assert verify.main([str(tmp_path / "train.json")]) == 0
+    with pytest.raises(ValueError, match=r"\.npy: has no counts of captions and questions.* run `python -m data_prep"):
+        manifest.counts(manifest.shards[0])
+
+
+def test_a_receipt_with_other_counts_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tar = write_tiny_shards(tmp_path / "vqa", 2, questions_per_sample=2)[0]
+    write_receipt(tar, replace(read_receipt(tar), questions=5))
+    assert index.main([str(tmp_path / "vqa"), "--output", str(tmp_path / "train.json")]) == 1
+    assert "has 0 captions and 4 questions, but its receipt says 0 and 5" in capsys.readouterr().err

@@ -118,3 +118,56 @@ def test_every_field_has_a_description_and_a_row_on_the_page() -> None:
             if prefix or name not in sections:
                 assert field.description, f"{prefix}{name} has no description"
                 assert text.count(f"\n| `{prefix}{name}` |") == 1
+
+
+def test_a_length_in_epochs_becomes_steps_and_is_written_as_epochs() -> None:
+    recipe = load_recipe(SHIPPED[0], ["run.steps=0", "run.epochs=5", "batch.global_size=256"])
+    counted = recipe.in_steps(566_747)
+    assert counted.run.steps == 11_065 and counted.run.steps_per_epoch == 2_213  # the paper's captioning
+    assert dump_recipe(counted) == dump_recipe(recipe)
+    assert parse_recipe(yaml.safe_load(dump_recipe(counted))) == recipe == counted.as_written()
+    in_steps = load_recipe(SHIPPED[0])
+    assert in_steps.in_steps(9_999) == in_steps == in_steps.as_written()
+
+
+@pytest.mark.parametrize(
+    ("edits", "error"),
+    [
+        (["run.steps=0"], "recipe: run: needs exactly one of steps and epochs"),
+        (["run.epochs=2"], "recipe: run: needs exactly one of steps and epochs"),
+        (["run.checkpoint_every_steps=0"], "recipe: run: checkpoint_every_steps 0: "),
+        (["run.steps=0", "run.epochs=2", "data.manifest=null", "data.urls=http://x/a.tar"], "recipe: run.epochs 2: "),
+        (["optimizer.schedule=staircase"], "recipe: optimizer.schedule 'staircase': "),
+        (["validation.manifest=m.json", "validation.every_steps=0"], "recipe: validation.every_steps 0: "),
+    ],
+)
+def test_epochs_that_cannot_be_counted_are_refused_in_one_line(edits: list[str], error: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        load_recipe(SHIPPED[0], edits)
+    assert str(refused.value).startswith(error) and "; set " in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+QUESTIONS = ["data.sample=question", "language.prompt='Question: {} Answer:'"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "edits", "error"),
+    [
+        (1, ["data.sample=question"], "recipe: data.sample 'question': stage 1"),
+        (2, ["data.sample=question"], "recipe: language.prompt '': needs one {}"),
+        (2, ["data.sample=question", "language.prompt='{} {}'"], "recipe: language.prompt '{} {}': needs one {}"),
+        (2, ["data.sample=caption", "language.prompt='{} is'"], "recipe: language.prompt '{} is': has a {}"),
+        (2, ["language.prompt='a photo of '"], "recipe: language.prompt 'a photo of ': begins or ends with white"),
+        (2, ["qformer.question=prompt"], "recipe: qformer.question 'prompt': data.sample is 'image'"),
+        (2, [*QUESTIONS, "qformer.question=question"], ""),
+    ],
+)
+def test_questions_need_a_language_model_and_a_place_in_its_prompt(stage: int, edits: list[str], error: str) -> None:
+    path = next(path for path in SHIPPED if path.stem.startswith(f"stage{stage}"))
+    if not error:
+        assert load_recipe(path, edits).language.prompt == "Question: {} Answer:"  # type: ignore[union-attr]
+        return
+    with pytest.raises(ValueError) as refused:
+        load_recipe(path, edits)
+    assert str(refused.value).startswith(error) and "\n" not in str(refused.value)

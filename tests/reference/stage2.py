@@ -24,18 +24,22 @@ def soft_prompts(weights: Weights, shape: QFormerShape, frozen_PI: Tensor) -> Te
     return qformer.linear(weights, "language_projection", rows)
 
 
-def causal_loss_sum(model: Any, prompts_QH: Tensor, target: list[int]) -> Tensor:
-    """Summed cross-entropy of every target token, the first one (BOS) too; the prompts' positions are ignored."""
-    embedded = model.get_input_embeddings()(torch.tensor(target))
+def causal_loss_sum(model: Any, prompts_QH: Tensor, context: list[int], target: list[int]) -> Tensor:
+    """Summed cross-entropy of every target token; the positions of soft prompts and context are ignored.
+
+    In pre-training there is no context: BOS is a target.
+    """
+    embedded = model.get_input_embeddings()(torch.tensor(context + target))
     logits = model(inputs_embeds=torch.cat([prompts_QH, embedded])[None]).logits[0]
-    surprises = [-torch.log_softmax(logits[len(prompts_QH) - 1 + at], 0)[token] for at, token in enumerate(target)]
+    first = len(prompts_QH) + len(context) - 1
+    surprises = [-torch.log_softmax(logits[first + at], 0)[token] for at, token in enumerate(target)]
     return torch.stack(surprises).sum()
 
 
-def transformers_causal_loss_sum(model: Any, prompts_QH: Tensor, target: list[int]) -> Tensor:
+def transformers_causal_loss_sum(model: Any, prompts_QH: Tensor, context: list[int], target: list[int]) -> Tensor:
     """The same by transformers' own loss, which computes in fp32."""
-    embedded = model.get_input_embeddings()(torch.tensor(target))
-    labels = torch.tensor([IGNORED] * len(prompts_QH) + target)
+    embedded = model.get_input_embeddings()(torch.tensor(context + target))
+    labels = torch.tensor([IGNORED] * (len(prompts_QH) + len(context)) + target)
     output = model(inputs_embeds=torch.cat([prompts_QH, embedded])[None], labels=labels[None])
     loss: Tensor = output.loss * len(target)  # transformers gives the mean
     return loss

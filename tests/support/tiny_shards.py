@@ -52,11 +52,26 @@ def tiny_sample(number: int, seed: int, captions_per_sample: int, caption_source
     return Sample(key, jpeg, record)
 
 
+def tiny_question_sample(number: int, seed: int, questions_per_sample: int, source: str) -> Sample:
+    """The picture of `tiny_sample`, without captions, but with questions of ten answers each."""
+    sample = tiny_sample(number, seed, 1, "human", source)
+    shade, colour = sample.record["captions"][0].split()[1:3]
+    asked = [("Which colour is it?", {colour: 8, "grey": 2}), ("Is it dark?", {"yes" if shade == "dark" else "no": 10})]
+    questions = [
+        {"id": 1000 * number + place, "question": asked[place % 2][0], "answers": asked[place % 2][1]}
+        for place in range(questions_per_sample)
+    ]
+    without = {name: list[object]() for name in ("captions", "scores", "sources")}
+    record = sample.record | without | {"questions": questions, "question_set": "vqav2_train2014"}
+    return sample._replace(record=record)
+
+
 def write_tiny_ledger(tar: Path, samples: list[Sample]) -> None:
     """A ledger that tells of the samples of `tar`, all of them kept."""
     entries = [
-        Entry(row, each.record["url"], each.record["captions"][0], "kept", None, each.key, None, each.record["sha256"])
+        Entry(row, each.record["url"], caption, "kept", None, each.key, None, each.record["sha256"])
         for row, each in enumerate(samples)
+        for caption in (each.record["captions"] or [""])[:1]
     ]
     write_ledger(ledger_path(tar), entries)
 
@@ -70,17 +85,33 @@ def write_tiny_shards(
     captions_per_sample: int = 1,
     caption_source: str = "web",
     source: str = "tiny",
+    questions_per_sample: int = 0,
 ) -> list[Path]:
-    """Finished shards as `data_prep.download` would leave them; returns the tars in order."""
+    """Finished shards as `data_prep.download` would leave them; returns the tars in order.
+
+    With `questions_per_sample` they are shards of questions, without captions.
+    """
     tars = []
     for position, start in enumerate(range(0, num_samples, samples_per_shard)):
         numbers = range(start, min(start + samples_per_shard, num_samples))
         tar = folder / f"{source}-000-{position:06d}.tar"
-        samples = [tiny_sample(number, seed, captions_per_sample, caption_source, source) for number in numbers]
+        if questions_per_sample:
+            samples = [tiny_question_sample(number, seed, questions_per_sample, source) for number in numbers]
+        else:
+            samples = [tiny_sample(number, seed, captions_per_sample, caption_source, source) for number in numbers]
         totals = tar_files.write_shard(tar, samples)
         write_tiny_ledger(tar, samples)
         receipt = Receipt(
-            "download", f"table-{seed}", "tiny", totals.sha256, totals.bytes, totals.samples, totals.captions, seed
+            "download",
+            f"table-{seed}",
+            "tiny",
+            totals.sha256,
+            totals.bytes,
+            totals.samples,
+            totals.captions,
+            seed,
+            questions=totals.questions,
+            question_sets=totals.question_sets,
         )
         write_receipt(tar, receipt)
         tars.append(tar)

@@ -6,7 +6,7 @@ from pathlib import Path
 import timm
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -78,12 +78,28 @@ def word_tokenizer(specials: list[str], template: str) -> PreTrainedTokenizerFas
     vocabulary = {word: number for number, word in enumerate([*specials, *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.normalizer = normalizers.Lowercase()
-    words.pre_tokenizer = pre_tokenizers.Split(pattern=" ", behavior="removed")
+    words.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Split(" ", "removed")]
+    )
     words.post_processor = processors.TemplateProcessing(
         single=template, special_tokens=[(name, vocabulary[name]) for name in specials]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="<pad>", eos_token="</s>", bos_token="</s>", unk_token="<unk>"
+    )
+
+
+def bpe_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE as OPT's: a word holds the space before it, and </s> begins a text."""
+    bytes_of_words = Tokenizer(models.BPE())
+    bytes_of_words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_of_words.decoder = decoders.ByteLevel()
+    alphabet, specials = pre_tokenizers.ByteLevel.alphabet(), ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=specials, initial_alphabet=alphabet)
+    bytes_of_words.train_from_iterator([f"{word} {TEXT} a photo of: {word}" for word in TEXT.split()], trainer)
+    bytes_of_words.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bytes_of_words, pad_token="<pad>", eos_token="</s>", bos_token="</s>", unk_token="<unk>"
     )
 
 
@@ -107,10 +123,10 @@ def save_tiny_t5(folder: Path, seed: int = 0, width: int = 32) -> str:
     return str(folder)
 
 
-def save_tiny_opt(folder: Path, seed: int = 0, width: int = 32) -> str:
-    """An OPTForCausalLM whose tokenizer prepends </s>. Returns the folder."""
+def save_tiny_opt(folder: Path, seed: int = 0, width: int = 32, *, bpe: bool = False) -> str:
+    """An OPTForCausalLM whose tokenizer, of words or of byte pairs, prepends </s>. Returns the folder."""
     folder.mkdir(parents=True)
-    tokenizer = word_tokenizer(["<pad>", "</s>", "<unk>"], "</s> $A")
+    tokenizer = bpe_tokenizer() if bpe else word_tokenizer(["<pad>", "</s>", "<unk>"], "</s> $A")
     tokenizer.save_pretrained(folder)
     torch.manual_seed(seed)
     config = OPTConfig(

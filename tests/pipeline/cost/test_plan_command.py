@@ -6,13 +6,14 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
 
 from pipeline import plan
-from pipeline.config import parse_recipe
+from pipeline.config import load_recipe, parse_recipe
 from pipeline.cost.estimate import Assumptions, Planner, largest_that_fits
 from pipeline.cost.gpus import gpu_named, known
 from pipeline.training.engine import resolve_ds_config
@@ -155,3 +156,14 @@ def test_a_mistake_is_one_line(arguments: list[str], code: int, said: str) -> No
     found, _, errors = plan_here("--recipe", recipe, *arguments)
     assert found == code and errors.count("\n") == 1
     assert said in errors
+
+
+def test_a_length_in_epochs_needs_the_manifest_or_its_number_of_samples() -> None:
+    edits = ["run.steps=0", "run.epochs=5", "batch.global_size=256", "data.manifest=not/there.json"]
+    recipe = load_recipe(ROOT / "pipeline" / "recipes" / f"{STAGE_2}.yaml", edits)
+    two_seconds: Any = SimpleNamespace(days=lambda steps: steps * 2 / 86_400)
+    told = [plan._length_line(two_seconds, plan._in_steps(recipe, samples)) for samples in (None, 566_747)]
+    assert told[0].startswith("5 epochs: so many steps need data.manifest") and "--epoch-samples" in told[0]
+    assert told[1] == "11065 steps (5 epochs of 2213): 6.1 hours"
+    with pytest.raises(ValueError, match=r"batch\.global_size 256: --epoch-samples has only 200 samples"):
+        plan._in_steps(recipe, 200)

@@ -11,7 +11,7 @@ from pipeline.config import Recipe, load_recipe, parse_recipe
 from pipeline.cost.dry_run import BRIDGE_BACKWARD, LANGUAGE, LANGUAGE_BACKWARD, LOGITS, VISION, UnweightedRecipe
 from pipeline.cost.flops import sample_flops, utilisation_of_one_sample_a_second
 from pipeline.cost.gpus import GPUS, gpu_of_cuda
-from pipeline.cost.unweighted import caption_batch
+from pipeline.cost.unweighted import caption_batch, longest_lengths, mean_lengths
 from pipeline.train import build_parts
 from pipeline.training.task import StepPlace
 from tests.pipeline.models.test_any_towers import LANGUAGES, VISIONS, save_vision
@@ -117,3 +117,33 @@ def test_cuda_names_lead_to_one_gpu_each() -> None:
     names = ["NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "NVIDIA H200"]
     found = [gpu_of_cuda(name) for name in names]
     assert found == list(GPUS)
+
+
+@pytest.mark.parametrize(
+    ("language", "sample", "prompt", "mean", "longest"),
+    [
+        ("opt", "image", "", (0, 12), (0, 32)),
+        ("opt", "caption", "a photo of", (4, 11), (4, 28)),  # BOS and three words, as the paper's code counts them
+        ("t5", "caption", "a photo of", (4, 11), (4, 32)),
+        ("opt", "question", "Question: {} Answer:", (13, 3), (24, 8)),
+        ("t5", "question", "Question: {} Answer:", (13, 3), (32, 8)),
+    ],
+)
+def test_a_prompt_is_planned_as_text_that_is_read_and_not_scored(
+    towers: Path, language: str, sample: str, prompt: str, mean: tuple[int, int], longest: tuple[int, int]
+) -> None:
+    content: dict[str, Any] = tiny_recipe(towers, Path("none"), Path("none"), 2, language)
+    content["data"]["sample"], content["language"]["prompt"] = sample, prompt
+    content["qformer"]["question"] = "question" if sample == "question" else "none"
+    recipe = parse_recipe(content)
+    assert (mean_lengths(recipe, 12), longest_lengths(recipe)) == (mean, longest)
+    batch = caption_batch(recipe, 2, longest)
+    assert (batch.context.ids.shape[1], batch.target.ids.shape[1]) == longest
+    assert (batch.question is not None) == (sample == "question")
+    alone = sample_flops(recipe, mean)
+    if language == "opt":  # the text's positions decide, but not the prompt's in the head
+        plain = parse_recipe(content | {"data": {"manifest": "none"}, "language": content["language"] | {"prompt": ""},
+                                        "qformer": content["qformer"] | {"question": "none"}})  # fmt: skip
+        without = sample_flops(plain, (0, sum(mean)))
+        assert alone[LANGUAGE] == pytest.approx(without[LANGUAGE], rel=1e-6)
+        assert (alone[LOGITS] < without[LOGITS]) == (sample == "caption")

@@ -81,7 +81,7 @@ def test_the_split_depends_on_the_sample_alone(towers: Path) -> None:
 def test_image_ids_are_those_of_the_keys() -> None:
     def ids(keys: list[str]) -> list[int]:
         rows = [Sample(key, PIXELS, "", random.Random(0), 0) for key in keys]
-        return batch._batch(rows, [[]] * len(rows), [[1]] * len(rows), 0).image_ids_B.tolist()
+        return batch.batch_of(rows, [[]] * len(rows), [[1]] * len(rows), 0).image_ids_B.tolist()
 
     made = ids(["a", "b", "a", "c"])
     assert made[0] == made[2] and len(set(made)) == 3 and ids(["c", "a"]) == [made[3], made[0]]

@@ -64,3 +64,28 @@ def test_learning_rate_without_warmup_or_with_nothing_after_it() -> None:
     assert learning_rate(0, 10, Optimizer(warmup_steps=0, peak_learning_rate=1e-3)) == pytest.approx(1e-3)
     short = Optimizer(warmup_steps=10, peak_learning_rate=1e-3)
     assert [learning_rate(step, 2, short) for step in (0, 1)] == pytest.approx([1e-4, 2e-4])
+
+
+def test_a_warmup_may_start_at_a_rate_of_its_own() -> None:
+    settings = SETTINGS.model_copy(update={"warmup_start": 2e-5})
+    rates = [learning_rate(step, 24, settings) for step in range(25)]
+    assert rates[:5] == pytest.approx([2e-5, 4e-5, 6e-5, 8e-5, 1e-4])
+    assert rates[4:] == [learning_rate(step, 24, SETTINGS) for step in range(4, 25)]
+
+
+def test_the_staircase_is_lavis_captioning_schedule() -> None:
+    """5 epochs of 6 steps: by hand, cos(36), cos(72), cos(108) and cos(144) degrees; the minimum is never reached."""
+    settings = Optimizer(
+        schedule="staircase", peak_learning_rate=1e-5, minimum_learning_rate=0, warmup_steps=4, warmup_start=1e-8
+    )
+    rates = [learning_rate(step, 30, settings, epochs=5) for step in range(30)]
+    assert rates[0] == 1e-8 and rates[1] == pytest.approx(1e-8 + 0.25 * (1e-5 - 1e-8)) and rates[4:6] == [1e-5, 1e-5]
+    for epoch, share in enumerate([0.90450850, 0.65450850, 0.34549150, 0.09549150], start=1):
+        assert rates[6 * epoch : 6 * epoch + 6] == pytest.approx([share * 1e-5] * 6, rel=1e-7)
+    above = settings.model_copy(update={"minimum_learning_rate": 1e-6})
+    assert learning_rate(29, 30, above, epochs=5) == pytest.approx(1e-6 + 9e-6 * 0.09549150, rel=1e-7)
+
+
+def test_a_staircase_whose_first_epoch_is_shorter_than_the_warmup_never_reaches_the_peak() -> None:
+    settings = Optimizer(schedule="staircase", peak_learning_rate=1e-5, minimum_learning_rate=0, warmup_steps=100)
+    assert [learning_rate(step, 4, settings, epochs=2) for step in range(4)] == pytest.approx([1e-7, 2e-7, 5e-6, 5e-6])

@@ -74,3 +74,12 @@ def test_an_interval_has_the_means_of_its_steps_and_skipped_ones_do_not_count() 
     means = progress.end_interval()
     assert means["loss"] == 2.0 and means["corrupt_samples"] == 2
     assert progress.end_interval() == {} and progress.state().recent_losses == (2.0,)
+
+
+def test_what_is_due_every_epoch_is_due_where_epochs_end() -> None:
+    recipe = recipe_of("run.steps=0", "run.epochs=3", "run.checkpoint_every_steps=0").in_steps(2 * 960 + 7)
+    progress, due = Progress(recipe, START, LossScale()), []
+    for _ in range(6):
+        go(progress, [1.0])
+        due += [progress.step] if progress.is_due(recipe.run.checkpoint_every_steps) else []
+    assert recipe.run.steps == 6 and due == [2, 4, 6]

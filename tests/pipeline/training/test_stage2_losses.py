@@ -32,10 +32,13 @@ def texts(lengths: list[int], seed: int = 0) -> list[list[int]]:
     return [[*torch.randint(3, 30, (length - 1,), generator=generator).tolist(), EOS] for length in lengths]
 
 
-def batch_of(language: LanguageTower, lengths: list[int]) -> tuple[Batch, list[list[int]], list[list[int]]]:
+def batch_of(
+    language: LanguageTower, lengths: list[int], prompted: list[int] | None = None
+) -> tuple[Batch, list[list[int]], list[list[int]]]:
+    """Texts of random tokens, with contexts of the lengths `prompted`; a seq2seq model always has some."""
     targets = texts(lengths)
-    contexts = texts([1 + 2 * index for index in range(len(lengths))], seed=1) if language.kind == "seq2seq" else []
-    contexts = contexts or [[] for _ in targets]
+    some = [1 + 2 * index for index in range(len(lengths))] if language.kind == "seq2seq" else []
+    contexts = texts(prompted or some, seed=1) or [[] for _ in targets]
     images = random_images(len(lengths))
     padded = pad_tokens(contexts, PAD), pad_tokens(targets, PAD)
     return Batch(images, torch.arange(len(lengths)), *padded, 0), contexts, targets
@@ -49,15 +52,28 @@ def reference_loss(
     for image, context, target in zip(batch.pixels_B3SS, contexts, targets, strict=True):
         prompts = soft_prompts(weights, SHAPE, image)
         if language.kind == "causal":
-            losses.append(causal_loss_sum(language.model, prompts, target))
+            losses.append(causal_loss_sum(language.model, prompts, context, target))
         else:
             losses.append(seq2seq_loss_sum(language.model, prompts, context, target))
     return torch.stack(losses).sum() / sum(map(len, targets))
 
 
-@pytest.mark.parametrize("lengths", [[1, 2, 5, 17, 32], [9], [1]], ids=["1 to 32 tokens", "one text", "one token"])
-def test_loss_and_every_gradient_equal_the_reference(language: LanguageTower, lengths: list[int]) -> None:
-    batch, contexts, targets = batch_of(language, lengths)
+@pytest.mark.parametrize(
+    ("lengths", "prompted"),
+    [
+        ([1, 2, 5, 17, 32], None),
+        ([9], None),
+        ([1], None),
+        ([3, 9, 1], [4, 4, 4]),
+        ([3, 1, 9, 2], [1, 12, 5, 7]),
+        ([2, 3], [8, 2]),
+    ],
+    ids=["1 to 32 tokens", "one text", "one token", "one prompt", "prompts of many lengths", "the longest first"],
+)
+def test_loss_and_every_gradient_equal_the_reference(
+    language: LanguageTower, lengths: list[int], prompted: list[int] | None
+) -> None:
+    batch, contexts, targets = batch_of(language, lengths, prompted)
     bridge = random_stage2(language.width)
     weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in bridge.state_dict().items()}
     task = Stage2Task(bridge, nn.Identity(), language, "fp32")  # type: ignore[arg-type]
@@ -83,10 +99,10 @@ def test_loss_and_every_gradient_equal_the_reference(language: LanguageTower, le
 def test_the_reference_of_a_causal_model_is_transformers_own_loss(language: LanguageTower) -> None:
     if language.kind == "causal":
         prompts = torch.randn(5, language.width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        for target in texts([1, 4, 11]):
-            found = float(causal_loss_sum(language.model, prompts, target))
+        for target, context in zip(texts([1, 4, 11]), [[], *texts([2, 6], seed=1)], strict=True):
+            found = float(causal_loss_sum(language.model, prompts, context, target))
             assert found == pytest.approx(
-                float(transformers_causal_loss_sum(language.model, prompts, target)), rel=1e-6
+                float(transformers_causal_loss_sum(language.model, prompts, context, target)), rel=1e-6
             )
 
 
@@ -100,8 +116,9 @@ def test_the_language_model_gets_no_gradient_and_stays_in_evaluation(language: L
     assert not any("language" in name.split(".")[0] for name, _ in task.named_parameters())
 
 
-def test_padding_is_hidden(language: LanguageTower) -> None:
-    batch, _, _ = batch_of(language, [3, 8, 5])
+@pytest.mark.parametrize("prompted", [None, [2, 7, 4]], ids=["no prompt", "prompts"])
+def test_padding_is_hidden(language: LanguageTower, prompted: list[int] | None) -> None:
+    batch, _, _ = batch_of(language, [3, 8, 5], prompted)
     prompts = torch.randn(3, 4, language.width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def loss(context: Tokens, target: Tokens) -> Tensor:
@@ -118,9 +135,22 @@ def test_padding_is_hidden(language: LanguageTower) -> None:
         both = {"context": batch.context, "target": batch.target}
         assert torch.equal(loss(**(both | {name: hidden})), before)
         assert not torch.equal(loss(**(both | {name: shown})), before)
-    context = batch.context.padded_to(20) if language.kind == "seq2seq" else batch.context
+    context = batch.context.padded_to(20) if batch.context.ids.numel() else batch.context
     longer = loss(context, batch.target.padded_to(40))
     torch.testing.assert_close(longer, before, rtol=1e-9, atol=0)
+
+
+def test_the_head_of_a_causal_model_skips_a_prompt_that_all_rows_share(language: LanguageTower) -> None:
+    if language.kind == "causal":
+        prompts, widths = torch.zeros(3, 4, language.width, dtype=torch.float64), []
+        handle = language.model.register_forward_hook(
+            lambda _module, _in, output: widths.append(output.logits.shape[1])
+        )
+        for prompted in (None, [4, 4, 4], [2, 4, 3]):
+            batch, _, _ = batch_of(language, [6, 3, 5], prompted)
+            language.loss_sum(prompts, batch.context, batch.target)
+        handle.remove()
+        assert widths == [7, 7, 11]
 
 
 def test_a_token_is_predicted_from_what_came_before_it_alone(language: LanguageTower) -> None:

@@ -5,19 +5,12 @@ The text under a field is its description: RECIPE.md is made of it.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from pipeline.config.section import Positive, Section
 
 Precision = Literal["fp32", "bf16", "fp16"]
 VisionPrecision = Literal["fp32", "bf16", "fp16", "fp8"]
-Positive = Annotated[int, Field(gt=0)]
-
-
-class Section(BaseModel):
-    """A part of a recipe: frozen, and an unknown field is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -69,6 +62,9 @@ class QFormer(Section):
     """width of the image and text features that ITC compares"""
     precision: Literal["fp32", "bf16"] = "bf16"
     """number format of its computation; its weights stay fp32"""
+    question: Literal["none", "question", "prompt"] = "none"
+    """what it reads beside the picture, where `data.sample` is question: nothing, the question, or `language.prompt`
+    with the question in it"""
 
 
 class Language(Section):
@@ -80,7 +76,10 @@ class Language(Section):
     """number format of its weights; T5 models overflow in fp16"""
     end_text: str = "\n"
     """the end of a caption, for a causal model"""
-    config: dict[str, bool | int | float | str] = {}
+    prompt: str = ""
+    """text before each caption, which is read and not scored; `{}` stands for the question where `data.sample` is
+    question; a seq2seq model has it in its encoder, and decodes the whole caption"""
+    config: dict[str, bool | int | float | str] = {}  # noqa: RUF012  (pydantic copies it)
     """values that replace fields of the model's own config.json, by name"""
     activation_checkpointing: bool = False
     """compute each layer again in the backward pass: less memory, a third more work"""

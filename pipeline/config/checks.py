@@ -1,0 +1,53 @@
+"""What must hold between the sections of a recipe, by topic. Each check raises ValueError in one line."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.config.sections import Recipe
+
+
+def check_questions(recipe: "Recipe") -> None:
+    """Questions need a language model that answers, and a place in its prompt."""
+    prompt, sample = recipe.language.prompt if recipe.language else "", recipe.data.sample
+    asks = sample == "question"
+    if asks and recipe.stage == 1:
+        raise ValueError("data.sample 'question': stage 1 has no answers to generate; set image or caption")
+    if asks and prompt.count("{}") != 1:
+        raise ValueError(
+            f"language.prompt {prompt!r}: needs one {{}} for the question, as data.sample is 'question'; for example "
+            "'Question: {} Answer:'"
+        )
+    if "{}" in prompt and not asks:
+        raise ValueError(
+            f"language.prompt {prompt!r}: has a {{}} for a question, and data.sample is {sample!r}; set question, or "
+            "remove it"
+        )
+    if prompt != prompt.strip():
+        raise ValueError(
+            f"language.prompt {prompt!r}: begins or ends with white space; remove it, one space is put after the prompt"
+        )
+    if recipe.qformer.question != "none" and not asks:
+        raise ValueError(
+            f"qformer.question {recipe.qformer.question!r}: data.sample is {sample!r}, which has no question; set "
+            "data.sample=question"
+        )
+
+
+def check_encoder(recipe: "Recipe") -> None:
+    """A frozen image encoder has no learning rates."""
+    if recipe.optimizer.layer_decay != 1 and not recipe.vision.trained:
+        raise ValueError(
+            f"optimizer.layer_decay {recipe.optimizer.layer_decay}: is for a trained image encoder; set "
+            "vision.trained=true, or remove it"
+        )
+
+
+def check_epochs(recipe: "Recipe") -> None:
+    """What happens epoch by epoch needs a length in epochs, and that needs a manifest."""
+    epochs = recipe.run.epochs
+    if epochs and recipe.data.urls:
+        raise ValueError(f"run.epochs {epochs}: data.urls do not say how long an epoch is; set run.steps")
+    if not epochs and recipe.optimizer.schedule == "staircase":
+        raise ValueError("optimizer.schedule 'staircase': falls from epoch to epoch; set run.epochs, not run.steps")
+    if not epochs and recipe.validation and not recipe.validation.every_steps:
+        raise ValueError("validation.every_steps 0: a run of so many steps has no epochs; set run.epochs")

@@ -1,0 +1,63 @@
+"""The JSON of a sample: its key, and the texts of the picture from which one is drawn. Nothing in it is trusted."""
+
+import json
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config import SampleKind
+from pipeline.data.captions import clean_caption, clean_question
+
+MOST_ANSWERS = 1_000_000  # people who gave one answer
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Of what a sample's text is drawn: captions, or the answers to `question`, each so often as it was given."""
+
+    question: str
+    choices: tuple[str, ...]
+    counts: tuple[int, ...] | None = None
+
+    def draw(self, rng: random.Random) -> str:
+        """A caption as training uses it, or an answer as it is."""
+        if self.counts is None:
+            return clean_caption(rng.choice(self.choices))
+        return rng.choices(self.choices, self.counts)[0]
+
+
+def read_record(text: bytes, sample: SampleKind = "image", which: int = 0) -> tuple[str, Texts]:
+    """Key and texts of a sample: all captions of a picture, its caption `which`, or its question `which`.
+
+    Raises ValueError when they are not there.
+    """
+    try:
+        content = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deep") from error
+    if not isinstance(content, dict) or not isinstance(content.get("key"), str):
+        raise ValueError("its JSON has no key")
+    if sample == "question":
+        return content["key"], _question(_list_of(content, "questions"), which)
+    captions = _list_of(content, "captions")
+    if sample == "caption" and which >= len(captions):
+        raise ValueError(f"its JSON has no caption {which}")
+    chosen = captions if sample == "image" else captions[which : which + 1]
+    return content["key"], Texts("", tuple(map(str, chosen)))
+
+
+def _list_of(content: dict[str, Any], name: str) -> list[Any]:
+    found = content.get(name)
+    if not isinstance(found, list) or not found:
+        raise ValueError(f"its JSON has no {name}")
+    return found
+
+
+def _question(questions: list[Any], which: int) -> Texts:
+    found = questions[which] if which < len(questions) and isinstance(questions[which], dict) else {}
+    question, answers = found.get("question"), found.get("answers")
+    if not isinstance(question, str) or not isinstance(answers, dict) or not answers:
+        raise ValueError(f"its JSON has no question {which} with answers")
+    if not all(type(count) is int and 0 < count <= MOST_ANSWERS for count in answers.values()):
+        raise ValueError(f"the answers of its question {which} are not counted from 1 to {MOST_ANSWERS}")
+    return Texts(clean_question(question), tuple(answers), tuple(answers.values()))
