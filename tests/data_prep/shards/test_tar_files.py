@@ -17,7 +17,6 @@ from data_prep.shards.tar_files import Sample
 from data_prep.shards.ustar import BLOCK, HashingFile, write_member
 from pipeline.files import PARTIAL_SUFFIX, remove_partials, sha256_of
 
-
 QUESTION = {"id": 1, "question": "Is it?", "answers": {"yes": 10}}
 
 
