@@ -27,7 +27,10 @@ GROUND = [
     "pipeline.pictures",
     "pipeline.data.manifest",
 ]
-BRIDGE = ["pipeline.config", "pipeline.models", "pipeline.tokens", "pipeline.data.transforms", "pipeline.weights"]
+BRIDGE = [
+    *("pipeline.config", "pipeline.models", "pipeline.tokens", "pipeline.weights"),
+    *("pipeline.data.transforms", "pipeline.data.captions"),
+]
 
 # Room -> what it may import of this project. The longest name that fits a module decides. Programs import downward.
 ALLOWED = {

@@ -31,6 +31,11 @@ def check_questions(recipe: "Recipe") -> None:
             f"qformer.question {recipe.qformer.question!r}: data.sample is {sample!r}, which has no question; set "
             "data.sample=question"
         )
+    if recipe.init_text_weights and (recipe.qformer.question == "none" or not recipe.init_weights):
+        raise ValueError(
+            f"init_text_weights {recipe.init_text_weights}: completes init_weights for a Q-Former that reads "
+            "questions; set init_weights and qformer.question, or remove it"
+        )
 
 
 def check_encoder(recipe: "Recipe") -> None:

@@ -150,6 +150,8 @@ class Recipe(Section):
     """decides the order of samples, crops, captions, dropout and fresh weights"""
     init_weights: Path | None = None
     """weights to start from: a run folder, a checkpoint or a converted folder; stage 2 starts from stage 1's"""
+    init_text_weights: Path | None = None
+    """stage-1 weights, whose text path `init_weights` of stage 2 lacks: for a Q-Former that reads questions"""
     init_from_other_towers: bool = False
     """take `init_weights` although they were trained with other towers"""
     vision: Vision

@@ -109,7 +109,8 @@ def build_stage2(
     recipe: Recipe, image_width: int, language: LanguageTower, trained: TrainedVision | None = None
 ) -> Stage2Bridge:
     """A fresh stage-2 bridge that starts from BERT (and, once loaded, from stage 1); with an encoder as above."""
-    bridge = Stage2Bridge(qformer_shape(recipe.qformer, image_width), language.width, trained)
+    asks = recipe.qformer.question != "none"
+    bridge = Stage2Bridge(qformer_shape(recipe.qformer, image_width), language.width, trained, asks)
     load_bert(bridge.qformer, recipe.qformer)
     return bridge
 
@@ -122,7 +123,7 @@ def build_bridge(recipe: Recipe, device: str = "cpu") -> Bridge:
     shape = qformer_shape(recipe.qformer, vision_width(recipe.vision))
     if recipe.language is None:
         return Stage1Bridge(shape, recipe.qformer.projection_width, vision)
-    return Stage2Bridge(shape, language_width(recipe.language), vision)
+    return Stage2Bridge(shape, language_width(recipe.language), vision, recipe.qformer.question != "none")
 
 
 def log_frozen_and_trainable(frozen: dict[str, nn.Module], trainable: nn.Module) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 FORMAT = "blip2-native/1"
 FILE_NAME = "trainable.safetensors"
+TEXT_PATH = ("qformer.text_embeddings.", ".text_ffn.")  # in the names of the Q-Former's text path
 
 
 def weights_file(path: Path) -> Path:
@@ -126,6 +127,8 @@ def initialise(bridge: "nn.Module", recipe: Recipe) -> None:
         _check_same_towers(trained, recipe, recipe.init_weights)
     if (trained.stage, recipe.stage) == (1, 2):
         tensors = _for_stage2(bridge, tensors)
+    if trained.stage == 2 and recipe.qformer.question != "none":
+        tensors |= _text_path(bridge, tensors, recipe)
     if not trained.vision.trained:  # the encoder, if it is to be trained, starts from its own weights
         tensors |= {name: own for name, own in trained_tensors(bridge).items() if name.startswith("vision.")}
     load_into(bridge, tensors, recipe.init_weights)
@@ -150,6 +153,29 @@ def _for_stage2(bridge: "nn.Module", stage1: dict[str, "Tensor"]) -> dict[str, "
     own = trained_tensors(bridge)
     shared = {name: stage1[name] for name in own if name in stage1}
     return shared | {name: tensor for name, tensor in own.items() if name.startswith("language_projection.")}
+
+
+def _text_path(bridge: "nn.Module", stage2: dict[str, "Tensor"], recipe: Recipe) -> dict[str, "Tensor"]:
+    """What of the Q-Former's text path stage 2's tensors lack, from stage 1's. Never BERT's: that path was trained."""
+    text_path = [name for name in trained_tensors(bridge) if any(part in name for part in TEXT_PATH)]
+    lacking = [name for name in text_path if name not in stage2]
+    source = recipe.init_text_weights
+    if not lacking:
+        if source:
+            raise ValueError(
+                f"init_text_weights {source}: init_weights {recipe.init_weights} have a text path; remove "
+                "init_text_weights"
+            )
+        return {}
+    if source is None:
+        raise ValueError(
+            f"init_weights {recipe.init_weights}: have no text path, as stage 2 drops it, and qformer.question is "
+            f"{recipe.qformer.question!r}; set init_text_weights to the stage-1 run"
+        )
+    trained, tensors = read_weights(source)
+    if trained.stage != 1:
+        raise ValueError(f"init_text_weights {source}: are of stage {trained.stage}; give a stage-1 run")
+    return {name: tensors[name] for name in lacking if name in tensors}
 
 
 def load_model(path: Path, device: str) -> "RetrievalModel | LanguageModel":
@@ -193,4 +219,5 @@ def inference_model(recipe: Recipe, bridge: "Bridge", device: str) -> "Retrieval
     assert isinstance(bridge, Stage2Bridge)
     language = build_language(recipe.language, device)
     try_language(language, recipe.language)
-    return LanguageModel(recipe, vision, bridge.to(device), language)
+    reader = build_tokenizer(recipe.qformer) if recipe.qformer.question != "none" else None
+    return LanguageModel(recipe, vision, bridge.to(device), language, reader)
