@@ -33,7 +33,7 @@ FREE_TO_CHANGE: dict[str, Any] = {
 # Fields that earlier versions lacked, and the value at which a run computes what it did then: their checkpoints go on.
 ADDED: dict[str, dict[str, Any]] = {
     "run": {"epochs": 0},
-    "data": {"sample": "image"},
+    "data": {"sample": "image", "loss_weights": None},
     "qformer": {"question": "none"},
     "language": {"prompt": ""},
     "optimizer": {"schedule": "cosine", "warmup_start": None},
