@@ -6,12 +6,14 @@ if TYPE_CHECKING:
     from pipeline.config.sections import Recipe
 
 
-def check_questions(recipe: "Recipe") -> None:
-    """Questions need a language model that answers, and a place in its prompt."""
+def check_texts(recipe: "Recipe") -> None:
+    """Questions need a language model that answers, and a place in its prompt; weights need a loss of each sample."""
     prompt, sample = recipe.language.prompt if recipe.language else "", recipe.data.sample
     asks = sample == "question"
     if asks and recipe.stage == 1:
         raise ValueError("data.sample 'question': stage 1 has no answers to generate; set image or caption")
+    if recipe.data.loss_weights and recipe.stage == 1:
+        raise ValueError("data.loss_weights: stage 1 compares samples, so none has a loss of its own; remove it")
     if asks and prompt.count("{}") != 1:
         raise ValueError(
             f"language.prompt {prompt!r}: needs one {{}} for the question, as data.sample is 'question'; for example "

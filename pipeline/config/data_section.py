@@ -24,6 +24,9 @@ class Data(Section):
     of its captions; `question`: once for each question about it, with one of the answers, drawn by its count"""
     source_weights: dict[str, Weight] | None = None
     """how often a sample of a source occurs in an epoch, on average; without a weight 1 time; 0 leaves a source out"""
+    loss_weights: dict[str, Weight] | None = None
+    """factor on the loss of a source's samples in stage 2; without a weight 1; the sum is still divided by all scored
+    tokens"""
     num_workers: Annotated[int, Field(ge=0)] = 4
     """processes of a rank that load pictures"""
     max_text_tokens: Positive = 32
@@ -46,10 +49,11 @@ class Data(Section):
     def _samples_come_from_one_place(self) -> "Data":
         if (self.manifest is None) == (not self.urls):
             raise ValueError("needs exactly one of manifest and urls; set one, and set the other to null")
-        if self.urls and self.source_weights:
-            raise ValueError(
-                "source_weights: cannot be used with urls, which do not say their source; remove it, or use a manifest"
-            )
+        for name in ("source_weights", "loss_weights"):
+            if self.urls and getattr(self, name):
+                raise ValueError(
+                    f"{name}: cannot be used with urls, which do not say their source; remove it, or use a manifest"
+                )
         if self.urls and self.sample != "image":
             raise ValueError(
                 f"sample {self.sample!r}: needs a manifest, which has the numbers of texts; set data.manifest"
@@ -58,10 +62,11 @@ class Data(Section):
 
     def check_sources(self, there: Collection[str]) -> None:
         """Raises ValueError when a weight names a source that is not `there`."""
-        for name in self.source_weights or {}:
-            if name not in there:
-                known = ", ".join(sorted(there))
-                raise ValueError(f"data.source_weights.{name}: the manifest has no such source; there are {known}")
+        for field in ("source_weights", "loss_weights"):
+            for name in getattr(self, field) or {}:
+                if name not in there:
+                    known = ", ".join(sorted(there))
+                    raise ValueError(f"data.{field}.{name}: the manifest has no such source; there are {known}")
 
 
 class Validation(Section):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from pipeline.config.checks import check_encoder, check_epochs, check_questions
+from pipeline.config.checks import check_encoder, check_epochs, check_texts
 from pipeline.config.data_section import Data, Validation
 from pipeline.config.model_sections import Language, QFormer, Vision
 from pipeline.config.section import NotNegative, OneOrMore, Positive, Section
@@ -184,7 +184,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _parts_fit_together(self) -> "Recipe":
         check_encoder(self)
-        check_questions(self)
+        check_texts(self)
         check_epochs(self)
         return self
 

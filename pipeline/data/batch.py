@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ class Batch:
     """A micro batch. `context` is text that the language model reads and is not scored on; `target` is scored.
 
     `frozen_BPI` are the image encoder's tokens, once it has run. `question` is what the Q-Former reads beside its
-    queries: [CLS] text [SEP], where the recipe asks for it (`qformer.question`).
+    queries: [CLS] text [SEP], where the recipe asks for it (`qformer.question`). `loss_weights_B` are factors on the
+    losses of its texts, where one is not 1.
     """
 
     pixels_B3SS: Tensor
@@ -27,33 +28,35 @@ class Batch:
     corrupt: int
     frozen_BPI: Tensor | None = None
     question: Tokens | None = None
+    loss_weights_B: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
         """All of them."""
-        texts = [self.context, self.target, *([self.question] if self.question else [])]
-        frozen = [] if self.frozen_BPI is None else [self.frozen_BPI]
-        return [self.pixels_B3SS, self.image_ids_B, *(t for text in texts for t in (text.ids, text.is_token)), *frozen]
+        found: list[Tensor] = []
+
+        def note(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        self._each(note)
+        return found
 
     def pin_memory(self) -> "Batch":
         """In page-locked memory, from which a GPU copies while the host goes on. torch's loader calls it."""
-        return Batch(
-            self.pixels_B3SS.pin_memory(),
-            self.image_ids_B.pin_memory(),
-            self.context.pin_memory(),
-            self.target.pin_memory(),
-            self.corrupt,
-            question=self.question.pin_memory() if self.question else None,
-        )
+        return self._each(lambda tensor: tensor.pin_memory())
 
     def to(self, device: str) -> "Batch":
-        return Batch(
-            self.pixels_B3SS.to(device, non_blocking=True),
-            self.image_ids_B.to(device, non_blocking=True),
-            self.context.to(device),
-            self.target.to(device),
-            self.corrupt,
-            question=self.question.to(device) if self.question else None,
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with every tensor of it changed."""
+
+        def changed(value: Any) -> Any:
+            if isinstance(value, Tokens):
+                return Tokens(change(value.ids), change(value.is_token), value.count)
+            return change(value) if isinstance(value, Tensor) else value
+
+        return Batch(**{field.name: changed(getattr(self, field.name)) for field in fields(self)})
 
 
 Collate = Callable[[Sequence[Sample]], Batch]
@@ -67,6 +70,7 @@ def batch_of(
     question: Tokens | None = None,
 ) -> Batch:
     """Samples stacked, and their texts' token ids padded to the longest. Samples of one picture have one image id."""
+    weights = [sample.loss_weight for sample in samples]
     digests = (hashlib.sha256(sample.key.encode()).digest() for sample in samples)
     return Batch(
         torch.stack([sample.pixels_3SS for sample in samples]),
@@ -75,6 +79,7 @@ def batch_of(
         pad_tokens(targets, padding_id),
         sum(sample.corrupt for sample in samples),
         question=question,
+        loss_weights_B=torch.tensor(weights) if set(weights) != {1.0} else None,
     )
 
 

@@ -12,7 +12,7 @@ from pipeline.config import Recipe
 from pipeline.data.batch import Batch, Collate
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.data.mixture import build_order
-from pipeline.data.order import MicroBatches
+from pipeline.data.order import TOTALS, MicroBatches, sizes_of
 from pipeline.data.stream import SampleStream
 from pipeline.data.streaming import CANNOT_PROMISE, ShardUrls, StreamedSamples, expand_urls
 
@@ -85,10 +85,9 @@ def build_loader(
     if rank == 0:
         per_epoch, left_out = divmod(order.samples, batch.global_size)
         log.info(
-            "%d pictures in %d shards; an epoch has %d samples (data.sample: %s) in %d steps and leaves out %d; "
-            "%d steps are %.2f epochs",
-            *(source.samples, len(source.shards), order.samples, data.sample, per_epoch, left_out),
-            *(steps, steps / per_epoch),
+            "%d %s in %d shards; an epoch has %d in %d steps and leaves out %d; %d steps are %.2f epochs",
+            *(int(sizes_of(source, data.sample).sum()), TOTALS[data.sample], len(source.shards)),
+            *(order.samples, per_epoch, left_out, steps, steps / per_epoch),
         )
     places = MicroBatches(order.samples, batch.global_size, batch.micro_size, rank, world_size, first_step, steps)
     stream: Any = SampleStream(source, order, data, size_px)  # a map over (epoch, position)

@@ -7,7 +7,7 @@ make a sample occur again in an epoch, they depend on which occurrence it is, to
 import os
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 
@@ -42,6 +42,7 @@ class Sample:
     rng: random.Random
     corrupt: int
     question: str = ""
+    loss_weight: float = 1.0
 
 
 def draw_sample(
@@ -130,7 +131,9 @@ class SampleStream:
             of = "" if self.settings.sample == "image" else f"/{self.settings.sample} {which}"
             again = f"/{occurrence}" if occurrence else ""
             rng = random.Random(f"{self.order.seed}/{epoch}/{key}{of}{again}")
-            return draw_sample(key, pixels, texts, corrupt, rng, self.settings, self.image_size_px)
+            sample = draw_sample(key, pixels, texts, corrupt, rng, self.settings, self.image_size_px)
+            weights = self.settings.loss_weights or {}
+            return replace(sample, loss_weight=weights.get(self.manifest.shards[shard].source, 1.0))
         path, row = self.manifest.shard_path(self.manifest.shards[shard]), next(self._rows(shard, number))[0]
         raise UnreadableShardError(
             f"shard {path}: no readable sample in {corrupt} rows from row {row} on ({fault}); check the data with "

@@ -41,18 +41,23 @@ class LanguageTower(Protocol):
     tokenizer: Any
     width: int
 
-    def loss_sum(self, prompts_BQH: Tensor, context: Tokens, target: Tokens) -> Tensor:
-        """Cross-entropy of the target after prompts and context, summed over its tokens, fp32. Gradient to prompts."""
+    def loss_sum(self, prompts_BQH: Tensor, context: Tokens, target: Tokens, weights_B: Tensor | None = None) -> Tensor:
+        """Cross-entropy of the target after prompts and context, summed over its tokens, fp32. Gradient to prompts.
+
+        `weights_B` are factors on the sums of the rows.
+        """
 
     def generate(self, prompts_BQH: Tensor | None, texts: Sequence[str], decoding: Decoding) -> list[str]:
         """Continue each text after its soft prompts (None: after the text alone)."""
 
 
-def _scored(logits_BLV: Tensor, target: Tokens) -> Tensor:
-    labels = target.ids.masked_fill(~target.is_token, IGNORED)
-    return functional.cross_entropy(
-        at_least_fp32(logits_BLV.flatten(0, 1)), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+def _scored(logits_BLV: Tensor, target: Tokens, weights_B: Tensor | None) -> Tensor:
+    labels_BL = target.ids.masked_fill(~target.is_token, IGNORED)
+    logits_TV, labels_T = at_least_fp32(logits_BLV.flatten(0, 1)), labels_BL.flatten()
+    if weights_B is None:
+        return functional.cross_entropy(logits_TV, labels_T, ignore_index=IGNORED, reduction="sum")
+    losses_T = functional.cross_entropy(logits_TV, labels_T, ignore_index=IGNORED, reduction="none")
+    return (losses_T.view(labels_BL.shape).sum(dim=1) * weights_B).sum()
 
 
 def _additive_mask(mask_BN: Tensor, context: Tokens, dtype: torch.dtype) -> Tensor | None:
@@ -116,7 +121,7 @@ class CausalTower(_Tower):
             raise ValueError(f"language.end_text {end_text!r}: the tokenizer has no token for it; set another text")
         self.end_token_id: int = ids[-1]
 
-    def loss_sum(self, prompts_BQH: Tensor, context: Tokens, target: Tokens) -> Tensor:
+    def loss_sum(self, prompts_BQH: Tensor, context: Tokens, target: Tokens, weights_B: Tensor | None = None) -> Tensor:
         text, scored = close_up(context, target)
         embeddings, _ = self._inputs(prompts_BQH, text)
         length = scored.ids.shape[1]
@@ -124,7 +129,7 @@ class CausalTower(_Tower):
         # The language head runs only on the positions that predict the target: its logits are the largest tensor.
         output = self.model(inputs_embeds=embeddings, attention_mask=None, logits_to_keep=length + 1, use_cache=False)
         logits_BLV = output.logits
-        return _scored(logits_BLV[:, -length - 1 : -1], scored)
+        return _scored(logits_BLV[:, -length - 1 : -1], scored, weights_B)
 
     def generate(self, prompts_BQH: Tensor | None, texts: Sequence[str], decoding: Decoding) -> list[str]:
         inputs = self._inputs(prompts_BQH, self._tokenise(texts, padding_side="left"))
@@ -157,7 +162,7 @@ class Seq2SeqTower(_Tower):
 
     kind: Literal["causal", "seq2seq"] = "seq2seq"
 
-    def loss_sum(self, prompts_BQH: Tensor, context: Tokens, target: Tokens) -> Tensor:
+    def loss_sum(self, prompts_BQH: Tensor, context: Tokens, target: Tokens, weights_B: Tensor | None = None) -> Tensor:
         embeddings, mask = self._inputs(prompts_BQH, context)
         own_mask = self.model.config.model_type in TAKES_4D_MASKS
         seen = _additive_mask(mask, context, embeddings.dtype) if own_mask else mask
@@ -166,7 +171,7 @@ class Seq2SeqTower(_Tower):
         output = self.model(
             inputs_embeds=embeddings, attention_mask=seen, decoder_input_ids=decoder_ids, use_cache=False
         )
-        return _scored(output.logits, target)
+        return _scored(output.logits, target, weights_B)
 
     def _decoder_ids(self, labels_BL: Tensor) -> Tensor:
         """The labels shifted right, as the model itself does it: most put a start token first, mBART the language."""

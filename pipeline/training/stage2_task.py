@@ -54,5 +54,6 @@ class Stage2Task(nn.Module):
             # Unscale where the gradient leaves the fp16 tower: the bridge has fp32 weights and needs no scaling.
             prompts_BQH = prompts_BQH.float()
             prompts_BQH.register_hook(lambda gradient: gradient / self.loss_scale.value)
-        loss = self.towers.language.loss_sum(prompts_BQH, batch.context, batch.target) * place.token_weight
+        texts = batch.context, batch.target, batch.loss_weights_B
+        loss = self.towers.language.loss_sum(prompts_BQH, *texts) * place.token_weight
         return {"loss": loss, "language_loss": loss, "language_nll": loss}

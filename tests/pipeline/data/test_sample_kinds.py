@@ -22,10 +22,12 @@ from pipeline.data.loader import build_loader, open_source
 from pipeline.data.manifest import Manifest, Shard, load_manifest
 from pipeline.data.mixture import build_order
 from pipeline.data.order import SampleOrder
+from pipeline.data.prompted import collate_prompted_causal
 from pipeline.data.records import read_record
 from pipeline.data.stream import Sample, SampleStream, UnreadableShardError
 from pipeline.data.transforms import decode, random_resized_crop
 from tests.support.tiny_shards import tiny_question_sample, tiny_sample, write_tiny_ledger, write_tiny_shards
+from tests.support.tiny_towers import bpe_tokenizer, tiny_recipe
 
 PICTURES, PER_SHARD, SIZE_PX, SEED = 11, 4, 16, 3
 
@@ -155,8 +157,10 @@ def test_a_number_leads_to_its_row_and_then_to_every_other_row_with_texts(counts
 @pytest.mark.parametrize("sample", ["caption", "question"])
 def test_a_resume_on_two_ranks_has_the_batches_of_one_rank(manifest: Manifest, sample: SampleKind) -> None:
     def keys(world_size: int, first_step: int) -> list[list[tuple[str, str, int]]]:
+        language = {"name": "x", "precision": "fp32", "prompt": "{}" if sample == "question" else ""}
         content = {
-            "stage": 1,
+            "stage": 2,
+            "language": language,
             "vision": {"name": "x", "image_size_px": 8},
             "data": {"manifest": str(manifest.root / "train.json"), "num_workers": 0, "sample": sample},
             "batch": {"global_size": 4, "micro_size": 4 // world_size},
@@ -202,6 +206,28 @@ def test_a_source_without_questions_is_left_out_of_a_mixture_of_questions(tmp_pa
     data = Data(manifest=Path("none"), sample="question", source_weights={"vg": 2.0})
     order = build_order(Manifest(tmp_path, tuple(shards)), data, 0)
     assert order.samples == 18 and {order.locate(0, position)[0] for position in range(18)} == {1}
+
+
+def test_a_source_may_have_a_weight_in_the_loss(tmp_path: Path, towers: Path) -> None:
+    for source in ("vg", "vqav2"):
+        write_tiny_shards(tmp_path / source, 3, questions_per_sample=2, source=source)
+    index_shards([tmp_path / "vg", tmp_path / "vqav2"], tmp_path / "train.json")
+    manifest, tokenizer = load_manifest(tmp_path / "train.json"), bpe_tokenizer()
+    for weights in (None, {"vg": 0.25}):
+        data = Data(manifest=Path("none"), sample="question", loss_weights=weights)
+        samples = epoch_of(SampleStream(manifest, build_order(manifest, data, 0), data, SIZE_PX))
+        batch = collate_prompted_causal(tokenizer, 32, "\n", "{} Answer:")(samples)
+        if weights is None:
+            assert batch.loss_weights_B is None and len(batch.tensors()) == 6
+            continue
+        assert batch.loss_weights_B is not None and len(batch.to("meta").tensors()) == 7
+        wanted = [0.25 if sample.key.startswith("vg_") else 1.0 for sample in samples]
+        assert batch.loss_weights_B.tolist() == wanted and set(wanted) == {0.25, 1.0}
+    with pytest.raises(ValueError, match=r"data\.loss_weights\.gqa: the manifest has no such source"):
+        build_order(manifest, data.model_copy(update={"loss_weights": {"gqa": 2.0}}), 0)
+    stage1 = tiny_recipe(towers, tmp_path / "train.json", tmp_path, 1)
+    with pytest.raises(ValueError, match=r"data\.loss_weights: stage 1 compares samples"):
+        parse_recipe(stage1 | {"data": {"manifest": "m.json", "loss_weights": {"vg": 0.5}}})
 
 
 def test_tables_without_counts_or_with_others_are_refused_in_one_line(tmp_path: Path, manifest: Manifest) -> None:

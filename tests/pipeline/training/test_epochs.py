@@ -10,10 +10,12 @@ import yaml
 from safetensors.torch import load_file
 
 from data_prep.index import index_shards
+from pipeline.config import load_recipe
 from pipeline.training import checkpoint
+from pipeline.training.run_folder import ADDED, initial_state
 from pipeline.weights import native
 from tests.support.gloo_ranks import run_on_ranks
-from tests.support.tiny_runs import lines_of, train_here, write_recipe
+from tests.support.tiny_runs import ROOT, lines_of, train_here, write_recipe
 from tests.support.tiny_shards import tiny_manifest, write_tiny_shards
 
 SAMPLES, GLOBAL_SIZE, EPOCHS = 11, 4, 3  # two steps an epoch, and three samples left over
@@ -79,3 +81,15 @@ def test_a_run_on_questions_asks_each_one_once_an_epoch(tmp_path: Path, towers: 
     assert [line["step"] for line in lines if "split" not in line] == [1, 2, 3, 4]  # 6 questions, 3 a step
     assert [line["step"] for line in lines if "split" in line] == [2, 4]  # the held-out ones, at the end of each epoch
     assert all(0 < line["loss"] < 20 for line in lines)
+
+
+def test_a_run_without_the_later_fields_has_the_state_of_earlier_versions_and_one_with_them_has_not() -> None:
+    path = ROOT / "pipeline" / "recipes" / "stage2_vitg_opt2.7b.yaml"
+    before = initial_state(load_recipe(path), "digest").settings
+    assert before["run"] == {"steps": 80_000} and not any(before[name].keys() & ADDED[name].keys() for name in ADDED)
+    edits = ["run.steps=0", "run.epochs=2", "data.sample=caption", "language.prompt='a photo of'"]
+    after = initial_state(load_recipe(path, [*edits, "optimizer.warmup_start=1e-8"]).in_steps(5_000), "digest").settings
+    assert after["run"] == {"epochs": 2} and after["data"]["sample"] == "caption"
+    assert after["language"]["prompt"] == "a photo of" and after["optimizer"]["warmup_start"] == 1e-8
+    stage1 = initial_state(load_recipe(path.with_name("stage1_vitg.yaml")), "digest").settings
+    assert stage1["language"] is None and "sample" not in stage1["data"]

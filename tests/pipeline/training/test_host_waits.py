@@ -64,11 +64,15 @@ def test_stage_1_waits_for_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["t5", "opt"])
-@pytest.mark.parametrize("lengths", [[1, 5, 9], [4]], ids=["padded", "not padded"])
-def test_stage_2_waits_for_nothing(towers: Path, name: str, lengths: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("lengths", "prompted"),
+    [([1, 5, 9], None), ([4], None), ([1, 5, 9], [4, 4, 4]), ([1, 5, 9], [3, 7, 2])],
+    ids=["padded", "not padded", "one prompt", "prompts"],
+)
+def test_stage_2_waits_for_nothing(towers: Path, name: str, lengths: list[int], prompted: list[int] | None) -> None:
     language = build_language(Language(name=str(towers / name), precision="fp32"), "cpu")
     language.model.double()
-    batch, _, _ = batch_of(language, lengths)
+    batch, _, _ = batch_of(language, lengths, prompted)
     task = Stage2Task(random_stage2(language.width), nn.Identity(), language, "fp32")  # type: ignore[arg-type]
     with watched() as seen:
         task(batch, StepPlace(0, 0.1, max(lengths), 0))["loss"].backward()

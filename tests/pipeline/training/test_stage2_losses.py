@@ -1,5 +1,6 @@
 """Stage 2's loss and gradients equal those of transformers' own losses on the reference's soft prompts."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,15 @@ def batch_of(
 def reference_loss(
     language: LanguageTower, weights: dict[str, Tensor], batch: Batch, contexts: Any, targets: Any
 ) -> Tensor:
-    """The mean over all tokens of the batch, sample by sample."""
-    losses = []
-    for image, context, target in zip(batch.pixels_B3SS, contexts, targets, strict=True):
+    """The mean over all tokens of the batch, sample by sample, each with its weight."""
+    losses, given = [], batch.loss_weights_B
+    factors = torch.ones(len(targets)) if given is None else given
+    for image, context, target, factor in zip(batch.pixels_B3SS, contexts, targets, factors, strict=True):
         prompts = soft_prompts(weights, SHAPE, image)
         if language.kind == "causal":
-            losses.append(causal_loss_sum(language.model, prompts, context, target))
+            losses.append(factor * causal_loss_sum(language.model, prompts, context, target))
         else:
-            losses.append(seq2seq_loss_sum(language.model, prompts, context, target))
+            losses.append(factor * seq2seq_loss_sum(language.model, prompts, context, target))
     return torch.stack(losses).sum() / sum(map(len, targets))
 
 
@@ -74,6 +76,8 @@ def test_loss_and_every_gradient_equal_the_reference(
     language: LanguageTower, lengths: list[int], prompted: list[int] | None
 ) -> None:
     batch, contexts, targets = batch_of(language, lengths, prompted)
+    if prompted and len(lengths) > 2:
+        batch = replace(batch, loss_weights_B=torch.tensor([0.5, 1.0, 2.0, 0.0][: len(lengths)]))
     bridge = random_stage2(language.width)
     weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in bridge.state_dict().items()}
     task = Stage2Task(bridge, nn.Identity(), language, "fp32")  # type: ignore[arg-type]
