@@ -171,3 +171,9 @@ def test_a_malformed_file_of_visual_genome_is_one_line(tmp_path, content, messag
     path = write_json(tmp_path / "q.json", content)
     with pytest.raises(ValueError, match=f"--input {path}: .*{message}"):
         list(read_rows(choose_source("visual_genome_qa"), path))
+
+
+def test_halves_of_surrogate_pairs_are_replaced_in_questions_and_answers(tmp_path):
+    train = write_vqa(tmp_path, "train2014", [(1, 10, "What \ud800?", ["a \ude00 cat"])])
+    (row,) = vqa(train[0], annotations=[train[1]])
+    assert row.questions == (Question(10, "What \ufffd?", (("\ufffd cat", 1),)),)
