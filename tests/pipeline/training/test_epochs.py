@@ -14,6 +14,7 @@ from pipeline.config import load_recipe
 from pipeline.training import checkpoint
 from pipeline.training.run_folder import ADDED, initial_state
 from pipeline.weights import native
+from tests.reference.training import train_plainly
 from tests.support.gloo_ranks import run_on_ranks
 from tests.support.tiny_runs import ROOT, lines_of, train_here, write_recipe
 from tests.support.tiny_shards import tiny_manifest, write_tiny_shards
@@ -60,6 +61,32 @@ def test_epochs_make_the_steps_and_a_resume_makes_the_same_bits(tmp_path: Path, 
         assert (written["steps"], written["epochs"], written["checkpoint_every_steps"]) == (0, EPOCHS, 0)
         assert native.read_weights(tmp_path / name)[0].run.epochs == EPOCHS
     assert all(torch.equal(weights["cut"][key], tensor) for key, tensor in weights["whole"].items())
+
+
+@pytest.mark.parametrize("language", ["opt", "t5"])
+def test_two_ranks_fine_tune_as_one_plain_process_does(tmp_path: Path, towers: Path, language: str) -> None:
+    """Captions as samples, a prompt, the staircase, a weight in the loss: losses of all steps, and the last weights."""
+    for source in ("web", "human"):
+        write_tiny_shards(tmp_path / source, 4, captions_per_sample=2, source=source)
+    index_shards([tmp_path / "web", tmp_path / "human"], tmp_path / "train.json")
+    sections = {
+        "run": {"steps": 0, "epochs": 3, "checkpoint_every_steps": 0},
+        "data": {"sample": "caption", "loss_weights": {"web": 0.25}},
+        "optimizer": {"schedule": "staircase"},
+        "qformer": {"dropout": 0.0},
+        "batch": {"global_size": 4, "micro_size": 1},
+    }
+    arguments = write_recipe(tmp_path, towers, tmp_path / "train.json", "run", 2, language, **sections)
+    edits = ["language.prompt='a picture of'"]
+    recipe = load_recipe(Path(arguments[1]), edits).in_steps(16)
+    losses, _, weights = train_plainly(recipe)
+    for code, _, errors in run_on_ranks(2, train_here, [*arguments, "--set", *edits]):
+        assert code == 0, errors
+    assert len(losses) == 12
+    assert [line["loss"] for line in lines_of(tmp_path / "run")] == pytest.approx(losses, rel=1e-5)
+    found = load_file(checkpoint.folder_of(tmp_path / "run", 12) / native.FILE_NAME)
+    # AdamW turns rounding of near-zero gradients into whole steps, of 1e-3 each.
+    assert all(torch.allclose(tensor, weights[name], rtol=0, atol=1e-3) for name, tensor in found.items())
 
 
 @pytest.mark.parametrize("language", ["opt", "t5"])
