@@ -16,6 +16,7 @@ from pipeline.command_line import finish, print_settings
 
 if TYPE_CHECKING:
     from data_prep.raw.task import DownloadSettings
+    from data_prep.tables.evaluation_pictures import EvaluationPictures
     from data_prep.tables.sources import Source
 
 MAX_PIXELS = 50_000_000
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         summary = download(settings)
         print(f"{summary['rows']} rows, {summary['kept']} kept, dropped {summary['dropped_by_reason']}")
+        if summary["questions"] or summary["dropped_questions_by_reason"]:
+            print(f"{summary['questions']} questions kept, dropped {summary['dropped_questions_by_reason']}")
         if summary["failed_in_passing"]:
             print(f"{summary['failed_in_passing']} of them failed temporarily; --retry-failed fetches them again")
         print(summary_path(settings))
@@ -49,7 +52,7 @@ def _settings(options: Namespace) -> "DownloadSettings":
     from data_prep.raw.stored_image import ImageLimits
     from data_prep.raw.task import DownloadSettings
     from data_prep.tables.caption_filter import CaptionRules
-    from data_prep.tables.sources import choose_source
+    from data_prep.tables.sources import QUESTIONS, choose_source
     from data_prep.web.fetching import FetchSettings
 
     source = choose_source(
@@ -62,6 +65,11 @@ def _settings(options: Namespace) -> "DownloadSettings":
         raise ValueError(f"source {source.name!r}: its annotations name files; give their folder with --images")
     if options.images is not None and not options.images.is_dir():
         raise ValueError(f"--images {options.images}: is not a folder")
+    rules = CaptionRules(options.min_words, options.max_words, tuple(sorted(options.language)))
+    if source.format in QUESTIONS and rules != CaptionRules():
+        raise ValueError(
+            f"source {source.name!r}: has no captions to filter; leave out --min-words, --max-words and --language"
+        )
     fetching = FetchSettings(
         options.timeout_s,
         options.deadline_s,
@@ -79,7 +87,7 @@ def _settings(options: Namespace) -> "DownloadSettings":
     )
     return DownloadSettings(
         source,
-        options.input,
+        tuple(options.input),
         options.output,
         options.task_index,
         options.task_count,
@@ -87,11 +95,32 @@ def _settings(options: Namespace) -> "DownloadSettings":
         options.images,
         options.split,
         ImageLimits(options.min_side_px, options.max_side_px, MAX_PIXELS, options.max_aspect),
-        CaptionRules(options.min_words, options.max_words, tuple(sorted(options.language))),
+        rules,
         fetching,
         options.retry_failed,
         0.0 if options.retry_failed else _least_yield(options.least_yield, source),
+        tuple(options.annotations),
+        _evaluation_pictures(options, source),
     )
+
+
+def _evaluation_pictures(options: Namespace, source: "Source") -> "EvaluationPictures | None":
+    """The pictures of --not-in, or None without it."""
+    from data_prep.tables.evaluation_pictures import EvaluationPictures, read_coco_ids, read_evaluation_sets
+
+    of_visual_genome = source.format in ("visual_genome", "visual_genome_qa")
+    if options.image_data and not (options.not_in and of_visual_genome):
+        raise ValueError(
+            f"--image-data {options.image_data}: is for Visual Genome with --not-in; add --not-in, or leave it out"
+        )
+    if not options.not_in:
+        return None
+    if source.format == "table":
+        raise ValueError(f"--not-in: rows of source {source.name!r} have no COCO numbers; use data_prep.duplicates")
+    if of_visual_genome and not options.image_data:
+        raise ValueError("--not-in: Visual Genome needs --image-data image_data.json, which has the COCO numbers")
+    coco_ids = read_coco_ids(options.image_data) if options.image_data else None
+    return EvaluationPictures(read_evaluation_sets(options.not_in), coco_ids, options.image_data)
 
 
 def _least_yield(given: float | None, source: "Source") -> float:

@@ -3,6 +3,7 @@
 Layout `tar`: numbered tars of KEY.jpg and KEY.json with `{"caption": BEST, "captions": ALL}`, for LAVIS's webdataset
 builders (laion2B_multi). Layout `list`: the same, but the JSON is a list of captions, best first. Layout `folder`:
 images/ and annotations.json with one entry for each caption, for builders that read `image`, `caption` and `image_id`.
+Only captions are exported. For questions, LAVIS reads its own vqa_train.json and vg_qa.json.
 Finished files are kept: run the same command again to continue.
 """
 
@@ -27,8 +28,14 @@ STATE = "export.json"
 def export(manifest: Manifest, output: Path, layout: str) -> str:
     """Write the data set in a layout; returns the `storage` for LAVIS's configuration.
 
-    Raises ValueError when `output` holds another export, or a shard differs from the manifest.
+    Raises ValueError when the data set has questions, `output` holds another export, or a shard differs from the
+    manifest.
     """
+    if manifest.questions:
+        raise ValueError(
+            f"{manifest.root}: has {manifest.questions} questions, and only captions can be exported; index the shards "
+            "of captions alone"
+        )
     state = json.dumps({"data": manifest.digest(), "layout": layout}) + "\n"
     path = output / STATE
     if path.exists() and path.read_text() != state:

@@ -1,8 +1,8 @@
 """Show a data set on one HTML page: `python -m data_prep.gallery MANIFEST --output FILE.html`.
 
 The page shows random pictures. Each has its web caption, the captions that were kept, their scores, and why the other
-captions were dropped. Charts show picture sizes, caption lengths, scores and what was dropped. The page loads nothing
-from the network.
+captions were dropped; or its questions with their answers, and how many people gave them. Charts show picture sizes,
+caption lengths, scores and what was dropped. The page loads nothing from the network.
 """
 
 import sys

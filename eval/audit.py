@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data = load_vqa(options.data, options.split, options.samples)
         paths = [data.image_paths[sample.image_id] for sample in data.samples]
         pixels = torch.stack([load_evaluation_pixels(path, model.image_size_px) for path in paths])
-        prompts = list(vqa.prompts(data, vqa.DEFAULT_PROMPTS[model.language_kind]).values())
+        prompts = list(vqa.prompts(data, vqa.DEFAULT_PROMPTS[model.language_kind], model.recipe).values())
         print(verdict(compare(model, pixels, prompts), model.language_kind))
 
     return finish(work)

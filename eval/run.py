@@ -57,7 +57,7 @@ def predict_missing(
 ) -> None:
     """Load the model and predict this rank's part; rank 0 then merges all parts."""
     from eval.sets.samples import TaskData
-    from eval.tasks import vqa
+    from eval.tasks import captioning, vqa
     from pipeline.distributed import collectives, process_group
     from pipeline.models.inference import LanguageModel
     from pipeline.weights.any_format import load_any
@@ -88,8 +88,9 @@ def predict_missing(
         "recipe": model.recipe.model_dump(mode="json"),
         "towers": model.fingerprints(),
     }
-    if isinstance(model, LanguageModel) and options.task in QUESTION_TASKS and options.prompt is None:
-        settings["prompt"] = vqa.DEFAULT_PROMPTS[model.language_kind]
+    if isinstance(model, LanguageModel) and options.prompt is None:
+        task = vqa if options.task in QUESTION_TASKS else captioning
+        settings["prompt"] = task.default_prompt(model.recipe, model.language_kind)
     settings = folder.adopt(settings)  # again: frozen towers may have been replaced at their old path
     if folder.is_complete():  # checked only here: the towers' fingerprints are known once they are loaded
         if process_group.rank() == 0:
@@ -132,7 +133,8 @@ def _generate(
     from pipeline.models.language import Decoding
 
     task = vqa if options.task in QUESTION_TASKS else captioning
-    prompts = task.prompts(data, settings["prompt"])
+    prompts = task.prompts(data, settings["prompt"], model.recipe)
+    questions = task.questions(data, model.recipe, prompts)
     with collectives.together():
         if process_group.rank() == 0:
             folder.describe(settings, data.image_paths)
@@ -140,6 +142,7 @@ def _generate(
         model,
         data,
         prompts,
+        questions,
         Decoding(**{name: settings[name] for name in DECODING_FLAGS}),
         folder.path,
         images=options.images,

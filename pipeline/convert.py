@@ -23,7 +23,7 @@ from pipeline.config import Recipe, load_recipe
 from pipeline.files import replace_file
 
 if TYPE_CHECKING:
-    from torch import nn
+    from pipeline.models.build import Bridge
 
 FORMATS = ("native", "lavis", "huggingface")
 MAX_SHOWN = 12  # notes of one kind that are printed; the rest is in the metadata
@@ -139,7 +139,7 @@ def conversion_note(destination: Path) -> Path:
 
 def _read(
     source: Path, read_as: Literal["native", "lavis", "huggingface"], recipe: Recipe | None, image_encoder: Path | None
-) -> tuple["nn.Module", Recipe, int, list[str]]:
+) -> tuple["Bridge", Recipe, int, list[str]]:
     """The bridge with its weights, its recipe, its step (0: unknown), and notes on what had no place or was missing."""
     from pipeline.models.build import build_bridge
     from pipeline.weights import huggingface, native
@@ -147,7 +147,7 @@ def _read(
 
     if read_as == "native":
         settings, tensors = native.read_weights(source)
-        bridge: nn.Module = build_bridge(settings)
+        bridge = build_bridge(settings)
         native.load_into(bridge, tensors, source)
         step, noted = native.read_provenance(source)
         return bridge, settings, step, noted.splitlines()
@@ -157,19 +157,19 @@ def _read(
     return bridge, settings, 0, notes
 
 
-def _write_huggingface(bridge: "nn.Module", settings: Recipe, destination: Path) -> list[str]:
+def _write_huggingface(bridge: "Bridge", settings: Recipe, destination: Path) -> list[str]:
     from pipeline.models.build import build_tokenizer
     from pipeline.models.inference import LanguageModel, RetrievalModel
     from pipeline.models.language import build_language
     from pipeline.models.stage1 import Stage1Bridge
     from pipeline.models.stage2 import Stage2Bridge
-    from pipeline.models.vision import build_vision
+    from pipeline.weights import native
     from pipeline.weights.huggingface import write_folder
 
     if settings.vision.precision == "fp8":  # a way to multiply, not to store
         fp16 = settings.vision.model_copy(update={"precision": "fp16"})
         settings = settings.model_copy(update={"vision": fp16})
-    vision = build_vision(settings.vision)
+    vision = native.evaluation_vision(settings, bridge, "cpu")
     model: RetrievalModel | LanguageModel
     if isinstance(bridge, Stage1Bridge):
         model = RetrievalModel(settings, vision, bridge, build_tokenizer(settings.qformer))

@@ -153,3 +153,8 @@ def pad_tokens(rows: list[list[int]], padding_id: int) -> Tokens:
         ids[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
         is_token[index, : len(row)] = True
     return Tokens(ids, is_token, sum(map(len, rows)))
+
+
+def tokenise(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Tokens:
+    """Texts with the tokenizer's own special tokens, at most `max_tokens` long, padded on the right."""
+    return pad_tokens(tokenizer(list(texts), truncation=True, max_length=max_tokens).input_ids, tokenizer.pad_token_id)

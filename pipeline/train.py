@@ -13,6 +13,8 @@ from pipeline.distributed import process_group
 from pipeline.training.preemption import EXIT_STOPPED, StopRequest
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pipeline.data.batch import Collate
     from pipeline.data.loader import DataSource
     from pipeline.training.stage1_task import Stage1Task
@@ -30,28 +32,31 @@ def build_parts(recipe: Recipe, device: str) -> tuple["Stage1Task | Stage2Task",
     from pipeline.models import build
     from pipeline.models.language import build_language
     from pipeline.models.trial import try_language, try_vision
-    from pipeline.models.vision import build_vision
+    from pipeline.models.vision import TrainedVision, VisionTower, build_vision
     from pipeline.training.stage1_task import Stage1Task
     from pipeline.training.stage2_task import Stage2Task
     from pipeline.weights import native
 
     vision, length = build_vision(recipe.vision, device), recipe.data.max_text_tokens
     try_vision(vision, recipe.vision)
+    frozen = vision if isinstance(vision, VisionTower) else None
+    trained = vision if isinstance(vision, TrainedVision) else None
+    held: dict[str, nn.Module] = {} if frozen is None else {"vision": frozen}
     if recipe.language is None:
         tokenizer = build.build_tokenizer(recipe.qformer)
-        bridge1 = build.build_stage1(recipe, vision.width)
+        bridge1 = build.build_stage1(recipe, vision.width, trained)
         native.initialise(bridge1, recipe)
-        task1 = Stage1Task(bridge1, vision, recipe.objectives, tokenizer.bos_token_id, recipe.qformer.precision)
-        build.log_frozen_and_trainable({"vision": vision}, bridge1)
+        task1 = Stage1Task(bridge1, frozen, recipe.objectives, tokenizer.bos_token_id, recipe.qformer.precision)
+        build.log_frozen_and_trainable(held, bridge1)
         return task1.to(device), batch.collate_for_qformer(tokenizer, length)
     sharded, first = recipe.run.layout == "sharded", process_group.rank() == 0
     language = build_language(recipe.language, device if not sharded else "cpu" if first else "meta")
     if first or not sharded:
         try_language(language, recipe.language)
-    bridge2 = build.build_stage2(recipe, vision.width, language)
+    bridge2 = build.build_stage2(recipe, vision.width, language, trained)
     native.initialise(bridge2, recipe)
-    build.log_frozen_and_trainable({"vision": vision, "language": language.model}, bridge2)
-    task2 = Stage2Task(bridge2.to(device), vision, language, recipe.qformer.precision, sharded)
+    build.log_frozen_and_trainable(held | {"language": language.model}, bridge2)
+    task2 = Stage2Task(bridge2.to(device), frozen, language, recipe.qformer.precision, sharded)
     tokenizer = language.tokenizer
     if prompt := recipe.language.prompt:
         asked = {"none": "", "question": prompted.HOLE, "prompt": prompt}[recipe.qformer.question]
@@ -79,6 +84,7 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
     from pipeline.training import checkpoint, engine_state, loop, run_folder
     from pipeline.training.engine import build_engine
     from pipeline.training.progress import Progress
+    from pipeline.training.task import vision_of
     from pipeline.training.telemetry import Telemetry
     from pipeline.training.validation import Validation
     from pipeline.training.watchdog import Watchdog
@@ -102,7 +108,8 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
     log.info("%s %s", *("resuming from", found) if found else ("starting from", recipe.init_weights or "scratch"))
     gathered = ds_config["zero_optimization"]["stage"] == 3  # whose hooks stand between a module and its weights
     language = task.towers.language.model if task.towers.language and recipe.run.layout == "replicated" else None
-    compile_blocks(recipe.run, device, task.towers.vision, None if gathered else task.bridge.qformer, language)
+    vision = None if gathered and recipe.vision.trained else vision_of(task)
+    compile_blocks(recipe.run, device, vision, None if gathered else task.bridge.qformer, language)
     engine = build_engine(task, recipe, ds_config)
     engine_state.restore(engine, moments, state.step - state.skipped)
     del moments

@@ -19,12 +19,23 @@ RANK_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_PRO
 FORBIDDEN_NAMES = ("utils", "common", "helpers", "misc", "base")
 
 # What all programs stand on. It knows nothing of shards, recipes or models.
-GROUND = ["pipeline.command_line", "pipeline.files", "pipeline.pages", "pipeline.pictures", "pipeline.data.manifest"]
-BRIDGE = ["pipeline.config", "pipeline.models", "pipeline.tokens", "pipeline.data.transforms", "pipeline.weights"]
+GROUND = [
+    "pipeline.answers",
+    "pipeline.command_line",
+    "pipeline.files",
+    "pipeline.pages",
+    "pipeline.pictures",
+    "pipeline.data.manifest",
+]
+BRIDGE = [
+    *("pipeline.config", "pipeline.models", "pipeline.tokens", "pipeline.weights"),
+    *("pipeline.data.transforms", "pipeline.data.captions"),
+]
 
 # Room -> what it may import of this project. The longest name that fits a module decides. Programs import downward.
 ALLOWED = {
     "pipeline.config": ["pipeline.config", "pipeline.command_line"],
+    "pipeline.answers": [],
     "pipeline.command_line": [],
     "pipeline.files": [],
     "pipeline.tokens": [],

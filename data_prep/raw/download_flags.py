@@ -37,7 +37,16 @@ def parse(arguments: Sequence[str] | None, description: str | None = None) -> Na
 def _add_input_flags(parser: Parser) -> None:
     group = parser.add_argument_group("input and output")
     group.add_argument(
-        "--input", metavar="TABLE", type=Path, required=True, help="a table or annotation file, or a folder of tables"
+        "--input",
+        metavar="TABLE",
+        type=Path,
+        nargs="+",
+        action="extend",
+        required=True,
+        help="a table or annotation file, or a folder of tables; of questions, one or more files",
+    )
+    group.add_argument(
+        "--annotations", metavar="FILE", type=Path, nargs="+", default=[], help="the answers of VQAv2's question files"
     )
     group.add_argument("--output", metavar="DIR", type=Path, required=True, help="the folder for shards and ledgers")
     group.add_argument(
@@ -49,6 +58,18 @@ def _add_input_flags(parser: Parser) -> None:
         "--captions", choices=("human", "web"), help="human captions skip CapFilt (default: the source's kind)"
     )
     group.add_argument("--split", help="the split of a Karpathy JSON (default: train, which includes restval)")
+    leakage = parser.add_argument_group("evaluation pictures", "they are dropped by COCO's numbers of pictures")
+    leakage.add_argument(
+        "--not-in",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="evaluation sets: Karpathy's JSON (its val and test), question files of VQAv2, or JSON lists of numbers",
+    )
+    leakage.add_argument(
+        "--image-data", metavar="FILE", type=Path, help="image_data.json, which has COCO's numbers for Visual Genome"
+    )
     tasks = parser.add_argument_group("tasks", "several tasks, such as those of a job array, share a table")
     tasks.add_argument(
         "--samples-per-shard", metavar="N", type=int, default=10_000, help="rows of a shard (default: %(default)s)"

@@ -82,8 +82,11 @@ def check_yield(urls: Mapping[int, str], results: Mapping[int, Fetched | Drop], 
 
 
 def unusable(row: Row, rules: CaptionRules) -> Drop | None:
-    """Why a row is dropped before anything is read: it has no URL, or none of its captions passes the rules."""
-    if not row.url:
-        return Drop("no_url")
+    """Why a row is dropped before anything is read: its picture is an evaluation's, it has no URL, no question that can
+    be used, or no caption that passes the rules."""
+    if row.drop or not row.url:
+        return row.drop or Drop("no_url")
+    if row.question_set:
+        return None if row.questions else Drop(row.lost_questions[0] if row.lost_questions else "no_question")
     captions = passing(row.captions, rules)
     return captions if isinstance(captions, Drop) else None

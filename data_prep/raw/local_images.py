@@ -5,8 +5,8 @@ from pathlib import Path
 
 from data_prep.shards.ledger import Drop
 
-SUBFOLDERS = (".", "VG_100K", "VG_100K_2")
-"""The folders of Visual Genome's two archives; tables of other sources give the whole path below the root."""
+SUBFOLDERS = (".", "VG_100K", "VG_100K_2", "train2014", "val2014")
+"""The folders of Visual Genome's and COCO's archives; tables of other sources give the whole path below the root."""
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 

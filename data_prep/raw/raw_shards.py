@@ -1,10 +1,11 @@
-"""Writes one raw shard: the tar of its images and captions, the ledger of all its rows, and the receipt last."""
+"""Writes one raw shard: the tar of its images and their texts, the ledger of all its rows, and the receipt last."""
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 from data_prep.raw.earlier_shard import EarlierShard
@@ -44,7 +45,10 @@ class ShardWork:
         """The sha256 of the rows that the shard is made from."""
         digest = hashlib.sha256()
         for row in self.rows:
-            digest.update(json.dumps([row.row, row.url, row.captions]).encode() + b"\n")
+            content: list[object] = [row.row, row.url, row.captions]
+            if row.question_set:
+                content += [row.question_set, [astuple(each) for each in row.questions], row.lost_questions]
+            digest.update(json.dumps(content).encode() + b"\n")
         return digest.hexdigest()
 
 
@@ -71,6 +75,8 @@ class Storing:
     limits: ImageLimits
     rules: CaptionRules
     config_hash: str
+    cleaned_of: dict[str, int] = field(default_factory=dict)
+    """The evaluation sets whose pictures are left out -> the number of their pictures."""
 
 
 def write_raw_shard(work: ShardWork, read: ReadImageBytes, storing: Storing, threads: int) -> Receipt:
@@ -82,6 +88,9 @@ def write_raw_shard(work: ShardWork, read: ReadImageBytes, storing: Storing, thr
     remove_partials(work.tar)
     totals = tar_files.write_shard(work.tar, _samples(work, read, storing, threads, entries))
     check_entries(entries, len(work.rows), totals.samples)
+    dropped_questions = _dropped_questions(work.rows, entries)
+    if totals.questions + sum(dropped_questions.values()) != sum(map(questions_in, work.rows)):
+        raise RuntimeError(f"{work.tar}: {totals.questions} questions kept, dropped {dropped_questions}, not all")
     write_ledger(ledger_path(work.tar), entries)
     receipt = Receipt(
         stage=DOWNLOADED,
@@ -93,9 +102,28 @@ def write_raw_shard(work: ShardWork, read: ReadImageBytes, storing: Storing, thr
         captions=totals.captions,
         seed=0,
         dropped=dropped_by_reason(entries),
+        questions=totals.questions,
+        dropped_questions=dropped_questions,
+        question_sets=totals.question_sets,
+        cleaned_of=storing.cleaned_of,
     )
     write_receipt(work.tar, receipt)
     return receipt
+
+
+def questions_in(row: Row) -> int:
+    """The number of questions that the files have about the picture."""
+    return len(row.questions) + len(row.lost_questions)
+
+
+def _dropped_questions(rows: Sequence[Row], entries: Sequence[Entry]) -> dict[str, int]:
+    """Reason -> dropped questions. Those that could be used are dropped with their picture, for its reason."""
+    dropped = Counter[str]()
+    for row, entry in zip(rows, entries, strict=True):
+        dropped.update(row.lost_questions)
+        if entry.reason and row.questions:
+            dropped[entry.reason] += len(row.questions)
+    return dict(sorted(dropped.items()))
 
 
 def _samples(
@@ -127,9 +155,9 @@ def _batches(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
 
 
 def _record(key: str, row: Row, image: StoredImage, storing: Storing) -> dict[str, object]:
-    captions = passing(row.captions, storing.rules)
+    captions = () if row.question_set else passing(row.captions, storing.rules)
     assert not isinstance(captions, Drop), "a row whose captions all fail the rules is never read"
-    return {
+    record: dict[str, object] = {
         "key": key,
         "captions": list(captions),
         "scores": [None] * len(captions),
@@ -141,3 +169,9 @@ def _record(key: str, row: Row, image: StoredImage, storing: Storing) -> dict[st
         "source": storing.source.name,
         "run": storing.config_hash[:12],
     }
+    if row.question_set:
+        record["question_set"] = row.question_set
+        record["questions"] = [
+            {"id": each.id, "question": each.text, "answers": dict(each.answers)} for each in row.questions
+        ]
+    return record

@@ -23,6 +23,7 @@ from data_prep.raw.stored_image import ImageLimits
 from data_prep.shards.ledger import Drop
 from data_prep.shards.receipts import Receipt
 from data_prep.tables.caption_filter import CaptionRules
+from data_prep.tables.evaluation_pictures import EvaluationPictures
 from data_prep.tables.row import Row
 from data_prep.tables.sources import Source, read_rows
 from data_prep.web.fetching import FetchSettings
@@ -41,7 +42,7 @@ class DownloadSettings:
     """Which rows go where, and how they are fetched. `images` is the folder of local images, None for the web."""
 
     source: Source
-    table: Path
+    tables: tuple[Path, ...]
     output: Path
     task_index: int
     task_count: int
@@ -53,6 +54,9 @@ class DownloadSettings:
     fetching: FetchSettings
     retry_failed: bool
     least_yield: float
+    annotations: tuple[Path, ...] = ()
+    evaluation: EvaluationPictures | None = None
+    """The pictures that are left out."""
 
     def identity(self) -> dict[str, object]:
         """What the shards depend on, besides their rows. All tasks of a download must agree on it."""
@@ -68,7 +72,15 @@ class DownloadSettings:
             "max_pixels": self.limits.max_pixels,
             "max_bytes": self.fetching.max_bytes,
         }
-        return identity | ({"filters": chosen} if chosen else {})
+        cleaned = {"cleaned_of": [*self.cleaned_of(), self.evaluation.digest()]} if self.evaluation else {}
+        return identity | ({"filters": chosen} if chosen else {}) | cleaned
+
+    def cleaned_of(self) -> dict[str, int]:
+        return self.evaluation.sizes() if self.evaluation else {}
+
+    def rows(self) -> Iterator[Row]:
+        rows = read_rows(self.source, *self.tables, split=self.split, annotations=self.annotations)
+        return self.evaluation.marked(rows) if self.evaluation else rows
 
     @property
     def config_hash(self) -> str:
@@ -87,8 +99,8 @@ def download(settings: DownloadSettings) -> dict[str, object]:
     """
     started = time.monotonic()
     shards = task_shards(settings)
-    rows = fetched = kept = 0
-    dropped: Counter[str] = Counter()
+    rows = fetched = kept = questions = 0
+    dropped, dropped_questions = Counter[str](), Counter[str]()
     with _claimed(settings), tqdm(desc=settings.label, unit=" rows", disable=not sys.stderr.isatty()) as progress:
         waves = _waves(shards, max(1, ROWS_PER_WAVE // settings.samples_per_shard))
         for wave in prefetch(waves, partial(_fetched, settings)):
@@ -98,6 +110,8 @@ def download(settings: DownloadSettings) -> dict[str, object]:
                     raise RuntimeError(f"{work.tar}: {len(work.rows)} rows in, {count} kept or dropped")
                 rows, kept, fetched = rows + count, kept + receipt.samples, fetched + count * is_new
                 dropped.update(receipt.dropped)
+                questions += receipt.questions
+                dropped_questions.update(receipt.dropped_questions)
                 progress.update(count)
     summary = {
         "source": settings.source.name,
@@ -106,6 +120,9 @@ def download(settings: DownloadSettings) -> dict[str, object]:
         "kept": kept,
         "dropped_by_reason": dict(sorted(dropped.items())),
         "failed_in_passing": sum(count for reason, count in dropped.items() if Drop.named(reason).temporary),
+        "questions": questions,
+        "dropped_questions_by_reason": dict(sorted(dropped_questions.items())),
+        "cleaned_of": settings.cleaned_of(),
         "licence": settings.source.licence,
         "rows_of_this_run": fetched,
         "seconds_of_this_run": round(time.monotonic() - started, 2),
@@ -113,7 +130,7 @@ def download(settings: DownloadSettings) -> dict[str, object]:
     replace_file(summary_path(settings), (json.dumps(summary, indent=1) + "\n").encode())
     if rows and not kept:
         raise ValueError(
-            f"--input {settings.table}: none of {rows} rows was kept: {dict(dropped.most_common())}; "
+            f"--input {settings.tables[0]}: none of {rows} rows was kept: {dict(dropped.most_common())}; "
             f"correct the cause, remove {settings.output} and run again"
         )
     return summary
@@ -126,10 +143,10 @@ def summary_path(settings: DownloadSettings) -> Path:
 def task_shards(settings: DownloadSettings) -> Iterator[ShardWork]:
     """This task's shards: of every `task_count` blocks of rows, the block at `task_index`. The number of rows of the
     table need not be known. Raises ValueError at once on a table without rows."""
-    rows = read_rows(settings.source, settings.table, split=settings.split)
+    rows = settings.rows()
     first = next(rows, None)
     if first is None:
-        raise ValueError(f"--input {settings.table}: has no rows")
+        raise ValueError(f"--input {settings.tables[0]}: has no rows")
     return _blocks(first, rows, settings)
 
 
@@ -194,7 +211,7 @@ def _finished(wave: _Wave, settings: DownloadSettings) -> Iterator[tuple[ShardWo
     """Each shard of the wave with its receipt, and whether it was written now."""
     for work, receipt in wave.finished:
         yield work, receipt, False
-    storing = Storing(settings.source, settings.limits, settings.rules, settings.config_hash)
+    storing = Storing(settings.source, settings.limits, settings.rules, settings.config_hash, settings.cleaned_of())
     with wave.fetched_files:
         for work in wave.todo:
             yield work, write_raw_shard(work, wave.read, storing, settings.fetching.processes), True

@@ -24,7 +24,7 @@ def karpathy_rows(path: Path, split: str) -> Iterator[Row]:
                 continue
             captions = tuple(without_surrogates(sentence["raw"]).strip() for sentence in image["sentences"])
             file = without_surrogates(str(Path(image.get("filepath", ""), image["filename"])))
-            yield Row(row, file, tuple(filter(None, captions)))
+            yield Row(row, file, tuple(filter(None, captions)), picture_id=_coco_id(image))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"--input {path}: image {row} is not an entry of a Karpathy split ({error!r})") from error
     if not found & set(splits):
@@ -32,12 +32,19 @@ def karpathy_rows(path: Path, split: str) -> Iterator[Row]:
         raise ValueError(f"--split {split}: {path} has no image of this split; its splits are {splits_found}")
 
 
+def _coco_id(image: dict[str, Any]) -> int | None:
+    """COCO's number of the picture; the entries of Flickr30K have none."""
+    coco_id = image.get("cocoid")
+    return coco_id if isinstance(coco_id, int) else None
+
+
 def visual_genome_rows(path: Path) -> Iterator[Row]:
     """The images of `region_descriptions.json`, each with the phrases of all its regions, without repeats."""
     for row, image in enumerate(_load(path, None)):
         try:
             phrases = (without_surrogates(region["phrase"]).strip() for region in image["regions"])
-            yield Row(row, f"{int(image['id'])}.jpg", tuple(dict.fromkeys(filter(None, phrases))))
+            picture_id = int(image["id"])
+            yield Row(row, f"{picture_id}.jpg", tuple(dict.fromkeys(filter(None, phrases))), picture_id=picture_id)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"--input {path}: image {row} is not a list of region descriptions ({error!r})") from error
 

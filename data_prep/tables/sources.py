@@ -1,7 +1,7 @@
 """Reads `sources.yaml`: the sources that can be downloaded, and what the columns of their tables mean."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,7 +11,9 @@ from data_prep.tables.row import Row
 SOURCES_FILE = Path(__file__).parents[1] / "sources.yaml"
 
 CaptionKind = Literal["human", "web"]
-SourceFormat = Literal["table", "karpathy", "visual_genome"]
+SourceFormat = Literal["table", "karpathy", "visual_genome", "vqa", "visual_genome_qa"]
+QUESTIONS: tuple[SourceFormat, ...] = ("vqa", "visual_genome_qa")
+"""The formats whose rows have questions instead of captions; several files may be read at once."""
 NAME_PATTERN = re.compile("[A-Za-z0-9_-]{1,64}")
 FIELDS: dict[str, tuple[type, ...]] = (
     dict.fromkeys(("title", "home", "licence", "format", "captions"), (str,))
@@ -103,13 +105,27 @@ def choose_source(
     )
 
 
-def read_rows(source: Source, path: Path, *, split: str | None = None) -> Iterator[Row]:
-    """The rows of a source's table, in order. Raises ValueError, with file and field, on a table that it cannot
-    read."""
-    from data_prep.tables import annotation_files, formats
+def read_rows(
+    source: Source, *paths: Path, split: str | None = None, annotations: Sequence[Path] = ()
+) -> Iterator[Row]:
+    """The rows of a source's table, in order. Raises ValueError, with file and field, on a table that it cannot read.
 
-    if not path.exists():
-        raise ValueError(f"--input {path}: no such file")
+    Only questions may be in several files; `annotations` are the answers of VQA's official question files.
+    """
+    from data_prep.tables import annotation_files, formats, question_files
+
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"--input {path}: no such file")
+    if annotations and source.format != "vqa":
+        raise ValueError(f"--annotations {annotations[0]}: source {source.name!r} has no such files; leave it out")
+    if source.format == "vqa":
+        return question_files.vqa_rows(paths, annotations)
+    if source.format == "visual_genome_qa":
+        return question_files.visual_genome_qa_rows(paths)
+    if len(paths) > 1:
+        raise ValueError(f"--input {paths[1]}: source {source.name!r} is read from one file or folder; give one")
+    path = paths[0]
     if source.format == "karpathy":
         return annotation_files.karpathy_rows(path, split or "train")
     if source.format == "visual_genome":

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.shards.sample_json import questions_of
 from data_prep.viewing.gallery_statistics import Ledgers, ShownSample, Statistics
 from pipeline.data.manifest import Manifest
 from pipeline.pages.charts import Chart, bars, histogram
@@ -13,6 +14,8 @@ from pipeline.pages.thumbnails import Thumbnail, thumbnail
 
 LONGEST_PX = 320
 """The longest side of a picture in the page."""
+MOST_ANSWERS = 20
+"""Answers in a chart."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Card:
     kept: list[tuple[str, float | None, str]]  # caption, score, source
     web: list[dict[str, Any]]
     others: list[dict[str, Any]]
+    questions: list[tuple[str, list[tuple[str, int]]]]  # the question, its answers with their counts
 
 
 def gallery_page(
@@ -49,10 +53,19 @@ def gallery_page(
 def _tiles(manifest: Manifest, statistics: Statistics) -> list[tuple[str, str]]:
     sources = len({shard.source for shard in manifest.shards})
     size_gb = sum(shard.bytes for shard in manifest.shards) / 1e9
+    texts = {"captions": manifest.captions, "questions": manifest.questions}
+    shown = [name for name, number in texts.items() if number] or ["captions"]
+    of_texts = [
+        tile
+        for name in shown
+        for tile in (
+            (f"{texts[name]:,}", name),
+            (f"{texts[name] / manifest.samples:.2f}", f"{name} per picture"),
+        )
+    ]
     return [
         (f"{manifest.samples:,}", "pictures"),
-        (f"{manifest.captions:,}", "captions"),
-        (f"{manifest.captions / manifest.samples:.2f}", "captions per picture"),
+        *of_texts,
         (f"{len(manifest.shards):,}", "shards"),
         (f"{sources:,}", "source" if sources == 1 else "sources"),
         (f"{size_gb:.2f} GB" if size_gb >= 0.1 else f"{1000 * size_gb:.1f} MB", "on disk"),
@@ -70,6 +83,11 @@ def _charts(statistics: Statistics) -> list[Chart]:
         histogram("Short side of the picture", {"pixels": statistics.short_side_px}, unit=" px"),
         histogram("Aspect ratio (width / height)", {"aspect": statistics.aspect}),
         bars("Kept captions per picture", statistics.captions_each),
+        histogram("Questions per picture", {"questions": statistics.questions_each}),
+        histogram("Words per question", {"words": statistics.question_words}),
+        bars("Most frequent answers", dict(statistics.answers.most_common(MOST_ANSWERS))),
+        bars("Question sets", statistics.question_sets),
+        bars("Dropped questions by reason", statistics.question_drops),
         bars("Dropped pictures by reason", statistics.sample_drops),
         bars("Dropped pictures by source", by_source),
     ]
@@ -93,4 +111,11 @@ def _card(shown: ShownSample) -> Card:
     others = [row for row in shown.candidates if not row["kept"] and row["source"] != "web"]
     others.sort(key=lambda row: -1.0 if row["score"] is None else row["score"], reverse=True)
     kept = list(zip(record["captions"], record["scores"], record["sources"], strict=True))
-    return Card(thumbnail(shown.sample.jpeg, LONGEST_PX), shown.sample.key, record, kept, web, others)
+    picture = thumbnail(shown.sample.jpeg, LONGEST_PX)
+    return Card(picture, shown.sample.key, record, kept, web, others, _questions(record))
+
+
+def _questions(record: dict[str, Any]) -> list[tuple[str, list[tuple[str, int]]]]:
+    """The questions with their answers, the most frequent first."""
+    found = questions_of(record)
+    return [(each["question"], sorted(each["answers"].items(), key=lambda one: (-one[1], one[0]))) for each in found]

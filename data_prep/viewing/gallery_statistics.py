@@ -13,11 +13,14 @@ from data_prep.captioning.side_table import read_side_table, side_table_path
 from data_prep.shards import tar_files
 from data_prep.shards.ledger import read_ledger
 from data_prep.shards.offsets import checked_offsets
+from data_prep.shards.sample_json import questions_of
 from data_prep.shards.tar_files import Sample
 from pipeline.data.manifest import Manifest, Shard, dropped_by_source
 
 MOST_SHARDS = 32
 """The most shards that are read. Of a larger manifest they are taken at even distances, and the page says so."""
+LONGEST_ANSWER = 40
+"""Characters of an answer in a chart."""
 
 
 @dataclass
@@ -31,9 +34,14 @@ class Statistics:
     scores: dict[str, list[float]] = field(default_factory=dict)
     kept_sources: Counter[str] = field(default_factory=Counter)
     captions_each: Counter[str] = field(default_factory=Counter)
+    question_words: list[float] = field(default_factory=list)
+    questions_each: list[float] = field(default_factory=list)
+    question_sets: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
     caption_fates: Counter[str] = field(default_factory=Counter)
     sample_drops: Counter[str] = field(default_factory=Counter)
     source_drops: Counter[str] = field(default_factory=Counter)
+    question_drops: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -59,13 +67,15 @@ def gather(
 ) -> tuple[Statistics, list[ShownSample]]:
     """Statistics of at most MOST_SHARDS shards, and `num_samples` random samples of them (all, if there are fewer).
 
-    Dropped pictures are counted over all shards, and over `empty`, the shards without samples.
+    Dropped pictures and questions are counted over all shards, and over `empty`, the shards without samples.
     """
     statistics = Statistics()
     for source, reasons in dropped_by_source([*manifest.shards, *empty]).items():
         statistics.sample_drops.update(reasons)
         if reasons:
             statistics.source_drops[source] = sum(reasons.values())
+    for shard in (*manifest.shards, *empty):
+        statistics.question_drops.update(shard.provenance.get("dropped_questions", {}))
     count = min(MOST_SHARDS, len(manifest.shards))
     chosen = [manifest.shards[number * len(manifest.shards) // count] for number in range(count)]
     places = [(position, row) for position, shard in enumerate(chosen) for row in range(shard.samples)]
@@ -107,8 +117,19 @@ def _count(record: dict[str, Any], statistics: Statistics) -> None:
     statistics.aspect.append(width / height)
     statistics.words += [float(len(caption.split())) for caption in record["captions"]]
     statistics.kept_sources.update(record["sources"])
+    if questions := questions_of(record):
+        _count_questions(questions, record["question_set"], statistics)
+        return
     count = len(record["captions"])
     statistics.captions_each["1 caption" if count == 1 else f"{count} captions"] += 1
+
+
+def _count_questions(questions: list[dict[str, Any]], name: str, statistics: Statistics) -> None:
+    statistics.question_sets[name] += len(questions)
+    statistics.questions_each.append(float(len(questions)))
+    for each in questions:
+        statistics.question_words.append(float(len(each["question"].split())))
+        statistics.answers[max(each["answers"], key=each["answers"].__getitem__)[:LONGEST_ANSWER]] += 1
 
 
 def read_ledgers(folders: Sequence[Path]) -> Ledgers:

@@ -5,11 +5,11 @@ normalised (LAVIS: GQATask in lavis/tasks/vqa.py; a right "t-shirt" counts as wr
 from pathlib import Path
 from typing import Any
 
-from eval.metrics.vqa_accuracy import normalise
 from eval.scoring.tables import Scored
 from eval.scoring.vqa import accuracy_table
 from eval.sets.gqa_files import TYPES, gqa_questions, read_gqa_predictions
 from eval.sets.official_files import check_same_ids, read_json
+from pipeline.answers import normalise
 
 EXACT, NORMALISED, LAVIS = "gqa/exact", "gqa/normalised", "gqa/lavis"
 

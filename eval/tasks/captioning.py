@@ -7,13 +7,24 @@ from pathlib import Path
 from eval.sets.official_files import SampleId, field_of
 from eval.sets.samples import TaskData
 from eval.tasks.predictions import Entry
+from pipeline.config import Recipe
 from pipeline.files import replace_file
 
 DEFAULT_PROMPT = "a photo of"  # paper, appendix: COCO captioning
 DECODING = {"num_beams": 5, "max_new_tokens": 30, "min_new_tokens": 8, "length_penalty": 1.0}
 
 
-def prompts(data: TaskData, prompt: str) -> dict[SampleId, str]:
+def default_prompt(recipe: Recipe, _language_kind: str) -> str:
+    """The prompt that a model was fine-tuned with, else the paper's."""
+    tuned = recipe.language.prompt if recipe.language else ""
+    return tuned if tuned and "{}" not in tuned else DEFAULT_PROMPT
+
+
+def questions(_data: TaskData, _recipe: Recipe, _filled: dict[SampleId, str]) -> None:
+    """A caption answers no question."""
+
+
+def prompts(data: TaskData, prompt: str, _recipe: Recipe) -> dict[SampleId, str]:
     """The same prompt for every image."""
     return {sample.id: prompt for sample in data.samples}
 

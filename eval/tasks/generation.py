@@ -23,6 +23,7 @@ def generate_all(
     model: "LanguageModel",
     data: TaskData,
     prompts: Mapping[SampleId, str],
+    questions: Mapping[SampleId, str] | None,
     decoding: "Decoding",
     folder: Path,
     *,
@@ -30,7 +31,10 @@ def generate_all(
     seed: int,
     batch_size: int,
 ) -> None:
-    """Predict this rank's part of what no rank has predicted yet. A fault of one rank ends all ranks."""
+    """Predict this rank's part of what no rank has predicted yet. A fault of one rank ends all ranks.
+
+    `questions` are what a Q-Former reads that was trained to.
+    """
     from tqdm import tqdm
 
     from eval.tasks.job_log import job_log
@@ -52,6 +56,7 @@ def generate_all(
         with tqdm(total=sum(map(len, batches)), disable=quiet, unit="sample") as bar:
             for batch, shown_here, pixels_N3SS in zip(batches, pictures, pixels, strict=True):
                 picture_of = [shown_here.index(image_of[each]) for each in batch]
-                texts = model.generate(pixels_N3SS, [prompts[each] for each in batch], decoding, picture_of)
+                asked = None if questions is None else [questions[each] for each in batch]
+                texts = model.generate(pixels_N3SS, [prompts[each] for each in batch], decoding, picture_of, asked)
                 log.append({"id": each, "text": text.strip()} for each, text in zip(batch, texts, strict=True))
                 bar.update(len(batch))

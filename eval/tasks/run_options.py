@@ -123,5 +123,4 @@ def settings_of(
             f"--max-new-tokens {decoding['max_new_tokens']}: less than --min-new-tokens {decoding['min_new_tokens']}; "
             "raise it"
         )
-    default = None if asks else captioning.DEFAULT_PROMPT
-    return settings | decoding | {"prompt": default if options.prompt is None else options.prompt}
+    return settings | decoding | {"prompt": options.prompt}

@@ -33,6 +33,20 @@ def check_texts(recipe: "Recipe") -> None:
             f"qformer.question {recipe.qformer.question!r}: data.sample is {sample!r}, which has no question; set "
             "data.sample=question"
         )
+    if recipe.init_text_weights and (recipe.qformer.question == "none" or not recipe.init_weights):
+        raise ValueError(
+            f"init_text_weights {recipe.init_text_weights}: completes init_weights for a Q-Former that reads "
+            "questions; set init_weights and qformer.question, or remove it"
+        )
+
+
+def check_encoder(recipe: "Recipe") -> None:
+    """A frozen image encoder has no learning rates."""
+    if recipe.optimizer.layer_decay != 1 and not recipe.vision.trained:
+        raise ValueError(
+            f"optimizer.layer_decay {recipe.optimizer.layer_decay}: is for a trained image encoder; set "
+            "vision.trained=true, or remove it"
+        )
 
 
 def check_epochs(recipe: "Recipe") -> None:

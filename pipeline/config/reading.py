@@ -3,10 +3,12 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_jsonable_python
 
+from pipeline.config.section import Section
 from pipeline.config.sections import Recipe
 
 FIELD_AND_VALUE = re.compile(r"\w+(\.\w+)*=.*", re.DOTALL)  # an item of --set
@@ -33,6 +35,19 @@ def _one_line(error: ValidationError) -> str:
     if fault["type"] == "tuple_type":
         message = "is not a list; write [a, b]"
     return f"{field}{value}: {message}" if field else message
+
+
+def defaults(section: type[Section] = Recipe) -> dict[str, Any]:
+    """The defaults of a section's fields, as a recipe's dump has them; those of sections within it are nested."""
+    found: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        within = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]
+        sections = [kind for kind in within if issubclass(kind, Section)]
+        if sections:
+            found[name] = defaults(sections[0])
+        elif not field.is_required():
+            found[name] = to_jsonable_python(field.get_default(call_default_factory=True))
+    return found
 
 
 def parse_recipe(content: dict[str, Any]) -> Recipe:

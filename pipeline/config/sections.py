@@ -8,63 +8,10 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from pipeline.config.checks import check_epochs, check_texts
+from pipeline.config.checks import check_encoder, check_epochs, check_texts
 from pipeline.config.data_section import Data, Validation
+from pipeline.config.model_sections import Language, QFormer, Vision
 from pipeline.config.section import NotNegative, OneOrMore, Positive, Section
-
-Precision = Literal["fp32", "bf16", "fp16"]
-VisionPrecision = Literal["fp32", "bf16", "fp16", "fp8"]
-
-
-class Vision(Section):
-    """The frozen image encoder."""
-
-    name: str
-    """a timm ViT (its name, `hf-hub:OWNER/NAME` or `local-dir:FOLDER`) or a transformers vision model
-    (`transformers:NAME` or `transformers:FOLDER`)"""
-    precision: VisionPrecision = "fp16"
-    """number format of its weights; `fp8` multiplies in fp8 within the blocks, for GPUs that can (not A100), and wants
-    `run.compile`"""
-    image_size_px: Positive = 224
-    """side of the square picture, in pixels"""
-
-
-class QFormer(Section):
-    """The Querying Transformer, which is trained."""
-
-    bert: str = "bert-base-uncased"
-    """the BERT that gives its size, its first weights and its tokenizer: a hub id or a folder"""
-    num_query_tokens: Positive = 32
-    """learned queries; each becomes a soft prompt of the language model"""
-    cross_attention_every: Positive = 2
-    """every N-th layer, the first one included, reads the picture"""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """dropout probability in training"""
-    projection_width: Positive = 256
-    """width of the image and text features that ITC compares"""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """number format of its computation; its weights stay fp32"""
-    question: Literal["none", "question", "prompt"] = "none"
-    """what it reads beside the picture, where `data.sample` is question: nothing, the question, or `language.prompt`
-    with the question in it"""
-
-
-class Language(Section):
-    """The frozen language model of stage 2: any causal or seq2seq language model of transformers."""
-
-    name: str
-    """a hub id or a folder"""
-    precision: Precision
-    """number format of its weights; T5 models overflow in fp16"""
-    end_text: str = "\n"
-    """the end of a caption, for a causal model"""
-    prompt: str = ""
-    """text before each caption, which is read and not scored; `{}` stands for the question where `data.sample` is
-    question; a seq2seq model has it in its encoder, and decodes the whole caption"""
-    config: dict[str, bool | int | float | str] = {}  # noqa: RUF012  (pydantic copies it)
-    """values that replace fields of the model's own config.json, by name"""
-    activation_checkpointing: bool = False
-    """compute each layer again in the backward pass: less memory, a third more work"""
 
 
 class Objectives(Section):
@@ -132,6 +79,9 @@ class Optimizer(Section):
     """decay of weights with two or more dimensions; biases and norms have none"""
     max_gradient_norm: Annotated[float, Field(ge=0)] = 1.0
     """a larger gradient is scaled down to this norm; 0 switches it off"""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """of a trained image encoder with n blocks: the learning rate of block j, counted from 0, is multiplied by this
+    number to the power of n - j; before the blocks, n + 1"""
 
 
 class Run(Section):
@@ -200,6 +150,8 @@ class Recipe(Section):
     """decides the order of samples, crops, captions, dropout and fresh weights"""
     init_weights: Path | None = None
     """weights to start from: a run folder, a checkpoint or a converted folder; stage 2 starts from stage 1's"""
+    init_text_weights: Path | None = None
+    """stage-1 weights, whose text path `init_weights` of stage 2 lacks: for a Q-Former that reads questions"""
     init_from_other_towers: bool = False
     """take `init_weights` although they were trained with other towers"""
     vision: Vision
@@ -231,6 +183,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> "Recipe":
+        check_encoder(self)
         check_texts(self)
         check_epochs(self)
         return self

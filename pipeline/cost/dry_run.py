@@ -25,7 +25,7 @@ from pipeline.models.loading import first_line
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.training.stage1_task import Stage1Task
 from pipeline.training.stage2_task import Stage2Task
-from pipeline.training.task import StepPlace
+from pipeline.training.task import StepPlace, vision_of
 
 VISION, LANGUAGE, LOGITS = "vision tower", "language model", "logits"
 BRIDGE_BACKWARD, LANGUAGE_BACKWARD = "bridge, backward", "language model, backward"
@@ -114,7 +114,7 @@ def dry_run(task: Stage1Task | Stage2Task, batch: Batch, num_ranks: int, longest
 
 def _modules(task: Stage1Task | Stage2Task) -> list[nn.Module]:
     language = task.towers.language
-    return [task.bridge, task.towers.vision, *([language.model] if language else [])]
+    return [task.bridge, vision_of(task), *([language.model] if language else [])]
 
 
 @contextmanager
@@ -137,7 +137,7 @@ def _gradients_dropped(bridge: nn.Module) -> Iterator[None]:
 def _parts_watched(task: Stage1Task | Stage2Task, recorder: Recorder) -> Iterator[None]:
     """Within, what each part of the task does is recorded under its name."""
     bridge, language = task.bridge, task.towers.language
-    places: list[tuple[Any, str, str]] = [(task.towers.vision, "forward", VISION)]
+    places: list[tuple[Any, str, str]] = [(vision_of(task), "forward", VISION)]
     if isinstance(bridge, Stage1Bridge):
         head = bridge.qformer.language_head
         places += [(bridge.qformer, method, part) for method, part in STAGE_1_PASSES.items()]

@@ -92,7 +92,8 @@ class Planner:
         self.unweighted = UnweightedRecipe(recipe)
         task = self.unweighted.task
         self.bridge = states.tensors_of(task.bridge)
-        self.vision = states.tensors_of(task.towers.vision)
+        frozen = task.towers.vision
+        self.vision_bytes = states.tensors_of(frozen).num_bytes if frozen else 0  # a trained one is in the bridge
         self.language = states.tensors_of(task.towers.language.model) if task.towers.language else None
         self.passes = recipe.batch.num_passes(assumed.num_gpus)
 
@@ -102,7 +103,7 @@ class Planner:
     def memory(self, run: DryRun) -> dict[str, int]:
         """Bytes a GPU by part, at the moment when most lives."""
         held = states.bridge_states(self.bridge, self.policy, self.assumed.num_gpus)
-        parts = {"vision tower": self.vision.num_bytes}
+        parts = {"vision tower": self.vision_bytes}
         buffers = held.buckets
         if self.language and self.recipe.run.layout == "sharded":
             own, gathered = states.sharded_language(self.language, self.policy, self.assumed.num_gpus)

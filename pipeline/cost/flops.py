@@ -18,6 +18,8 @@ def sample_flops(recipe: Recipe, lengths: tuple[int, int]) -> dict[str, float]:
     Each layer counts once, though activation checkpointing may repeat it; a frozen tower's backward pass has no
     products for its weights.
     """
+    once = recipe.vision.model_copy(update={"activation_checkpointing": False})
+    recipe = recipe.model_copy(update={"vision": once})
     if recipe.language is not None:
         plain = recipe.language.model_copy(update={"activation_checkpointing": False})
         recipe = recipe.model_copy(update={"language": plain})

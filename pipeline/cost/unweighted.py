@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pipeline.config import Recipe
 from pipeline.data.batch import Batch
 from pipeline.models.build import build_bridge
+from pipeline.models.encoders import load_encoder
 from pipeline.models.language import (
     CausalTower,
     LanguageTower,
@@ -24,7 +25,7 @@ from pipeline.models.language import (
 from pipeline.models.one_kernel import fuse_operations
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.stage2 import Stage2Bridge
-from pipeline.models.vision import CLIP_MEAN, CLIP_STD, VisionTower, encoder_on_meta
+from pipeline.models.vision import VisionTower
 from pipeline.tokens import Tokens, pad_tokens
 from pipeline.training.stage1_task import Stage1Task
 from pipeline.training.stage2_task import Stage2Task
@@ -49,18 +50,20 @@ def unweighted_task(recipe: Recipe, mode: Any) -> Stage1Task | Stage2Task:
 
     Raises ValueError in one line when a tower's configuration cannot be loaded.
     """
-    vision = VisionTower(encoder_on_meta(recipe.vision), CLIP_MEAN, CLIP_STD, recipe.vision.precision)
     with torch.device("meta"):
-        bridge = build_bridge(recipe)
-    _without_weights(vision, mode)
-    _without_weights(bridge, mode)
+        bridge = build_bridge(recipe, "meta")
+        frozen = None
+        if not recipe.vision.trained:
+            frozen = VisionTower(load_encoder(recipe.vision, "meta", pretrained=False), recipe.vision.precision)
+    for module in (bridge, *([frozen] if frozen else [])):
+        _without_weights(module, mode)
     if isinstance(bridge, Stage1Bridge):
         return Stage1Task(
-            bridge, vision, recipe.objectives, bridge.qformer.shape.vocabulary - 1, recipe.qformer.precision
+            bridge, frozen, recipe.objectives, bridge.qformer.shape.vocabulary - 1, recipe.qformer.precision
         )
     assert isinstance(bridge, Stage2Bridge)
     language = _language(recipe, mode)
-    return Stage2Task(bridge, vision, language, recipe.qformer.precision, recipe.run.layout == "sharded")
+    return Stage2Task(bridge, frozen, language, recipe.qformer.precision, recipe.run.layout == "sharded")
 
 
 def _language(recipe: Recipe, mode: Any) -> LanguageTower:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.data.batch import Batch, Collate, batch_of
 from pipeline.data.stream import Sample
-from pipeline.tokens import Tokens, pad_tokens
+from pipeline.tokens import Tokens, tokenise
 
 Questions = Callable[[Sequence[Sample]], Tokens]
 HOLE = "{}"
@@ -22,8 +22,7 @@ def questions_for_qformer(tokenizer: Any, max_tokens: int, template: str) -> Que
     """What the Q-Former reads: [CLS] text [SEP], at most `max_tokens` long. The template `{}` is the question alone."""
 
     def questions(samples: Sequence[Sample]) -> Tokens:
-        rows = tokenizer(_filled(template, samples), truncation=True, max_length=max_tokens).input_ids
-        return pad_tokens(rows, tokenizer.pad_token_id)
+        return tokenise(tokenizer, _filled(template, samples), max_tokens)
 
     return questions
 

@@ -1,8 +1,9 @@
-"""Every collective of the project. W ranks, B rows a rank. Gradients flow through none of them."""
+"""Every collective of the project. W ranks, B rows a rank. Gradients flow through `Exchange.rows` alone."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -99,11 +100,11 @@ class Exchange:
 
     @STOPWATCH.collective
     def rows(self, local_BX: Tensor) -> Tensor:
-        """out[i] = joined[wanted[i]], joined = all ranks' rows in rank order. No gradient flows.
+        """out[i] = joined[wanted[i]], joined = all ranks' rows in rank order.
 
-        Every rank is sent just the rows that it wants: the bytes that a rank receives do not grow with W.
+        Every rank is sent just the rows that it wants: the bytes that a rank receives do not grow with W. If `local_BX`
+        has a gradient, those of the sent rows come back the same way, and are added up over all ranks.
         """
-        local_BX = local_BX.detach()
         if _alone():
             return local_BX[self.wanted_B]
         own, rows = dist.get_rank(), local_BX.shape[0]
@@ -112,11 +113,28 @@ class Exchange:
         from_rank_WB = self.wanted_WB // rows
         mine = torch.nonzero_static((from_rank_WB == own).flatten(), size=sum(send_counts))[:, 0]
         sent = local_BX[self.wanted_WB.flatten()[mine] % rows]
-        received = local_BX.new_empty((self.wanted_B.shape[0], *local_BX.shape[1:]))
-        dist.all_to_all_single(received, sent, receive_counts, send_counts)
-        out = torch.empty_like(received)
-        out[torch.argsort(from_rank_WB[own], stable=True)] = received
-        return out
+        received: Tensor = _AllToAll.apply(sent, send_counts, receive_counts)  # type: ignore[no-untyped-call]
+        return received[torch.argsort(torch.argsort(from_rank_WB[own], stable=True))]
+
+
+class _AllToAll(torch.autograd.Function):
+    """Rows to each rank, by counts, in rank order; in the backward pass their gradients from each."""
+
+    @staticmethod
+    def forward(ctx: Any, sent_SX: Tensor, send_counts: list[int], receive_counts: list[int]) -> Tensor:
+        ctx.counts = send_counts, receive_counts
+        received_RX = sent_SX.new_empty((sum(receive_counts), *sent_SX.shape[1:]))
+        dist.all_to_all_single(received_RX, sent_SX, receive_counts, send_counts)
+        return received_RX
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        [gradient_RX] = gradients
+        send_counts, receive_counts = ctx.counts
+        returned_SX = gradient_RX.new_empty((sum(send_counts), *gradient_RX.shape[1:]))
+        with STOPWATCH.measure(COMMUNICATION):
+            dist.all_to_all_single(returned_SX, gradient_RX.contiguous(), send_counts, receive_counts)
+        return returned_SX, None, None
 
 
 def start_exchange(wanted_B: Tensor, number: Tensor) -> Exchange:

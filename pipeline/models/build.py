@@ -1,21 +1,23 @@
 """From a recipe to its parts: frozen towers, the bridge and its tokenizer; a fresh bridge starts from BERT."""
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from pipeline.config import QFormer as QFormerSettings
 from pipeline.config import Recipe
+from pipeline.models.encoders import load_encoder, vision_width
 from pipeline.models.language import LanguageTower, language_width
 from pipeline.models.loading import not_loaded
 from pipeline.models.qformer import QFormer
-from pipeline.models.qformer_layer import QFormerShape
+from pipeline.models.qformer_layer import Layer, QFormerShape
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.stage2 import Stage2Bridge
-from pipeline.models.vision import vision_width
+from pipeline.models.vision import TrainedVision
 
 log = logging.getLogger(__name__)
+Bridge = Stage1Bridge | Stage2Bridge
 DECODE_TOKEN = "[DEC]"  # replaces [CLS] where text is generated (ITG); the last id of the vocabulary
 
 
@@ -60,18 +62,18 @@ def qformer_shape(settings: QFormerSettings, image_width: int) -> QFormerShape:
 def _bert_names(qformer: QFormer) -> dict[str, str]:
     """For each parameter of the Q-Former that BERT has, its name there. Queries and cross-attention have none."""
     names = {"layer_norm": "bert.embeddings.LayerNorm"}
-    if qformer.language_head:
+    if qformer.language_head is not None:
         names |= {
             "language_head.transform": "cls.predictions.transform.dense",
             "language_head.layer_norm": "cls.predictions.transform.LayerNorm",
         }
-    for index in range(len(qformer.layers)):
+    for index, layer in enumerate(qformer.layers):
         bert = f"bert.encoder.layer.{index}."
         for part in ("query", "key", "value"):
             names[f"layers.{index}.self_attention.{part}"] = f"{bert}attention.self.{part}"
         names[f"layers.{index}.self_attention.output"] = f"{bert}attention.output.dense"
         names[f"layers.{index}.self_attention.layer_norm"] = f"{bert}attention.output.LayerNorm"
-        for ffn in ("query_ffn", "text_ffn") if qformer.language_head else ("query_ffn",):
+        for ffn in ("query_ffn", "text_ffn") if cast(Layer, layer).text_ffn is not None else ("query_ffn",):
             names[f"layers.{index}.{ffn}.intermediate"] = f"{bert}intermediate.dense"
             names[f"layers.{index}.{ffn}.output"] = f"{bert}output.dense"
             names[f"layers.{index}.{ffn}.layer_norm"] = f"{bert}output.LayerNorm"
@@ -86,35 +88,42 @@ def load_bert(qformer: QFormer, settings: QFormerSettings) -> None:
     own = qformer.state_dict()
     for name, bert_name in _bert_names(qformer).items():
         own[name].copy_(state[bert_name])
-    if qformer.text_embeddings and qformer.language_head:
-        words = state["bert.embeddings.word_embeddings.weight"]
+    words = state["bert.embeddings.word_embeddings.weight"]
+    if qformer.text_embeddings is not None:
         # BERT adds its first token type to every row; it has no place of its own here.
         token_type = state["bert.embeddings.token_type_embeddings.weight"][0]
         own["text_embeddings.word.weight"][: len(words)].copy_(words)
         own["text_embeddings.position.weight"].copy_(state["bert.embeddings.position_embeddings.weight"] + token_type)
+    if qformer.language_head is not None:
         own["language_head.bias"][: len(words)].copy_(state["cls.predictions.bias"])
 
 
-def build_stage1(recipe: Recipe, image_width: int) -> Stage1Bridge:
-    """A fresh stage-1 bridge that starts from BERT."""
-    bridge = Stage1Bridge(qformer_shape(recipe.qformer, image_width), recipe.qformer.projection_width)
+def build_stage1(recipe: Recipe, image_width: int, trained: TrainedVision | None = None) -> Stage1Bridge:
+    """A fresh stage-1 bridge that starts from BERT; an image encoder that is trained is a part of it."""
+    bridge = Stage1Bridge(qformer_shape(recipe.qformer, image_width), recipe.qformer.projection_width, trained)
     load_bert(bridge.qformer, recipe.qformer)
     return bridge
 
 
-def build_stage2(recipe: Recipe, image_width: int, language: LanguageTower) -> Stage2Bridge:
-    """A fresh stage-2 bridge that starts from BERT (and, once loaded, from stage 1)."""
-    bridge = Stage2Bridge(qformer_shape(recipe.qformer, image_width), language.width)
+def build_stage2(
+    recipe: Recipe, image_width: int, language: LanguageTower, trained: TrainedVision | None = None
+) -> Stage2Bridge:
+    """A fresh stage-2 bridge that starts from BERT (and, once loaded, from stage 1); with an encoder as above."""
+    asks = recipe.qformer.question != "none"
+    bridge = Stage2Bridge(qformer_shape(recipe.qformer, image_width), language.width, trained, asks)
     load_bert(bridge.qformer, recipe.qformer)
     return bridge
 
 
-def build_bridge(recipe: Recipe) -> Stage1Bridge | Stage2Bridge:
+def build_bridge(recipe: Recipe, device: str = "cpu") -> Bridge:
     """The recipe's bridge, of the right sizes, for weights to be loaded into: no tower's weights are needed."""
+    vision = None
+    if recipe.vision.trained:
+        vision = TrainedVision(load_encoder(recipe.vision, device, pretrained=False), recipe.vision)
     shape = qformer_shape(recipe.qformer, vision_width(recipe.vision))
     if recipe.language is None:
-        return Stage1Bridge(shape, recipe.qformer.projection_width)
-    return Stage2Bridge(shape, language_width(recipe.language))
+        return Stage1Bridge(shape, recipe.qformer.projection_width, vision)
+    return Stage2Bridge(shape, language_width(recipe.language), vision, recipe.qformer.question != "none")
 
 
 def log_frozen_and_trainable(frozen: dict[str, nn.Module], trainable: nn.Module) -> None:

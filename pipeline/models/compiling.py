@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def compile_blocks(
-    run: Run, device: str, vision: nn.Module, qformer: QFormer | None, language: nn.Module | None
+    run: Run, device: str, vision: nn.Module | None, qformer: QFormer | None, language: nn.Module | None
 ) -> None:
     """Compile what a recipe's `run.compile` asks for, in place: names, weights and results up to rounding stay.
 
@@ -30,7 +30,9 @@ def compile_blocks(
         return
     config: Any = torch._dynamo.config
     config.suppress_errors, config.recompile_limit = True, 16
-    done = [f"{compile_vision(vision)} of the image encoder"]
+    done = []
+    if vision is not None:
+        done.append(f"{compile_vision(vision)} of the image encoder")
     if qformer is not None:
         done.append(f"{compile_qformer(qformer)} of the Q-Former")
     if language is not None:

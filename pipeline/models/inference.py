@@ -19,7 +19,7 @@ from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.stage2 import Stage2Bridge
 from pipeline.models.vision import VisionTower
 from pipeline.objectives.matching import MATCH
-from pipeline.tokens import Tokens
+from pipeline.tokens import Tokens, tokenise
 
 MAX_RETRIEVAL_TOKENS = 35  # of a text in retrieval (the paper's evaluation)
 
@@ -95,8 +95,12 @@ class LanguageModel:
 
     stage: Literal[2] = 2
 
-    def __init__(self, recipe: Recipe, vision: VisionTower, bridge: Stage2Bridge, language: LanguageTower) -> None:
+    def __init__(
+        self, recipe: Recipe, vision: VisionTower, bridge: Stage2Bridge, language: LanguageTower, reader: Any = None
+    ) -> None:
+        """`reader` is the Q-Former's tokenizer, if it reads questions (`qformer.question`)."""
         self.recipe, self.vision, self.bridge, self.language = recipe, vision, bridge.eval(), language
+        self.reader = reader
         self.image_size_px = recipe.vision.image_size_px
         self.language_kind = language.kind
 
@@ -113,16 +117,20 @@ class LanguageModel:
         prompts: Sequence[str],
         decoding: Decoding,
         picture_of: Sequence[int] | None = None,
+        questions: Sequence[str] | None = None,
     ) -> list[str]:
         """Continue each prompt after its picture; without pixels, the frozen language model answers blind.
 
-        `picture_of` [prompts] says which of the N pictures a prompt goes with, where some share one.
+        `picture_of` [prompts] says which of the N pictures a prompt goes with, where some share one. `questions`
+        [prompts] are what the Q-Former reads beside the picture; one that reads none leaves them out.
         """
         if pixels_N3SS is None:
             return self.language.generate(None, prompts, decoding)
         device = self.bridge.ln_vision.weight.device
+        image_of_B = None if picture_of is None else torch.tensor(picture_of, device=device)
+        asked = None
+        if questions is not None and self.reader is not None:
+            asked = tokenise(self.reader, questions, self.recipe.data.max_text_tokens).to(str(device))
         with autocast(device.type, self.recipe.qformer.precision):
-            soft_prompts = self.bridge(self.vision(pixels_N3SS.to(device)))
-        if picture_of is not None:
-            soft_prompts = soft_prompts[torch.tensor(picture_of, device=device)]
+            soft_prompts = self.bridge(self.vision(pixels_N3SS.to(device)), asked, image_of_B)
         return self.language.generate(soft_prompts, prompts, decoding)

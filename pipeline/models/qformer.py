@@ -8,7 +8,7 @@ once (the image's keys and values, the queries' keys and values) later passes re
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,19 +56,28 @@ class LanguageHead(nn.Module):
         return at_least_fp32(functional.linear(hidden, word_VD, self.bias))
 
 
-class QFormer(nn.Module):
-    """Learned queries that read an image; with `has_text`, the text rows of stage 1 as well."""
+TextPath = Literal["none", "read", "write"]
 
-    def __init__(self, shape: QFormerShape, has_text: bool) -> None:
+
+class QFormer(nn.Module):
+    """Learned queries that read an image. The text path: `none`; `read` beside the queries, as questions in fine-tuning
+    for VQA; or `write` as well, as in stage 1.
+
+    A text that is only read ends before the last layer's FFN: nothing would depend on its output.
+    """
+
+    def __init__(self, shape: QFormerShape, text: TextPath) -> None:
         super().__init__()
         self.shape = shape
         self.query_tokens = nn.Parameter(torch.empty(1, shape.num_query_tokens, shape.width))
         self.layer_norm = nn.LayerNorm(shape.width, eps=shape.layer_norm_eps)  # of the embeddings
         self.dropout = nn.Dropout(shape.dropout)
-        self.text_embeddings = TextEmbeddings(shape) if has_text else None
-        self.language_head = LanguageHead(shape) if has_text else None
+        self.text_embeddings = TextEmbeddings(shape) if text != "none" else None
+        self.language_head = LanguageHead(shape) if text == "write" else None
+        text_ffns = {"none": 0, "read": shape.num_layers - 1, "write": shape.num_layers}[text]
         self.layers = nn.ModuleList(
-            Layer(shape, index % shape.cross_attention_every == 0, has_text) for index in range(shape.num_layers)
+            Layer(shape, index % shape.cross_attention_every == 0, index < text_ffns)
+            for index in range(shape.num_layers)
         )
         self.initialise()
 
@@ -87,9 +96,9 @@ class QFormer(nn.Module):
     def weights(self, norm: nn.LayerNorm) -> PassWeights:
         """The weights of all products, cast to their number format once for all passes.
 
-        `norm`, the bridge's LayerNorm of the frozen tokens, is normalisation without weights, then a weight and a bias.
-        These two are folded into the image's product. So the backward pass needs no gradient of the (frozen) tokens: a
-        third of that product's work.
+        `norm`, the bridge's LayerNorm of the image's tokens, is normalisation without weights, then a weight and a
+        bias. These two are folded into the image's product. So the backward pass needs no gradient of a frozen
+        encoder's tokens: a third of that product's work.
         """
         attentions = [layer.cross_attention for layer in self._layers() if layer.cross_attention is not None]
         parts = [part for attention in attentions for part in (attention.key, attention.value)]
@@ -100,9 +109,8 @@ class QFormer(nn.Module):
         image = for_products(weight_XI), for_products(bias_X)
         return PassWeights([layer.weights() for layer in self._layers()], image, norm.eps)
 
-    def project_image(self, frozen_BPI: Tensor, weights: PassWeights) -> list[KeysValues]:
+    def project_image(self, tokens_BPI: Tensor, weights: PassWeights) -> list[KeysValues]:
         """Keys and values of the image for each layer with cross-attention, by one product for all of them."""
-        tokens_BPI = frozen_BPI.detach()
         if not torch.is_autocast_enabled(tokens_BPI.device.type):
             tokens_BPI = at_least_fp32(tokens_BPI)  # of an fp16 tower; autocast would cast once more
         with torch.autocast(tokens_BPI.device.type, enabled=False):
@@ -116,7 +124,7 @@ class QFormer(nn.Module):
         return embedded
 
     def _embed_text(self, text: Tokens, places: Places) -> Tensor:
-        assert self.text_embeddings is not None, "a stage-2 Q-Former has no text path"
+        assert self.text_embeddings is not None, "this Q-Former has no text path"
         flat_T = places.flat_R
         embedded = self.text_embeddings(text.ids.flatten()[flat_T], flat_T % max(1, text.ids.shape[1]))
         rows_TD: Tensor = self.dropout(self.layer_norm(embedded))

@@ -134,12 +134,12 @@ class LayerWeights:
 class Layer(nn.Module):
     """One layer, with a method for each pass. `cross_attention` and `text_ffn` are None where there are none."""
 
-    def __init__(self, shape: QFormerShape, has_cross_attention: bool, has_text: bool) -> None:
+    def __init__(self, shape: QFormerShape, has_cross_attention: bool, has_text_ffn: bool) -> None:
         super().__init__()
         self.self_attention = Attention(shape, shape.width)
         self.cross_attention = Attention(shape, shape.image_width) if has_cross_attention else None
         self.query_ffn = FeedForward(shape)
-        self.text_ffn = FeedForward(shape) if has_text else None
+        self.text_ffn = FeedForward(shape) if has_text_ffn else None
 
     def weights(self) -> LayerWeights:
         """What the passes below take."""
@@ -203,6 +203,6 @@ class Layer(nn.Module):
         return self.cross_attention.attend_images(rows_RD, *weights.cross, images)
 
     def _feed_text(self, rows_TD: Tensor, weights: LayerWeights) -> Tensor:
-        assert self.text_ffn is not None and weights.text_ffn is not None, "a stage-2 Q-Former has no text path"
+        assert self.text_ffn is not None and weights.text_ffn is not None, "this Q-Former has no text path"
         fed: Tensor = self.text_ffn(rows_TD, *weights.text_ffn)
         return fed

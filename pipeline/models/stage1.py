@@ -18,12 +18,14 @@ INITIAL_TEMPERATURE = 0.07  # divides the logits of ITC; learnable
 
 
 class Stage1Bridge(nn.Module):
-    """Everything that stage 1 trains: `ln_vision`, Q-Former, projections, matching head, temperature."""
+    """Everything that stage 1 trains: `ln_vision`, Q-Former, projections, matching head, temperature, and the image
+    encoder if it is trained."""
 
-    def __init__(self, shape: QFormerShape, projection_width: int) -> None:
+    def __init__(self, shape: QFormerShape, projection_width: int, vision: nn.Module | None = None) -> None:
         super().__init__()
+        self.vision = vision
         self.ln_vision = nn.LayerNorm(shape.image_width, eps=1e-5)
-        self.qformer = QFormer(shape, has_text=True)
+        self.qformer = QFormer(shape, "write")
         self.vision_proj = nn.Linear(shape.width, projection_width)
         self.text_proj = nn.Linear(shape.width, projection_width)
         self.itm_head = nn.Linear(shape.width, 2)

@@ -7,20 +7,36 @@ from torch import Tensor, nn
 
 from pipeline.models.qformer import QFormer
 from pipeline.models.qformer_layer import QFormerShape
+from pipeline.tokens import Tokens
 
 
 class Stage2Bridge(nn.Module):
-    """Everything that stage 2 trains: `ln_vision`, the query path, and the projection to soft prompts."""
+    """Everything that stage 2 trains: `ln_vision`, the query path, the projection to soft prompts, the image encoder if
+    it is trained, and the text path if the Q-Former reads questions."""
 
-    def __init__(self, shape: QFormerShape, language_width: int) -> None:
+    def __init__(
+        self, shape: QFormerShape, language_width: int, vision: nn.Module | None = None, reads_questions: bool = False
+    ) -> None:
         super().__init__()
+        self.vision = vision
         self.ln_vision = nn.LayerNorm(shape.image_width, eps=1e-5)
-        self.qformer = QFormer(shape, has_text=False)
+        self.qformer = QFormer(shape, "read" if reads_questions else "none")
         self.language_projection = nn.Linear(shape.width, language_width)
 
-    def forward(self, frozen_BPI: Tensor) -> Tensor:
-        """Frozen image tokens -> soft prompts for the language model. [B, Q, H]."""
+    def forward(self, image_NPI: Tensor, question: Tokens | None = None, image_of_B: Tensor | None = None) -> Tensor:
+        """The image encoder's tokens -> soft prompts for the language model. [B, Q, H].
+
+        With a `question` [B, L] for each, queries and question read each other. `image_of_B` says which of N images
+        an entry has; without it, each has its own.
+        """
         weights = self.qformer.weights(self.ln_vision)
-        query_BQD, _ = self.qformer.encode_queries(self.qformer.project_image(frozen_BPI, weights), weights)
+        image = self.qformer.project_image(image_NPI, weights)
+        if question is None:
+            query_BQD, _ = self.qformer.encode_queries(image, weights)
+            query_BQD = query_BQD if image_of_B is None else query_BQD[image_of_B]
+        else:
+            if image_of_B is not None:
+                image = [(keys[image_of_B], values[image_of_B]) for keys, values in image]
+            query_BQD = self.qformer.encode_pairs([(image, len(question.ids))], question, weights)
         prompts: Tensor = self.language_projection(query_BQD)
         return prompts

@@ -11,18 +11,21 @@ from torch import Tensor
 from pipeline.config import Language, Vision
 from pipeline.models.language import Decoding, LanguageTower
 from pipeline.models.loading import first_line
-from pipeline.models.vision import VisionTower
+from pipeline.models.vision import TrainedVision, VisionTower
 from pipeline.tokens import Tokens
 
 NUM_PROMPTS = 2
 MAX_DIFFERENCE = 0.05  # of two passes over one picture, relative to the largest value; kernels may sum in any order
 
 
-def try_vision(tower: VisionTower, settings: Vision) -> None:
+@torch.no_grad()
+def try_vision(tower: VisionTower | TrainedVision, settings: Vision) -> None:
     """Encode one picture twice. Raises ValueError when that fails, or gives no fixed sequence of tokens."""
     side = settings.image_size_px
     values = torch.arange(3 * side * side, device=tower.get_buffer("mean").device) % 251
     pixels_B3SS = values.to(torch.uint8).view(1, 3, side, side)
+    training = tower.training
+    tower.eval()
     try:
         tokens, again = tower(pixels_B3SS), tower(pixels_B3SS)
     except torch.OutOfMemoryError:
@@ -32,6 +35,7 @@ def try_vision(tower: VisionTower, settings: Vision) -> None:
             f"vision.name {settings.name!r}: cannot encode a picture of {side} px ({first_line(error)}); set another "
             "vision.image_size_px, or name a plain ViT"
         ) from error
+    tower.train(training)
     fault = _fault_of_tokens(tokens, again, tower.width)
     if fault:
         raise ValueError(f"vision.name {settings.name!r}: cannot serve as the image encoder, {fault}; name a plain ViT")

@@ -1,4 +1,4 @@
-"""The next micro batch, one ahead: loaded, copied to the device and through the frozen image encoder.
+"""The next micro batch, one ahead: loaded, copied to the device and through the image encoder, if that is frozen.
 
 None of it depends on the weights in training. On a GPU it runs on a stream of its own, while gradients are averaged and
 weights updated and sent: the time of the network is hidden behind the encoder.
@@ -17,9 +17,11 @@ from pipeline.distributed.stopwatch import STOPWATCH
 
 
 class Ahead:
-    """The micro batches of each step, and each of them on the device, with the encoder's tokens."""
+    """The micro batches of each step, and each of them on the device, with the tokens of a frozen encoder."""
 
-    def __init__(self, batches: Iterable[Batch], accumulation: int, device: torch.device, vision: nn.Module) -> None:
+    def __init__(
+        self, batches: Iterable[Batch], accumulation: int, device: torch.device, vision: nn.Module | None
+    ) -> None:
         self._source, self._accumulation = iter(batches), accumulation
         self._device, self._vision = device, vision
         self._next: list[Batch] | None = None
@@ -86,7 +88,8 @@ class Ahead:
             self._may_begin = None
         with torch.cuda.stream(self._stream):  # without a GPU, nothing
             moved = batch.to(str(self._device))
-            self._begun = batch, replace(moved, frozen_BPI=self._vision(moved.pixels_B3SS))
+            frozen_BPI = self._vision(moved.pixels_B3SS) if self._vision else None
+            self._begun = batch, replace(moved, frozen_BPI=frozen_BPI)
 
 
 def _call_after_backward(function: Any) -> None:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Recipe
+from pipeline.config import Recipe, defaults
 from pipeline.distributed import collectives, process_group
 from pipeline.files import replace_file, sha256_of, sync_file
 from pipeline.training import engine_state
@@ -157,12 +157,21 @@ def _differences(found: Any, wanted: Any, name: str) -> list[tuple[str, str]]:
     return [] if found == wanted else [(name, f"{name} was {found!r} when it was saved and is {wanted!r} now")]
 
 
+def _of_today(found: Any, wanted: Any, default: Any) -> Any:
+    """Saved settings with the defaults of the fields that came into recipes since then."""
+    if not (isinstance(found, dict) and isinstance(wanted, dict) and isinstance(default, dict)):
+        return found
+    new = {name: default[name] for name in wanted if name in default and name not in found}
+    return new | {name: _of_today(value, wanted.get(name), default.get(name)) for name, value in found.items()}
+
+
 def read_state(folder: Path, expected: State, despite: tuple[str, ...] = ()) -> State:
     """How far a checkpoint is, in this run. Raises ValueError naming the first difference from the run that saved it.
 
     `despite` lists names (or beginnings of them, to a dot) of what may differ: `manifest`, `towers`, `optimizer`, ...
     """
     state = State(**_read_json(folder))
+    state = replace(state, settings=_of_today(state.settings, expected.settings, defaults()))
     for field in ("settings", "manifest", "seed", "towers"):
         if field == "towers" and not expected.towers:
             continue  # not loaded yet

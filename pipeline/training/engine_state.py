@@ -16,8 +16,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of AdamW's first and second
 
 def _trained(engine: Any) -> Iterator[tuple[str, "nn.Parameter"]]:
     for name, parameter in engine.module.bridge.named_parameters():
-        assert parameter.requires_grad, f"{name} is part of the bridge and must be trained"
-        yield name, parameter
+        if parameter.requires_grad:  # all, but what a trained image encoder does not read
+            yield name, parameter
 
 
 def gather(engine: Any, keep: bool) -> tuple[dict[str, "Tensor"], dict[str, "Tensor"]]:

@@ -12,7 +12,7 @@ from pipeline.distributed.stopwatch import STOPWATCH
 from pipeline.training import checkpoint
 from pipeline.training.agreement import agree
 from pipeline.training.ahead import Ahead
-from pipeline.training.optimizer import learning_rate
+from pipeline.training.optimizer import layer_rates
 from pipeline.training.preemption import StopRequest
 from pipeline.training.progress import Progress
 from pipeline.training.step import train_step
@@ -49,12 +49,11 @@ def fit(parts: RunParts, progress: Progress) -> bool:
             _save(parts, progress, must_succeed=True)
             log.info("stopping on a signal")
             return False
-        rate = learning_rate(progress.step, run.steps, recipe.optimizer, run.epochs)
         progress.advance(train_step(engine, batches, places, recipe, progress, ahead))
         parts.telemetry.advance(places[0].step_tokens(passes))
         if progress.is_due(run.log_every_steps):
             norm = float(engine.get_global_grad_norm() or 0.0)
-            values = {"learning_rate": rate, "gradient_norm": norm, "skipped_steps": progress.skipped}
+            values = layer_rates(engine.optimizer) | {"gradient_norm": norm, "skipped_steps": progress.skipped}
             values = progress.end_interval() | values
             parts.telemetry.log(progress.step, progress.samples, values, recipe.batch.global_size)
         if validation and progress.is_due(validation.every_steps):

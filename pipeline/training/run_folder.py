@@ -21,39 +21,26 @@ log = logging.getLogger(__name__)
 FREE_TO_CHANGE: dict[str, Any] = {
     "run": {
         "output", "zero", "layout", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "keep_every_steps",
-        "resume_despite", "hang_deadline_s", "compile", "gradient_transport",
+        "resume_despite", "hang_deadline_s", "compile",
     },
     "faults": {"stop_after", "save_failure"},
     "validation": True,
     "language": {"activation_checkpointing"},
+    "vision": {"activation_checkpointing"},
     "data": {"manifest", "num_workers"},  # of the manifest its content counts, not its place
     "batch": True,
     "init_from_other_towers": True,
 }  # fmt: skip
-# Fields that earlier versions lacked, and the value at which a run computes what it did then: their checkpoints go on.
-ADDED: dict[str, dict[str, Any]] = {
-    "run": {"epochs": 0},
-    "data": {"sample": "image", "loss_weights": None},
-    "qformer": {"question": "none"},
-    "language": {"prompt": ""},
-    "optimizer": {"schedule": "cosine", "warmup_start": None},
-}
 
 
 def initial_state(recipe: Recipe, manifest_digest: str, towers: dict[str, str] | None = None) -> State:
     """The state of a run before its first step; without `towers`, they are not compared."""
     settings = recipe.model_dump(mode="json", exclude=FREE_TO_CHANGE)
-    for section, fields in ADDED.items():
-        for name, unused in fields.items():
-            if settings[section] and settings[section][name] == unused:
-                del settings[section][name]
     if recipe.run.epochs:  # from which the steps follow, with the manifest
         del settings["run"]["steps"]
     settings["batch"] = {"global_size": recipe.batch.global_size}
     if recipe.stage == 1:  # its losses compare the pairs of one pass
         settings["batch"]["pass_size"] = recipe.batch.global_size // (recipe.batch.accumulation or 1)
-    if recipe.run.gradient_transport != "fp32":  # which earlier versions always had
-        settings["run"]["gradient_transport"] = recipe.run.gradient_transport
     if recipe.faults.spike_factor:  # a leap is measured by what was logged
         settings["run"]["log_every_steps"] = recipe.run.log_every_steps
     world_size = process_group.world_size()

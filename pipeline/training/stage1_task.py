@@ -22,15 +22,20 @@ from pipeline.training.task import StepPlace, Towers
 
 
 class Stage1Task(nn.Module):
-    """The bridge is the only submodule: the frozen vision tower stays outside the engine."""
+    """The bridge is the only submodule: a frozen image encoder stays outside the engine."""
 
     def __init__(
-        self, bridge: Stage1Bridge, vision: VisionTower, settings: Objectives, decode_token_id: int, precision: str
+        self,
+        bridge: Stage1Bridge,
+        vision: VisionTower | None,
+        settings: Objectives,
+        decode_token_id: int,
+        precision: str,
     ) -> None:
         super().__init__()
         self.bridge, self.settings, self.decode_token_id = bridge, settings, decode_token_id
         self.precision = precision
-        self.towers, self.loss_scale = Towers(vision=vision), LossScale()
+        self.towers, self.loss_scale = Towers(vision), LossScale()
 
     @staticmethod
     def num_scored_tokens(batch: Batch) -> int:
@@ -43,10 +48,10 @@ class Stage1Task(nn.Module):
             return self._losses(batch, place)
 
     def _losses(self, batch: Batch, place: StepPlace) -> dict[str, Tensor]:
-        frozen_BPI = self.towers.image_tokens(batch)
+        image_BPI = self.towers.image_tokens(batch, self.bridge.vision)
         text = _padded(batch.target, batch.target.ids.shape[1])
         qformer, weights = self.bridge.qformer, self.bridge.weights()
-        image = qformer.project_image(frozen_BPI, weights)
+        image = qformer.project_image(image_BPI, weights)
         query_BQD, query_cache = qformer.encode_queries(image, weights)
         image_BQE, text_BE = self.bridge.embed_queries(query_BQD), self.bridge.embed_text(text, weights)
 
@@ -55,7 +60,7 @@ class Stage1Task(nn.Module):
         image_to_text_BN = contrastive.similarities(image_BQE, all_texts_NE)
         text_to_image_BN = contrastive.similarities(all_images_NQE, text_BE).T
         ids_N = collectives.gather_rows(batch.image_ids_B)
-        first_row = place.rank * len(frozen_BPI)
+        first_row = place.rank * len(image_BPI)
         smoothing, dtype = self.settings.label_smoothing, image_to_text_BN.dtype
         targets_BN = contrastive.targets(batch.image_ids_B, ids_N, first_row, smoothing, dtype)
         temperature = self.bridge.temperature
@@ -68,10 +73,10 @@ class Stage1Task(nn.Module):
         exchange = collectives.start_exchange(images_B, negative_is_token.sum())
         itg, itg_nll = self._generate(text, query_cache, weights)  # here: so the device works while the host waits
         itg = itg * place.token_weight
-        # The frozen features themselves are exchanged. The ViT is frozen, so no gradient is lost.
-        negative_image = qformer.project_image(exchange.rows(frozen_BPI), weights)
+        # The encoder's tokens themselves are exchanged. Gradients of a trained encoder's go back to their ranks.
+        negative_image = qformer.project_image(exchange.rows(image_BPI), weights)
         negatives = Tokens(negative_ids, negative_is_token, exchange.number)
-        images = [(image, 2 * len(frozen_BPI)), (negative_image, len(frozen_BPI))]
+        images = [(image, 2 * len(image_BPI)), (negative_image, len(image_BPI))]
         pair_logits_M2, labels_M = self._match(images, longest, negatives, weights)
         itm = matching.itm_loss(pair_logits_M2, labels_M)
         factors = self.settings

@@ -18,7 +18,7 @@ class Stage2Task(nn.Module):
     def __init__(
         self,
         bridge: Stage2Bridge,
-        vision: VisionTower,
+        vision: VisionTower | None,
         language: LanguageTower,
         precision: str,
         sharded: bool = False,
@@ -27,7 +27,7 @@ class Stage2Task(nn.Module):
         if sharded:
             self.language_model: nn.Module = language.model
         self.bridge, self.precision = bridge, precision
-        self.towers = Towers(vision=vision, language=language)
+        self.towers = Towers(vision, language=language)
         self.loss_scale = LossScale()
         if language.model.dtype == torch.float16:
             self.loss_scale = LossScale(INITIAL_SCALE, dynamic=True)
@@ -49,7 +49,7 @@ class Stage2Task(nn.Module):
         Its gradient is to be that of `loss` times `loss_scale`; the bridge gets it unscaled.
         """
         with autocast(batch.pixels_B3SS.device.type, self.precision):  # the language model holds its own precision
-            prompts_BQH = self.bridge(self.towers.image_tokens(batch))
+            prompts_BQH = self.bridge(self.towers.image_tokens(batch, self.bridge.vision), batch.question)
         if prompts_BQH.requires_grad and self.loss_scale.value != 1:
             # Unscale where the gradient leaves the fp16 tower: the bridge has fp32 weights and needs no scaling.
             prompts_BQH = prompts_BQH.float()

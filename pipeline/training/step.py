@@ -11,7 +11,7 @@ from pipeline.distributed import process_group
 from pipeline.training.agreement import seed_of
 from pipeline.training.ahead import Ahead
 from pipeline.training.faults import spoil_leap
-from pipeline.training.optimizer import learning_rate
+from pipeline.training.optimizer import learning_rate, set_learning_rate
 from pipeline.training.progress import Progress
 from pipeline.training.task import StepPlace, Task
 
@@ -23,8 +23,8 @@ def train_step(
 
     None when the step was skipped.
     """
-    for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate(progress.step, recipe.run.steps, recipe.optimizer, recipe.run.epochs)
+    rate = learning_rate(progress.step, recipe.run.steps, recipe.optimizer, recipe.run.epochs)
+    set_learning_rate(engine.optimizer, rate)
     # Random draws are functions of (seed, step, rank), seeded again at each step: so there is no random state to save.
     torch.manual_seed(seed_of(recipe.seed, progress.step, process_group.rank(), "dropout"))
     task = cast(Task, engine.module)

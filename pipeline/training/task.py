@@ -31,22 +31,33 @@ class StepPlace:
 
 @dataclass(frozen=True)
 class Towers:
-    """Frozen models, hidden from torch's module tree so that no engine partitions, casts or saves them."""
+    """Frozen models, hidden from torch's module tree so that no engine partitions, casts or saves them.
 
-    vision: nn.Module
+    `vision` is None where the image encoder is trained: it is then a part of the bridge.
+    """
+
+    vision: nn.Module | None
     language: Any = None
 
-    def image_tokens(self, batch: Batch) -> Tensor:
-        """The image encoder's tokens of a micro batch, which may have been made ahead. [B, P, I]."""
+    def image_tokens(self, batch: Batch, trained: nn.Module | None) -> Tensor:
+        """The image encoder's tokens of a micro batch; those of a frozen one may have been made ahead. [B, P, I]."""
         if batch.frozen_BPI is not None:
             return batch.frozen_BPI
-        frozen_BPI: Tensor = self.vision(batch.pixels_B3SS)
-        return frozen_BPI
+        vision = self.vision or trained
+        assert vision is not None, "an encoder is either frozen or trained"
+        tokens_BPI: Tensor = vision(batch.pixels_B3SS)
+        return tokens_BPI
 
     def fingerprints(self) -> dict[str, str]:
         """A fingerprint of each tower's weights, to notice when they have changed."""
-        found = {"vision": fingerprint(self.vision)}
+        found = {"vision": fingerprint(self.vision)} if self.vision else {}
         return found | ({"language": fingerprint(self.language.model)} if self.language else {})
+
+
+def vision_of(task: Any) -> nn.Module:
+    """A task's image encoder, frozen or trained."""
+    vision: nn.Module = task.towers.vision or task.bridge.vision
+    return vision
 
 
 class Task(Protocol):

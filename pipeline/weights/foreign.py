@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.config import Recipe
-from pipeline.models.build import build_bridge, load_bert
+from pipeline.models.build import Bridge, build_bridge, load_bert
 from pipeline.models.language import language_config
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.weights import huggingface, lavis, native, towers
@@ -17,7 +17,9 @@ from pipeline.weights.huggingface_vision import vision_from_huggingface
 from pipeline.weights.names import huggingface_name
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
+
+ENCODER = "vision.encoder.model."  # before a timm encoder's own names, in a bridge that trains it
 
 
 @dataclass(frozen=True)
@@ -32,18 +34,19 @@ class Foreign:
 
 def read_foreign(
     source: Path, read_as: Literal["lavis", "huggingface"], recipe: Recipe, image_encoder: Path | None
-) -> tuple["nn.Module", Recipe, list[str]]:
+) -> tuple[Bridge, Recipe, list[str]]:
     """The bridge with its weights, the recipe, and notes. Raises ValueError in one line when anything does not fit.
 
     With `image_encoder`, the file's own is written to that folder, and the recipe that is returned names it.
     """
     bridge = build_bridge(recipe)
-    own = bridge.state_dict()
+    own = native.trained_tensors(bridge)
+    names = [name for name in own if not name.startswith(ENCODER)]
     vision = towers.vision_on_meta(recipe.vision)
     if read_as == "huggingface":
         check_config(source, recipe, bridge.qformer.shape, vision)
     read = _read_lavis if read_as == "lavis" else _read_huggingface
-    found = read(source, list(own), recipe, vision, image_encoder is not None)
+    found = read(source, names, recipe, vision, image_encoder is not None)
     notes = list(found.notes)
     if found.vision and vision is None:
         raise ValueError(f"vision.name {recipe.vision.name!r}: {source} holds a timm ViT; name that ViT in the recipe")
@@ -54,11 +57,14 @@ def read_foreign(
         wanted = towers.wanted_language(recipe.language)
         towers.compare(towers.shapes_of(found.language), wanted, f"{source}, language model")
     tensors = dict(found.bridge)
+    if recipe.vision.trained:
+        encoder = {f"{ENCODER}{name}": tensor for name, tensor in found.vision.items()}
+        tensors |= {name: tensor for name, tensor in encoder.items() if name in own}
     if read_as == "huggingface":
         notes += [] if found.vision else ["no image encoder in the folder: the recipe's is taken"]
         if isinstance(bridge, Stage1Bridge):
             load_bert(bridge.qformer, recipe.qformer)  # for what the folder does not hold
-        own, fresh = bridge.state_dict(), [name for name in own if huggingface_name(name) is None]
+        own, fresh = native.trained_tensors(bridge), [name for name in names if huggingface_name(name) is None]
         tensors |= {name: own[name] for name in fresh}
         notes += [f"not in transformers' format, as in a fresh bridge: {name}" for name in fresh]
     native.load_into(bridge, tensors, source)

@@ -120,7 +120,7 @@ def write_folder(model: "RetrievalModel | LanguageModel", folder: Path) -> list[
     import torch
     from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval
 
-    from pipeline.models.vision import TimmEncoder
+    from pipeline.models.encoders import TimmEncoder
 
     recipe, shape, encoder = model.recipe, model.bridge.qformer.shape, model.vision.encoder
     bridge = model.bridge.state_dict()

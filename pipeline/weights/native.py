@@ -10,10 +10,13 @@ from pipeline.files import sync_file
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from pipeline.models.build import Bridge
     from pipeline.models.inference import LanguageModel, RetrievalModel
+    from pipeline.models.vision import VisionTower
 
 FORMAT = "blip2-native/1"
 FILE_NAME = "trainable.safetensors"
+TEXT_PATH = ("qformer.text_embeddings.", ".text_ffn.")  # in the names of the Q-Former's text path
 
 
 def weights_file(path: Path) -> Path:
@@ -29,7 +32,12 @@ def weights_file(path: Path) -> Path:
 
 def save_weights(bridge: "nn.Module", recipe: Recipe, step: int, folder: Path, **provenance: str) -> Path:
     """Write the trained weights with their recipe and origin; the file is on disk when this returns."""
-    return save_tensors(bridge.state_dict(), recipe, step, folder, **provenance)
+    return save_tensors(trained_tensors(bridge), recipe, step, folder, **provenance)
+
+
+def trained_tensors(bridge: "nn.Module") -> dict[str, "Tensor"]:
+    """Name -> parameter of all that is trained. What a trained image encoder does not read has no place in a file."""
+    return {name: parameter.detach() for name, parameter in bridge.named_parameters() if parameter.requires_grad}
 
 
 def save_tensors(tensors: dict[str, "Tensor"], recipe: Recipe, step: int, folder: Path, **provenance: str) -> Path:
@@ -85,7 +93,7 @@ def read_weights(path: Path) -> tuple[Recipe, dict[str, "Tensor"]]:
 
 def load_into(bridge: "nn.Module", tensors: dict[str, "Tensor"], source: Path) -> None:
     """Copy tensors into the bridge by name. Raises ValueError, and copies nothing, when one does not fit."""
-    own = bridge.state_dict()
+    own = trained_tensors(bridge)
     extra = [name for name in tensors if name not in own]
     missing = [name for name in own if name not in tensors]
     if extra:
@@ -98,7 +106,8 @@ def load_into(bridge: "nn.Module", tensors: dict[str, "Tensor"], source: Path) -
             raise ValueError(f"weights {source}: {name!r} has shape {found}, this model needs {wanted}")
         if not tensors[name].is_floating_point():
             raise ValueError(f"weights {source}: {name!r} holds {tensors[name].dtype}, not real floating-point numbers")
-    bridge.load_state_dict(tensors)
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
 
 
 def initialise(bridge: "nn.Module", recipe: Recipe) -> None:
@@ -109,12 +118,20 @@ def initialise(bridge: "nn.Module", recipe: Recipe) -> None:
     if recipe.init_weights is None:
         return
     trained, tensors = read_weights(recipe.init_weights)
+    if trained.vision.trained and not recipe.vision.trained:
+        raise ValueError(
+            f"init_weights {recipe.init_weights}: hold an image encoder that was trained, and the recipe freezes it; "
+            "set vision.trained=true, or start from other weights"
+        )
     if not recipe.init_from_other_towers:
         _check_same_towers(trained, recipe, recipe.init_weights)
     if (trained.stage, recipe.stage) == (1, 2):
-        _initialise_stage2(bridge, tensors, recipe.init_weights)
-    else:
-        load_into(bridge, tensors, recipe.init_weights)
+        tensors = _for_stage2(bridge, tensors)
+    if trained.stage == 2 and recipe.qformer.question != "none":
+        tensors |= _text_path(bridge, tensors, recipe)
+    if not trained.vision.trained:  # the encoder, if it is to be trained, starts from its own weights
+        tensors |= {name: own for name, own in trained_tensors(bridge).items() if name.startswith("vision.")}
+    load_into(bridge, tensors, recipe.init_weights)
 
 
 def _check_same_towers(trained: Recipe, recipe: Recipe, source: Path) -> None:
@@ -131,12 +148,34 @@ def _check_same_towers(trained: Recipe, recipe: Recipe, source: Path) -> None:
             )
 
 
-def _initialise_stage2(bridge: "nn.Module", stage1: dict[str, "Tensor"], source: Path) -> None:
-    """Take `ln_vision` and the query path from stage 1's tensors; the projection to the language model stays fresh."""
-    own = bridge.state_dict()
+def _for_stage2(bridge: "nn.Module", stage1: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
+    """`ln_vision` and the query path of stage 1's tensors; the projection to the language model stays fresh."""
+    own = trained_tensors(bridge)
     shared = {name: stage1[name] for name in own if name in stage1}
-    fresh = {name: tensor for name, tensor in own.items() if name.startswith("language_projection.")}
-    load_into(bridge, fresh | shared, source)
+    return shared | {name: tensor for name, tensor in own.items() if name.startswith("language_projection.")}
+
+
+def _text_path(bridge: "nn.Module", stage2: dict[str, "Tensor"], recipe: Recipe) -> dict[str, "Tensor"]:
+    """What of the Q-Former's text path stage 2's tensors lack, from stage 1's. Never BERT's: that path was trained."""
+    text_path = [name for name in trained_tensors(bridge) if any(part in name for part in TEXT_PATH)]
+    lacking = [name for name in text_path if name not in stage2]
+    source = recipe.init_text_weights
+    if not lacking:
+        if source:
+            raise ValueError(
+                f"init_text_weights {source}: init_weights {recipe.init_weights} have a text path; remove "
+                "init_text_weights"
+            )
+        return {}
+    if source is None:
+        raise ValueError(
+            f"init_weights {recipe.init_weights}: have no text path, as stage 2 drops it, and qformer.question is "
+            f"{recipe.qformer.question!r}; set init_text_weights to the stage-1 run"
+        )
+    trained, tensors = read_weights(source)
+    if trained.stage != 1:
+        raise ValueError(f"init_text_weights {source}: are of stage {trained.stage}; give a stage-1 run")
+    return {name: tensors[name] for name in lacking if name in tensors}
 
 
 def load_model(path: Path, device: str) -> "RetrievalModel | LanguageModel":
@@ -144,12 +183,24 @@ def load_model(path: Path, device: str) -> "RetrievalModel | LanguageModel":
     from pipeline.models.build import build_bridge
 
     recipe, tensors = read_weights(path)
-    bridge = build_bridge(recipe)
+    bridge = build_bridge(recipe, device)
     load_into(bridge, tensors, path)
     return inference_model(recipe, bridge, device)
 
 
-def inference_model(recipe: Recipe, bridge: "nn.Module", device: str) -> "RetrievalModel | LanguageModel":
+def evaluation_vision(recipe: Recipe, bridge: "Bridge", device: str) -> "VisionTower":
+    """The image encoder, frozen: the one in the bridge if it was trained, which is taken out, else the recipe's."""
+    from pipeline.models.vision import TrainedVision, VisionTower, build_vision
+
+    vision: nn.Module = bridge.vision or build_vision(recipe.vision, device)
+    bridge.vision = None
+    if isinstance(vision, TrainedVision):
+        vision = vision.frozen(recipe.vision.precision).to(device)
+    assert isinstance(vision, VisionTower)
+    return vision
+
+
+def inference_model(recipe: Recipe, bridge: "Bridge", device: str) -> "RetrievalModel | LanguageModel":
     """A loaded bridge with the recipe's towers, each tried once. Raises ValueError for towers that cannot serve."""
     from pipeline.models.build import build_tokenizer
     from pipeline.models.inference import LanguageModel, RetrievalModel
@@ -158,10 +209,9 @@ def inference_model(recipe: Recipe, bridge: "nn.Module", device: str) -> "Retrie
     from pipeline.models.stage1 import Stage1Bridge
     from pipeline.models.stage2 import Stage2Bridge
     from pipeline.models.trial import try_language, try_vision
-    from pipeline.models.vision import build_vision
 
     add_in_fp32()
-    vision = build_vision(recipe.vision, device)
+    vision = evaluation_vision(recipe, bridge, device)
     try_vision(vision, recipe.vision)
     if recipe.language is None:
         assert isinstance(bridge, Stage1Bridge)
@@ -169,4 +219,5 @@ def inference_model(recipe: Recipe, bridge: "nn.Module", device: str) -> "Retrie
     assert isinstance(bridge, Stage2Bridge)
     language = build_language(recipe.language, device)
     try_language(language, recipe.language)
-    return LanguageModel(recipe, vision, bridge.to(device), language)
+    reader = build_tokenizer(recipe.qformer) if recipe.qformer.question != "none" else None
+    return LanguageModel(recipe, vision, bridge.to(device), language, reader)

@@ -32,7 +32,7 @@ OPENAI_PARTS = {
 
 def vision_on_meta(settings: Vision) -> Any:
     """The recipe's image encoder without its last block and without weights; None where it is not timm's."""
-    from pipeline.models.vision import TRANSFORMERS, encoder_on_meta
+    from pipeline.models.encoders import TRANSFORMERS, encoder_on_meta
 
     return None if settings.name.startswith(TRANSFORMERS) else encoder_on_meta(settings).model
 

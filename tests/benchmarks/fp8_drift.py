@@ -27,8 +27,9 @@ from data_prep.miniature.towers.drawings import square_picture
 from data_prep.miniature.towers.making import Order, make
 from pipeline.config import Recipe, load_recipe
 from pipeline.data.batch import Batch
+from pipeline.models.encoders import CLIP_MEAN, CLIP_STD, Encoder, TimmEncoder
 from pipeline.models.precision import choose_attention_kernel
-from pipeline.models.vision import CLIP_MEAN, CLIP_STD, TimmEncoder, VisionTower, build_vision
+from pipeline.models.vision import VisionTower, build_vision
 from pipeline.tokens import Tokens, pad_tokens
 from pipeline.training.stage1_task import Stage1Task
 from pipeline.training.task import StepPlace
@@ -68,7 +69,7 @@ def tokens_of_random_towers() -> None:
     for outliers in (False, True):
         print(f"random ViT-g at a quarter of its width{', with outliers' if outliers else ''}")
         exact, *others = (
-            VisionTower(TimmEncoder(random_vit_g(outliers)), CLIP_MEAN, CLIP_STD, precision)(pixels)
+            VisionTower(Encoder(TimmEncoder(random_vit_g(outliers)), CLIP_MEAN, CLIP_STD), precision)(pixels)
             for precision in ("fp32", "bf16", "fp8")
         )
         for precision, found in zip(("bf16", "fp8"), others, strict=True):

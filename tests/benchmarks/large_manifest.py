@@ -43,7 +43,7 @@ assert manifest.samples
 COMPARE_KEYS = """
 import sys
 import numpy as np
-from data_prep.verify import shards_with_known_keys
+from data_prep.auditing.manifest_checks import shards_with_known_keys
 samples, shards = int(sys.argv[1]), 13_000
 draw = np.random.default_rng(0)
 keys = [draw.integers(0, 1 << 64, samples // shards, np.uint64) for _ in range(shards)]

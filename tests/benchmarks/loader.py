@@ -29,7 +29,7 @@ from pipeline.data.batch import collate_for_qformer
 from pipeline.data.manifest import load_manifest
 from pipeline.data.order import SampleOrder
 from pipeline.data.stream import SampleStream
-from pipeline.models.vision import CLIP_MEAN, CLIP_STD
+from pipeline.models.encoders import CLIP_MEAN, CLIP_STD
 from tests.support.tiny_shards import tiny_sample, write_tiny_ledger
 from tests.support.tiny_towers import word_tokenizer
 

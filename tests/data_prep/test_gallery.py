@@ -15,7 +15,7 @@ from data_prep.index import index_shards
 from data_prep.shards import tar_files
 from data_prep.shards.receipts import Receipt, write_receipt
 from data_prep.shards.tar_files import Sample
-from tests.support.tiny_shards import tiny_manifest, tiny_sample
+from tests.support.tiny_shards import tiny_manifest, tiny_sample, write_tiny_shards
 
 HOSTILE = (
     '</q><script>alert("x")</script><img src=http://evil.invalid/a.png onerror=alert(1)> & "dog" '
@@ -121,10 +121,9 @@ def test_faults_are_one_line(captioned: Path, capsys: pytest.CaptureFixture[str]
 def test_counts_below_one_and_pictures_of_no_height_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sample, tar = tiny_sample(0, 0, 1, "web", "tiny"), tmp_path / "web" / "tiny-000-000000.tar"
-    totals = tar_files.write_shard(tar, [sample._replace(record=sample.record | {"height": 0})])
-    write_receipt(tar, Receipt("x", "", "", totals.sha256, totals.bytes, totals.samples, totals.captions, 0))
+    (tar,) = write_tiny_shards(tmp_path / "web", 1)
     index_shards([tmp_path / "web"], tmp_path / "train.json")
+    tar.write_bytes(re.sub(rb'"height":\d\d', b'"height":-5', tar.read_bytes()))
     arguments = [str(tmp_path / "train.json"), "--output", str(tmp_path / "page.html")]
     with pytest.raises(SystemExit):
         gallery.main([*arguments, "--samples", "-3"])

@@ -13,8 +13,9 @@ from data_prep.raw.raw_shards import Storing, _record
 from data_prep.raw.stored_image import ImageLimits, StoredImage
 from data_prep.shards import drop_lists, ledger
 from data_prep.shards.receipts import Receipt
+from data_prep.shards.sample_json import record_fault
 from data_prep.tables.caption_filter import CaptionRules
-from data_prep.tables.row import Row
+from data_prep.tables.row import Question, Row
 from data_prep.tables.sources import choose_source
 from pipeline.data.manifest import ManifestFile, Shard
 
@@ -64,7 +65,10 @@ def test_a_table_of_the_page_has_the_fields_of_the_code(heading: str, fields: di
 
 def test_the_sample_of_the_page_is_the_json_that_a_download_writes() -> None:
     storing = Storing(choose_source("table"), ImageLimits(1, 256, 1 << 20), CaptionRules(), "0" * 64)
-    record = _record("table_0", Row(0, "a.jpg", ("a cat",)), StoredImage(b"", 3, 2, None), storing)
+    asked = {"questions": (Question(1, "a cat?", (("yes", 10),)),), "question_set": "vqav2_train2014"}
+    record = _record("table_0", Row(0, "a.jpg", (), **asked), StoredImage(b"", 3, 2, None), storing)
+    plain = _record("table_0", Row(0, "a.jpg", ("a cat",)), StoredImage(b"", 3, 2, None), storing)
+    assert record.keys() - plain.keys() == asked.keys() and record_fault(record) is None is record_fault(plain)
     kinds = {str: "text", int: "whole number", list: "list"}
     found = {name: kind.removesuffix(" of texts") for name, kind in table_under("The JSON of a sample").items()}
     assert found == {name: kinds[type(value)] for name, value in record.items()}

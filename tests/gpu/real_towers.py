@@ -8,12 +8,13 @@ import torch
 from pipeline.config import Recipe, load_recipe
 from pipeline.data.batch import Batch
 from pipeline.models.build import build_bridge
+from pipeline.models.encoders import CLIP_MEAN, CLIP_STD, Encoder, TimmEncoder
 from pipeline.models.language import CausalTower, LanguageTower, Seq2SeqTower, language_config
 from pipeline.models.one_kernel import fuse_operations
 from pipeline.models.precision import DTYPES
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.stage2 import Stage2Bridge
-from pipeline.models.vision import CLIP_MEAN, CLIP_STD, TimmEncoder, VisionTower
+from pipeline.models.vision import VisionTower
 from pipeline.tokens import pad_tokens
 from pipeline.training.stage1_task import Stage1Task
 from pipeline.training.stage2_task import Stage2Task
@@ -62,7 +63,7 @@ def real_vision(recipe: Recipe, device: str) -> VisionTower:
 
     with torch.device(device):
         model = timm.create_model(recipe.vision.name, num_classes=0, img_size=recipe.vision.image_size_px)
-    return VisionTower(TimmEncoder(model), CLIP_MEAN, CLIP_STD, recipe.vision.precision).to(device)
+    return VisionTower(Encoder(TimmEncoder(model), CLIP_MEAN, CLIP_STD), recipe.vision.precision).to(device)
 
 
 def real_language(recipe: Recipe, device: str) -> LanguageTower:

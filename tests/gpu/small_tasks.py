@@ -9,13 +9,14 @@ from torch import Tensor
 
 from pipeline.config import Objectives
 from pipeline.data.batch import Batch
+from pipeline.models.encoders import CLIP_MEAN, CLIP_STD, Encoder, TimmEncoder
 from pipeline.models.language import CausalTower, Seq2SeqTower
 from pipeline.models.one_kernel import fuse_operations
 from pipeline.models.precision import DTYPES
 from pipeline.models.qformer_layer import QFormerShape
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.stage2 import Stage2Bridge
-from pipeline.models.vision import CLIP_MEAN, CLIP_STD, TimmEncoder, VisionTower
+from pipeline.models.vision import VisionTower
 from pipeline.tokens import pad_tokens
 from pipeline.training.stage1_task import Stage1Task
 from pipeline.training.stage2_task import Stage2Task
@@ -39,7 +40,7 @@ def vision(precision: str) -> VisionTower:
     torch.manual_seed(0)
     sizes = {"img_size": SIZE_PX, "patch_size": 14, "embed_dim": IMAGE_WIDTH, "depth": 3, "num_heads": 2}
     model = timm.create_model("eva_giant_patch14_clip_224", num_classes=0, mlp_ratio=4.0, **sizes)
-    return VisionTower(TimmEncoder(model), CLIP_MEAN, CLIP_STD, precision)
+    return VisionTower(Encoder(TimmEncoder(model), CLIP_MEAN, CLIP_STD), precision)
 
 
 def _spread(bridge: Any) -> Any:

@@ -72,7 +72,8 @@ def encode(weights: Weights, shape: QFormerShape, image_PI: Tensor, ids_L: Tenso
         if index % shape.cross_attention_every == 0:
             query_QD = attend(weights, f"{layer}.cross_attention", query_QD, image_PI, whole_image, shape)
         rows_RD = feed(weights, f"{layer}.query_ffn", query_QD, shape)
-        if len(ids_L):
+        if len(ids_L) and (index + 1 < shape.num_layers or "qformer.language_head.bias" in weights):
+            # Nothing reads the last layer's text rows unless text is written.
             rows_RD = torch.cat([rows_RD, feed(weights, f"{layer}.text_ffn", text_LD, shape)])
     return rows_RD
 

@@ -16,12 +16,13 @@ from tests.reference.stage1 import LN_VISION_EPS
 IGNORED = -100  # label that transformers' losses pass over
 
 
-def soft_prompts(weights: Weights, shape: QFormerShape, frozen_PI: Tensor) -> Tensor:
-    """The query path alone, then the linear layer into the language model. [Q, H]."""
+def soft_prompts(weights: Weights, shape: QFormerShape, frozen_PI: Tensor, question: list[int] | None = None) -> Tensor:
+    """The query rows, which see one another, the picture and the question, then the linear layer. [Q, H]."""
     image = qformer.layer_norm(weights, "ln_vision", frozen_PI, LN_VISION_EPS)
-    everything = torch.ones(shape.num_query_tokens, shape.num_query_tokens, dtype=torch.bool)
-    rows = qformer.encode(weights, shape, image, torch.zeros(0, dtype=torch.int64), everything)
-    return qformer.linear(weights, "language_projection", rows)
+    ids = torch.tensor(question or [], dtype=torch.int64)
+    mask = qformer.matching_mask(shape.num_query_tokens, torch.ones(len(ids), dtype=torch.bool))
+    rows = qformer.encode(weights, shape, image, ids, mask)
+    return qformer.linear(weights, "language_projection", rows[: shape.num_query_tokens])
 
 
 def causal_loss_sum(model: Any, prompts_QH: Tensor, context: list[int], target: list[int]) -> Tensor:

@@ -5,6 +5,7 @@ The paper's section 4.1: AdamW without decay on 1-D parameters, linear warmup, c
 
 import hashlib
 import math
+import re
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from pipeline.data.order import SampleOrder
 from pipeline.data.stream import SampleStream
 from pipeline.train import build_parts
 from pipeline.training.task import StepPlace
+from pipeline.weights import native
 
 
 def rate(step: int, recipe: Recipe) -> float:
@@ -30,6 +32,20 @@ def rate(step: int, recipe: Recipe) -> float:
     return settings.minimum_learning_rate + span * (1 + math.cos(math.pi * progress)) / 2
 
 
+def layer_scale(name: str, decay: float, bridge: torch.nn.Module) -> float:
+    """BEiT's rule for an encoder of n blocks: decay^(n + 1 - i), i = 0 before the blocks, j + 1 in block j; else 1."""
+    if not name.startswith("vision."):
+        return 1.0
+    blocks = {
+        int(found[1])
+        for found in (re.search(r"blocks\.(\d+)\.", each) for each in dict(bridge.named_parameters()))
+        if found
+    }
+    own = re.search(r"blocks\.(\d+)\.", name)
+    layer = int(own[1]) + 1 if own else 0
+    return float(decay ** (len(blocks) + 1 - layer))
+
+
 def train_plainly(recipe: Recipe) -> tuple[list[float], list[list[int]], dict[str, torch.Tensor]]:
     """Losses and image ids of each step, and the weights at the end."""
     torch.manual_seed(recipe.seed)
@@ -38,12 +54,15 @@ def train_plainly(recipe: Recipe) -> tuple[list[float], list[list[int]], dict[st
     order = SampleOrder(manifest, recipe.seed, recipe.data.shuffle_shards, recipe.data.sample)
     stream = SampleStream(manifest, order, recipe.data, recipe.vision.image_size_px)
     trained = list(task.bridge.parameters())
-    flat = {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}
-    optimizer = torch.optim.AdamW(
-        [{"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.optimizer.weight_decay}, flat],
-        lr=0.0,
-        betas=recipe.optimizer.betas,
-    )
+    groups = [
+        {
+            "params": [parameter],
+            "weight_decay": recipe.optimizer.weight_decay if parameter.ndim > 1 else 0.0,
+            "scale": layer_scale(name, recipe.optimizer.layer_decay, task.bridge),
+        }
+        for name, parameter in task.bridge.named_parameters()
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=recipe.optimizer.betas)
     losses, ids = [], []
     size, per_epoch = recipe.batch.global_size, order.samples // recipe.batch.global_size
     for step in range(recipe.run.steps):
@@ -53,7 +72,7 @@ def train_plainly(recipe: Recipe) -> tuple[list[float], list[list[int]], dict[st
         tokens = task.num_scored_tokens(batch)
         place = StepPlace(0, 1 / tokens, batch.target.ids.shape[1], int.from_bytes(seed, "little"))
         for group in optimizer.param_groups:
-            group["lr"] = rate(step, recipe)
+            group["lr"] = rate(step, recipe) * group["scale"]
         optimizer.zero_grad()
         loss = task(batch, place)["loss"]
         loss.backward()
@@ -61,4 +80,4 @@ def train_plainly(recipe: Recipe) -> tuple[list[float], list[list[int]], dict[st
         optimizer.step()
         losses.append(float(loss.detach()))
         ids.append(batch.image_ids_B.tolist())
-    return losses, ids, {name: tensor.detach() for name, tensor in task.bridge.state_dict().items()}
+    return losses, ids, native.trained_tensors(task.bridge)

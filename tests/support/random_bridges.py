@@ -53,8 +53,8 @@ def random_stage1(seed: int = 0) -> Stage1Bridge:
     return randomise(Stage1Bridge(SHAPE, PROJECTION_WIDTH), seed)
 
 
-def random_stage2(language_width: int, seed: int = 0) -> Stage2Bridge:
-    return randomise(Stage2Bridge(SHAPE, language_width), seed)
+def random_stage2(language_width: int, seed: int = 0, reads_questions: bool = False) -> Stage2Bridge:
+    return randomise(Stage2Bridge(SHAPE, language_width, reads_questions=reads_questions), seed)
 
 
 def random_images(count: int, seed: int = 0) -> Tensor:

@@ -17,6 +17,8 @@ from data_prep.shards.tar_files import Sample
 from data_prep.shards.ustar import BLOCK, HashingFile, write_member
 from pipeline.files import PARTIAL_SUFFIX, remove_partials, sha256_of
 
+QUESTION = {"id": 1, "question": "Is it?", "answers": {"yes": 10}}
+
 
 def make_sample(number: int, size: int = 700) -> Sample:
     jpeg = np.random.default_rng(number).bytes(size + number)
@@ -104,6 +106,16 @@ def test_a_flipped_bit_in_a_picture_is_refused(tmp_path: Path) -> None:
         {"scores": []},
         {"scores": ["high"]},
         {"sources": ["web", "web"]},
+        {"questions": {}},
+        {"questions": [QUESTION]},
+        {"question_set": "vqav2_val2014", "questions": [QUESTION | {"id": -1}]},
+        {"question_set": "vqav2_val2014", "questions": [QUESTION | {"id": True}]},
+        {"question_set": "vqav2_val2014", "questions": [QUESTION, QUESTION]},
+        {"question_set": "vqav2_val2014", "questions": [QUESTION | {"question": " "}]},
+        {"question_set": "vqav2_val2014", "questions": [QUESTION | {"answers": {}}]},
+        {"question_set": "vqav2_val2014", "questions": [QUESTION | {"answers": {"": 1}}]},
+        {"question_set": "vqav2_val2014", "questions": [QUESTION | {"answers": {"yes": 0}}]},
+        {"question_set": "vqav2_val2014", "questions": [QUESTION | {"answers": ["yes"]}]},
     ],
 )
 def test_a_record_of_another_shape_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
@@ -195,3 +207,13 @@ def test_partials_of_a_killed_writer_are_removed_for_that_shard_alone(tmp_path: 
     other.touch()
     remove_partials(tmp_path / "a.tar")
     assert not mine.exists() and other.exists()
+
+
+def test_the_table_with_counts_has_the_places_and_the_numbers_of_captions_and_questions(tmp_path: Path) -> None:
+    tar, asked = tmp_path / "web-000-000000.tar", {"question_set": "vqav2_val2014", "questions": [QUESTION]}
+    second = make_sample(1)
+    totals = tar_files.write_shard(tar, [make_sample(0), second._replace(record=second.record | asked)])
+    assert (totals.captions, totals.questions, totals.question_sets) == (2, 1, {"vqav2_val2014": 1})
+    table = tar_files.counted_table(tar)
+    assert table.dtype == np.int64 and table[:, 4:].tolist() == [[1, 0], [1, 1]]
+    assert np.array_equal(table[:, :4], offset_table(tar))

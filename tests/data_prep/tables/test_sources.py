@@ -111,15 +111,18 @@ def test_visual_genome_phrases_are_captions_once_each(tmp_path):
     regions = [{"phrase": "a dog "}, {"phrase": "a cat"}, {"phrase": "a dog"}]
     (tmp_path / "vg.json").write_text(json.dumps([{"id": 107, "regions": regions}]))
     assert list(read_rows(choose_source("visual_genome"), tmp_path / "vg.json")) == [
-        Row(0, "107.jpg", ("a dog", "a cat"))
+        Row(0, "107.jpg", ("a dog", "a cat"), picture_id=107)
     ]
 
 
-def test_the_six_sources_are_complete():
+def test_the_sources_are_complete():
     sources = load_sources()
-    assert list(sources) == ["coco", "visual_genome", "cc3m", "cc12m", "sbu", "laion400m", "table"]
+    assert list(sources) == [
+        "coco", "visual_genome", "vqav2", "visual_genome_qa", "cc3m", "cc12m", "sbu", "laion400m", "table",
+    ]  # fmt: skip
     assert all(source.licence and 0 < source.expected_yield <= 1 for source in sources.values())
-    assert {name for name, source in sources.items() if source.captions == "human"} == {"coco", "visual_genome"}
+    human = {name for name, source in sources.items() if source.captions == "human"}
+    assert human == {"coco", "visual_genome", "vqav2", "visual_genome_qa"}
 
 
 @pytest.mark.parametrize(
@@ -170,7 +173,9 @@ def test_halves_of_surrogate_pairs_are_replaced_in_urls_and_captions(tmp_path):
     expected = [Row(0, "http://a/\ufffd.jpg", ("half \ufffd of it", "\U0001f600 whole"))]
     for name in ("t.jsonl", "t.json"):
         assert list(read_rows(choose_source("table"), tmp_path / name)) == expected
-    assert list(read_rows(choose_source("visual_genome"), tmp_path / "vg.json")) == [Row(0, "1.jpg", ("a \ufffd cat",))]
+    assert list(read_rows(choose_source("visual_genome"), tmp_path / "vg.json")) == [
+        Row(0, "1.jpg", ("a \ufffd cat",), picture_id=1)
+    ]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from eval.metrics.vqa_accuracy import CONTRACTIONS, legacy_accuracy, normalise, official_accuracy
+from eval.metrics.vqa_accuracy import legacy_accuracy, official_accuracy
+from pipeline.answers import CONTRACTIONS, normalise
 from tests.reference import vqa_rules
 
 PARTS = [

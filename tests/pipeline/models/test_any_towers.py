@@ -10,10 +10,11 @@ from torch import Tensor
 
 from pipeline.config import Language, Recipe, Vision, parse_recipe
 from pipeline.data.stream import Sample
+from pipeline.models.encoders import vision_width
 from pipeline.models.inference import LanguageModel
 from pipeline.models.language import CausalTower, Decoding, build_language
 from pipeline.models.trial import try_language, try_vision
-from pipeline.models.vision import build_vision, vision_width
+from pipeline.models.vision import build_vision
 from pipeline.tokens import Tokens
 from pipeline.train import build_parts
 from pipeline.training.task import StepPlace

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.config import QFormer as QFormerSettings
 from pipeline.models.build import build_tokenizer, load_bert, qformer_shape
-from pipeline.models.qformer import QFormer
+from pipeline.models.qformer import QFormer, TextPath
 from pipeline.tokens import Tokens
 
 TEXTS = ["a picture of the dark blue number 7", "red", "", "the colour is light yellow : question ?"]
@@ -18,9 +18,9 @@ def settings(towers: Path) -> QFormerSettings:
     return QFormerSettings(bert=str(towers / "bert"), num_query_tokens=4, dropout=0.0)
 
 
-def fresh(settings: QFormerSettings, has_text: bool) -> QFormer:
+def fresh(settings: QFormerSettings, text: TextPath) -> QFormer:
     torch.manual_seed(0)
-    qformer = QFormer(qformer_shape(settings, image_width=24), has_text)
+    qformer = QFormer(qformer_shape(settings, image_width=24), text)
     load_bert(qformer, settings)
     return qformer.eval().requires_grad_(False)
 
@@ -30,7 +30,7 @@ def test_text_alone_equals_berts_hidden_states(settings: QFormerSettings) -> Non
 
     encoded = build_tokenizer(settings)(TEXTS, padding=True, return_tensors="pt")
     real = encoded.attention_mask.bool()
-    qformer = fresh(settings, has_text=True)
+    qformer = fresh(settings, text="write")
     found = qformer.encode_text(Tokens(encoded.input_ids, real), qformer.weights(torch.nn.LayerNorm(24)))
     bert = BertModel.from_pretrained(settings.bert).eval()
     with torch.no_grad():
@@ -41,7 +41,7 @@ def test_text_alone_equals_berts_hidden_states(settings: QFormerSettings) -> Non
 def test_the_prediction_head_is_berts(settings: QFormerSettings) -> None:
     from transformers import BertForMaskedLM
 
-    bert, qformer = BertForMaskedLM.from_pretrained(settings.bert).eval(), fresh(settings, has_text=True)
+    bert, qformer = BertForMaskedLM.from_pretrained(settings.bert).eval(), fresh(settings, text="write")
     rows = torch.randn(2, 3, qformer.shape.width, generator=torch.Generator().manual_seed(0))
     assert qformer.language_head is not None and qformer.text_embeddings is not None
     found = qformer.language_head(rows, qformer.text_embeddings.word.weight)
@@ -51,10 +51,10 @@ def test_the_prediction_head_is_berts(settings: QFormerSettings) -> None:
 
 
 def test_query_ffns_are_berts_and_cross_attention_is_new(settings: QFormerSettings) -> None:
-    for has_text in (True, False):
-        qformer = fresh(settings, has_text)
+    for text in ("none", "read", "write"):
+        qformer = fresh(settings, text)
         state, cross, deviation = qformer.state_dict(), [], qformer.shape.initializer_range
-        bert = fresh(settings, has_text=True).state_dict()
+        bert = fresh(settings, text="write").state_dict()
         for name, tensor in state.items():
             if ".query_ffn." in name:
                 assert torch.equal(tensor, bert[name.replace("query_ffn", "text_ffn")])

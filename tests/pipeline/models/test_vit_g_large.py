@@ -5,7 +5,8 @@ import resource
 import pytest
 import torch
 
-from pipeline.models.vision import CLIP_MEAN, CLIP_STD, TimmEncoder, VisionTower
+from pipeline.models.encoders import CLIP_MEAN, CLIP_STD, Encoder, TimmEncoder
+from pipeline.models.vision import VisionTower
 from pipeline.weights.huggingface import vision_state
 
 
@@ -20,7 +21,7 @@ def test_vit_g_equals_transformers(capsys: pytest.CaptureFixture[str]) -> None:
         for block in model.blocks:  # timm starts biases at zero
             block.attn.q_bias.normal_(std=0.2)
             block.attn.v_bias.normal_(std=0.2)
-    tower = VisionTower(TimmEncoder(model), CLIP_MEAN, CLIP_STD, "fp32")
+    tower = VisionTower(Encoder(TimmEncoder(model), CLIP_MEAN, CLIP_STD), "fp32")
     with torch.device("meta"):
         theirs = Blip2VisionModel(Blip2VisionConfig())
     norm = {"post_layernorm.weight": torch.ones(1408), "post_layernorm.bias": torch.zeros(1408)}

@@ -53,6 +53,15 @@ def test_what_differs_is_named_and_taken_only_when_told(
     assert read_state(folder, expected, (allowed,)).step == 7
 
 
+def test_a_field_that_came_into_recipes_later_had_its_default(folder: Path) -> None:
+    """A checkpoint of an earlier version of the project goes on, unless the new field asks for something else."""
+    today = {**SETTINGS, "optimizer": {**SETTINGS["optimizer"], "layer_decay": 1.0}}  # type: ignore[dict-item]
+    assert read_state(folder, replace(SAVED, settings=today)).step == 7
+    other = {**SETTINGS, "optimizer": {**SETTINGS["optimizer"], "layer_decay": 0.9}}  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match=r"optimizer.layer_decay was 1.0 when it was saved and is 0.9 now"):
+        read_state(folder, replace(SAVED, settings=other))
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"step": 3}', "[" * 3])
 def test_an_unreadable_state_is_one_line(text: str, folder: Path) -> None:
     (folder / "state.json").write_text(text)

@@ -15,30 +15,34 @@ from tests.support.random_bridges import DECODE, SHAPE, random_batch, random_sta
 
 LOSSES = ("itc_loss", "itm_loss", "itg_loss")
 NEGATIVES_SEED = 11
+TOKENS = "tokens of the image encoder"
 
 
 def production(batch: Batch, settings: Objectives, loss: str) -> tuple[Tensor, dict[str, Tensor]]:
-    """One loss and its gradients by parameter name, zero where it does not depend on one."""
+    """One loss and its gradients by parameter name, zero where it does not depend on one; and of the image's tokens."""
     bridge = random_stage1()
+    tokens_BPI = batch.pixels_B3SS.clone().requires_grad_()
+    batch = replace(batch, pixels_B3SS=tokens_BPI)
     task = Stage1Task(bridge, nn.Identity(), settings, DECODE, "fp32")  # type: ignore[arg-type]
     tokens = max(1, Stage1Task.num_scored_tokens(batch))
     values = task(batch, StepPlace(0, 1 / tokens, batch.target.ids.shape[1], NEGATIVES_SEED))
     values[loss].backward()
     gradients = {
         name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        for name, parameter in bridge.named_parameters()
+        for name, parameter in (*bridge.named_parameters(), (TOKENS, tokens_BPI))
     }
     return values[loss].detach(), gradients
 
 
 def reference(batch: Batch, settings: Objectives, loss: str, padded_to: int) -> tuple[Tensor, dict[str, Tensor]]:
     weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in random_stage1().state_dict().items()}
+    weights[TOKENS] = batch.pixels_B3SS.clone().requires_grad_()
     text, pairs = batch.target.padded_to(padded_to), len(batch.image_ids_B)
     uniform_2NN = torch.rand((2, pairs, pairs), generator=torch.Generator().manual_seed(NEGATIVES_SEED))
     values = stage1_losses(
         weights,
         SHAPE,
-        batch.pixels_B3SS,
+        weights[TOKENS],
         text.ids,
         text.is_token,
         batch.image_ids_B.tolist(),

@@ -4,6 +4,7 @@ The law: every rank's ITC compares its own rows (with gradient) to all rows (wit
 mean of the ranks' gradients is the joined batch's; token losses are weighted by the tokens of all ranks.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,20 @@ def rows(tokens: Tokens, part: slice) -> Tokens:
 
 def part_of(batch: Batch, part: slice) -> Batch:
     return Batch(
-        batch.pixels_B3SS[part], batch.image_ids_B[part], rows(batch.context, part), rows(batch.target, part), 0
+        batch.pixels_B3SS[part],
+        batch.image_ids_B[part],
+        rows(batch.context, part),
+        rows(batch.target, part),
+        0,
+        question=rows(batch.question, part) if batch.question else None,
     )
 
 
 def losses_and_gradients(task: Any, batch: Batch, num_parts: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """One step over this rank's rows in `num_parts` micro batches: means over parts and ranks, as the engine makes."""
     rank, ranks = process_group.rank(), process_group.world_size()
+    tokens_BPI = batch.pixels_B3SS.clone().requires_grad_()  # as those of a trained image encoder
+    batch = replace(batch, pixels_B3SS=tokens_BPI)
     size = len(batch.image_ids_B) // ranks // num_parts
     starts = [(part * ranks + rank) * size for part in range(num_parts)]
     parts = [part_of(batch, slice(start, start + size)) for start in starts]
@@ -61,7 +69,7 @@ def losses_and_gradients(task: Any, batch: Batch, num_parts: int) -> tuple[dict[
     means = {name: collectives.mean_over_ranks(value) for name, value in sums.items()}
     gradients = {
         name: collectives.mean_over_ranks(torch.zeros_like(p) if p.grad is None else p.grad)
-        for name, p in task.bridge.named_parameters()
+        for name, p in (*task.bridge.named_parameters(), ("tokens", tokens_BPI))
     }
     return means, gradients
 
@@ -88,6 +96,18 @@ def stage2_step(folder: str, kind: str, num_parts: int = 1) -> tuple[dict[str, T
     return losses_and_gradients(task, batch, num_parts)
 
 
+def questions_step(folder: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Stage 2 whose Q-Former reads questions of many lengths."""
+    from pipeline.models.language import build_language
+
+    language = build_language(Language(name=folder, precision="fp32"), "cpu")
+    language.model.double()
+    batch = random_batch(LENGTHS, image_ids=IMAGE_IDS)  # its texts: the questions, the answers too
+    bridge = random_stage2(language.width, reads_questions=True)
+    task = Stage2Task(bridge, nn.Identity(), language, "fp32")  # type: ignore[arg-type]
+    return losses_and_gradients(task, replace(batch, question=batch.target), 1)
+
+
 def every_step(towers: str) -> dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]]:
     """All that is compared between one rank and two, in one start of the ranks."""
     return {
@@ -95,6 +115,7 @@ def every_step(towers: str) -> dict[str, tuple[dict[str, Tensor], dict[str, Tens
         "stage 1, older rule of negatives": stage1_step("softmax_plus_epsilon"),
         "stage 2, T5": stage2_step(f"{towers}/t5", "seq2seq"),
         "stage 2, OPT": stage2_step(f"{towers}/opt", "causal"),
+        "stage 2, T5, questions": questions_step(f"{towers}/t5"),
         "stage 2, OPT, accumulated": stage2_step(f"{towers}/opt", "causal", num_parts=2),
     }
 
@@ -125,7 +146,10 @@ def largest_difference(found: Any, wanted: Any) -> float:
 
 @pytest.mark.parametrize(
     "step",
-    ["stage 1", "stage 1, older rule of negatives", "stage 2, T5", "stage 2, OPT", "stage 2, OPT, accumulated"],
+    [
+        *("stage 1", "stage 1, older rule of negatives", "stage 2, T5", "stage 2, OPT"),
+        *("stage 2, T5, questions", "stage 2, OPT, accumulated"),
+    ],
 )
 def test_ranks_are_the_joined_batch(of_ranks, joined, step: str) -> None:
     for found in of_ranks:

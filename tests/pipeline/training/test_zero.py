@@ -20,7 +20,8 @@ from tests.support.tiny_runs import ROOT, lines_of, train_and_watch, train_here,
 from tests.support.tiny_shards import tiny_manifest
 
 STEPS, GLOBAL = 20, 8
-KINDS = {"stage 1": (1, None), "t5": (2, "t5"), "opt": (2, "opt")}
+KINDS = {"stage 1": (1, None), "t5": (2, "t5"), "opt": (2, "opt"), "stage 1, encoder trained": (1, None)}
+TRAINED = {"vision": {"trained": True, "activation_checkpointing": True}, "optimizer": {"layer_decay": 0.8}}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,9 @@ def arguments_of(
     policy = folder / "zero3_hpz.json" if zero == "zero3_hpz" else ROOT / "ds_configs" / f"{zero}.json"
     run = {"steps": STEPS, "zero": str(policy), "layout": layout, "checkpoint_every_steps": 10}
     batch, data = {"global_size": GLOBAL, "micro_size": GLOBAL // ranks}, folder / "data" / "train.json"
-    return write_recipe(folder, towers, data, name, *KINDS[kind], batch=batch, qformer={"dropout": 0.0}, run=run | more)
+    more_sections = TRAINED if kind.endswith("trained") else {}
+    sections = more_sections | {"batch": batch, "qformer": {"dropout": 0.0}, "run": run | more}
+    return write_recipe(folder, towers, data, name, *KINDS[kind], **sections)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +65,9 @@ WAYS = [  # each start of ranks takes some ten seconds: not every kind of task w
     ("opt", "zero3", 2, "sharded"),
     ("t5", "zero2", 2, "replicated"),
     ("t5", "zero3_hpz", 4, "sharded"),
+    ("stage 1, encoder trained", "zero1", 2, "replicated"),
+    ("stage 1, encoder trained", "zero2", 2, "replicated"),
+    ("stage 1, encoder trained", "zero3", 2, "replicated"),
 ]
 
 

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.config import Recipe, parse_recipe
 from pipeline.models.build import build_bridge
-from pipeline.weights.native import initialise, save_weights
+from pipeline.weights.native import initialise, read_weights, save_weights
 from tests.support.random_bridges import randomise
 from tests.support.tiny_towers import save_tiny_opt, save_tiny_vision, tiny_recipe
 
@@ -62,6 +62,46 @@ def test_weights_of_other_towers_are_refused_unless_told(folder: Path, stage: in
         initialise(build_bridge(settings), settings)
     assert places[section] in str(refused.value) and "init_from_other_towers" in str(refused.value)
     initialise(build_bridge(settings), settings.model_copy(update={"init_from_other_towers": True}))
+
+
+def asking(folder: Path, **more: Any) -> Recipe:
+    """A stage-2 recipe whose Q-Former reads questions."""
+    plain = tiny_recipe(folder / "towers", folder / "manifest.json", folder / "run", 2, "opt")
+    changes = {"qformer": {"question": "question"}, "data": {"sample": "question"}}
+    changes["language"] = {"prompt": "question {} answer"}
+    return parse_recipe(plain | {name: plain[name] | fields for name, fields in changes.items()} | more)  # type: ignore[operator]
+
+
+def test_a_qformer_that_reads_questions_takes_its_text_path_from_stage_1(folder: Path) -> None:
+    settings = asking(folder, init_weights=str(folder / "stage2"), init_text_weights=str(folder / "stage1"))
+    bridge = build_bridge(settings)
+    initialise(bridge, settings)
+    of_stage = {stage: read_weights(folder / f"stage{stage}")[1] for stage in (1, 2)}
+    names = {name for name, _ in bridge.named_parameters()}
+    assert names > set(of_stage[2]) and "qformer.layers.3.text_ffn.output.weight" not in names
+    for name, tensor in bridge.named_parameters():
+        assert torch.equal(tensor, of_stage[2 if name in of_stage[2] else 1][name]), name
+    straight = settings.model_copy(update={"init_weights": folder / "stage1", "init_text_weights": None})
+    bridge = build_bridge(straight)
+    initialise(bridge, straight)
+    for name, tensor in bridge.named_parameters():
+        assert name.startswith("language_projection.") or torch.equal(tensor, of_stage[1][name]), name
+
+
+def test_a_text_path_never_comes_from_bert_without_a_word(folder: Path) -> None:
+    settings = asking(folder, init_weights=str(folder / "stage2"))
+    with pytest.raises(ValueError, match=r"have no text path.*set init_text_weights to the stage-1 run"):
+        initialise(build_bridge(settings), settings)
+    wrong = settings.model_copy(update={"init_text_weights": folder / "stage2"})
+    with pytest.raises(ValueError, match=r"init_text_weights .*stage2: are of stage 2; give a stage-1 run"):
+        initialise(build_bridge(wrong), wrong)
+    (folder / "asking").mkdir()
+    save_weights(build_bridge(settings), settings, 1, folder / "asking")
+    twice = settings.model_copy(update={"init_weights": folder / "asking", "init_text_weights": folder / "stage1"})
+    with pytest.raises(ValueError, match="have a text path; remove init_text_weights"):
+        initialise(build_bridge(twice), twice)
+    with pytest.raises(ValueError, match="completes init_weights for a Q-Former that reads questions"):
+        recipe(folder, 2, init_weights=str(folder / "stage2"), init_text_weights=str(folder / "stage1"))
 
 
 def test_another_configuration_of_the_language_model_is_another_tower(folder: Path) -> None:
