@@ -49,6 +49,7 @@ def import_libraries() -> None:
 
     The names are not used here (F401): a fork finds the modules loaded.
     """
+    import pandas  # noqa: F401 - by pyarrow
     import timm  # noqa: F401
     import torch  # noqa: F401
     from transformers import (  # noqa: F401
@@ -64,7 +65,9 @@ def import_libraries() -> None:
         OPTForCausalLM,
         T5ForConditionalGeneration,
     )
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+    get_checkpoint_conversion_mapping("opt")  # compiles a thousand patterns, which the process keeps
     gc.freeze()  # what was imported is never garbage, and a fork that looks at it copies its pages
 
 
