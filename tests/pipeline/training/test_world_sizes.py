@@ -104,10 +104,11 @@ def questions_step(folder: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
     language = build_language(Language(name=folder, precision="fp32"), "cpu")
     language.model.double()
-    batch = random_batch(LENGTHS, image_ids=IMAGE_IDS)  # its texts: the questions, the answers too
+    batch = random_batch(LENGTHS, image_ids=IMAGE_IDS)
+    answers = Tokens(batch.target.ids % 20, batch.target.is_token)
     bridge = random_stage2(language.width, reads_questions=True)
     task = Stage2Task(bridge, nn.Identity(), language, "fp32")  # type: ignore[arg-type]
-    return losses_and_gradients(task, replace(batch, question=batch.target), 1)
+    return losses_and_gradients(task, replace(batch, question=batch.target, target=answers), 1)
 
 
 def every_step(towers: str) -> dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]]:
