@@ -28,7 +28,7 @@ format: $(VENV)/installed ## apply the formatting that `make check` wants
 check: $(VENV)/installed ## formatting, lint, types, shell scripts
 	ruff format --check .
 	ruff check .
-	mypy pipeline data_prep eval
+	mypy pipeline data_prep eval tests/gpu tests/benchmarks
 	shellcheck .ci/run .ci/packages slurm/chain slurm/eval_watch $(wildcard slurm/*.sbatch tests/support/*.sh)
 
 test: $(VENV)/installed ## all tests but those marked gpu or large

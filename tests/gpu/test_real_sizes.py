@@ -1,0 +1,25 @@
+"""What `make gpu` does on a GPU alone also runs here: the code that compiles, with a backend that needs no compiler."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.models.compiling import longest_list
+from tests.gpu.real_sizes import compile_when_used
+from tests.gpu.real_towers import real_recipe, real_task
+
+
+@pytest.mark.parametrize("name", ["stage1_vitg", "stage2_vitg_flant5xxl"])
+def test_every_block_that_a_gpu_compiles_is_compiled(tmp_path: Path, name: str) -> None:
+    recipe = real_recipe(name, tmp_path, tiny=True)
+    task = real_task(recipe, "cpu")
+    steps: Any = SimpleNamespace(engine=SimpleNamespace(device=torch.device("cpu")), task=task, recipe=recipe)
+    compile_when_used(steps)
+    blocks = longest_list(task.towers.vision)
+    if task.towers.language:
+        blocks = [*blocks, *longest_list(task.towers.language.model)]
+    assert len(blocks) >= 11 and all(each._compiled_call_impl is not None for each in blocks)
+    assert all("read_text" in vars(layer) for layer in task.bridge.qformer.layers)
