@@ -130,8 +130,10 @@ def limit_waiting(timeout_s: float) -> None:
     """The time that a collective may last, in every group: also in those that DeepSpeed makes, with torch's default."""
     import torch.distributed as dist
 
-    for group in list(dist.distributed_c10d._world.pg_map):
-        dist.set_timeout(timedelta(seconds=timeout_s), group)
+    core: Any = dist.distributed_c10d
+    set_timeout = getattr(dist, "set_timeout", None) or core._set_pg_timeout  # torch 2.11 lacks the first name
+    for group in list(core._world.pg_map):
+        set_timeout(timedelta(seconds=timeout_s), group)
 
 
 def is_initialised() -> bool:

@@ -140,6 +140,20 @@ def test_torch_waits_longer_than_every_deadline_of_a_step(gpus: dict[str, Any]) 
     assert gpus["timeout"].total_seconds() == 86_400  # of evaluation
 
 
+@pytest.mark.parametrize("name", ["public", "of torch 2.11"])
+def test_every_group_has_the_time_that_is_set(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    process_group.initialise(even_alone=True)
+    try:
+        groups: list[Any] = [dist.group.WORLD, dist.new_group()]
+        if name != "public":
+            monkeypatch.delattr(dist, "set_timeout")
+        process_group.limit_waiting(77.0)
+        timeouts = [each._get_backend(torch.device("cpu")).options._timeout for each in groups]
+        assert [each.total_seconds() for each in timeouts] == [77.0, 77.0]
+    finally:
+        process_group.shut_down()
+
+
 def started(arguments: list[str], ranks: list[dict[str, str]]) -> list[tuple[int, str]]:
     """A real job, each rank with variables of its own: its exit code and standard errors."""
     common = {"WORLD_SIZE": str(len(ranks)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
