@@ -40,6 +40,7 @@ class Batch:
             self.context.pin_memory(),
             self.target.pin_memory(),
             self.corrupt,
+            None if self.frozen_BPI is None else self.frozen_BPI.pin_memory(),
         )
 
     def to(self, device: str) -> "Batch":
@@ -49,6 +50,7 @@ class Batch:
             self.context.to(device),
             self.target.to(device),
             self.corrupt,
+            None if self.frozen_BPI is None else self.frozen_BPI.to(device, non_blocking=True),
         )
 
 
