@@ -29,7 +29,7 @@ check: $(VENV)/installed ## formatting, lint, types, shell scripts
 	ruff format --check .
 	ruff check .
 	mypy pipeline data_prep eval tests/gpu tests/benchmarks
-	shellcheck .ci/run .ci/packages slurm/chain slurm/eval_watch $(wildcard slurm/*.sbatch tests/support/*.sh)
+	shellcheck .ci/run .ci/packages slurm/chain slurm/eval_watch $(wildcard slurm/*.sbatch slurm/*.sh tests/support/*.sh)
 
 test: $(VENV)/installed ## all tests but those marked gpu or large
 	HF_HUB_OFFLINE=1 pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not large" --durations=20
