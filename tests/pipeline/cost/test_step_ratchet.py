@@ -5,6 +5,7 @@ To lower the bounds after an improvement: `python -m tests.pipeline.cost.test_st
 paste its output over BOUNDS. A bound that must rise needs a reason in the commit.
 """
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -54,6 +55,15 @@ def test_no_figure_of_a_step_rises(tmp_path: Path) -> None:
     assert found.keys() == BOUNDS.keys()
     risen = {name: f"{value}, bound {BOUNDS[name]}" for name, value in found.items() if value > BOUNDS[name]}
     assert not risen, f"{risen}; all figures: {found}"
+
+
+def test_the_page_of_normal_values_has_these_bytes() -> None:
+    """All images of the ranks are as many times what one rank's negatives are."""
+    page = " ".join((RECIPE.parents[1] / "NORMAL_VALUES.md").read_text().split())
+    negatives = BOUNDS["exchanged_mb"]
+    assert f"{negatives} MB of negatives" in page
+    [images] = re.findall(r"would send ([\d,]+) MB of all images", page)
+    assert abs(int(images.replace(",", "")) - RANKS * negatives) < RANKS
 
 
 if __name__ == "__main__":
