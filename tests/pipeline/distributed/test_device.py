@@ -63,7 +63,6 @@ def test_an_allotted_gpu_that_torch_cannot_use_is_refused(
     [
         ("CUDA_VISIBLE_DEVICES", ""),
         ("CUDA_VISIBLE_DEVICES", "-1"),
-        ("CUDA_VISIBLE_DEVICES", "NoDevFiles"),
         ("DS_ACCELERATOR", "cpu"),
     ],
 )
@@ -72,6 +71,16 @@ def test_a_person_may_hide_the_gpus(monkeypatch: pytest.MonkeyPatch, variable: s
     monkeypatch.setattr(torch.cuda, "is_available", lambda: variable == "DS_ACCELERATOR")
     monkeypatch.setenv(variable, value)
     assert process_group.device_name() == "cpu"
+
+
+@pytest.mark.parametrize("given", ["SLURM_STEP_GPUS", "SLURM_JOB_GPUS"])
+def test_gpus_without_device_files_are_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    """SLURM writes NoDevFiles itself: for a job without GPUs, and on a node that has lost the files of its GPUs."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "NoDevFiles")
+    assert process_group.device_name() == "cpu"
+    monkeypatch.setenv(given, "0")
+    with pytest.raises(device.DeviceError, match=rf"GPU \({given}=0\): torch "):
+        process_group.device_name()
 
 
 def test_no_gpu_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
