@@ -52,7 +52,6 @@ def _memory_lines(plan: "Plan", recipe: Recipe, gpu: Gpu) -> list[str]:
     lines = [f"memory of a GPU, micro batch {recipe.batch.micro_size}, longest captions (data.max_text_tokens)"]
     lines += [f"  {part:<36}{_gib(size)}" for part, size in plan.memory.items()]
     lines += [f"  {'total':<36}{_gib(plan.total_bytes)}  of {gpu.memory_bytes / GIB:.1f} GiB: {verdict}"]
-    lines += [f"  not added, as it is used at another time: the vision tower's passes {_gib(plan.vision_peak).strip()}"]
     if plan.host_bytes:
         lines += [f"  in the host's memory, for each rank: {_gib(plan.host_bytes).strip()}"]
     share = recipe.batch.micro_size * (recipe.batch.accumulation or 1)

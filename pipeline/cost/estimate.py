@@ -18,6 +18,7 @@ FRAGMENTED_SHARE = 0.05  # of what is allocated, lost between blocks: an assumpt
 ADAMW_BYTES = 28  # an element: reads weight, gradient and two moments, writes all but the gradient
 MOST_GROWTH = 4  # of the micro batch, from one that fits to the next that is tried
 SECONDS_A_DAY = 86400.0
+NEXT_BATCH = "next batch through the vision tower"
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,8 @@ class Planner:
         bridge = sum(size for part, size in run.kept.items() if part not in (VISION, LANGUAGE, LOGITS))
         parts |= {"activations, bridge": bridge, "activations, language model": run.kept.get(LANGUAGE, 0)}
         parts |= {"image features": run.kept.get(VISION, 0), "logits": run.kept.get(LOGITS, 0)}
+        # Its blocks are those of another stream (training/ahead.py): torch's allocator gives them to no other use.
+        parts[NEXT_BATCH] = run.vision_peak if parts["vision tower"] else 0
         parts["working memory at the peak"] = run.peak - sum(run.kept.values())
         parts["communication buffers"] = buffers
         lost = int(FRAGMENTED_SHARE * sum(parts.values()))
