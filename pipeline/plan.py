@@ -180,6 +180,10 @@ def main() -> int:
     return finish(lambda: _plan(options))
 
 
+def _say(text: str) -> None:
+    print(f"computing: {text}", file=sys.stderr, flush=True)
+
+
 def _plan(options: argparse.Namespace) -> None:
     from pipeline.cost.estimate import Assumptions, Planner
     from pipeline.training.engine import resolve_ds_config
@@ -198,7 +202,7 @@ def _plan(options: argparse.Namespace) -> None:
         check_target(options.json)
     print(dump_recipe(recipe))
     print(f"{options.gpus} {gpu.name}, {options.gpus_per_node} a node", flush=True)
-    plan = Planner(recipe, ds_config, gpu, assumed).plan()
+    plan = Planner(recipe, ds_config, gpu, assumed, _say).plan()
     print(f"\n{text_of(plan, recipe, gpu, assumed)}")
     if options.json:
         write_json(options.json, plan, recipe, gpu, assumed)
