@@ -28,8 +28,8 @@ format: $(VENV)/installed ## apply the formatting that `make check` wants
 check: $(VENV)/installed ## formatting, lint, types, shell scripts
 	ruff format --check .
 	ruff check .
-	mypy pipeline data_prep eval
-	shellcheck .ci/run .ci/packages slurm/chain slurm/eval_watch $(wildcard slurm/*.sbatch tests/support/*.sh)
+	mypy pipeline data_prep eval tests/gpu tests/benchmarks
+	shellcheck .ci/run .ci/packages slurm/chain slurm/eval_watch $(wildcard slurm/*.sbatch slurm/*.sh tests/support/*.sh)
 
 test: $(VENV)/installed ## all tests but those marked gpu or large
 	HF_HUB_OFFLINE=1 pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not large" --durations=20

@@ -52,7 +52,6 @@ def _memory_lines(plan: "Plan", recipe: Recipe, gpu: Gpu) -> list[str]:
     lines = [f"memory of a GPU, micro batch {recipe.batch.micro_size}, longest captions (data.max_text_tokens)"]
     lines += [f"  {part:<36}{_gib(size)}" for part, size in plan.memory.items()]
     lines += [f"  {'total':<36}{_gib(plan.total_bytes)}  of {gpu.memory_bytes / GIB:.1f} GiB: {verdict}"]
-    lines += [f"  not added, as it is used at another time: the vision tower's passes {_gib(plan.vision_peak).strip()}"]
     if plan.host_bytes:
         lines += [f"  in the host's memory, for each rank: {_gib(plan.host_bytes).strip()}"]
     share = recipe.batch.micro_size * (recipe.batch.accumulation or 1)
@@ -206,6 +205,10 @@ def _in_steps(recipe: Recipe, epoch_samples: int | None) -> Recipe:
     return in_steps(recipe, open_source(recipe, 1)) if recipe.data.manifest.exists() else recipe
 
 
+def _say(text: str) -> None:
+    print(f"computing: {text}", file=sys.stderr, flush=True)
+
+
 def _plan(options: argparse.Namespace) -> None:
     from pipeline.cost.estimate import Assumptions, Planner
     from pipeline.training.engine import resolve_ds_config
@@ -224,7 +227,7 @@ def _plan(options: argparse.Namespace) -> None:
         check_target(options.json)
     print(dump_recipe(recipe))
     print(f"{options.gpus} {gpu.name}, {options.gpus_per_node} a node", flush=True)
-    plan = Planner(recipe, ds_config, gpu, assumed).plan()
+    plan = Planner(recipe, ds_config, gpu, assumed, _say).plan()
     print(f"\n{text_of(plan, recipe, gpu, assumed)}")
     if options.json:
         write_json(options.json, plan, recipe, gpu, assumed)

@@ -56,6 +56,7 @@ def generate_all(
         with tqdm(total=sum(map(len, batches)), disable=quiet, unit="sample") as bar:
             for batch, shown_here, pixels_N3SS in zip(batches, pictures, pixels, strict=True):
                 picture_of = [shown_here.index(image_of[each]) for each in batch]
+                collectives.check_others()
                 asked = None if questions is None else [questions[each] for each in batch]
                 texts = model.generate(pixels_N3SS, [prompts[each] for each in batch], decoding, picture_of, asked)
                 log.append({"id": each, "text": text.strip()} for each, text in zip(batch, texts, strict=True))

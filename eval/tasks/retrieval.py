@@ -59,6 +59,7 @@ def rank_all(
         quiet = rank != 0 or not sys.stderr.isatty()
         with collectives.together(), tqdm(total=sum(map(len, batches)), disable=quiet, unit="image") as bar:
             for batch, pixels_B3SS in zip(batches, load_batches(batches, shown, model.image_size_px), strict=True):
+                collectives.check_others()
                 for image_id, frozen_PI in zip(batch, model.encode_images(pixels_B3SS), strict=True):
                     bar.update()
                     if image_id not in done:
@@ -102,8 +103,13 @@ def write_itc(
     rank, world_size = process_group.rank(), process_group.world_size()
     with collectives.together():
         own_batches = texts.batches(np.arange(len(data.texts)))[rank::world_size]
-        own_texts = (model.embed_texts(batch).float().cpu().numpy() for batch in own_batches)
-        write_rows(_part(work, "texts", rank, world_size), own_texts, model.embedding_width)
+
+        def own_texts() -> Iterator[Floats]:
+            for batch in own_batches:
+                collectives.check_others()
+                yield model.embed_texts(batch).float().cpu().numpy()
+
+        write_rows(_part(work, "texts", rank, world_size), own_texts(), model.embedding_width)
     with collectives.together():
         if rank == 0:
             parts = [_part(work, "texts", each, world_size) for each in range(world_size)]
@@ -113,6 +119,7 @@ def write_itc(
         text_TE = torch.from_numpy(np.load(work / "texts.npy"))
         image_batches = batches_of_rank(list(data.image_paths), {}, batch_size, rank, world_size)
         for pixels_B3SS in load_batches(image_batches, shown, model.image_size_px):
+            collectives.check_others()
             image_BQE = model.embed_images(model.encode_images(pixels_B3SS)).float()
             text_TE = text_TE.to(image_BQE.device)
             yield torch.stack([(image_QE @ text_TE.T).amax(dim=0) for image_QE in image_BQE]).cpu().numpy()
@@ -145,8 +152,10 @@ def candidates_by_image(
         images, texts = itc_NT.shape
         pairs = [np.empty((0, 2), dtype=np.int32)]
         for image in range(rank, images, world_size):
+            collectives.check_others()
             pairs.append(_pairs(image, top_k(itc_NT[image], k)))
         for start in range(rank * TEXTS_AT_ONCE, texts, world_size * TEXTS_AT_ONCE):
+            collectives.check_others()
             columns = np.ascontiguousarray(itc_NT[:, start : start + TEXTS_AT_ONCE].T)
             pairs += [_pairs(top_k(column, k), text) for text, column in enumerate(columns, start=start)]
         np.save(_part(work, "candidates", rank, world_size), np.concatenate(pairs))

@@ -19,6 +19,7 @@ ADAMW_BYTES = 28  # an element: reads weight, gradient and two moments, writes a
 LINES_ALONE = 6  # probes on lines through two sizes, before others halve what is left
 MOST_GROWTH = 4  # of the micro batch, from one that fits to the next that is tried
 SECONDS_A_DAY = 86400.0
+NEXT_BATCH = "next batch through the vision tower"
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,25 @@ def largest_that_fits(bytes_of: Callable[[int], int], least: int, likely: int, r
 
 
 class Planner:
-    """A recipe (its accumulation decided) on GPUs of one type. Runs without weights are kept and used again."""
+    """A recipe (its accumulation decided) on GPUs of one type. Runs without weights are kept and used again.
 
-    def __init__(self, recipe: Recipe, ds_config: dict[str, Any], gpu: Gpu, assumed: Assumptions) -> None:
+    `say` is told what is computed next: a plan takes minutes.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        ds_config: dict[str, Any],
+        gpu: Gpu,
+        assumed: Assumptions,
+        say: Callable[[str], None] = lambda _text: None,
+    ) -> None:
         if recipe.vision.precision == "fp8" and gpu.peak_fp8_flops is None:
             raise ValueError(f"vision.precision 'fp8': {gpu.name} has no fp8 products; use fp16")
         self.recipe, self.gpu, self.assumed, self.ds_config = recipe, gpu, assumed, ds_config
         self.policy: ZeroPolicy = read_policy(ds_config)
+        self.say = say
+        say("towers and bridge without weights")
         self.unweighted = UnweightedRecipe(recipe)
         task = self.unweighted.task
         self.bridge = states.tensors_of(task.bridge)
@@ -101,6 +114,7 @@ class Planner:
         self.passes = recipe.batch.num_passes(assumed.num_gpus)
 
     def dry_run(self, micro_size: int) -> DryRun:
+        self.say(f"a micro batch of {micro_size}, longest captions")
         return self.unweighted.run(micro_size, longest_lengths(self.recipe), self.assumed.num_gpus)
 
     def memory(self, run: DryRun) -> dict[str, int]:
@@ -121,6 +135,8 @@ class Planner:
         bridge = sum(size for part, size in run.kept.items() if part not in (VISION, LANGUAGE, LOGITS))
         parts |= {"activations, bridge": bridge, "activations, language model": run.kept.get(LANGUAGE, 0)}
         parts |= {"image features": run.kept.get(VISION, 0), "logits": run.kept.get(LOGITS, 0)}
+        # Its blocks are those of another stream (training/ahead.py): torch's allocator gives them to no other use.
+        parts[NEXT_BATCH] = run.vision_peak if parts["vision tower"] else 0
         parts["working memory at the peak"] = run.peak - sum(run.kept.values())
         parts["communication buffers"] = buffers
         lost = int(FRAGMENTED_SHARE * sum(parts.values()))
@@ -169,6 +185,7 @@ class Planner:
     def steps(self, transfers: list[traffic.Transfer], model_flops: float) -> dict[str, Step]:
         """The step of the real code's operations, for captions of typical lengths; `model_flops` of one sample."""
         micro_size = self.recipe.batch.micro_size
+        self.say(f"a micro batch of {micro_size}, captions of COCO's lengths")
         run = self.unweighted.typical_run(micro_size, self.assumed.caption_tokens, self.assumed.num_gpus)
         vision_s = work_of((each for each in run.operations if each.part == VISION), self.gpu).seconds
         network = self.network_s(transfers)

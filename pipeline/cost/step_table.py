@@ -14,6 +14,7 @@ WIDTH = 44
 def step_lines(steps: "dict[str, Step]", peak_bytes: int, gpu: Gpu, assumed: "Assumptions") -> list[str]:
     """A column for each way to run the step, and what is assumed."""
     from pipeline.cost.step_time import KERNEL_S, LAUNCH_S, SYNC_S
+    from pipeline.cost.traffic import HIDDEN
 
     columns = list(steps.values())
     rows: list[tuple[str, list[str]]] = [
@@ -27,7 +28,7 @@ def step_lines(steps: "dict[str, Step]", peak_bytes: int, gpu: Gpu, assumed: "As
         ("DeepSpeed and AdamW, ms", [f"{step.optimizer_s * 1e3:.0f}" for step in columns]),
         ("network, not behind arithmetic, ms", [f"{step.network_s * 1e3:.0f}" for step in columns]),
         ("network, not behind arithmetic, MB", [f"{step.exposed_bytes / 1e6:.0f}" for step in columns]),
-        ("host synchronisations in mid-step", [f"{step.syncs}" for step in columns]),
+        ("host synchronisations in mid-step, assumed", [f"{step.syncs}" for step in columns]),
         ("step, ms", [f"{step.step_s * 1e3:.0f}" for step in columns]),
         ("model FLOP utilisation", [f"{step.utilisation:.0%}" for step in columns]),
         ("memory at the peak, longest captions, GiB", [f"{peak_bytes / GIB:.1f}" for _ in columns]),
@@ -41,6 +42,10 @@ def step_lines(steps: "dict[str, Step]", peak_bytes: int, gpu: Gpu, assumed: "As
         f"({gpu.peak_fp32_flops / 1e12:.3g} in fp32), attention {gpu.attention_share:.0%}, memory "
         f"{gpu.bandwidth_share:.0%} of {gpu.memory_bandwidth / 1e9:.0f} GB/s; a kernel takes {KERNEL_S * 1e6:.1f} us "
         "or more",
+        "  assumed: the host waits for the GPU in DeepSpeed's timer alone, if that is on; of the project's own code "
+        "tests/pipeline/training/test_host_waits.py shows it",
+        f"  assumed: {' and '.join(sorted(HIDDEN))} take no time up to that of the next batch's pass through the "
+        "vision tower, behind which they are sent; no GPU has shown it",
         f"  assumed: the host launches an operation in {LAUNCH_S * 1e6:.0f} us; a synchronisation costs "
         f"{SYNC_S * 1e3:.0f} ms",
         f"  assumed: captions of COCO's lengths, {assumed.caption_tokens} tokens on average",

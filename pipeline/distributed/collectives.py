@@ -28,14 +28,28 @@ def together() -> Iterator[None]:
     fault: Exception | None = None
     try:
         yield
+    except OtherRankFaultError:  # of `check_others`: the rank that it names is among the failed ones
+        pass
     except (ValueError, OSError) as error:
         fault = error
+        process_group.tell_fault()
+    except Exception:
+        process_group.tell_fault()
+        raise
     failed = [rank for rank, row in enumerate(gather_integers([int(fault is not None)])) if row[0]]
     if not failed:
         return
     if fault is not None and (_alone() or failed[0] == dist.get_rank()):
         raise RankFaultError(str(fault)) from fault
     raise OtherRankFaultError(f"rank {failed[0]} failed; see its output")
+
+
+def check_others() -> None:
+    """In a long block of `together`, between two pieces of its work. Raises OtherRankFaultError, without a collective,
+    once a rank has failed in it: that rank would wait until this one has done all of its work."""
+    failed = process_group.told_fault()
+    if failed is not None:
+        raise OtherRankFaultError(f"rank {failed} failed; see its output")
 
 
 def _alone() -> bool:

@@ -7,7 +7,9 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-NO_GPU = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that hide every GPU; the last one is SLURM's
+NO_GPU = ("", "-1")  # values of CUDA_VISIBLE_DEVICES with which a person hides every GPU
+NO_FILES = "NoDevFiles"  # SLURM's value for a job without GPUs, but also when it finds no files of those that it gave
+OF_SLURM = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
 
 
 class DeviceError(ValueError):
@@ -41,12 +43,14 @@ def choose(local_rank: int) -> str:
 
 def hidden() -> bool:
     """Whether a person wants the CPU. DeepSpeed's launcher replaces CUDA_VISIBLE_DEVICES; its own variable stays."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "all") in NO_GPU or os.environ.get("DS_ACCELERATOR") == "cpu"
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    without = seen == NO_FILES and not any(os.environ.get(name) for name in OF_SLURM)
+    return seen in NO_GPU or without or os.environ.get("DS_ACCELERATOR") == "cpu"
 
 
 def sign_of_a_gpu() -> str | None:
     """What says that this process has a GPU: a variable with its value, or a device file; None without such a sign."""
-    given = [name for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS") if os.environ.get(name)]
+    given = [name for name in OF_SLURM if os.environ.get(name)]
     if os.environ.get("SLURM_GPUS_ON_NODE", "0") != "0":
         given.append("SLURM_GPUS_ON_NODE")
     # DeepSpeed's launcher sets CROSS_RANK, and CUDA_VISIBLE_DEVICES on machines without a GPU, too.

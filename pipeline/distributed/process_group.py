@@ -11,7 +11,8 @@ from pipeline.distributed import device
 
 JOIN_S = 600.0  # in which all ranks must have started
 DAY_S = 86_400.0  # ranks of an evaluation may end hours apart
-_GROUPS: dict[str, Any] = {}  # as torch's default group, of the process
+_GROUPS: dict[str, Any] = {}  # as torch's default group, of the process; and the store that all ranks read
+FAULT = "fault"  # in the store: the number of a rank that has failed
 
 
 def rank() -> int:
@@ -75,6 +76,7 @@ def initialise(even_alone: bool = False, timeout_s: float = DAY_S) -> None:
         os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", str(int(timeout_s)))
     timeout = timedelta(seconds=timeout_s)
     store.set_timeout(timeout)
+    _GROUPS["store"] = store
     backend = "gloo" if name == "cpu" else "nccl"
     dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=timeout)
     if backend == "nccl" and world_size() > 1:
@@ -84,6 +86,19 @@ def initialise(even_alone: bool = False, timeout_s: float = DAY_S) -> None:
 def host_group() -> Any:
     """A group whose collectives take tensors of the host, so that no GPU is waited for. None: the default group."""
     return _GROUPS.get("host")
+
+
+def tell_fault() -> None:
+    """Tell the others that this rank has failed, without waiting for them."""
+    if is_initialised() and world_size() > 1:
+        _GROUPS["store"].set(FAULT, str(rank()))
+
+
+def told_fault() -> int | None:
+    """The rank that told of a fault, if one did. Asks rank 0's process, and waits for no other."""
+    if not (is_initialised() and world_size() > 1 and _GROUPS["store"].check([FAULT])):
+        return None
+    return int(_GROUPS["store"].get(FAULT))
 
 
 def _connect() -> Any:
@@ -130,8 +145,10 @@ def limit_waiting(timeout_s: float) -> None:
     """The time that a collective may last, in every group: also in those that DeepSpeed makes, with torch's default."""
     import torch.distributed as dist
 
-    for group in list(dist.distributed_c10d._world.pg_map):
-        dist.set_timeout(timedelta(seconds=timeout_s), group)
+    core: Any = dist.distributed_c10d
+    set_timeout = getattr(dist, "set_timeout", None) or core._set_pg_timeout  # torch 2.11 lacks the first name
+    for group in list(core._world.pg_map):
+        set_timeout(timedelta(seconds=timeout_s), group)
 
 
 def is_initialised() -> bool:

@@ -119,7 +119,8 @@ def main() -> None:
     pixels = torch.randint(0, 256, (picture_of[-1] + 1, 3, 224, 224), dtype=torch.uint8)
     with tempfile.TemporaryDirectory() as folder:
         name = save_timm(Path(folder) / "eyes", 0, *VISION)
-        vision: VisionTower = build_vision(Vision(name=name, precision="fp32", image_size_px=224))
+        vision = build_vision(Vision(name=name, precision="fp32", image_size_px=224))
+        assert isinstance(vision, VisionTower)
     tokenizer.batch_decode = lambda rows, **_options: [str(row) for row in rows.tolist()]  # it has no such many words
     for kind in ("OPT", "T5"):
         language = random_language(kind, tokenizer)

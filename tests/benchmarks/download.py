@@ -17,7 +17,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def cpu_s(work: Callable[[], object]) -> float:
     return spent() - before
 
 
-def rates(images: int, rounds: int, works: dict[str, Callable[[int, int], object]]) -> dict[str, dict[str, float]]:
+def rates(images: int, rounds: int, works: Mapping[str, Callable[[int, int], object]]) -> dict[str, dict[str, float]]:
     """Images a second of one core, between a run over a quarter of them and one over all, and what starting takes.
 
     Every round runs all works, and the smallest CPU times count: other work on the machine makes them larger.

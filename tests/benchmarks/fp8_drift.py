@@ -32,7 +32,7 @@ from pipeline.models.precision import choose_attention_kernel
 from pipeline.models.vision import VisionTower, build_vision
 from pipeline.tokens import Tokens, pad_tokens
 from pipeline.training.stage1_task import Stage1Task
-from pipeline.training.task import StepPlace
+from pipeline.training.task import StepPlace, vision_of
 
 RECIPE = "pipeline/recipes/miniature_stage1.yaml"
 ARCHITECTURE = "eva_giant_patch14_clip_224"
@@ -98,6 +98,7 @@ class Run:
 
         torch.manual_seed(seed)
         vision = build_vision(recipe.vision.model_copy(update={"precision": precision}))
+        assert isinstance(vision, VisionTower)
         bridge, decode = build_stage1(recipe, vision.width), build_tokenizer(recipe.qformer).bos_token_id
         self.task = Stage1Task(bridge, vision, recipe.objectives, decode, recipe.qformer.precision)
         self.optimizer, self.settings, self.steps = build_optimizer(bridge, recipe.optimizer), recipe.optimizer, 0
@@ -132,7 +133,7 @@ def losses_of_runs(recipe: Recipe, steps: int, batch_size: int) -> None:
         "fp32, another seed": Run(recipe, "fp32", recipe.seed + 1),
     }
     print("the miniature's ViT, on drawn pictures")
-    exact = runs["fp32"].task.towers.vision(held_out.pixels_B3SS)
+    exact = vision_of(runs["fp32"].task)(held_out.pixels_B3SS)
     for precision in ("bf16", "fp8"):
         tower = build_vision(recipe.vision.model_copy(update={"precision": precision}))
         compare(precision, tower(held_out.pixels_B3SS), exact)

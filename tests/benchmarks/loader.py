@@ -124,9 +124,9 @@ def main() -> None:
                 times[way] += [taken] if turn else []  # the first turn warms up
     width, height = options.size
     print(f"{options.images} JPEGs of {width} x {height} px, quality {QUALITY}")
-    for way, taken in times.items():
-        ratio = median(taken) / median(times["ours"])
-        print(f"  {way:6} {options.images / median(taken):6.0f} images a second and core, {ratio:.2f} times our time")
+    for way, each in times.items():
+        ratio = median(each) / median(times["ours"])
+        print(f"  {way:6} {options.images / median(each):6.0f} images a second and core, {ratio:.2f} times our time")
 
 
 if __name__ == "__main__":

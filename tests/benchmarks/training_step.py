@@ -14,7 +14,7 @@ import random
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +104,7 @@ def ours(task: Any, batch: Batch) -> Way:
     return stepping(lambda: task(batch, place)["loss"], build_optimizer(task.bridge, Optimizer()))
 
 
-def plain_parts(bridge: nn.Module) -> tuple[PlainBridge, torch.optim.Optimizer]:
+def plain_parts(bridge: Stage1Bridge | Stage2Bridge) -> tuple[PlainBridge, torch.optim.Optimizer]:
     """A plain bridge with weights of its own, equal to the bridge's."""
     weights = {name: tensor.clone().requires_grad_() for name, tensor in bridge.state_dict().items()}
     return PlainBridge(weights, bridge.qformer.shape), torch.optim.AdamW(
@@ -116,7 +116,7 @@ def stage_1(layers: int, batch: Batch) -> dict[str, Way]:
     bridge, settings = Stage1Bridge(shape_of(layers), 256), Objectives()
     task = Stage1Task(bridge, nn.Identity(), settings, VOCABULARY - 1, "fp32")  # type: ignore[arg-type]
     plain, optimizer = plain_parts(bridge)
-    [place], _ = agree(task, [batch], SEED, 0, False)
+    [place], _ = agree(cast(Any, task), [batch], SEED, 0, False)
     seed, features, text = place.negatives_seed, batch.pixels_B3SS, batch.target
     padded = stepping(lambda: stage1_loss(plain, features, text, VOCABULARY - 1, settings, seed), optimizer)
     return {"ours": ours(task, batch), "plain, padded to 32": padded}

@@ -7,8 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -156,6 +158,47 @@ def test_a_damaged_picture_ends_every_rank_in_one_line(
     assert all(text.count("\n") == 1 for _, text in said), said
     assert sum("image 1005" in text and "0005.jpg" in text for _, text in said) == 1
     assert sum("failed; see its output" in text for _, text in said) == 1
+
+
+def counted_on_rank(command: list[str]) -> tuple[int, str, int]:
+    """Also how many batches this rank has begun. Rank 0 cannot read its first picture; rank 1 takes its time."""
+    from pipeline.data import transforms
+    from pipeline.models.inference import LanguageModel, RetrievalModel
+
+    slow, begun = os.environ["RANK"] == "1", []
+
+    def read(path: Path, size_px: int) -> Any:
+        if slow:
+            return load(path, size_px)
+        raise ValueError(f"{path}: is not a picture")
+
+    def waiting(work: Any) -> Any:
+        def worked(*arguments: Any, **options: Any) -> Any:
+            begun.append(1)
+            time.sleep(0.5)
+            return work(*arguments, **options)
+
+        return worked
+
+    load = transforms.load_evaluation_pixels
+    with (
+        mock.patch.object(transforms, "load_evaluation_pixels", read),
+        mock.patch.object(LanguageModel, "generate", waiting(LanguageModel.generate)),
+        mock.patch.object(RetrievalModel, "encode_images", waiting(RetrievalModel.encode_images)),
+    ):
+        return *said_on_rank(command), len(begun)
+
+
+@pytest.mark.parametrize("task", ["captioning", "retrieval"])
+def test_no_rank_goes_on_for_long_after_another_has_failed(
+    task: str, checkpoints: Folders, sets: Folders, tmp_path: Path
+) -> None:
+    weights = checkpoints["stage1" if task == "retrieval" else "t5"]
+    command = ["--weights", weights, "--task", task, "--data", sets["coco"], "--output", tmp_path, "--batch-size", 1]
+    failed, told = run_on_ranks(2, counted_on_rank, [str(part) for part in command])
+    assert (failed[0], told[0]) == (1, 1)
+    assert "is not a picture" in failed[1] and "rank 0 failed; see its output" in told[1]
+    assert told[2] <= 2  # of four or more
 
 
 @pytest.mark.parametrize("task", ["captioning", "retrieval"])

@@ -74,7 +74,8 @@ def parts(checks: Checks, captioner: Captioner, ranker: Ranker, samples: list[An
 
     batch = 2 if checks.tiny else BATCH
     keys = [sample.key for sample in samples[:batch]]
-    images = [decode(sample.jpeg) for sample in samples[:batch]]
+    decoded = [decode(sample.jpeg) for sample in samples[:batch]]
+    images = [image for image in decoded if image is not None]
     speed(checks, "one thread's preparation", batch,
           lambda: [(captioner.preprocess(each), ranker.preprocess(each)) for each in images], 40)  # fmt: skip
     for_captioner = torch.stack([captioner.preprocess(each) for each in images])

@@ -32,7 +32,7 @@ def run(checks: Checks) -> None:
     for name, (rows, wide_in, wide_out, dtype) in PRODUCTS.items():
         with checks.guarded(name):
             sizes = [max(8, size // scale) for size in (rows, wide_in, wide_out)]
-            rate = product(checks, *sizes, DTYPES[dtype])
+            rate = product(checks, sizes[0], sizes[1], sizes[2], DTYPES[dtype])
             checks.figure(f"{name}, share of the peak", rate / PEAK, least=0.40)
             if name.startswith("ViT-g"):
                 operations = 2.0 * sizes[0] * sizes[1] * sizes[2]

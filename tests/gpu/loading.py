@@ -41,8 +41,7 @@ def run(checks: Checks) -> None:
     )  # fmt: skip
     collate = collate_for_qformer(build_tokenizer(recipe.qformer.model_copy(update={"bert": bert})), 32)
     steps = Steps(real_task(recipe, checks.device), recipe)
-    if checks.device == "cuda":
-        compile_when_used(steps)
+    compile_when_used(steps)
     steps.feed(build_loader(recipe, open_source(recipe, 1), collate, 0, 1, 0))
     for _ in range(warmup):
         steps.step()

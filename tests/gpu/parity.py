@@ -79,8 +79,8 @@ def compiled(checks: Checks) -> None:
     batch = small_tasks.small_batch(1)
     wanted = small_tasks.losses_and_gradients(small_tasks.stage1("fp16", "bf16"), batch, checks.device)
     task = small_tasks.stage1("fp16", "bf16").to(checks.device)
-    task.towers.vision.to(checks.device)
-    compile_vision(task.towers.vision)
+    vision_of(task).to(checks.device)
+    compile_vision(vision_of(task))
     if checks.device == "cuda":
         compile_qformer(task.bridge.qformer)
     counters.clear()

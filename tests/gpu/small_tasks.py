@@ -20,7 +20,7 @@ from pipeline.models.vision import VisionTower
 from pipeline.tokens import pad_tokens
 from pipeline.training.stage1_task import Stage1Task
 from pipeline.training.stage2_task import Stage2Task
-from pipeline.training.task import StepPlace
+from pipeline.training.task import StepPlace, vision_of
 
 IMAGE_WIDTH, WIDTH, VOCABULARY, BATCH, LONGEST = 176, 128, 500, 6, 12
 SIZE_PX, DECODE, TEMPERATURE = 56, VOCABULARY - 1, 0.5
@@ -118,7 +118,7 @@ def losses_and_gradients(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Of a copy of the task on the device; see `losses_in_place`."""
     task = copy.deepcopy(task).to(device)
-    task.towers.vision.to(device)
+    vision_of(task).to(device)
     if isinstance(task, Stage2Task):
         task.towers.language.model.to(device)
     return losses_in_place(task, batch, device, scale)

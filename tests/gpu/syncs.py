@@ -32,11 +32,11 @@ def watched_waits() -> Iterator[list[traceback.StackSummary]]:
 
     def on_warning(message: Any, *_others: Any, **_more: Any) -> None:
         if MESSAGE in str(message):
-            found.append(traceback.extract_stack()[:-1])
+            found.append(traceback.StackSummary.from_list(traceback.extract_stack()[:-1]))
 
     def noting(original: Any) -> Any:
         def waiting(*arguments: Any, **options: Any) -> Any:
-            found.append(traceback.extract_stack()[:-1])
+            found.append(traceback.StackSummary.from_list(traceback.extract_stack()[:-1]))
             return original(*arguments, **options)
 
         return waiting

@@ -21,12 +21,12 @@ def main() -> int:
     import torch
 
     from pipeline import train
-    from pipeline.training import loop
+    from pipeline.training import loop, step
     from pipeline.training.stage1_task import Stage1Task
     from pipeline.training.stage2_task import Stage2Task
     from tests.gpu.training import BAD_STEP
 
-    train_step, unchanged, current = loop.train_step, [], [0]
+    train_step, unchanged, current = step.train_step, [], [0]
 
     def watched(engine: Any, batches: Any, places: Any, recipe: Any, progress: Any, ahead: Any) -> Any:
         current[0] = progress.step
@@ -38,7 +38,7 @@ def main() -> int:
         watch = fault == "nan"
         before = weights(engine) if watch else None
         values = train_step(engine, batches, places, recipe, progress, ahead)
-        if watch and torch.equal(before, weights(engine)):
+        if before is not None and torch.equal(before, weights(engine)):
             unchanged.append(progress.step)
         return values
 

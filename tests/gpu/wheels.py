@@ -15,12 +15,15 @@ PYTHON = "3.12"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux1_x86_64")
 READY = (
     "pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions", "omegaconf", "hjson",
+    "accelerate", "webdataset", "braceexpand",
 )  # fmt: skip
 FROM_SOURCE = "deepspeed"
-IMPORTS = (
-    "pydantic", "pydantic_core", "annotated_types", "typing_inspection", "typing_extensions", "omegaconf", "hjson",
-    "deepspeed", "einops", "msgpack", "cpuinfo", "psutil", "jinja2", "timm", "transformers", "tensorboard", "pyarrow",
+ON_MACHINE = (
+    "torch", "torchvision", "triton", "transformers", "tokenizers", "huggingface_hub", "safetensors", "timm", "numpy",
+    "PIL", "yaml", "tqdm", "psutil", "packaging", "einops", "msgpack", "cpuinfo", "jinja2", "tensorboard", "pyarrow",
 )  # fmt: skip
+"""What a machine with PyTorch's and transformers' usual company has; by the names of imports."""
+IMPORTS = tuple(name.replace("-", "_") for name in (*READY, FROM_SOURCE)) + ON_MACHINE
 """What must be there in the end, from the wheels or from the machine."""
 
 

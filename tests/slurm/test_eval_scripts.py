@@ -94,6 +94,7 @@ def run_score(
     python.parent.mkdir(parents=True)
     evaluated = folder / "run" / "step_2" / "coco"
     evaluated.mkdir(parents=True)
+    (folder / "slurm").symlink_to(ROOT / "slurm")
     python.write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" >"{folder}/$2"\n{then}\n')
     python.chmod(0o755)
     environment = {"PATH": "/usr/bin:/bin", "SLURM_JOB_ID": "1", "BLIP2_HOME": str(folder)}

@@ -68,7 +68,7 @@ def site(cluster: Cluster, home: Path, tmp_path_factory: pytest.TempPathFactory)
 def test_with_the_shipped_values_each_job_holds_the_gpus_and_cpus_that_it_uses(site: Site) -> None:
     """Also when the user's profile exports what sbatch would prefer to the scripts' lines."""
     (site.home / "training").write_text(SAY_SETTINGS)
-    profile = {"SBATCH_GPUS_PER_NODE": "4", "SBATCH_CPUS_PER_GPU": "2"}
+    profile = {"SBATCH_GPUS_PER_NODE": "4", "SBATCH_CPUS_PER_GPU": "2", "SBATCH_GRES": "gpu:8"}
     flags = ["-s", "--annotations A", "stage1.yaml", "stage2.yaml", "vqa", "data", "out"]
     done = site.run("slurm/chain", *flags, **profile)
     assert done.returncode == 0, done.stderr
@@ -136,13 +136,29 @@ def test_arrays_share_the_tasks_that_one_array_may_not_have(site: Site, script: 
     assert said == [f"--task-index {task} --task-count 9\n" for task in range(9)]
 
 
+REFUSED = re.findall(r"\bSBATCH_\w+", (ROOT / "slurm" / "refuse_overruling.sh").read_text().partition("for name in")[2])
+
+
+@pytest.mark.parametrize("variable", ["SBATCH_GPUS", "SBATCH_GRES", "SBATCH_EXCLUSIVE"])
 @pytest.mark.parametrize("script", ["download.sbatch", "capfilt.sbatch", "score.sbatch", "chain", "eval_watch"])
-def test_a_variable_that_sbatch_prefers_to_the_scripts_is_named_in_one_line(script: str) -> None:
+def test_a_variable_that_sbatch_prefers_to_the_scripts_is_named_in_one_line(script: str, variable: str) -> None:
     """It comes from a cluster.env of before, or from a profile that is read after it."""
     known = {"PATH": "/usr/bin:/bin", "BLIP2_HOME": str(ROOT), "BLIP2_DATA": "d", "MASTER_PORT": "1"}
-    known |= {"SLURM_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "0", "SBATCH_GPUS_PER_NODE": "8"}
+    known |= {"SLURM_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "0", variable: "8"}
     command = ["bash", f"slurm/{script}", "vqa", "b", "c", "d", "e"]
     done = subprocess.run(command, check=False, cwd=ROOT, env=known, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     [line] = done.stderr.splitlines()
-    assert line.startswith(f"slurm/{script}: SBATCH_GPUS_PER_NODE 8: overrules") and "unset it" in line
+    assert line.startswith(f"slurm/{script}: {variable} 8: overrules") and "unset it" in line
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_the_example_of_a_clusters_values_unsets_all_of_them(shell: str) -> None:
+    assert {"SBATCH_GPUS_PER_NODE", "SBATCH_GPUS_PER_TASK", "SBATCH_CPUS_PER_GPU", "SBATCH_GRES"} < set(REFUSED)
+    command = [shell, "-c", ". slurm/cluster.env.example; env"]
+    done = subprocess.run(
+        command, check=True, cwd=ROOT, env={"PATH": "/usr/bin:/bin", "HOME": "/h"} | dict.fromkeys(REFUSED, "1"),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    left = {line.partition("=")[0] for line in done.stdout.splitlines() if line.startswith("SBATCH_")}
+    assert left == {"SBATCH_ACCOUNT", "SBATCH_PARTITION"}

@@ -1,10 +1,12 @@
 """What `slurm/train.sbatch` makes of a run's end, a shape and mistakes; a short script stands in for training."""
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from pipeline.data.loader import GRACE_S
 from tests.support.slurm_cluster import Cluster
 
 ROOT = Path(__file__).parents[2]
@@ -148,6 +150,14 @@ def test_a_job_script_says_in_one_line_what_it_lacks(script: str) -> None:
     assert "BLIP2_HOME /nowhere" in one_line_of(path, **loaded)
     missing = "RECIPE: is missing" if script == "train" else "WEIGHTS: is missing"
     assert missing in one_line_of(path, **loaded | {"BLIP2_HOME": home})
+
+
+def test_a_rank_that_waits_for_its_loaders_workers_is_not_killed() -> None:
+    """srun kills what is left some time after the first rank has ended, whether it ended well or not."""
+    joins_s = 5 + GRACE_S  # torch's loader, then Python at its end
+    for name, pattern in (("train.sbatch", r"^PATIENCE_S=(\d+)"), ("eval.sbatch", r"--wait=(\d+)")):
+        [seconds] = re.findall(pattern, (ROOT / "slurm" / name).read_text(), re.MULTILINE)
+        assert joins_s < int(seconds) <= 30
 
 
 def test_a_chain_whose_stages_do_not_fit_is_refused_before_a_job_is_submitted(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from pipeline.config import Recipe, load_recipe, parse_recipe
 from pipeline.cost.dry_run import UnweightedRecipe
+from pipeline.cost.estimate import NEXT_BATCH, Assumptions, Planner
+from pipeline.cost.gpus import gpu_named
 from pipeline.cost.states import FP32, bridge_states, sharded_language, tensors_of
 from pipeline.cost.unweighted import caption_batch
 from pipeline.cost.zero_policy import read_policy
@@ -97,6 +99,19 @@ def test_memory_without_weights_grows_with_the_ranks_as_the_joined_batch_does(to
     queries = recipe.qformer.num_query_tokens
     assert kept[2] - kept[1] == 2 * (kept[1] - kept[0])
     assert kept[1] - kept[0] >= 8 * 2 * micro_size * queries * micro_size * FP32
+
+
+def test_the_next_batchs_pass_through_the_vision_tower_is_counted(towers: Path) -> None:
+    """It has a stream of its own, and torch's allocator gives the blocks of one stream to no other."""
+    recipe = recipe_of(towers, "stage 1")
+    policy, micro_size = resolve_ds_config(recipe, 2), recipe.batch.micro_size
+    planner = Planner(recipe, policy, gpu_named("a100-40gb"), Assumptions(2, 8, 0.4, 12, 200e9))
+    run = planner.dry_run(micro_size)
+    parts = planner.memory(run)
+    size_px, width = recipe.vision.image_size_px, planner.unweighted.task.bridge.qformer.shape.image_width
+    patches = (size_px // 8) ** 2
+    assert parts[NEXT_BATCH] == run.vision_peak >= FP32 * micro_size * (3 * size_px**2 + patches * width)
+    assert sum(parts.values()) == planner.total_bytes(micro_size) > run.peak + run.vision_peak
 
 
 @pytest.fixture(scope="module")

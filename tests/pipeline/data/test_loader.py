@@ -8,6 +8,7 @@ from typing import Any
 from zlib import crc32
 
 import pytest
+import torch
 
 from data_prep.index import index_shards
 from pipeline.config import Recipe, parse_recipe
@@ -139,3 +140,11 @@ def test_a_weighted_epoch_smaller_than_a_global_batch_is_refused(manifest: Path)
     recipe = recipe_of(manifest, 1, 0, source_weights={"web": 0, "human": 0.5})
     with pytest.raises(ValueError, match=r"batch\.global_size 12: an epoch with these source_weights has only 6"):
         open_source(recipe, 1)
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_the_loader_of_a_rank_on_a_gpu_pins(manifest: Path, monkeypatch: pytest.MonkeyPatch, on_gpu: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: on_gpu)
+    recipe = recipe_of(manifest, 1, 0)
+    loader: Any = build_loader(recipe, open_source(recipe, 1), ids_of, 0, 1, 0)  # type: ignore[arg-type]
+    assert loader.pin_memory == on_gpu

@@ -63,7 +63,6 @@ def test_an_allotted_gpu_that_torch_cannot_use_is_refused(
     [
         ("CUDA_VISIBLE_DEVICES", ""),
         ("CUDA_VISIBLE_DEVICES", "-1"),
-        ("CUDA_VISIBLE_DEVICES", "NoDevFiles"),
         ("DS_ACCELERATOR", "cpu"),
     ],
 )
@@ -72,6 +71,16 @@ def test_a_person_may_hide_the_gpus(monkeypatch: pytest.MonkeyPatch, variable: s
     monkeypatch.setattr(torch.cuda, "is_available", lambda: variable == "DS_ACCELERATOR")
     monkeypatch.setenv(variable, value)
     assert process_group.device_name() == "cpu"
+
+
+@pytest.mark.parametrize("given", ["SLURM_STEP_GPUS", "SLURM_JOB_GPUS"])
+def test_gpus_without_device_files_are_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    """SLURM writes NoDevFiles itself: for a job without GPUs, and on a node that has lost the files of its GPUs."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "NoDevFiles")
+    assert process_group.device_name() == "cpu"
+    monkeypatch.setenv(given, "0")
+    with pytest.raises(device.DeviceError, match=rf"GPU \({given}=0\): torch "):
+        process_group.device_name()
 
 
 def test_no_gpu_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +147,20 @@ def test_torch_waits_longer_than_every_deadline_of_a_step(gpus: dict[str, Any]) 
     assert os.environ["TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC"] == "7500"
     process_group.initialise(even_alone=True)
     assert gpus["timeout"].total_seconds() == 86_400  # of evaluation
+
+
+@pytest.mark.parametrize("name", ["public", "of torch 2.11"])
+def test_every_group_has_the_time_that_is_set(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    process_group.initialise(even_alone=True)
+    try:
+        groups: list[Any] = [dist.group.WORLD, dist.new_group()]
+        if name != "public":
+            monkeypatch.delattr(dist, "set_timeout")
+        process_group.limit_waiting(77.0)
+        timeouts = [each._get_backend(torch.device("cpu")).options._timeout for each in groups]
+        assert [each.total_seconds() for each in timeouts] == [77.0, 77.0]
+    finally:
+        process_group.shut_down()
 
 
 def started(arguments: list[str], ranks: list[dict[str, str]]) -> list[tuple[int, str]]:

@@ -7,6 +7,7 @@ import torch
 
 from pipeline.config import Language
 from pipeline.models.language import CausalTower, Decoding, LanguageTower, build_language
+from pipeline.models.loading import not_loaded
 from pipeline.tokens import Tokens
 
 PROMPTS = ["question : 1 ?", "a photo of", "the colour is number 2 , a dark red picture : answer", ""]
@@ -100,3 +101,14 @@ def test_checkpointed_layers_give_the_same_bits_with_less_kept(towers: Path, fam
         assert tower.generate(prompts.detach(), ["a"] * 4, Decoding(2, 3)) is not None
     assert torch.equal(losses[0], losses[1]) and torch.equal(gradients[0], gradients[1])
     assert kept[1] < kept[0] / 2
+
+
+def test_a_package_that_is_missing_is_named_and_no_folder_blamed(towers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers.integrations.accelerate as placing
+
+    monkeypatch.setattr(placing, "is_accelerate_available", lambda: False)
+    with pytest.raises(ValueError, match="the package accelerate is missing") as found:
+        build_language(Language(name=str(towers / "opt"), precision="fp32"), "cpu")
+    assert "damaged" not in str(found.value) and "\n" not in str(found.value)
+    error = ModuleNotFoundError("No module named 'timm.layers'", name="timm.layers")
+    assert "the package timm is missing" in str(not_loaded("vision.name 'x'", error))

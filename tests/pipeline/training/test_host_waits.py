@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +14,14 @@ from torch.utils._pytree import tree_leaves
 
 from pipeline.config import Language, Objectives
 from pipeline.models.language import build_language
+from pipeline.training.ahead import Ahead
+from pipeline.training.checkpoint import State
+from pipeline.training.progress import Progress
 from pipeline.training.stage1_task import Stage1Task
 from pipeline.training.stage2_task import Stage2Task
+from pipeline.training.step import train_step
 from pipeline.training.task import StepPlace
+from tests.gpu.small_recipes import small_recipe
 from tests.pipeline.training.test_stage2_losses import batch_of
 from tests.support.random_bridges import DECODE, random_batch, random_stage1, random_stage2
 
@@ -77,3 +83,51 @@ def test_stage_2_waits_for_nothing(towers: Path, name: str, lengths: list[int], 
     with watched() as seen:
         task(batch, StepPlace(0, 0.1, max(lengths), 0))["loss"].backward()
     assert seen == []
+
+
+class Engine:
+    """In the place of DeepSpeed's, whose own waits are known: its update does nothing."""
+
+    def __init__(self, task: nn.Module) -> None:
+        self.module, self.device = task, torch.device("cpu")
+        self.optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}], overflow=False)
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.module(*inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> None:
+        pass
+
+
+def step_of(task: Any, planted: bool) -> list[str]:
+    """What the host waits for in a step of two micro batches, with the next step's first one on its way."""
+    recipe = small_recipe(Path("run"), 1, None, micro_size=3, passes=2)
+    batches = [random_batch([3, 9, 6], seed=seed) for seed in range(4)]
+    vision = Waiting() if planted else nn.Identity()
+    ahead, progress = (
+        Ahead(batches, 2, torch.device("cpu"), vision),
+        Progress(recipe, State(0, 0, recipe.seed, 1, "", {}, {}, {}), task.loss_scale),
+    )
+    steps = ahead.steps()
+    step = next(steps)
+    with watched() as seen:
+        assert train_step(Engine(task), step, [StepPlace(0, 0.1, 12, 0)] * 2, recipe, progress, ahead) is not None
+    assert next(steps)[0] is batches[2] and ahead._begun is not None and ahead._begun[0] is batches[2]
+    return seen
+
+
+class Waiting(nn.Module):
+    """An encoder that asks the device for a number."""
+
+    def forward(self, pixels_B3SS: Tensor) -> Tensor:
+        return pixels_B3SS * int(pixels_B3SS.shape[0] > 0 and pixels_B3SS.isfinite().all())
+
+
+def test_a_whole_step_with_the_next_batch_waits_for_nothing() -> None:
+    """That of `training/step.py` and `training/ahead.py`, as far as a CPU shows it: streams and copies are a GPU's."""
+    task = Stage1Task(random_stage1(), nn.Identity(), Objectives(), DECODE, "fp32")  # type: ignore[arg-type]
+    assert step_of(task, planted=False) == []
+    assert step_of(task, planted=True) == ["_local_scalar_dense"] * 3
