@@ -57,7 +57,7 @@ def vision_state(model: Any, name: str) -> dict[str, "Tensor"]:
 
 
 def vision_from_huggingface(tensors: dict[str, "Tensor"], model: Any, name: str) -> dict[str, "Tensor"]:
-    """`vision_model.*` without that prefix, under the names of the timm ViT; a name that it has not stays as it is.
+    """`vision_model.*` without that prefix, under the names of the timm ViT; a name that has no place stays as it is.
 
     Raises ValueError where the keys are biased and the ViT, as EVA's, has no place for it.
     """
@@ -66,13 +66,18 @@ def vision_from_huggingface(tensors: dict[str, "Tensor"], model: Any, name: str)
     for key, tensor in tensors.items():
         block = key.removesuffix(FUSED_BIAS).replace("encoder.layers.", "blocks.")
         if key in ours or f"{block}attn.q_bias" not in model.state_dict():
-            found[ours.get(key, key)] = tensor
+            found[ours.get(key, f"vision_model.{key}")] = tensor
             continue
         query, keys, value = tensor.chunk(3)
         if not keys.is_meta and bool(keys.any()):
             raise ValueError(f"vision_model.{key}: has a bias for the keys, and {name!r} has none; set vision.name")
         found |= {f"{block}attn.q_bias": query.clone(), f"{block}attn.v_bias": value.clone()}
     return found
+
+
+def is_plain_vit(key: str) -> bool:
+    """Whether a tensor of timm's is one that every plain ViT has, or one of EVA's biases."""
+    return _vision_name(key) is not None or key.endswith(EVA_BIASES)
 
 
 def _vision_name(key: str) -> str | None:
