@@ -124,10 +124,12 @@ def _read_lavis(source: Path, own: list[str], recipe: Recipe, _vision: object, t
 def _read_huggingface(source: Path, own: list[str], recipe: Recipe, vision: object, take_vision: bool) -> Foreign:
     tensors, places, skipped = huggingface.read_folder(source, own)
     eyes = huggingface.read_tower(places, huggingface.VISION, with_values=take_vision)
+    notes = _notes(list(places), huggingface.VISION, take_vision, skipped)
     if vision is not None:
-        eyes = vision_from_huggingface(eyes, vision, recipe.vision.name)
+        eyes, biased = vision_from_huggingface(eyes, vision, recipe.vision.name)
+        notes += [f"a bias of attention's keys, which the softmax cancels, left out: {name}" for name in biased]
     words = huggingface.read_tower(places, huggingface.LANGUAGE, with_values=False)
-    return Foreign(tensors, eyes, words, _notes(list(places), huggingface.VISION, take_vision, skipped))
+    return Foreign(tensors, eyes, words, notes)
 
 
 def _notes(in_towers: list[str], vision: str, take_vision: bool, skipped: list[str]) -> list[str]:

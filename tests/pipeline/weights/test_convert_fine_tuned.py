@@ -167,6 +167,35 @@ def test_transformers_captions_pictures_of_the_trained_size_as_we_do(tuned: dict
     torch.testing.assert_close(found, expected[..., : found.shape[-1]], rtol=1e-4, atol=1e-4)
 
 
+def test_a_bias_of_keys_that_training_in_transformers_made_changes_nothing(
+    tuned: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import Blip2ForImageTextRetrieval
+
+    folder = exported(tuned["retrieval"], tmp_path, "huggingface")
+    tensors, name = load_file(folder / "model.safetensors"), "vision_model.encoder.layers.1.self_attn.qkv.bias"
+    assert not tensors[name][32:64].any()
+    tensors[name][32:64] = torch.linspace(-2, 2, 32)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    capsys.readouterr()
+    more = ("--recipe", tuned["retrieval"] / "recipe.yaml")
+    assert convert(folder, tmp_path / "back", "huggingface", "native", *more) == 0
+    assert f"a bias of attention's keys, which the softmax cancels, left out: {name}\n" in capsys.readouterr().err
+    theirs: Any = Blip2ForImageTextRetrieval.from_pretrained(folder).eval()
+    theirs.vision_model.post_layernorm.eps = 1e-5
+    ours = load_model(tmp_path / "back", "cpu")
+    assert isinstance(ours, RetrievalModel)
+    with torch.no_grad():
+        expected = theirs.vision_model(normalised(ours, pixels(2))).last_hidden_state
+        found = ours.bridge.ln_vision(ours.encode_images(pixels(2)))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    tensors[name] = tensors[name][:-1]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert f"{name!r} is not in the recipe's" in refusal(
+        capsys, folder, tmp_path / "again", "huggingface", "native", *more
+    )
+
+
 @pytest.mark.parametrize("write_as", ["lavis", "huggingface"])
 def test_evaluation_uses_the_files_own_encoder_when_the_recipe_trains_it(
     write_as: str, tuned: dict[str, Path], tmp_path: Path
