@@ -61,6 +61,7 @@ def predict_missing(
     from pipeline.distributed import collectives, process_group
     from pipeline.models.inference import LanguageModel
     from pipeline.weights.any_format import load_any
+    from pipeline.weights.foreign import LEFT_ENCODER
 
     with collectives.together():
         if process_group.rank() == 0:
@@ -70,10 +71,10 @@ def predict_missing(
 
         logging.disable_progress_bar()
     model, notes = load_any(source, process_group.device_name())
-    left = [note for note in notes if note.startswith("left to the recipe's towers")]
+    left = [note for note in notes if note.startswith(LEFT_ENCODER)]
     if left and process_group.rank() == 0:
-        print(f"--weights {source.path}: {len(left)} tensors of its towers are not used; the recipe's towers are. For "
-              "fine-tuned weights, write their image encoder with pipeline.convert --image-encoder first",
+        print(f"--weights {source.path}: {len(left)} tensors of its image encoder are not used; the recipe's encoder "
+              "is. For fine-tuned weights, give a recipe that trains it (vision.trained: true)",
               file=sys.stderr)  # fmt: skip
     needed = 1 if options.task == "retrieval" else 2
     if model.stage != needed:

@@ -7,6 +7,7 @@ FORMAT is one of:
     lavis         a .pth file
     huggingface   a folder that save_pretrained() wrote, or its hub id
 lavis and huggingface do not say which towers the weights belong to: --recipe does. Towers in SRC must be the recipe's.
+With a recipe of fine-tuning (`vision.trained: true`), the weights' own image encoder is converted too.
 """
 
 import json
@@ -42,7 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write.add_argument("destination", type=Path, metavar="DST", help="a new folder; for lavis a new file")
     write.add_argument("--to", dest="write_as", choices=FORMATS, required=True, help="the format of DST")
     write.add_argument(
-        "--image-encoder", type=Path, metavar="FOLDER", help="also write SRC's image encoder, when it was fine-tuned"
+        "--image-encoder",
+        type=Path,
+        metavar="FOLDER",
+        help="for a recipe that freezes its image encoder: write SRC's own",
     )
     options = parser.parse_args(arguments)
     _check_options(parser, options)
@@ -64,7 +68,7 @@ def _check_options(parser: Parser, options: Namespace) -> None:
     if native and options.set:
         parser.error(f"--set {options.set[0]}: native weights hold their own recipe; remove --set")
     if native and encoder:
-        parser.error(f"--image-encoder {encoder}: native weights hold no image encoder; remove this flag")
+        parser.error(f"--image-encoder {encoder}: is for SRC of LAVIS or transformers; remove this flag")
     if not native and not options.recipe:
         parser.error(f"--recipe: is missing, and {options.read_as} weights do not name their towers; give a recipe")
     if not options.destination.name:
@@ -94,10 +98,9 @@ def convert(
     partial = destination.with_name(f".{destination.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     if write_as == "lavis":
-        from pipeline.weights.foreign import language_kind
-        from pipeline.weights.lavis import to_lavis, write_file
+        from pipeline.weights.export import export_lavis
 
-        write_file(to_lavis(bridge.state_dict(), language_kind(settings)), destination)
+        notes += export_lavis(bridge, settings, destination)
     else:
         try:
             if write_as == "native":
@@ -107,7 +110,9 @@ def convert(
                 partial.mkdir()
                 save_weights(bridge, settings, step, partial, **origin)
             else:
-                notes += _write_huggingface(bridge, settings, partial)
+                from pipeline.weights.export import export_huggingface
+
+                notes += export_huggingface(bridge, settings, partial)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -155,32 +160,6 @@ def _read(
     place = huggingface.local_folder(source) if read_as == "huggingface" else source
     bridge, settings, notes = read_foreign(place, read_as, recipe, image_encoder)
     return bridge, settings, 0, notes
-
-
-def _write_huggingface(bridge: "Bridge", settings: Recipe, destination: Path) -> list[str]:
-    from pipeline.models.build import build_tokenizer
-    from pipeline.models.inference import LanguageModel, RetrievalModel
-    from pipeline.models.language import build_language
-    from pipeline.models.stage1 import Stage1Bridge
-    from pipeline.models.stage2 import Stage2Bridge
-    from pipeline.weights import native
-    from pipeline.weights.huggingface import write_folder
-
-    if settings.vision.precision == "fp8":  # a way to multiply, not to store
-        fp16 = settings.vision.model_copy(update={"precision": "fp16"})
-        settings = settings.model_copy(update={"vision": fp16})
-    vision = native.evaluation_vision(settings, bridge, "cpu")
-    model: RetrievalModel | LanguageModel
-    if isinstance(bridge, Stage1Bridge):
-        model = RetrievalModel(settings, vision, bridge, build_tokenizer(settings.qformer))
-    else:
-        assert isinstance(bridge, Stage2Bridge) and settings.language is not None
-        model = LanguageModel(settings, vision, bridge, build_language(settings.language, "cpu"))
-    notes = write_folder(model, destination)
-    eps = (
-        f"{bridge.ln_vision.eps} here is the image encoder's own there: set vision_model.post_layernorm.eps to compare"
-    )
-    return [*notes, f"epsilon of ln_vision: {eps}"]
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """A bridge from a file of LAVIS or a folder of transformers, compared with the recipe; notes list what was left out.
 
-A note is `WHAT: NAME`, one for each tensor.
+A note is `WHAT: NAME`, one for each tensor. The file's image encoder is taken where the recipe trains one.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.config import Recipe
 from pipeline.models.build import Bridge, build_bridge, load_bert
@@ -14,12 +14,12 @@ from pipeline.models.stage1 import Stage1Bridge
 from pipeline.weights import huggingface, lavis, native, towers
 from pipeline.weights.huggingface_config import check_config
 from pipeline.weights.huggingface_vision import vision_from_huggingface
-from pipeline.weights.names import huggingface_name
+from pipeline.weights.names import ENCODER, huggingface_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ENCODER = "vision.encoder.model."  # before a timm encoder's own names, in a bridge that trains it
+LEFT_ENCODER = "left to the recipe's image encoder"
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,12 @@ def read_foreign(
 
     With `image_encoder`, the file's own is written to that folder, and the recipe that is returned names it.
     """
+    refuse_questions(recipe)
+    if recipe.vision.trained and image_encoder is not None:
+        raise ValueError(
+            f"--image-encoder {image_encoder}: the recipe trains the image encoder, and the weights hold it; remove "
+            "--image-encoder"
+        )
     bridge = build_bridge(recipe)
     own = native.trained_tensors(bridge)
     names = [name for name in own if not name.startswith(ENCODER)]
@@ -46,20 +52,10 @@ def read_foreign(
     if read_as == "huggingface":
         check_config(source, recipe, bridge.qformer.shape, vision)
     read = _read_lavis if read_as == "lavis" else _read_huggingface
-    found = read(source, names, recipe, vision, image_encoder is not None)
+    found = read(source, names, recipe, vision, recipe.vision.trained or image_encoder is not None)
     notes = list(found.notes)
-    if found.vision and vision is None:
-        raise ValueError(f"vision.name {recipe.vision.name!r}: {source} holds a timm ViT; name that ViT in the recipe")
-    if found.vision:
-        wanted = towers.Wanted(towers.shapes_of(vision.state_dict()))
-        towers.compare(towers.shapes_of(found.vision), wanted, f"{source}, image encoder")
-    if found.language and recipe.language:
-        wanted = towers.wanted_language(recipe.language)
-        towers.compare(towers.shapes_of(found.language), wanted, f"{source}, language model")
-    tensors = dict(found.bridge)
-    if recipe.vision.trained:
-        encoder = {f"{ENCODER}{name}": tensor for name, tensor in found.vision.items()}
-        tensors |= {name: tensor for name, tensor in encoder.items() if name in own}
+    _check_towers(found, vision, recipe, source)
+    tensors = found.bridge | _trained_encoder(found, recipe, source)
     if read_as == "huggingface":
         notes += [] if found.vision else ["no image encoder in the folder: the recipe's is taken"]
         if isinstance(bridge, Stage1Bridge):
@@ -80,28 +76,67 @@ def read_foreign(
     return bridge, recipe, notes
 
 
+def refuse_questions(recipe: Recipe) -> None:
+    """Raises ValueError for a recipe whose Q-Former reads questions: others' stage 2 has no text path, and where a file
+    held one, LAVIS would leave it out without a word."""
+    if recipe.qformer.question != "none":
+        raise ValueError(
+            f"qformer.question {recipe.qformer.question!r}: in stage 2, LAVIS and transformers have no Q-Former that "
+            "reads questions; only native weights hold one (to train one from theirs, convert their stages 1 and 2)"
+        )
+
+
+def _check_towers(found: Foreign, vision: Any, recipe: Recipe, source: Path) -> None:
+    """Raises ValueError when a tower in the file is not the recipe's by names and shapes."""
+    if found.vision and vision is None:
+        raise ValueError(f"vision.name {recipe.vision.name!r}: {source} holds a timm ViT; name that ViT in the recipe")
+    if found.vision:
+        where = f"{source}, image encoder"
+        towers.check_image_size(found.vision, vision, recipe.vision, where)
+        wanted = towers.Wanted(towers.shapes_of(vision.state_dict()))
+        towers.compare(towers.shapes_of(found.vision), wanted, where)
+    if found.language and recipe.language:
+        wanted = towers.wanted_language(recipe.language)
+        towers.compare(towers.shapes_of(found.language), wanted, f"{source}, language model")
+
+
+def _trained_encoder(found: Foreign, recipe: Recipe, source: Path) -> dict[str, "Tensor"]:
+    """The file's image encoder as a part of the bridge, where the recipe trains it."""
+    if not recipe.vision.trained:
+        return {}
+    if not found.vision:
+        raise ValueError(
+            f"vision.trained: {source} holds no image encoder, and the recipe trains one; set vision.trained=false, or "
+            "give fine-tuned weights"
+        )
+    return {f"{ENCODER}{name}": tensor for name, tensor in found.vision.items()}
+
+
 def _read_lavis(source: Path, own: list[str], recipe: Recipe, _vision: object, take_vision: bool) -> Foreign:
     state = lavis.read_file(source)
     tensors, others, skipped = lavis.from_lavis(state, own, language_kind(recipe), source)
     eyes = {n.removeprefix(lavis.VISION): t for n, t in others.items() if n.startswith(lavis.VISION)}
     words = {n.partition(".")[2]: t for n, t in others.items() if not n.startswith(lavis.VISION)}
-    left = [name for name in others if not (take_vision and name.startswith(lavis.VISION))]
-    return Foreign(tensors, towers.vision_from_lavis(eyes), words, _notes(left, skipped))
+    notes = _notes(list(others), lavis.VISION, take_vision, skipped)
+    return Foreign(tensors, towers.vision_from_lavis(eyes), words, notes)
 
 
 def _read_huggingface(source: Path, own: list[str], recipe: Recipe, vision: object, take_vision: bool) -> Foreign:
     tensors, places, skipped = huggingface.read_folder(source, own)
     eyes = huggingface.read_tower(places, huggingface.VISION, with_values=take_vision)
+    notes = _notes(list(places), huggingface.VISION, take_vision, skipped)
     if vision is not None:
-        eyes = vision_from_huggingface(eyes, vision, recipe.vision.name)
+        eyes, biased = vision_from_huggingface(eyes, vision, recipe.vision.name)
+        notes += [f"a bias of attention's keys, which the softmax cancels, left out: {name}" for name in biased]
     words = huggingface.read_tower(places, huggingface.LANGUAGE, with_values=False)
-    left = [name for name in places if not (take_vision and name.startswith(huggingface.VISION))]
-    return Foreign(tensors, eyes, words, _notes(left, skipped))
+    return Foreign(tensors, eyes, words, notes)
 
 
-def _notes(left: list[str], skipped: list[str]) -> list[str]:
+def _notes(in_towers: list[str], vision: str, take_vision: bool, skipped: list[str]) -> list[str]:
+    eyes = [name for name in in_towers if name.startswith(vision)]
     return [
-        *(f"left to the recipe's towers: {name}" for name in left),
+        *(f"{LEFT_ENCODER}: {name}" for name in eyes if not take_vision),
+        *(f"left to the recipe's language model: {name}" for name in in_towers if not name.startswith(vision)),
         *(f"a second name or a buffer, made again: {name}" for name in skipped),
     ]
 

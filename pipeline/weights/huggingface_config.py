@@ -18,8 +18,8 @@ QFORMER_FIELDS = (
     "cross_attention_frequency", "encoder_hidden_size",
 )  # fmt: skip
 VISION_FIELDS = (
-    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size",
-    "hidden_act", "layer_norm_eps", "qkv_bias",
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size", "hidden_act",
+    "layer_norm_eps", "qkv_bias",
 )  # fmt: skip
 WITHOUT_EFFECT = ("dropout", "layerdrop", "init", "vocab_size", "use_cache", "tie_word_embeddings", "_token_id")
 """Parts of names of a language model's fields that a frozen tower in evaluation mode does not compute with."""
@@ -63,6 +63,8 @@ def check_config(folder: Path, recipe: Recipe, shape: QFormerShape, vision: Any)
     _compare(found.qformer_config, qformer_config(shape, recipe.stage == 1), QFORMER_FIELDS, f"{path}, Q-Former")
     if vision is not None:
         wanted = vision_config(vision, recipe)
+        size = "; set vision.image_size_px={value}"
+        _compare(found.vision_config, wanted, ("image_size",), f"{path}, image encoder", size)
         _compare(found.vision_config, wanted, VISION_FIELDS, f"{path}, image encoder")
     if recipe.language is None:
         return

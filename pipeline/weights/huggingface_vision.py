@@ -56,23 +56,32 @@ def vision_state(model: Any, name: str) -> dict[str, "Tensor"]:
     return found
 
 
-def vision_from_huggingface(tensors: dict[str, "Tensor"], model: Any, name: str) -> dict[str, "Tensor"]:
-    """`vision_model.*` without that prefix, under the names of the timm ViT; a name that it has not stays as it is.
+def vision_from_huggingface(
+    tensors: dict[str, "Tensor"], model: Any, name: str
+) -> tuple[dict[str, "Tensor"], list[str]]:
+    """`vision_model.*` without that prefix, under the names of the timm ViT; a name that has no place stays as it is.
 
-    Raises ValueError where the keys are biased and the ViT, as EVA's, has no place for it.
+    EVA has no bias of keys, and training in transformers makes one: it adds the same to all logits of a query, so that
+    the softmax cancels it. It is left out; also returns the names of tensors with such a bias.
     """
-    ours = {theirs: key for key, theirs in vision_names(model, name).items()}
-    found = {}
+    ours, own = {theirs: key for key, theirs in vision_names(model, name).items()}, model.state_dict()
+    found, biased = {}, []
     for key, tensor in tensors.items():
         block = key.removesuffix(FUSED_BIAS).replace("encoder.layers.", "blocks.")
-        if key in ours or f"{block}attn.q_bias" not in model.state_dict():
-            found[ours.get(key, key)] = tensor
+        splits = f"{block}attn.q_bias" in own and tensor.shape == (3 * model.num_features,)
+        if key in ours or not splits:
+            found[ours.get(key, f"vision_model.{key}")] = tensor
             continue
         query, keys, value = tensor.chunk(3)
         if not keys.is_meta and bool(keys.any()):
-            raise ValueError(f"vision_model.{key}: has a bias for the keys, and {name!r} has none; set vision.name")
+            biased.append(f"vision_model.{key}")
         found |= {f"{block}attn.q_bias": query.clone(), f"{block}attn.v_bias": value.clone()}
-    return found
+    return found, biased
+
+
+def is_plain_vit(key: str) -> bool:
+    """Whether a tensor of timm's is one that every plain ViT has, or one of EVA's biases."""
+    return _vision_name(key) is not None or key.endswith(EVA_BIASES)
 
 
 def _vision_name(key: str) -> str | None:

@@ -51,6 +51,9 @@ HUGGINGFACE_PARTS = {
 NOT_IN_HUGGINGFACE = ("qformer.language_head.", "temperature")
 """Ours that transformers has no place for: the ITG head and ITC's temperature."""
 
+ENCODER = "vision.encoder.model."
+"""Before the own names of an image encoder that is trained, in a bridge."""
+
 LAYER = re.compile(r"qformer\.layers\.(\d+)\.(\w+\.\w+)\.(weight|bias)")
 
 

@@ -1,15 +1,19 @@
 """Towers that files of others hold beside the bridge: compared with the recipe's; the image encoder can be written out.
 
-A bridge works only with the towers that it was trained with. Files that were fine-tuned on COCO or VQA hold an image
-encoder of their own, which can be written to a folder that timm loads.
+A bridge works only with the towers that it was trained with. Files that were fine-tuned on COCO hold an image encoder
+of their own: it becomes a part of a bridge that trains it, or is written to a folder that timm loads.
 """
 
 import json
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Language, Vision
+from pipeline.weights.huggingface_vision import is_plain_vit
+from pipeline.weights.lavis import VISION
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,12 +26,13 @@ OPENAI_PARTS = {
     "transformer.resblocks.": "blocks.",
     "ln_pre": "norm_pre",
     "ln_": "norm",
-    "in_proj_": "qkv.",
-    "out_proj": "proj",
+    "attn.in_proj_": "attn.qkv.",
+    "attn.out_proj": "attn.proj",
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
-"""OpenAI's names of a CLIP ViT, which LAVIS keeps -> timm's; replaced in this order."""
+"""OpenAI's names of a CLIP ViT, which LAVIS keeps -> timm's; replaced in this order, both ways."""
+DIMENSIONS = {"cls_token": 1, "pos_embed": 2}  # in OpenAI's files; 3 in timm
 
 
 def vision_on_meta(settings: Vision) -> Any:
@@ -43,14 +48,56 @@ def vision_from_lavis(tensors: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
         return tensors  # EVA's, whose names are timm's
     found = {}
     for name, tensor in tensors.items():
-        ours = name
-        for theirs, part in OPENAI_PARTS.items():
-            ours = ours.replace(theirs, part)
-        found[ours] = tensor.reshape((1,) * (3 - tensor.ndim) + tensor.shape) if ours in LIKE_A_BATCH else tensor
+        ours = _replaced(name, OPENAI_PARTS.items())
+        if _openai_name(ours) != name:
+            ours = f"{VISION}{name}"  # a name of no tensor, which has no place
+        found[ours] = tensor.reshape((1,) * (3 - tensor.ndim) + tensor.shape) if ours in DIMENSIONS else tensor
     return found
 
 
-LIKE_A_BATCH = ("cls_token", "pos_embed")  # 3-D in timm, 1-D and 2-D in OpenAI's files
+def vision_to_lavis(tensors: dict[str, "Tensor"], name: str) -> dict[str, "Tensor"]:
+    """An image encoder of timm, without its last block, under LAVIS's names. LAVIS builds EVA's ViT-g and CLIP's ViTs,
+    the last block left out too. Raises ValueError for others."""
+    is_eva = any(each.endswith("attn.q_bias") for each in tensors)
+    is_clip = "norm_pre.weight" in tensors
+    plain = all(is_plain_vit(each) or each.startswith("norm_pre.") for each in tensors)
+    if not plain or is_eva == is_clip:
+        raise ValueError(
+            f"vision.name {name!r}: LAVIS has no image encoder of its kind, only EVA's ViT-g and CLIP's ViT-L; keep "
+            "these weights native"
+        )
+    if is_clip:
+        tensors = {
+            _openai_name(each): tensor.reshape(tensor.shape[-DIMENSIONS.get(each, tensor.ndim) :])
+            for each, tensor in tensors.items()
+        }
+    return {f"{VISION}{each}": tensor for each, tensor in tensors.items()}
+
+
+def _openai_name(name: str) -> str:
+    return _replaced(name, [(part, theirs) for theirs, part in OPENAI_PARTS.items()])
+
+
+def _replaced(name: str, parts: Iterable[tuple[str, str]]) -> str:
+    for old, new in parts:
+        name = name.replace(old, new)
+    return name
+
+
+def check_image_size(tensors: dict[str, "Tensor"], model: Any, settings: Vision, where: str) -> None:
+    """Raises ValueError naming both sizes when an encoder's positions are for pictures of another size than the
+    recipe's. `model` is the recipe's encoder, on the meta device will do."""
+    positions, wanted = tensors.get("pos_embed"), getattr(model, "pos_embed", None)
+    if positions is None or wanted is None or positions.ndim != wanted.ndim:
+        return
+    patches = positions.shape[1] - (wanted.shape[1] - math.prod(model.patch_embed.grid_size))
+    grid = math.isqrt(max(0, patches))
+    side = grid * model.patch_embed.patch_size[0]
+    if grid**2 == patches and grid != model.patch_embed.grid_size[0]:
+        raise ValueError(
+            f"weights {where}: is for {side} px, and vision.image_size_px is {settings.image_size_px}; set "
+            f"vision.image_size_px={side}"
+        )
 
 
 @dataclass(frozen=True)
@@ -103,8 +150,9 @@ def compare(found: Shapes, wanted: Wanted, where: str) -> None:
         rows = wanted.rows is not None and expected[:1] == (wanted.rows,)
         grown = rows and shape[:1] >= expected[:1] and shape[1:] == expected[1:]
         if shape != expected and not grown:
-            hint = "set vision.image_size_px to its size" if name == "pos_embed" else "name the same tower"
-            raise ValueError(f"weights {where}: {name!r} has shape {shape}, the recipe's {expected}; {hint}")
+            raise ValueError(
+                f"weights {where}: {name!r} has shape {shape}, the recipe's {expected}; name the same tower"
+            )
     missing = [name for name in wanted.shapes if name not in found and name not in wanted.second]
     if missing:
         raise ValueError(f"weights {where}: {missing[0]!r} is missing ({len(missing)} such tensors)")

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,14 +25,16 @@ FORMATS = ("lavis", "huggingface")
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """`KIND` native, `KIND.lavis`, `KIND.huggingface` and `KIND.yaml` for stage 1 and an OPT."""
+    """`KIND` native, `KIND.lavis`, `KIND.huggingface` and `KIND.yaml`: stage 1, an OPT, and `tuned`, fine-tuned."""
     root = tmp_path_factory.mktemp("formats")
     (root / "towers").mkdir()
     save_tiny_eva(root / "towers" / "vision")
     folders = {}
-    for kind in ("stage1", "opt"):
-        stage, language = (1, None) if kind == "stage1" else (2, kind)
-        recipe = parse_recipe(tiny_recipe(root / "towers", root / "m.json", root / "run", stage, language))
+    for kind in ("stage1", "opt", "tuned"):
+        stage, language = (1, None) if kind == "stage1" else (2, "opt")
+        content: dict[str, Any] = tiny_recipe(root / "towers", root / "m.json", root / "run", stage, language)
+        content["vision"] |= {"trained": True, "image_size_px": 48} if kind == "tuned" else {}
+        recipe = parse_recipe(content)
         folders[kind], folders[f"{kind}.yaml"] = root / kind, root / f"{kind}.yaml"
         folders[kind].mkdir()
         folders[f"{kind}.yaml"].write_text(json.dumps(recipe.model_dump(mode="json")))
@@ -63,6 +66,25 @@ def test_answers_and_scores_do_not_depend_on_the_format(
     own_scores, other_scores = (np.load(tmp_path / each / "scores.npz") for each in ("own_r", "other_r"))
     for each in ("itc", "itm"):
         assert np.array_equal(own_scores[each], other_scores[each], equal_nan=True)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_fine_tuned_weights_of_others_see_with_their_own_encoder(
+    name: str, exported: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(exported["tuned"], "captioning", sets["coco"], tmp_path / "own") == 0
+    weights, recipe = exported[f"tuned.{name}"], ("--recipe", exported["tuned.yaml"])
+    capsys.readouterr()
+    assert run(weights, "captioning", sets["coco"], tmp_path / "other", *recipe) == 0
+    assert "are not used" not in capsys.readouterr().err
+    own, other = ((tmp_path / each / "predictions.json").read_bytes() for each in ("own", "other"))
+    assert own == other and len({each["caption"] for each in json.loads(own)}) > 1
+    frozen = ("--set", "vision.trained=false")
+    assert run(weights, "captioning", sets["coco"], tmp_path / "frozen", *recipe, *frozen) == 0
+    warned = [
+        line for line in capsys.readouterr().err.splitlines() if "tensors of its image encoder are not used" in line
+    ]
+    assert len(warned) == 1 and "vision.trained: true" in warned[0]
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -44,7 +44,7 @@ def test_every_tensor_left_to_the_recipes_towers_is_listed_by_name(
     recipe = natives["t5"] / "recipe.yaml"
     capsys.readouterr()
     assert convert(file, tmp_path / "back", "lavis", "native", "--recipe", recipe) == 0
-    [line] = [each for each in capsys.readouterr().err.splitlines() if "recipe's towers" in each]
+    [line] = [each for each in capsys.readouterr().err.splitlines() if "recipe's image encoder" in each]
     assert f"{len(eva_tensors(natives['t5'])) - 1} more" in line
     assert convert(tmp_path / "back", tmp_path / "again.pth", "native", "lavis") == 0
     notes = json.loads((tmp_path / "again.pth.conversion.json").read_text())["notes"]
