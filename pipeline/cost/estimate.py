@@ -187,7 +187,8 @@ class Planner:
         micro_size = self.recipe.batch.micro_size
         self.say(f"a micro batch of {micro_size}, captions of COCO's lengths")
         run = self.unweighted.typical_run(micro_size, self.assumed.caption_tokens, self.assumed.num_gpus)
-        vision_s = work_of((each for each in run.operations if each.part == VISION), self.gpu).seconds
+        ahead = [] if self.recipe.vision.trained else [each for each in run.operations if each.part == VISION]
+        vision_s = work_of(ahead, self.gpu).seconds  # only a frozen encoder may run while the network works
         network = self.network_s(transfers)
         hidden_s = sum(seconds for purpose, seconds in network.items() if purpose in traffic.HIDDEN)
         exposed = [each for each in transfers if each.purpose not in traffic.HIDDEN or hidden_s > vision_s]

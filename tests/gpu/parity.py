@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pipeline.training.task import vision_of
 from tests.gpu import small_tasks
 from tests.gpu.checks import Checks, relative_error
 
