@@ -17,7 +17,9 @@ METRIC_NAMES = {
     **{"meteor": "METEOR", "rouge_l": "ROUGE-L", "cider": "CIDEr", "spice": "SPICE"},
     **{f"tr_at_{k}": f"Text retrieval R@{k}" for k in (1, 5, 10)},
     **{f"ir_at_{k}": f"Image retrieval R@{k}" for k in (1, 5, 10)},
+    **{"tr_mean": "Text retrieval, mean", "ir_mean": "Image retrieval, mean", "mean_recall": "Mean recall"},
 }
+RETRIEVAL_METRICS = [name for name in METRIC_NAMES if "_at_" in name] + ["mean_recall"]
 RULE_NAMES = {
     OFFICIAL: "official rule",
     LEGACY: "legacy rule",
@@ -81,7 +83,8 @@ def retrieval_table(main: Evaluation, paper: PaperRow | None, reasons: list[str]
     header += [Cell(text="Paper")] if paper else []
     last_stage = [row for stage in stages[-1:] for row in main.rows(stage)]
     rows = []
-    for name in (name for name in METRIC_NAMES if "_at_" in name):
+    known = {row["name"] for row in main.rows()}
+    for name in (name for name in RETRIEVAL_METRICS if name in known):
         cells = [Cell(text=METRIC_NAMES[name])]
         for stage in stages:
             found = [row for row in main.rows(stage) if row["name"] == name]
