@@ -7,6 +7,7 @@ from typing import Any
 from eval.metrics.vqa_accuracy import LEGACY, OFFICIAL
 from eval.reporting.evaluations import QUESTION_SCORES, Compared, Evaluation
 from eval.reporting.paper import PaperRow
+from eval.reporting.training_sources import trained_questions
 from eval.reporting.verdicts import verdict
 
 CHANCE = "ret/chance"
@@ -59,14 +60,16 @@ class Table:
 
 def generated_table(compared: Compared, paper: PaperRow | None, reasons: list[str]) -> Table:
     """Captions and answers: one row for each metric and subset, a column for each baseline."""
-    header = ["", "Score", "95% interval"]
+    header, is_meaningless = ["", "Score", "95% interval"], bool(trained_questions(compared.main))
     header += [BASELINE_NAMES[name] for name in compared.baselines] + (["Paper"] if paper else [])
     shown: list[Row] = []
     folded: list[Row] = []
     for row in compared.main.rows():
         name, protocol, subset = row["name"], row["protocol"], row["subset"]
         baselines = [each.value(name, protocol, subset) for each in compared.baselines.values()]
-        beside = _paper_cell(row, paper, reasons) if paper and protocol == paper.protocol else Cell()
+        beside = Cell()
+        if paper and protocol == paper.protocol:
+            beside = _paper_cell(row, paper, reasons, is_meaningless)
         decimals = paper.decimals if paper and beside.text else 1
         cells = [_label(row), Cell(score=_number(row["value"], decimals)), Cell(interval=_interval(row, decimals))]
         cells += [Cell(text=_number(value)) for value in baselines] + ([beside] if paper else [])
@@ -124,12 +127,12 @@ def _label(row: dict[str, Any]) -> Cell:
     return Cell(text=subset, subset=rule) if rule else Cell(text=label, subset=subset)
 
 
-def _paper_cell(row: dict[str, Any], paper: PaperRow, reasons: list[str]) -> Cell:
+def _paper_cell(row: dict[str, Any], paper: PaperRow, reasons: list[str], is_meaningless: bool = False) -> Cell:
     """The paper's number, and whether ours agrees. Empty when the paper has none."""
     printed = paper.value(row["name"], row["subset"])
     if printed is None:
         return Cell()
-    said = verdict(row, printed, reasons, paper.decimals)
+    said = verdict(row, printed, reasons, paper.decimals, is_meaningless)
     return Cell(text=f"{printed:.{paper.decimals}f}", verdict=said)
 
 
