@@ -99,7 +99,7 @@ def _about(evaluation: Evaluation) -> str:
         parts.append(f'prompt "{task["prompt"]}"')
         parts.append(f"{task['num_beams']} beams, {task['min_new_tokens']}-{task['max_new_tokens']} tokens")
     parts.append(f"weights {task['weights_sha256'][:12]}")
-    chosen = read_selection(Path(task.get("weights") or ""))
+    chosen = read_selection(Path(task["weights"])) if evaluation.is_trained_here and task.get("weights") else None
     if chosen and chosen.weights_sha256 == task["weights_sha256"]:
         parts.append(f"chosen by {chosen.metric} on {chosen.data_set}, {chosen.step}")
     return " · ".join(parts)

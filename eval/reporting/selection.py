@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from eval.reporting.evaluations import Evaluation
 from eval.reporting.files import check_scores_are_of, read_metrics, read_task
+from eval.reporting.training_sources import trained_questions
 from eval.tasks.task_folder import official_name
 from pipeline.files import read_validated
 
@@ -81,7 +83,8 @@ def validation_scores(scores: Path, metric: str, evaluation: str | None) -> list
     """The scores of one evaluation on the validation split, in the order of the steps.
 
     `scores` is OUTPUT/RUN of eval.watch. Raises ValueError in one line when there are none, when they are of another
-    split, when several evaluations have the metric, or when two checkpoints were evaluated with other settings.
+    split or of questions of the training, when several evaluations have the metric, or when two checkpoints were
+    evaluated with other settings.
     """
     found = list(_with_metric(scores, metric, evaluation))
     on_validation = [each for each in found if each.task["split"] == VALIDATION]
@@ -95,6 +98,11 @@ def validation_scores(scores: Path, metric: str, evaluation: str | None) -> list
     if len(names) > 1:
         raise ValueError(f"--metric {metric}: {', '.join(names)} all have it; choose one with --evaluation {names[0]}")
     _check_same_settings(on_validation)
+    if asked := trained_questions(Evaluation(on_validation[-1].folder, on_validation[-1].task, None)):
+        raise ValueError(
+            f"{on_validation[-1].folder}: scores on questions of the training ({asked}), which choose nothing; take "
+            "the last checkpoint, or train without them"
+        )
     return on_validation
 
 

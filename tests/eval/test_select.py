@@ -16,6 +16,7 @@ from pipeline.models.build import build_bridge
 from pipeline.training import checkpoint
 from pipeline.weights.native import save_weights
 from tests.support.random_bridges import randomise
+from tests.support.tiny_shards import tiny_manifest
 from tests.support.tiny_towers import tiny_recipe
 
 WEIGHTS = "trainable.safetensors"
@@ -152,6 +153,20 @@ def faults(name: str, run: Run) -> str:
         return "none of the 1 scored checkpoints is there now, the last was step_00000001"
     (run.folder / "checkpoints/step_00000001/COMPLETE").unlink()
     return "has no whole checkpoint"
+
+
+def test_scores_on_questions_of_the_training_choose_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe: dict[str, Any] = {"stage": 2, "vision": {"name": "v"}, "data": {"sample": "question"}}
+    for sets, code in (({"vqav2_train2014": 9}, 0), ({"vqav2_train2014": 9, "vqav2_val2014": 4}, 1)):
+        manifest = tiny_manifest(run.folder.parent / str(code), 3)
+        content = json.loads(manifest.read_text())
+        content["shards"][0] |= {"provenance": {"question_sets": sets}}
+        manifest.write_text(json.dumps(content))
+        of_val = {"data_set": "VQAv2 val", "is_of_published_set": True}
+        seen = recipe | {"data": recipe["data"] | {"manifest": str(manifest)}}
+        folder = run.scored(1, f"vqa{code}", "vqa", of_val | {"recipe": seen}, accuracy=80.0)
+        assert run.select("vqa", "--evaluation", folder.name) == code
+    assert f"{folder}: scores on questions of the training (vqav2_val2014)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
