@@ -97,6 +97,18 @@ def test_a_source_whose_evaluation_pictures_were_dropped_shares_none(
     assert "these are questions about them; not zero-shot" in text, "whatever was dropped"
 
 
+def test_pictures_that_an_earlier_stage_has_seen_are_not_dropped_by_a_later_one(tmp_path: Path) -> None:
+    asked, said = {"visual_genome": 9}, "visual_genome_qa: half of Visual Genome's pictures are COCO's"
+    data = manifest(tmp_path / "d", "visual_genome_qa", asked, "karpathy_test")
+    for name, cleaned, is_shared in (("e", (), True), ("f", ("karpathy_test",), False)):
+        first = tmp_path / f"first_{name}"
+        first.mkdir()
+        earlier = manifest(tmp_path / name, "visual_genome_qa", asked, *cleaned)
+        save_tensors({}, load_recipe(VQA, [f"data.manifest={earlier}"]), 5, first)
+        text = page_of(tuned(tmp_path / f"of_{name}", data, (f"init_weights={first}",), **CAPTIONED))
+        assert (said in text) == is_shared
+
+
 def test_pre_trained_weights_are_shown_as_before(tmp_path: Path) -> None:
     text = page_of(evaluation(tmp_path / "a"))
     assert "Seen in training" not in text and "63.1 matches" in text
