@@ -25,6 +25,7 @@ LONGEST_FIRST = (
     "test_data_jobs.py",
     "test_eval_jobs.py",
     "test_job_scripts.py",
+    "test_stops.py",
     "test_faults.py",
     "test_zero.py",
     "test_kills.py",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.miniature.demo import TRAINED
+from data_prep.miniature.story import TRAINED
 
 DEADLINE_S = 1200.0
 
@@ -63,7 +63,7 @@ def test_the_summary_holds_every_number(finished):
     folder, _, _ = finished
     summary = json.loads((folder / "summary.json").read_text())
     assert set(summary) == {
-        "retrieval", "vqa", "captions", "capfilt", "download", "seconds", "peak_rss_mb", "seed",
+        "retrieval", "vqa", "captions", "fine_tuned", "capfilt", "download", "seconds", "peak_rss_mb", "seed",
     }  # fmt: skip
     retrieval = {"tr_at_1", "ir_at_1", "tr_at_1_itc_only", "ir_at_1_itc_only", "chance_at_1", "gallery"}
     assert set(summary["retrieval"]) == retrieval

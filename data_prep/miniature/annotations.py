@@ -53,9 +53,9 @@ def caption_ground_truth(entries: list[dict[str, Any]], split: str) -> dict[str,
 
 
 def vqa_files(
-    scenes: dict[int, Scene], questions_per_image: int, rng: np.random.Generator
+    scenes: dict[int, Scene], subset: str, questions_per_image: int, rng: np.random.Generator
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """VQAv2's question file and annotation file for image id -> scene; the questions about one image all differ."""
+    """VQAv2's question and annotation file of a subset (val2014). The questions about one image all differ."""
     questions: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id, scene in scenes.items():
@@ -75,7 +75,7 @@ def vqa_files(
                     ],
                 }
             )
-    header = {"info": INFO, "license": {}, "data_type": "mscoco", "data_subtype": "val2014"}
+    header = {"info": INFO, "license": {}, "data_type": "mscoco", "data_subtype": subset}
     return {**header, "task_type": "Open-Ended", "questions": questions}, {**header, "annotations": annotations}
 
 

@@ -23,6 +23,7 @@ from data_prep.miniature.web import plan_web, write_web_tables
 CAPTIONS_PER_IMAGE = 5
 NOCAPS_CAPTIONS = 10
 QUESTIONS_PER_IMAGE = 3
+COCO_SPLITS = ("test", "val", "train")  # in the order of their pictures' numbers
 RESTVAL_SHARE = 0.1
 """The share of COCO training images marked restval, as those that Karpathy's split took from COCO's validation set."""
 
@@ -42,12 +43,12 @@ def build_coco(folder: Path, scenes: Scenes, seed: int) -> Built:
     root = folder / "coco" / "images"
     plan = _Plan(folder, seed, 0xC0C1)
     entries: list[dict[str, Any]] = []
-    for split in ("test", "val", "train"):
+    for split in COCO_SPLITS:
         drawn = scenes[f"coco_{split}"]
-        restval = round(len(drawn) * RESTVAL_SHARE) if split == "train" else 0
+        restval = _restval(drawn) if split == "train" else 0
         for i, scene in enumerate(drawn):
             imgid = len(entries)
-            cocoid = 1001 + 7 * imgid
+            cocoid = _coco_number(imgid)
             part = "train2014" if split == "train" and i >= restval else "val2014"
             name = f"COCO_{part}_{cocoid:012d}.jpg"
             label = "restval" if split == "train" and i < restval else split
@@ -75,16 +76,35 @@ def build_flickr(folder: Path, scenes: Scenes, seed: int) -> Built:
     return plan.built
 
 
+def _restval(training: list[Scene]) -> int:
+    """So many training pictures of COCO come first, and are marked restval."""
+    return round(len(training) * RESTVAL_SHARE)
+
+
+def _coco_number(place: int) -> int:
+    return 1001 + 7 * place
+
+
 def build_vqa(folder: Path, scenes: Scenes, seed: int) -> Built:
+    """Questions about pictures of their own (val2014), and for fine-tuning about COCO's training pictures
+    (train2014)."""
     by_id = {500_001 + 11 * i: scene for i, scene in enumerate(scenes["vqa"])}
     plan = _Plan(folder, seed, 0x70A1)
     for image_id, scene in by_id.items():
         plan.add(folder / "vqav2" / "val2014" / f"COCO_val2014_{image_id:012d}.jpg", "vqa", scene)
     rng = np.random.default_rng((seed, 0x70A0))
-    questions, annotations = vqa_files(by_id, QUESTIONS_PER_IMAGE, rng)
-    write_json(folder / "vqav2" / "v2_OpenEnded_mscoco_val2014_questions.json", questions)
-    write_json(folder / "vqav2" / "v2_mscoco_val2014_annotations.json", annotations)
+    _write_questions(folder, "val2014", by_id, rng)
+    before, training = sum(len(scenes[f"coco_{split}"]) for split in COCO_SPLITS[:-1]), scenes["coco_train"]
+    numbered = {_coco_number(before + place): scene for place, scene in enumerate(training)}
+    asked = dict(list(numbered.items())[_restval(training) :])
+    _write_questions(folder, "train2014", asked, np.random.default_rng((seed, 0x70A2)))
     return plan.built
+
+
+def _write_questions(folder: Path, subset: str, by_id: dict[int, Scene], rng: np.random.Generator) -> None:
+    questions, annotations = vqa_files(by_id, subset, QUESTIONS_PER_IMAGE, rng)
+    write_json(folder / "vqav2" / f"v2_OpenEnded_mscoco_{subset}_questions.json", questions)
+    write_json(folder / "vqav2" / f"v2_mscoco_{subset}_annotations.json", annotations)
 
 
 def build_nocaps(folder: Path, scenes: Scenes, seed: int) -> Built:

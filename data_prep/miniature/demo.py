@@ -1,44 +1,28 @@
 """Runs BLIP-2 in miniature, with the commands that a user would type (`make demo`).
 
 The steps: a drawn world and its web; frozen towers; download, CapFilt, index, verify; stage 1; stage 2 with a T5 and
-with an OPT; retrieval, captions and zero-shot VQA on pictures that no training saw; the same commands on real
-photographs; a report.
+with an OPT; retrieval, captions and zero-shot VQA on pictures that no training saw; the same after fine-tuning; the
+same commands on real photographs; a report.
 """
 
 import json
 import os
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.miniature.fine_tuning import CAPTION_LENGTHS, TUNED, fine_tuning
 from data_prep.miniature.schedule import Step
 from data_prep.miniature.steps import Runner, StepFailed, steps_at_once, stop_on_signals
-from data_prep.miniature.towers.fitting import computes_in_bf16
+from data_prep.miniature.story import TRAINED, WEB_SOURCES, Commands, python
 from pipeline.command_line import Parser
 
-WEB_SOURCES = ("laion400m", "cc3m")
 LANGUAGE_MODELS = ("t5", "opt")
-STEPS = {"stage1": 500, "stage2_t5": 200, "stage2_opt": 350}
-"""The steps of the recipes, which --scale shortens."""
-TRAINED = ("stage1", "stage2_t5", "stage2_opt", "stage2_t5_own")
 ANSWER_PROMPTS = {"t5": "question: {} short answer:", "opt": "question: {} short answer:"}
-CAPTION_LENGTHS = ("--min-new-tokens", "3", "--max-new-tokens", "24")
 
 
-def _python(module: str, *arguments: object) -> tuple[str, ...]:
-    return (sys.executable, "-m", module, *(str(argument) for argument in arguments))
-
-
-class Story:
-    """The steps of one demo folder. `scale` shrinks both data and training (for tests); 1 is the whole demo."""
-
-    def __init__(self, folder: Path, seed: int, scale: float, port: int) -> None:
-        self.folder, self.seed, self.scale, self.port = folder, seed, scale, port
-        self.world, self.towers = folder / "world", folder / "towers"
-
-    def _scaled(self, number: int, least: int) -> int:
-        return max(least, round(number * self.scale))
+class Story(Commands):
+    """The steps of one demo folder."""
 
     def steps(self) -> list[Step]:
         """All steps, each after those it needs. Of those that may start, the first one starts."""
@@ -51,25 +35,26 @@ class Story:
             self._make_towers("captioner", "blip"),
             *(self._capfilt(source, f"download-{source}") for source in WEB_SOURCES),
             *self._captioned(),
-            self._train("stage1", ("index", "towers-ranker", "towers-bert")),
+            self.train("stage1", ("index", "towers-ranker", "towers-bert")),
             *(self._make_towers(lm, lm) for lm in LANGUAGE_MODELS),
-            *(self._train(f"stage2_{lm}", ("train-stage1", f"towers-{lm}")) for lm in LANGUAGE_MODELS),
+            *(self.train(f"stage2_{lm}", ("train-stage1", f"towers-{lm}")) for lm in LANGUAGE_MODELS),
             *self._own_pictures(),
             *self._evaluations(),
             *self._scores(),
+            *fine_tuning(self),
             *self._conclusions(),
         ]
 
     def _draw(self) -> Step:
-        web, coco, held_out = self._scaled(2400, 96), self._scaled(2000, 48), self._scaled(250, 16)
+        web, coco, held_out = self.scaled(2400, 96), self.scaled(2000, 48), self.scaled(250, 16)
         sizes = ("--web-images", web, "--coco-images", coco, "--eval-images", held_out)
-        command = _python("data_prep.miniature.world", "--output", self.world, "--seed", self.seed, *sizes)
+        command = python("data_prep.miniature.world", "--output", self.world, "--seed", self.seed, *sizes)
         command = (*command, "--base-url", f"http://127.0.0.1:{self.port}")
         return Step("world", command, self.world / "world.json", folder=self.world)
 
     def _make_towers(self, step: str, *names: str) -> Step:
         arguments = ("--world", self.world, "--output", self.towers, "--seed", self.seed, "--steps-scale", self.scale)
-        command = _python("data_prep.miniature.towers", *arguments, "--only", *names)
+        command = python("data_prep.miniature.towers", *arguments, "--only", *names)
         needs = ("world", "towers-ranker") if "blip" in names else ("world",)
         return Step(f"towers-{step}", command, self.towers / names[-1], needs)
 
@@ -80,133 +65,89 @@ class Story:
         output = self.folder / "raw" / source
         arguments = ("--input", self.world / "web" / table, "--output", output, "--allow-loopback")
         settings = ("--samples-per-shard", 500, "--backoff-s", 0.5, "--processes", 1)
-        server = _python("data_prep.miniature.server", "--root", self.world / "web", "--port", self.port)
-        command = _python("data_prep.download", source, *arguments, *settings)
+        server = python("data_prep.miniature.server", "--root", self.world / "web", "--port", self.port)
+        command = python("data_prep.download", source, *arguments, *settings)
         return Step(f"download-{source}", command, output, ("world",), beside=server, folder=output)
 
     def _take_coco(self) -> Step:
         coco, output = self.world / "coco", self.folder / "raw" / "coco"
         arguments = ("--input", coco / "dataset_coco.json", "--images", coco / "images", "--split", "train")
-        command = _python("data_prep.download", "coco", *arguments, "--output", output)
+        command = python("data_prep.download", "coco", *arguments, "--output", output)
         return Step("download-coco", command, output, ("world",), folder=output)
 
     def _capfilt(self, source: str, download: str) -> Step:
         raw, output = self.folder / "raw" / source, self.folder / "captioned" / source
         towers = ("--captioner", self.towers / "blip", "--ranker", self.towers / "clip", "--max-length", 32)
-        command = _python("data_prep.capfilt", "--input", raw, "--output", output, *towers, "--seed", self.seed)
+        command = python("data_prep.capfilt", "--input", raw, "--output", output, *towers, "--seed", self.seed)
         return Step(f"capfilt-{source}", command, output, (download, "towers-captioner"), folder=output)
-
-    def _index(self, step: str, manifest: str, folders: Sequence[Path], needs: tuple[str, ...]) -> Step:
-        output = self.folder / manifest
-        return Step(step, _python("data_prep.index", *folders, "--output", output), output, needs)
-
-    def _gallery(self, step: str, index: Step, page: str) -> Step:
-        output, ledgers = self.folder / page, (self.folder / "raw" / source for source in WEB_SOURCES)
-        command = _python("data_prep.gallery", index.output, "--output", output, "--ledger", *ledgers)
-        return Step(step, command, output, (index.name,))
 
     def _downloaded(self) -> list[Step]:
         """A first page to look at: the pictures and captions as the web has them."""
         sources = (*WEB_SOURCES, "coco")
         needs = tuple(f"download-{source}" for source in sources)
-        index = self._index("downloaded", "downloaded.json", [self.folder / "raw" / each for each in sources], needs)
-        return [index, self._gallery("downloaded-gallery", index, "downloaded.html")]
+        index = self.index("downloaded", "downloaded.json", [self.folder / "raw" / each for each in sources], needs)
+        return [index, self.gallery("downloaded-gallery", index, "downloaded.html")]
 
     def _captioned(self) -> list[Step]:
         """The data set that both stages train on, and a page that shows it."""
         folders = [*(self.folder / "captioned" / source for source in WEB_SOURCES), self.folder / "raw" / "coco"]
         needs = (*(f"capfilt-{source}" for source in WEB_SOURCES), "download-coco")
-        index = self._index("index", "manifest.json", folders, needs)
-        return [index, self._gallery("gallery", index, "gallery.html"), self._verify()]
+        index = self.index("index", "manifest.json", folders, needs)
+        return [index, self.gallery("gallery", index, "gallery.html"), self._verify()]
 
     def _verify(self) -> Step:
         manifest = self.folder / "manifest.json"
-        return Step("verify", _python("data_prep.verify", manifest, "--decode"), manifest, ("index",))
-
-    def _train(self, run: str, needs: tuple[str, ...], *more: object, recipe: str | None = None) -> Step:
-        output = self.folder / run
-        path = Path("pipeline/recipes") / f"miniature_{recipe or run}.yaml"
-        precision = "bf16" if computes_in_bf16() else "fp32"
-        edits: list[object] = [f"seed={self.seed}", f"run.output={output}", f"qformer.precision={precision}", *more]
-        if self.scale != 1:
-            steps = self._scaled(STEPS[recipe or run], 6)
-            edits += [f"run.steps={steps}", f"run.checkpoint_every_steps={max(2, steps // 3)}", "run.log_every_steps=2"]
-        launcher = Path(sys.executable).parent / "deepspeed"
-        port = str(self.port + 1 + TRAINED.index(run))
-        command = (str(launcher), "--num_gpus", "2", "--master_port", port, "--module", "pipeline.train")
-        return Step(
-            f"train-{run}",
-            (*command, "--recipe", str(path), "--set", *(str(edit) for edit in edits)),
-            output / "checkpoints",
-            needs,
-            folder=output,
-        )
-
-    def _evaluate(self, name: str, run: str, task: str, data: Path, *more: object) -> Step:
-        output = self.folder / "eval" / name
-        arguments = ("--weights", self.folder / run, "--task", task, "--data", data, "--output", output)
-        command = _python("eval.run", *arguments, *more)
-        return Step(f"eval-{name}", command, output / "COMPLETE", (f"train-{run}",), folder=output)
+        return Step("verify", python("data_prep.verify", manifest, "--decode"), manifest, ("index",))
 
     def _evaluations(self) -> list[Step]:
         steps = [
-            self._evaluate("retrieval", "stage1", "retrieval", self.world / "flickr30k", "--k-test", 16),
-            self._evaluate("nocaps", "stage2_t5", "nocaps", self.world / "nocaps", *CAPTION_LENGTHS),
+            self.evaluate("retrieval", "stage1", "retrieval", self.world / "flickr30k", "--k-test", 16),
+            self.evaluate("nocaps", "stage2_t5", "nocaps", self.world / "nocaps", *CAPTION_LENGTHS),
         ]
         for lm in LANGUAGE_MODELS:
             run = f"stage2_{lm}"
             caption = ("captioning", self.world / "coco", *CAPTION_LENGTHS)
             answer = ("vqa", self.world / "vqav2", "--prompt", ANSWER_PROMPTS[lm])
             steps += [
-                self._evaluate(f"captions-{lm}", run, *caption),
-                self._evaluate(f"captions-{lm}-shuffled", run, *caption, "--images", "shuffled"),
-                self._evaluate(f"vqa-{lm}", run, *answer),
-                self._evaluate(f"vqa-{lm}-blind", run, *answer, "--images", "none"),
+                self.evaluate(f"captions-{lm}", run, *caption),
+                self.evaluate(f"captions-{lm}-shuffled", run, *caption, "--images", "shuffled"),
+                self.evaluate(f"vqa-{lm}", run, *answer),
+                self.evaluate(f"vqa-{lm}-blind", run, *answer, "--images", "none"),
             ]
         return steps
 
-    def _score(self, name: str, task: str, predictions: str, *files: object) -> Step:
-        folder = self.folder / "eval" / name
-        arguments = ("--predictions", folder / predictions, *files, "--output", folder / "metrics.json")
-        arguments = (*arguments, "--per-sample", folder / "per_sample.jsonl")
-        return Step(
-            f"score-{name}", _python("eval.score", task, *arguments), folder / "metrics.json", (f"eval-{name}",)
-        )
-
     def _scores(self) -> list[Step]:
-        coco = ("--annotations", self.world / "coco/annotations/coco_karpathy_test_gt.json")
         nocaps = ("--annotations", self.world / "nocaps/nocaps_val_4500_captions.json")
-        vqa = self.world / "vqav2"
-        questions = ("--questions", vqa / "v2_OpenEnded_mscoco_val2014_questions.json")
-        answers = ("--annotations", vqa / "v2_mscoco_val2014_annotations.json", *questions)
         steps = [
-            self._score("retrieval", "retrieval", "scores.npz"),
-            self._score("nocaps", "nocaps", "predictions.json", *nocaps),
+            self.score("retrieval", "retrieval", "scores.npz"),
+            self.score("nocaps", "nocaps", "predictions.json", *nocaps),
         ]
         for lm in LANGUAGE_MODELS:
             for suffix in ("", "-shuffled"):
-                steps.append(self._score(f"captions-{lm}{suffix}", "captions", "predictions.json", *coco))
+                steps.append(
+                    self.score(f"captions-{lm}{suffix}", "captions", "predictions.json", *self.caption_truth())
+                )
             for suffix in ("", "-blind"):
-                steps.append(self._score(f"vqa-{lm}{suffix}", "vqa", "predictions.json", *answers))
+                steps.append(self.score(f"vqa-{lm}{suffix}", "vqa", "predictions.json", *self.question_truth()))
         return steps
 
     def _conclusions(self) -> list[Step]:
         """The numbers and the page of the whole demo."""
         summary, page = self.folder / "summary.json", self.folder / "report.html"
-        scored = [step.name for step in self._scores()]
+        scored = [step.name for step in self._scores()] + [f"score-{name}" for name in TUNED]
         evaluations = [name.removeprefix("score-") for name in scored]
         runs, manifests = (
             [self.folder / run for run in TRAINED],
-            (self.folder / "manifest.json", self.folder / "own.json"),
+            [self.folder / f"{name}.json" for name in ("manifest", "own", "coco", "questions")],
         )
         inputs = (*runs, *(self.folder / "eval" / name for name in (*evaluations, "captions-own")), *manifests)
         titles = ("--title", "BLIP-2 in miniature", "--summary", summary)
-        collect = _python("data_prep.miniature.summary", self.folder, "--seed", self.seed)
+        collect = python("data_prep.miniature.summary", self.folder, "--seed", self.seed)
         return [
             Step("summary", collect, summary, tuple(scored)),
             Step(
                 "report",
-                _python("eval.report", *inputs, "--output", page, *titles),
+                python("eval.report", *inputs, "--output", page, *titles),
                 page,
                 ("summary", "eval-captions-own"),
             ),
@@ -227,12 +168,12 @@ class Story:
             "run.log_every_steps=2",
         )
         return [
-            Step("own-pictures", _python("data_prep.miniature.own_pictures", "--output", own), table),
-            Step("own-download", _python("data_prep.download", *take, *columns), raw, ("own-pictures",), folder=raw),
+            Step("own-pictures", python("data_prep.miniature.own_pictures", "--output", own), table),
+            Step("own-download", python("data_prep.download", *take, *columns), raw, ("own-pictures",), folder=raw),
             self._capfilt("own", "own-download"),
-            self._index("own-index", "own.json", [self.folder / "captioned" / "own"], ("capfilt-own",)),
-            self._train("stage2_t5_own", ("own-index", "train-stage2_t5"), *training, recipe="stage2_t5"),
-            self._evaluate("captions-own", "stage2_t5_own", "captioning", own, *CAPTION_LENGTHS),
+            self.index("own-index", "own.json", [self.folder / "captioned" / "own"], ("capfilt-own",)),
+            self.train("stage2_t5_own", ("own-index", "train-stage2_t5"), *training, recipe="stage2_t5"),
+            self.evaluate("captions-own", "stage2_t5_own", "captioning", own, *CAPTION_LENGTHS),
         ]
 
 
@@ -244,7 +185,7 @@ def main() -> int:
         "--port",
         type=int,
         default=8765,
-        help="port of the loopback web; the trainings take the next four (default: %(default)s)",
+        help="port of the loopback web; the trainings take the next ones (default: %(default)s)",
     )
     parser.add_argument(
         "--scale", type=float, default=1.0, help="shrinks the world and the training, for example to 0.02 (default: 1)"

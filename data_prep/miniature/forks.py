@@ -1,23 +1,46 @@
 """Starts `python -m MODULE` as a fork of this process, which has imported the large libraries already.
 
 Importing torch, timm and transformers takes 7 s of a core, and two dozen commands of the demo need them. A fork runs
-the module as `python -m` does: as `__main__`, with its own arguments, environment, output and exit code.
+the module as `python -m` does: as `__main__`, with its own arguments, environment, output and exit code. DeepSpeed's
+launcher is its own code too, in forks: the command `deepspeed`, the launcher of a node that it starts, and the ranks.
 """
 
+import gc
+import importlib
 import os
 import runpy
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from data_prep.shards.processes import end_with_parent
 
 MODULES = ("data_prep.capfilt", "data_prep.miniature.towers", "eval.run")
 """The commands of the demo that need these libraries, and no launcher or process of their own."""
+LAUNCHER = "deepspeed"
+LAUNCHERS = ("deepspeed.launcher.runner", "deepspeed.launcher.launch")
+OF_TRAINING = (
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.ops.op_builder.all_ops",
+    "omegaconf",
+    "torch.utils.tensorboard",
+    "torchvision.transforms.v2",
+)
+"""What ranks import beside the rest."""
+PYTHON = (sys.executable, "-u", "-m")
+_POPEN = subprocess.Popen
+
+
+def can_fork(command: Sequence[str]) -> bool:
+    """Whether a fork can run the command. A launcher of ranks on GPUs cannot: CUDA does not live through a fork."""
+    if Path(command[0]).name == LAUNCHER:
+        return not list(Path("/dev").glob("nvidia[0-9]*"))
+    return tuple(command[:2]) == (sys.executable, "-m") and command[2] in MODULES
 
 
 @cache
@@ -26,6 +49,7 @@ def import_libraries() -> None:
 
     The names are not used here (F401): a fork finds the modules loaded.
     """
+    import pandas  # noqa: F401 - by pyarrow
     import timm  # noqa: F401
     import torch  # noqa: F401
     from transformers import (  # noqa: F401
@@ -41,12 +65,26 @@ def import_libraries() -> None:
         OPTForCausalLM,
         T5ForConditionalGeneration,
     )
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    get_checkpoint_conversion_mapping("opt")  # compiles a thousand patterns, which the process keeps
+    gc.freeze()  # what was imported is never garbage, and a fork that looks at it copies its pages
+
+
+@cache
+def import_training() -> None:
+    """The same of what a launcher and its ranks import."""
+    import_libraries()
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it looks for GPUs, and warns that it found none
+    for name in OF_TRAINING:
+        importlib.import_module(name)
+    gc.freeze()
 
 
 class Fork:
     """A forked command, with the part of subprocess.Popen that the demo uses. The kernel kills it with its parent."""
 
-    def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, command: Sequence[str], log: Path | None, environment: Mapping[str, str]) -> None:
         self.returncode: int | None = None
         sys.stdout.flush()
         sys.stderr.flush()
@@ -71,15 +109,24 @@ class Fork:
         return self.returncode
 
 
-def _become(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> NoReturn:
-    """Run `python -m MODULE ARGUMENTS` in this process, which ends with its exit code."""
+def _start_as_fork(command: Sequence[str], *arguments: Any, **options: Any) -> Any:
+    """Popen within a launcher: `python -u -m MODULE` becomes a fork, which writes where the launcher does."""
+    if tuple(command[:3]) == PYTHON and not arguments and options.keys() <= {"env"}:
+        return Fork((sys.executable, *command[2:]), None, options.get("env") or {})
+    return _POPEN(command, *arguments, **options)
+
+
+def _become(command: Sequence[str], log: Path | None, environment: Mapping[str, str]) -> NoReturn:
+    """Run `python -m MODULE ARGUMENTS`, or `deepspeed`, in this process, which ends with its exit code."""
     code: object = 1
     try:
         end_with_parent()  # a fork has its parent's environment in /proc, so it could not be found by a mark
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _redirect(log)
+        if log:
+            _redirect(log)
         os.environ.update(environment)
-        _, _, module, *arguments = command
+        module, *arguments = (LAUNCHERS[0], *command[1:]) if Path(command[0]).name == LAUNCHER else command[2:]
+        subprocess.Popen = _start_as_fork if module in LAUNCHERS else _POPEN  # type: ignore[assignment, misc]
         sys.argv = [module, *arguments]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         code = 0

@@ -7,7 +7,6 @@ and ended before anything is started again.
 import os
 import shlex
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -48,6 +47,9 @@ class Running:
     def end(self) -> None:
         """End the command and all processes that it started."""
         own = [psutil.Process(self.process.pid)] if self.process.poll() is None else []
+        if isinstance(self.process, forks.Fork):  # whose forks die with it, and have no mark: ranks save first
+            with suppress(psutil.Error):
+                _end([child for top in own for child in top.children(recursive=True)])
         _end(list({*own, *_marked(self.mark)}))
         self.process.wait()
 
@@ -72,8 +74,8 @@ def start(name: str, command: tuple[str, ...], log: Path, mark: str) -> Running:
     with log.open("ab") as output:
         output.write(f"$ {shlex.join(command)}\n".encode())
         output.flush()
-        if command[:2] == (sys.executable, "-m") and command[2] in forks.MODULES:
-            forks.import_libraries()
+        if forks.can_fork(command):
+            forks.import_training() if Path(command[0]).name == forks.LAUNCHER else forks.import_libraries()
             return Running(name, forks.Fork(command, log, environment), mark, log)
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         return Running(name, process, mark, log)

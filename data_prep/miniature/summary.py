@@ -89,6 +89,12 @@ def collect(folder: Path, seed: int, costs: dict[str, dict[str, Any]]) -> dict[s
             for lm in LANGUAGE_MODELS
         },
         "captions": captions,
+        "fine_tuned": {
+            "tr_at_1": metrics.value("finetune_retrieval", "tr_at_1", protocol="/itm+itc"),
+            "ir_at_1": metrics.value("finetune_retrieval", "ir_at_1", protocol="/itm+itc"),
+            "cider": metrics.value("finetune_caption", "cider"),
+            "vqa": metrics.value("finetune_vqa", "accuracy", protocol="vqa/official-2021"),
+        },
         "capfilt": {
             f"true_{when}": round(
                 true_share(
@@ -118,12 +124,23 @@ def as_table(summary: dict[str, Any]) -> str:
         rows.append((f"caption CIDEr, {lm.upper()}", f"{captions['cider']}", f"{captions['shuffled_cider']} shuffled"))
     for short, domain in DOMAINS.items():
         rows.append((f"NoCaps CIDEr, {domain}", f"{summary['captions']['nocaps'][short]}", ""))
+    rows += _fine_tuned(summary)
     capfilt, download = summary["capfilt"], summary["download"]
     rows.append(("true web captions, percent", f"{capfilt['true_after']}", f"{capfilt['true_before']} before CapFilt"))
     rows.append(("web images kept", f"{download['kept']}", f"{download['rows']} rows"))
     rows.append(("peak memory, MiB", f"{summary['peak_rss_mb']}", ""))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:<{widths[2]}}".rstrip() for a, b, c in rows)
+
+
+def _fine_tuned(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
+    tuned, before = summary["fine_tuned"], summary["retrieval"]
+    return [
+        ("text retrieval R@1, fine-tuned", f"{tuned['tr_at_1']}", f"{before['tr_at_1']} before"),
+        ("image retrieval R@1, fine-tuned", f"{tuned['ir_at_1']}", f"{before['ir_at_1']} before"),
+        ("caption CIDEr, T5 fine-tuned", f"{tuned['cider']}", f"{summary['captions']['t5']['cider']} zero-shot"),
+        ("VQA accuracy, T5 fine-tuned", f"{tuned['vqa']}", f"{summary['vqa']['t5']['accuracy']} zero-shot"),
+    ]
 
 
 def write_summary(folder: Path, seed: int) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline.command_line import Parser, finish, print_settings
 from pipeline.files import replace_file
 
-FORMAT = "blip2-miniature-world/1"
+FORMAT = "blip2-miniature-world/2"
 DATASETS = ("web", "coco", "flickr30k", "vqav2", "nocaps")
 
 

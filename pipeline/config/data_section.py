@@ -30,7 +30,8 @@ class Data(Section):
     num_workers: Annotated[int, Field(ge=0)] = 4
     """processes of a rank that load pictures"""
     max_text_tokens: Positive = 32
-    """longest caption, in tokens; longer ones are cut"""
+    """longest caption, in tokens; longer ones are cut. With `language.prompt` a causal model's BOS, prompt and end
+    count, and of a long question the begin is cut"""
     crop_scale: tuple[float, float] = (0.5, 1.0)
     """smallest and largest share of the picture's area that a random crop takes"""
     horizontal_flip: bool = True

@@ -1,5 +1,6 @@
 """One micro batch of a recipe's task, forward and backward, without weights: its arithmetic and its memory by part."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,6 +96,7 @@ def dry_run(task: Stage1Task | Stage2Task, batch: Batch, num_ranks: int, longest
     recorder.frozen(*watched.values())
     place = StepPlace(0, 1.0, longest_target, 0, num_ranks)
     with (
+        _no_garbage_collected(),
         as_one_of(num_ranks, batch.target.num_real()) as sent,
         _parts_watched(task, recorder),
         gpu_kernels(lambda: recorder.within(LOGITS)),
@@ -115,6 +117,18 @@ def dry_run(task: Stage1Task | Stage2Task, batch: Batch, num_ranks: int, longest
 def _modules(task: Stage1Task | Stage2Task) -> list[nn.Module]:
     language = task.towers.language
     return [task.bridge, vision_of(task), *([language.model] if language else [])]
+
+
+@contextmanager
+def _no_garbage_collected() -> Iterator[None]:
+    """Thousands of small objects would have it look at all of torch again and again: a fifth of a run."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from pipeline.cost.zero_policy import ZeroPolicy, read_policy
 CONTEXT_BYTES = int(1.5 * GIB)  # CUDA context, NCCL, cuBLAS workspaces: an assumption
 FRAGMENTED_SHARE = 0.05  # of what is allocated, lost between blocks: an assumption
 ADAMW_BYTES = 28  # an element: reads weight, gradient and two moments, writes all but the gradient
+LINES_ALONE = 6  # probes on lines through two sizes, before others halve what is left
 MOST_GROWTH = 4  # of the micro batch, from one that fits to the next that is tried
 SECONDS_A_DAY = 86400.0
 
@@ -67,17 +68,19 @@ def largest_that_fits(bytes_of: Callable[[int], int], least: int, likely: int, r
     fitting, too_large, probe = least, 0, max(least + 1, likely)
     while too_large != fitting + 1:
         sizes[probe] = bytes_of(probe)
+        before = fitting
         if sizes[probe] <= room:
             fitting = probe
         else:
             too_large = probe
-        if not too_large:  # as memory may grow with the square of a batch, not further than this at once
-            probe = fitting * MOST_GROWTH
-        elif len(sizes) % 2:  # halving alone takes long; the line alone may close in from one side only
-            probe = (fitting + too_large) // 2
-        else:
-            slope = (sizes[too_large] - sizes[fitting]) / (too_large - fitting)
-            probe = min(fitting + max(1, int((room - sizes[fitting]) / slope)), too_large - 1)
+        if len(sizes) > LINES_ALONE and too_large and len(sizes) % 2:
+            probe = (fitting + too_large) // 2  # the line alone may close in from one side only
+            continue
+        other = too_large or before
+        slope = (sizes[other] - sizes[fitting]) / (other - fitting)
+        further = int((room - sizes[fitting]) / slope) if slope > 0 else fitting * MOST_GROWTH
+        # As memory may grow with the square of a batch, not further than MOST_GROWTH at once.
+        probe = min(fitting + max(1, further), too_large - 1 if too_large else fitting * MOST_GROWTH)
     return fitting
 
 
@@ -207,7 +210,7 @@ class Planner:
         return self.gpu.peak_fp32_flops if precision == "fp32" else self.gpu.peak_flops
 
     def plan(self) -> Plan:
-        """The whole plan. Makes some ten runs without weights, to find the largest micro batch."""
+        """The whole plan. Makes some seven runs without weights, most to find the largest micro batch."""
         least = 2
         mean = self.unweighted.run(least, mean_lengths(self.recipe, self.assumed.caption_tokens))
         flops = {part: total / least for part, total in mean.flops.items()}

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -18,6 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from pipeline.cost.operations import Operation, operation_of
 
 REST = "the rest"
+DEVICE_OF = torch.ops.prim.device.default  # two calls in three, and nothing to record
 ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_efficient_attention_backward
 MODEL_SHARE = 4 / 5  # of its products: the fifth makes the scores again, which a model's FLOPs leave out
 
@@ -41,6 +43,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
     ) -> Any:
+        if function is DEVICE_OF and isinstance(arguments[0], FakeTensor):
+            return arguments[0].fake_device
         options = options or {}
         out = function(*arguments, **options)
         law, work = flop_registry.get(function._overloadpacket), 0.0

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 MATCH = 1  # class of a true pair; 0 is a mismatch
+NONE = -100  # the label of a pair that is not counted
 
 
 @torch.no_grad()
@@ -21,7 +22,7 @@ def hard_negatives(
     `uniform_BN` in (0, 1) decides the draw (Gumbel maximum), so that the same numbers give the same negatives on any
     number of ranks, without a synchronisation. `softmax_plus_epsilon` is the older rule of the public weights:
     softmax + 1e-4, positives then set to 0. A row whose columns are all positives has no negative to give and gets
-    column 0, a true pair; recipes of one pair a pass are refused.
+    column 0, a true pair, which is not to be counted (`labels`).
     """
     if rule == "softmax":
         log_weights = logits_BN.float().masked_fill(is_positive_BN, float("-inf"))
@@ -31,14 +32,25 @@ def hard_negatives(
     return (log_weights + gumbel_BN).argmax(dim=1)
 
 
-def itm_loss(logits_M2: Tensor, labels_M: Tensor) -> Tensor:
-    """Two-class cross-entropy of the logits averaged over queries; mean over the M = 3B pairs of this rank.
+def labels(is_positive_BN: Tensor) -> Tensor:
+    """Labels of B true pairs and 2B drawn ones: int64 [3B].
 
-    Every rank has as many pairs: the mean of the ranks' losses is the loss of the joined batch.
+    Where the joined batch shows one image alone, nothing is a negative, on no rank: drawn pairs are then not counted.
     """
-    return functional.cross_entropy(logits_M2, labels_M)
+    pairs = is_positive_BN.shape[0]
+    labels_M = torch.full((3 * pairs,), MATCH, dtype=torch.int64, device=is_positive_BN.device)
+    labels_M[pairs:] = torch.where(is_positive_BN.all(), NONE, 1 - MATCH)
+    return labels_M
+
+
+def itm_loss(logits_M2: Tensor, labels_M: Tensor) -> Tensor:
+    """Two-class cross-entropy of the logits averaged over queries; mean over the counted pairs of this rank.
+
+    Every rank counts as many pairs: the mean of the ranks' losses is the loss of the joined batch.
+    """
+    return functional.cross_entropy(logits_M2, labels_M, ignore_index=NONE)
 
 
 def itm_accuracy(logits_M2: Tensor, labels_M: Tensor) -> Tensor:
-    """Share of pairs classed rightly. Scalar in [0, 1]; always answering "mismatch" gives 2/3."""
-    return (logits_M2.argmax(dim=1) == labels_M).float().mean()
+    """Share of counted pairs classed rightly. Scalar in [0, 1]; always answering "mismatch" gives 2/3."""
+    return (logits_M2.argmax(dim=1) == labels_M).float().sum() / (labels_M != NONE).sum()

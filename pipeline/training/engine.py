@@ -9,6 +9,7 @@ from torch import nn
 
 from pipeline.config import Recipe
 from pipeline.distributed import process_group
+from pipeline.distributed.rehearsal import replaced
 from pipeline.distributed.stopwatch import watch
 from pipeline.training.optimizer import build_optimizer
 from pipeline.training.sharding import partition
@@ -99,6 +100,7 @@ def build_engine(task: nn.Module, recipe: Recipe, ds_config: dict[str, Any]) -> 
         # and it serves one node only; gloo sends these few MB as well, between nodes too. (On a GPU this line would
         # probe every CUDA kernel of DeepSpeed, with a warning for each.)
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _import_muon_uncompiled()
     if recipe.run.layout == "sharded":
         partition(task.language_model, ds_config)  # type: ignore[arg-type]
     engine, *_ = deepspeed.initialize(
@@ -107,3 +109,11 @@ def build_engine(task: nn.Module, recipe: Recipe, ds_config: dict[str, Any]) -> 
     process_group.limit_waiting(collective_timeout_s(recipe.run.hang_deadline_s))
     watch(deepspeed.comm.comm.cdb)
     return engine
+
+
+def _import_muon_uncompiled() -> None:
+    """DeepSpeed asks of every optimizer whether it is Muon. Importing that loads torch's whole compiler: 2 s a rank."""
+    from deepspeed.runtime import compiler
+
+    with replaced(compiler, {"compile": lambda: compiler.dummy_decorator}):
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401

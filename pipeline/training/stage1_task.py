@@ -66,7 +66,8 @@ class Stage1Task(nn.Module):
         temperature = self.bridge.temperature
         itc = contrastive.itc_loss(image_to_text_BN, text_to_image_BN, temperature, targets_BN)
 
-        texts_B, images_B = self._draw_negatives(image_to_text_BN, text_to_image_BN, batch.image_ids_B, ids_N, place)
+        same_BN = batch.image_ids_B[:, None] == ids_N[None, :]
+        texts_B, images_B = self._draw_negatives(image_to_text_BN, text_to_image_BN, same_BN, place)
         longest = _padded(batch.target, place.longest_target)  # the same length on every rank
         negative_ids = collectives.gather_rows(longest.ids)[texts_B]
         negative_is_token = collectives.gather_rows(longest.is_token)[texts_B]
@@ -77,7 +78,9 @@ class Stage1Task(nn.Module):
         negative_image = qformer.project_image(exchange.rows(image_BPI), weights)
         negatives = Tokens(negative_ids, negative_is_token, exchange.number)
         images = [(image, 2 * len(image_BPI)), (negative_image, len(image_BPI))]
-        pair_logits_M2, labels_M = self._match(images, longest, negatives, weights)
+        # The pairs: (image, text), (image, negative text), (negative image, text).
+        pair_logits_M2 = self.bridge.match(images, stack_tokens([longest, negatives, longest]), weights)
+        labels_M = matching.labels(same_BN)
         itm = matching.itm_loss(pair_logits_M2, labels_M)
         factors = self.settings
         return {
@@ -92,33 +95,18 @@ class Stage1Task(nn.Module):
         }
 
     def _draw_negatives(
-        self, image_to_text_BN: Tensor, text_to_image_BN: Tensor, ids_B: Tensor, ids_N: Tensor, place: StepPlace
+        self, image_to_text_BN: Tensor, text_to_image_BN: Tensor, same_BN: Tensor, place: StepPlace
     ) -> tuple[Tensor, Tensor]:
         """For each pair a hard negative text and image of all ranks, as rows of the joined batch: int64 [B] each."""
         rows, columns = image_to_text_BN.shape
-        same_BN = ids_B[:, None] == ids_N[None, :]
-        generator = torch.Generator(device=ids_B.device).manual_seed(place.negatives_seed)
+        generator = torch.Generator(device=same_BN.device).manual_seed(place.negatives_seed)
         # Drawn for the joined batch on every rank alike: no number depends on how many ranks there are.
-        uniform_2NN = torch.rand((2, columns, columns), generator=generator, device=ids_B.device)
+        uniform_2NN = torch.rand((2, columns, columns), generator=generator, device=same_BN.device)
         own = slice(place.rank * rows, (place.rank + 1) * rows)
         temperature, rule = self.bridge.temperature.detach(), self.settings.negatives
         texts = matching.hard_negatives(image_to_text_BN.detach() / temperature, same_BN, uniform_2NN[0, own], rule)
         images = matching.hard_negatives(text_to_image_BN.detach() / temperature, same_BN, uniform_2NN[1, own], rule)
         return texts, images
-
-    def _match(
-        self,
-        images: list[tuple[list[KeysValues], int]],
-        text: Tokens,
-        negative_text: Tokens,
-        weights: PassWeights,
-    ) -> tuple[Tensor, Tensor]:
-        """Logits and labels of the 3B pairs: (image, text), (image, negative text), (negative image, text)."""
-        pairs = len(text.ids)
-        logits_M2 = self.bridge.match(images, stack_tokens([text, negative_text, text]), weights)
-        labels_M = logits_M2.new_zeros(3 * pairs, dtype=torch.int64)
-        labels_M[:pairs] = matching.MATCH
-        return logits_M2, labels_M
 
     def _generate(self, text: Tokens, query_cache: list[KeysValues], weights: PassWeights) -> tuple[Tensor, Tensor]:
         """ITG's summed loss, with smoothing, and without (that one is only logged; it has no gradient).

@@ -48,7 +48,7 @@ def draw_negative(logits_N: Tensor, is_positive: list[bool], uniform_N: Tensor, 
         float("inf") if positive else float(-torch.log(uniform) / chance)
         for chance, positive, uniform in zip(chances, is_positive, uniform_N, strict=True)
     ]
-    return finish.index(min(finish))  # without any negative: the first
+    return finish.index(min(finish))
 
 
 def matching_logits(weights: Weights, shape: QFormerShape, image_PI: Tensor, ids_L: Tensor, real_L: Tensor) -> Tensor:
@@ -98,6 +98,8 @@ def stage1_losses(
         positive = [other == image_ids[i] for other in image_ids]
         image_to_text = torch.stack([(image_features[i] @ text).max() for text in text_features]) / temperature
         text_to_image = torch.stack([(image @ text_features[i]).max() for image in image_features]) / temperature
+        if all(positive):
+            continue  # one picture alone: nothing is a negative
         pairs.append((i, draw_negative(image_to_text, positive, uniform_2NN[0, i], rule), 1 - MATCH))
         pairs.append((draw_negative(text_to_image, positive, uniform_2NN[1, i], rule), i, 1 - MATCH))
     itm_losses = []

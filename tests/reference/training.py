@@ -21,8 +21,12 @@ from pipeline.weights import native
 
 def rate(step: int, recipe: Recipe) -> float:
     settings = recipe.optimizer
-    if step < settings.warmup_steps:
+    epoch = step // recipe.run.steps_per_epoch if settings.schedule == "staircase" else 0
+    if step < settings.warmup_steps and not epoch:
         return settings.peak_learning_rate * (step + 1) / settings.warmup_steps
+    if settings.schedule == "staircase":
+        share = (1 + math.cos(math.pi * epoch / recipe.run.epochs)) / 2
+        return settings.minimum_learning_rate + share * (settings.peak_learning_rate - settings.minimum_learning_rate)
     progress = (step - settings.warmup_steps) / (recipe.run.steps - settings.warmup_steps)
     span = settings.peak_learning_rate - settings.minimum_learning_rate
     return settings.minimum_learning_rate + span * (1 + math.cos(math.pi * progress)) / 2
@@ -47,7 +51,7 @@ def train_plainly(recipe: Recipe) -> tuple[list[float], list[list[int]], dict[st
     torch.manual_seed(recipe.seed)
     task, collate = build_parts(recipe, "cpu")
     manifest = load_manifest(recipe.data.manifest)
-    order = SampleOrder(manifest, recipe.seed, recipe.data.shuffle_shards)
+    order = SampleOrder(manifest, recipe.seed, recipe.data.shuffle_shards, recipe.data.sample)
     stream = SampleStream(manifest, order, recipe.data, recipe.vision.image_size_px)
     trained = list(task.bridge.parameters())
     groups = [
@@ -60,7 +64,7 @@ def train_plainly(recipe: Recipe) -> tuple[list[float], list[list[int]], dict[st
     ]
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=recipe.optimizer.betas)
     losses, ids = [], []
-    size, per_epoch = recipe.batch.global_size, manifest.samples // recipe.batch.global_size
+    size, per_epoch = recipe.batch.global_size, order.samples // recipe.batch.global_size
     for step in range(recipe.run.steps):
         epoch, begin = step // per_epoch, step % per_epoch * size
         batch: Any = collate([stream[epoch, position] for position in range(begin, begin + size)])

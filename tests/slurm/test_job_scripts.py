@@ -165,6 +165,12 @@ def test_a_chain_whose_stages_do_not_fit_is_refused_before_a_job_is_submitted(tm
     edits = ["data.manifest=m", "batch.global_size=1920"]
     line = one_line_of([*chain, "pipeline/recipes/stage1_vitg.yaml", *rest, *edits], **loaded)
     assert "init_weights 'runs/stage1_vitl': stage 2 must start from stage 1's run.output 'runs/stage1_vitg'" in line
+    stages = ["pipeline/recipes/stage1_vitg.yaml", "pipeline/recipes/stage2_vitg_opt2.7b.yaml", *rest[1:]]
+    line = one_line_of([*chain, "-f", "pipeline/recipes/finetune_caption_opt6.7b.yaml seed=3", *stages], **loaded)
+    assert "init_weights 'runs/stage2_vitg_opt6.7b': fine-tuning must start from 'runs/stage1_vitg' or" in line
+    other = "pipeline/recipes/finetune_vqa_opt2.7b.yaml init_text_weights=runs/stage1_vitl"
+    line = one_line_of([*chain, "-f", other, *stages], **loaded)
+    assert "init_text_weights 'runs/stage1_vitl': must be stage 1's run.output 'runs/stage1_vitg'" in line
     assert not (ROOT / "submitted").exists()
 
 

@@ -101,12 +101,14 @@ def chain(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     tiny_manifest(folder / "data", 40, samples_per_shard=8)
     stage1 = write_recipe(folder, "stage1", 1, 4, STEPS)
     stage2 = write_recipe(folder, "stage2", 2, 1, 3, init_weights=str(folder / "stage1"))
+    trained = {"vision": {"trained": True}, "optimizer": {"layer_decay": 0.9}}
+    tune = write_recipe(folder, "tune", 2, 1, 3, init_weights=str(folder / "stage2"), **trained)
     save_vqa(folder / "vqav2", 2)
     small = "--gpus-per-node=0 --ntasks-per-node=1"
     options = ["-1", f"--nodes=4 --signal=USR1@60 {small}", "-2", f"--nodes=1 {small}", "-e", small]
     truth = [f"--annotations {folder}/vqav2/v2_mscoco_val2014_annotations.json"]
     truth += [f"--questions {folder}/vqav2/v2_OpenEnded_mscoco_val2014_questions.json"]
-    options += ["-s", " ".join(truth)]
+    options += ["-s", " ".join(truth), "-f", f"{tune} seed=5", "-3", f"--nodes=1 {small}"]
     task = ["vqa", str(folder / "vqav2"), str(folder / "predictions")]
     site = link_home(folder / "home")
     command = [str(ROOT / "slurm" / "chain"), *options, str(stage1), str(stage2), *task]
@@ -144,19 +146,22 @@ def test_stage_1_survives_a_signal_its_time_limit_and_a_nodes_death_to_the_bit(c
     assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-def test_stage_2_and_eval_follow_stage_1_though_it_was_requeued(chain: Chain, cluster: Cluster) -> None:
-    for name in ("stage1", "stage2", "eval", "score"):
+def test_stage_2_fine_tuning_and_eval_follow_stage_1_though_it_was_requeued(chain: Chain, cluster: Cluster) -> None:
+    for name in chain.jobs:
         facts = cluster.wait_until_ended(chain.jobs[name])
         assert facts["JobState"] == "COMPLETED", (name, facts)
     assert json.loads((chain.folder / "predictions" / "metrics.json").read_text())["n"] == 4
-    assert (chain.folder / "stage2" / "checkpoints" / "step_00000003" / "COMPLETE").exists()
+    for run in ("stage2", "tune"):
+        assert (chain.folder / run / "checkpoints" / "step_00000003" / "COMPLETE").exists()
+    assert yaml.safe_load((chain.folder / "tune" / "recipe.yaml").read_text())["seed"] == 5
+    assert json.loads((chain.folder / "predictions" / "task.json").read_text())["recipe"]["vision"]["trained"] is True
     answers = json.loads((chain.folder / "predictions" / "predictions.json").read_text())
     assert [answer["question_id"] for answer in answers] == [10, 11, 20, 21]
 
 
 def test_after_a_nodes_death_stage_2_goes_on_with_fewer_ranks_in_the_same_order(chain: Chain, cluster: Cluster) -> None:
     """Of four nodes three are left; the batch divides over two, which accumulate twice as much."""
-    for name in ("stage1", "stage2", "eval", "score"):
+    for name in chain.jobs:
         cluster.wait_until_ended(chain.jobs[name])
     deadline = time.monotonic() + 120
     while cluster.answer("sinfo", "-h", "-t", "idle", "-o", "%D").strip() != "4":  # the job would start with fewer

@@ -10,17 +10,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-# Imported once, in a server process that starts no thread; every rank is a fresh fork of it.
-PRELOADED = [
-    "torch.distributed",
-    "transformers.models.t5.modeling_t5",
-    "transformers.models.opt.modeling_opt",
-    "transformers.models.auto.tokenization_auto",
-    "pipeline.training.stage1_task",
-    "pipeline.training.stage2_task",
-    "timm",
-    "deepspeed",
-]
+PRELOADED = ["tests.support.preloaded"]
+"""Imported once, in a server process that starts no thread; every rank is a fresh fork of it."""
 
 
 def free_port() -> int:

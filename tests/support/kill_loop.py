@@ -37,13 +37,10 @@ def is_saving(run_folder: Path) -> bool:
 
 
 def main() -> int:
-    import deepspeed  # noqa: F401
-    import timm  # noqa: F401
     import torch
-    import transformers  # noqa: F401
-    from torch.utils import tensorboard  # noqa: F401
 
     from pipeline.config import load_recipe
+    from tests.support import preloaded  # noqa: F401 - for the forks
 
     torch.set_num_threads(1)
     kills, draw, recipe = int(sys.argv[1]), random.Random(int(sys.argv[2])), sys.argv[3]

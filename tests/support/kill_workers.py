@@ -6,6 +6,7 @@ to its end, and another folder is begun, until there were KILLS kills. In ARGUME
 (FOLDER/0, FOLDER/1, ...), %w for the worker's number. Imports once and forks. Prints JSON: what stood at each kill.
 """
 
+import gc
 import json
 import os
 import random
@@ -31,16 +32,21 @@ def start(module: str, arguments: list[str]) -> int:
 
 def import_all() -> None:
     """What the commands import while they run, so that a fork has it at once."""
+    import pandas  # noqa: F401 - by pyarrow
     import pyarrow.parquet
     import torch
+    from PIL import JpegImagePlugin, PngImagePlugin  # noqa: F401
     from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPModel, CLIPProcessor  # noqa: F401
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     models = ("captioned_shard", "candidates", "nucleus", "blip_decoder")
-    for module in (*(f"captioning.{name}" for name in models), "raw.task"):
+    for module in (*(f"captioning.{name}" for name in models), "raw.task", "capfilt", "download"):
         import_module(f"data_prep.{module}")
     torch.set_num_threads(1)
     pyarrow.set_cpu_count(1)
     pyarrow.set_io_thread_count(1)
+    get_checkpoint_conversion_mapping("opt")  # compiles a thousand patterns, which the process keeps
+    gc.freeze()  # what was imported is never garbage, and a fork that looks at it copies its pages
 
 
 def entries(folder: Path) -> set[str]:

@@ -43,6 +43,29 @@ def test_a_fork_has_the_environment_that_it_was_given(tmp_path: Path) -> None:
     assert "SAID" not in os.environ
 
 
+RANK = """import os, sys
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+print(*(os.environ[name] for name in names), sys.argv[1:], "data_prep.miniature.forks" in sys.modules, flush=True)
+sys.exit(int(os.environ["RANK"]) * int(sys.argv[-1]))
+"""
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_a_launchers_ranks_are_forks_with_its_variables_and_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """The launchers are DeepSpeed's own. The second rank ends with the code."""
+    (tmp_path / "rank.py").write_text(RANK)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    launcher = str(Path(sys.executable).with_name("deepspeed"))
+    options = ("--num_gpus", "2", "--master_port", "29876", "--module", "rank", "--set", str(code))
+    assert Fork((launcher, *options), tmp_path / "log", {"DS_ACCELERATOR": "cpu"}).wait() == code
+    said = sorted(line for line in (tmp_path / "log").read_text().splitlines() if " 127.0.0.1 29876 [" in line)
+    wanted = [f"{rank} {rank} 2 127.0.0.1 29876 ['--local_rank={rank}', '--set', '{code}'] True" for rank in range(2)]
+    assert said == wanted or code  # a failed rank may end the other before it speaks
+    assert subprocess.Popen.__name__ == "Popen"  # in this process
+
+
 def test_a_fork_is_killed_with_its_parent(tmp_path: Path) -> None:
     (tmp_path / "waits.py").write_text("import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)")
     fork = "from pathlib import Path; from data_prep.miniature.forks import Fork; import sys\n"

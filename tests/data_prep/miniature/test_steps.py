@@ -12,10 +12,11 @@ import psutil
 import pytest
 import yaml
 
-from data_prep.miniature.demo import STEPS, Story
+from data_prep.miniature.demo import Story
 from data_prep.miniature.processes import MARK
 from data_prep.miniature.schedule import USUAL_S, Step, seconds_left
 from data_prep.miniature.steps import Runner, StepFailed
+from data_prep.miniature.story import STEPS
 
 DEADLINE_S = 30.0
 

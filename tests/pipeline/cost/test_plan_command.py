@@ -144,7 +144,7 @@ def test_following_the_advice_makes_it_fit(configs: Path) -> None:
         (["--gpu", "a100-40gb", "--gpus", "0"], 2, "argument --gpus: '0' is not a whole number above 0"),
         (["--gpu", "a100-40gb", "--gpus", "16", "--utilisation", "1.5"], 2, "--utilisation 1.5"),
         (["--gpu", "a100-40gb", "--gpus", "16", "--caption-tokens", "99"], 1, "--caption-tokens 99: captions are cut"),
-        (["--gpu", "a100-40gb", "--gpus", "16", "--json", "/dev/null"], 1, "/dev/null: is not a regular file"),
+        (["--gpu", "a100-40gb", "--gpus", "16", "--json", "."], 1, ".: is not a regular file"),
         (["--gpu", "a100-40gb", "--gpus", "7"], 1, "batch: global_size 1680 is not micro_size 105 x accumulation"),
         (["--gpu", "a100-40gb", "--gpus", "16", "--set", "qformer.bert=nowhere"], 1, "qformer.bert 'nowhere': "),
         (["--gpu", "a100-40gb", "--gpus", "16", "--set", "vision.name=vit_nothing"], 1, "vision.name 'vit_nothing'"),

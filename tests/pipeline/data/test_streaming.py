@@ -1,11 +1,9 @@
-"""Streaming: real HTTP and real pipes give the batches that the same shards give by seeking; faults are one line."""
+"""Streaming: real HTTP and real pipes give the batches that the same shards give by seeking; mistakes are one line."""
 
-import io
 import logging
 import tarfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -15,55 +13,16 @@ import pytest
 import torch
 
 from data_prep.index import index_shards
-from pipeline.config import QFormer, Recipe, parse_recipe
+from pipeline.config import QFormer, Recipe
 from pipeline.data import batch, streaming
 from pipeline.data.batch import Batch
 from pipeline.data.captions import clean_caption
 from pipeline.data.loader import build_loader, open_source
-from pipeline.data.stream import UnreadableShardError
 from pipeline.models.build import build_tokenizer
-from tests.support.tar_server import TarServer, serving
-from tests.support.tiny_shards import tiny_jpeg, tiny_sample, write_tiny_shards
+from tests.support.streamed_recipes import ALL_KEYS, NAMES, PER_SHARD, SHARDS, add, keys, recipe_of
+from tests.support.tar_server import TarServer
+from tests.support.tiny_shards import tiny_jpeg, tiny_sample
 
-SHARDS, PER_SHARD = 8, 6
-NAMES = f"tiny-000-{{000000..{SHARDS - 1:06d}}}.tar"
-
-
-@pytest.fixture
-def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(streaming, "BACK_OFF_S", 0.01)
-    write_tiny_shards(tmp_path / "shards", SHARDS * PER_SHARD, samples_per_shard=PER_SHARD, captions_per_sample=3)
-    return tmp_path / "shards"
-
-
-@pytest.fixture
-def server(shards: Path) -> Iterator[TarServer]:
-    with serving(shards) as server:
-        yield server
-
-
-def recipe_of(urls: str | list[str] | None = None, num_workers: int = 0, steps: int = 12, **data: Any) -> Recipe:
-    content = {
-        "stage": 1,
-        "vision": {"name": "x", "image_size_px": 8},
-        "data": {"num_workers": num_workers, **({"urls": urls} if urls else {}), **data},
-        "batch": {"global_size": 8, "micro_size": 2},
-        "run": {"output": "none", "steps": steps},
-    }
-    return parse_recipe(content)
-
-
-def keys_of(samples: Any) -> list[tuple[str, int]]:
-    return [(sample.key, sample.corrupt) for sample in samples]
-
-
-def keys(recipe: Recipe, rank: int = 0, world_size: int = 1, first_step: int = 0) -> list[str]:
-    """The keys of this rank's samples, in order."""
-    loader: Any = build_loader(recipe, open_source(recipe, world_size), keys_of, rank, world_size, first_step)  # type: ignore[arg-type]
-    return [key for micro in loader for key, _ in micro]
-
-
-ALL_KEYS = {tiny_sample(number, 0, 3, "web", "tiny").key for number in range(SHARDS * PER_SHARD)}
 SOURCES: dict[str, Callable[[TarServer], str]] = {
     "http": lambda server: f"{server.url}/{NAMES}",
     "pipe": lambda server: f"pipe:cat {server.folder}/{NAMES}",
@@ -143,113 +102,6 @@ def test_pictures_with_plain_texts_are_read_too(tmp_path: Path) -> None:
     loader: Any = build_loader(recipe, open_source(recipe, 1), texts_of, 0, 1, 0)  # type: ignore[arg-type]
     found = Counter(caption for micro in loader for caption in micro)
     assert found == Counter({f"a picture {number}": 2 for number in range(4)})
-
-
-def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    tar.addfile(member, io.BytesIO(content))
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_server_that_fails_for_a_while_changes_nothing(
-    server: TarServer, num_workers: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    recipe = recipe_of(f"{server.url}/{NAMES}", num_workers)
-    undisturbed = keys(recipe)
-    server.troubles |= {
-        "tiny-000-000003.tar": [503, "cut", "cut"],
-        "tiny-000-000005.tar": [500],
-        "tiny-000-000000.tar": ["cut"],
-    }
-    assert keys(recipe) == undisturbed
-    assert not any(server.troubles.values())
-    if num_workers == 0:  # what a worker logs goes to its own standard error
-        assert "503" in caplog.text and "again in" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("urls", "named", "num_workers"),
-    [
-        ("http://127.0.0.1:9/{0..3}.tar", "refused", 0),
-        ("SERVER/none-{0..3}.tar", "404", 2),
-        ("pipe:cat no_such_{0..3}.tar", "the command ended with status 1", 2),
-        ("pipe:cat SHARDS/tiny-000-000000.tar; exit 7 # {0..3}", "the command ended with status 7", 0),
-        ("pipe:head -c 9000 SHARDS/tiny-000-00000{0..3}.tar", "unexpected end of data|before the tar's end", 0),
-        ("pipe:echo this is not a tar {0..3}", "ReadError", 0),
-    ],
-)
-def test_a_shard_that_cannot_be_had_is_one_line(server: TarServer, urls: str, named: str, num_workers: int) -> None:
-    from pipeline.command_line import one_line
-
-    recipe = recipe_of(urls.replace("SERVER", server.url).replace("SHARDS", str(server.folder)), num_workers)
-    with pytest.raises(UnreadableShardError, match=named) as fault:
-        keys(recipe)
-    line = one_line(fault.value)
-    assert line.startswith("data.urls ") and "failed 4 times" in line and "\n" not in line
-
-
-def test_damaged_samples_are_passed_over_and_counted(server: TarServer) -> None:
-    content = bytearray((server.folder / "tiny-000-000002.tar").read_bytes())
-    with tarfile.open(server.folder / "tiny-000-000002.tar") as tar:
-        members = tar.getmembers()
-    damaged = [members[2], members[7]]  # a picture, and another sample's JSON
-    for member in damaged:
-        content[member.offset_data : member.offset_data + 6] = b"damage"
-    (server.folder / "tiny-000-000002.tar").write_bytes(bytes(content))
-    recipe = recipe_of(f"{server.url}/{NAMES}", steps=24)
-    loader: Any = build_loader(recipe, open_source(recipe, 1), keys_of, 0, 1, 0)  # type: ignore[arg-type]
-    samples = [each for micro in loader for each in micro]
-    lost = {member.name.partition(".")[0] for member in damaged}
-    one_pass = 2 * (len(ALL_KEYS) - 2)  # so many samples hold what is counted in two passes, but for those at the end
-    assert {key for key, _ in samples} == ALL_KEYS - lost
-    assert 3 <= sum(corrupt for _, corrupt in samples[:one_pass]) <= 4
-
-
-def test_a_shard_whose_rest_is_damaged_gives_what_is_before_it_and_counts_it(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for number in range(6):
-            add(tar, f"{number}.jpg", tiny_jpeg(rng, "red", "dark", 200, 200))
-            add(tar, f"{number}.txt", b"text")
-    with tarfile.open(tmp_path / "a.tar") as tar:
-        offset = tar.getmembers()[6].offset
-    content = bytearray((tmp_path / "a.tar").read_bytes())
-    content[offset : offset + 512] = b"x" * 512
-    (tmp_path / "a.tar").write_bytes(bytes(content))
-    recipe = recipe_of(f"pipe:cat {tmp_path}/a.tar", steps=2)
-    loader: Any = build_loader(recipe, open_source(recipe, 1), keys_of, 0, 1, 0)  # type: ignore[arg-type]
-    samples = [each for micro in loader for each in micro]
-    assert {key[-1] for key, _ in samples} == {"0", "1", "2"} and sum(corrupt for _, corrupt in samples) >= 4
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_shards_without_a_readable_sample_end_in_one_line(tmp_path: Path, num_workers: int) -> None:
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        add(tar, "1.jpg", b"no picture")
-        add(tar, "1.txt", b"text")
-    recipe = recipe_of(f"pipe:cat {tmp_path}/a.tar; true {{0..1}}", num_workers)
-    with pytest.raises(UnreadableShardError, match="no readable sample"):
-        keys(recipe)
-
-
-def test_a_reader_that_leaves_early_leaves_no_command_behind(tmp_path: Path) -> None:
-    """A command that would go on for long is ended, with what it started, when nobody reads it any more."""
-    ids = tmp_path / "ids"
-    command = f"pipe:sleep 600 & echo $$ $! > {ids}; head -c 2000 /dev/zero; wait"
-    with pytest.raises(KeyError), streaming._opened(command) as tar:
-        tar.read(512)
-        raise KeyError
-    for number in ids.read_text().split():
-        deadline = time.monotonic() + 60
-        while is_running(int(number)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not is_running(int(number))
-
-
-def is_running(number: int) -> bool:
-    stat = Path(f"/proc/{number}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_what_streaming_cannot_promise_is_said_once(server: TarServer, caplog: pytest.LogCaptureFixture) -> None:

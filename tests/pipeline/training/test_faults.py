@@ -1,13 +1,10 @@
-"""What goes wrong in a run: killed at random, hung, not finite, a full disk, another run, other frozen weights."""
+"""What goes wrong in a run: losses that are not finite, a full disk, one rank's faults, another run, other weights."""
 
 import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,52 +38,6 @@ def write(folder: Path, towers: Path) -> Write:
         return write_recipe(folder, towers, folder / "data" / "train.json", name, stage, language, **sections)
 
     return write
-
-
-def test_killed_at_20_random_moments_it_ends_with_the_same_bits(folder: Path, write: Write) -> None:
-    batch, run = {"global_size": 2, "micro_size": 2}, {"steps": 160, "checkpoint_every_steps": 3}
-    whole = write("whole", batch=batch, run=run)
-    [(code, _, errors)] = run_on_ranks(1, train_here, whole)
-    assert code == 0, errors
-    [_, recipe] = write("killed", batch=batch, run=run)
-    command = [sys.executable, "-m", "tests.support.kill_loop", "20", "1", recipe]
-    loop = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert loop.returncode == 0, loop.stderr
-    deaths = json.loads(loop.stdout.splitlines()[-1])
-    print(f"killed at steps {[step for step, _ in deaths]}, {sum(saving for _, saving in deaths)} in a save")
-    assert len(deaths) == 20 and any(saving for _, saving in deaths)
-    for name in (native.FILE_NAME, checkpoint.OPTIMIZER):
-        found, wanted = (checkpoint.folder_of(folder / run, 160) / name for run in ("killed", "whole"))
-        one, other = load_file(found), load_file(wanted)
-        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-    keys = ("step", "samples", "loss", "gradient_norm")
-    found, wanted = ([[line[key] for key in keys] for line in lines_of(folder / run)] for run in ("killed", "whole"))
-    assert found == wanted
-
-
-def hang_rank_1(arguments: list[str]) -> None:
-    from pipeline.training import loop, watchdog
-
-    train_step = loop.train_step
-
-    def hanging(engine: Any, batches: Any, places: Any, recipe: Any, progress: Any, ahead: Any) -> Any:
-        if progress.step == 2 and os.environ["RANK"] == "1":
-            time.sleep(600)
-        return train_step(engine, batches, places, recipe, progress, ahead)
-
-    with mock.patch.object(loop, "train_step", hanging), mock.patch.object(watchdog, "GRACE_S", 2.0):
-        train_here(arguments)
-
-
-def test_a_hung_rank_leaves_every_ranks_stacks_and_ends_the_job(folder: Path, write: Write) -> None:
-    batch, started = {"global_size": 4, "micro_size": 2}, time.monotonic()
-    with pytest.raises(AssertionError, match="died without an answer"):
-        run_on_ranks(2, hang_rank_1, write("hung", batch=batch, run={"hang_deadline_s": 5.0}))
-    assert time.monotonic() - started < 300  # of 600 that the rank would sleep
-    stacks = [(folder / "hung" / "stacks" / f"rank{rank}.txt").read_text() for rank in range(2)]
-    assert "hanging" in stacks[1] and "test_faults.py" in stacks[1]
-    assert "train_step" in stacks[0]  # in a collective of it
-    assert [path.name for path in checkpoint.complete_checkpoints(folder / "hung")] == ["step_00000002"]
 
 
 def train_with_bad_losses(arguments: list[str], bad_steps: list[int], factor: float) -> Any:
@@ -217,24 +168,6 @@ def train_on_a_filling_disk(arguments: list[str], disk: str) -> Any:
 
     with mock.patch.object(loop, "train_step", filling):
         return train_here(arguments)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["SIGTERM", "SIGUSR1"])
-def test_a_signal_to_a_rank_and_its_workers_is_the_ranks(folder: Path, write: Write, number: signal.Signals) -> None:
-    """As SLURM sends it, to every process of a step."""
-    name, run = f"group {number.name}", {"steps": 100_000, "checkpoint_every_steps": 50_000}
-    arguments = write(name, batch={"global_size": 2, "micro_size": 2}, data={"num_workers": 2}, run=run)
-    command = [sys.executable, "-m", "pipeline.train", *arguments]
-    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **options) as process:
-        metrics, deadline = folder / name / "metrics.jsonl", time.monotonic() + 300
-        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
-            assert process.poll() is None, process.stdout.read() if process.stdout else ""
-            time.sleep(0.1)
-        os.killpg(process.pid, number)
-        output, _ = process.communicate(timeout=120)
-    assert process.returncode == 75, output
-    assert len(checkpoint.complete_checkpoints(folder / name)) == 1
 
 
 def fail_on_rank_1(arguments: list[str], gone: str) -> tuple[int, str, str]:

@@ -75,6 +75,7 @@ def largest_difference(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> f
 BATCHES = {
     "captions of 1 to 32 tokens": ([1, 2, 3, 9, 20, 32], None),
     "an image twice": ([4, 12, 7, 5], [7, 8, 7, 9]),
+    "one image alone": ([4, 12, 7], [7, 7, 7]),
     "one pair": ([12], None),
     "one pair of one token": ([1], None),
     "two pairs": ([32, 5], None),

@@ -74,10 +74,12 @@ def losses_and_gradients(task: Any, batch: Batch, num_parts: int) -> tuple[dict[
     return means, gradients
 
 
-def stage1_step(rule: str, num_parts: int = 1) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def stage1_step(
+    rule: str, num_parts: int = 1, image_ids: list[int] = IMAGE_IDS
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     settings = Objectives(negatives=rule)  # type: ignore[arg-type]
     task = Stage1Task(random_stage1(), nn.Identity(), settings, DECODE, "fp32")  # type: ignore[arg-type]
-    return losses_and_gradients(task, random_batch(LENGTHS, image_ids=IMAGE_IDS), num_parts)
+    return losses_and_gradients(task, random_batch(LENGTHS, image_ids=image_ids), num_parts)
 
 
 def stage2_step(folder: str, kind: str, num_parts: int = 1) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -102,10 +104,11 @@ def questions_step(folder: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
     language = build_language(Language(name=folder, precision="fp32"), "cpu")
     language.model.double()
-    batch = random_batch(LENGTHS, image_ids=IMAGE_IDS)  # its texts: the questions, the answers too
+    batch = random_batch(LENGTHS, image_ids=IMAGE_IDS)
+    answers = Tokens(batch.target.ids % 20, batch.target.is_token)
     bridge = random_stage2(language.width, reads_questions=True)
     task = Stage2Task(bridge, nn.Identity(), language, "fp32")  # type: ignore[arg-type]
-    return losses_and_gradients(task, replace(batch, question=batch.target), 1)
+    return losses_and_gradients(task, replace(batch, question=batch.target, target=answers), 1)
 
 
 def every_step(towers: str) -> dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]]:
@@ -113,6 +116,7 @@ def every_step(towers: str) -> dict[str, tuple[dict[str, Tensor], dict[str, Tens
     return {
         "stage 1": stage1_step("softmax"),
         "stage 1, older rule of negatives": stage1_step("softmax_plus_epsilon"),
+        "stage 1, one image alone": stage1_step("softmax", image_ids=[5] * 8),
         "stage 2, T5": stage2_step(f"{towers}/t5", "seq2seq"),
         "stage 2, OPT": stage2_step(f"{towers}/opt", "causal"),
         "stage 2, T5, questions": questions_step(f"{towers}/t5"),
@@ -147,7 +151,7 @@ def largest_difference(found: Any, wanted: Any) -> float:
 @pytest.mark.parametrize(
     "step",
     [
-        *("stage 1", "stage 1, older rule of negatives", "stage 2, T5", "stage 2, OPT"),
+        *("stage 1", "stage 1, older rule of negatives", "stage 1, one image alone", "stage 2, T5", "stage 2, OPT"),
         *("stage 2, T5, questions", "stage 2, OPT, accumulated"),
     ],
 )

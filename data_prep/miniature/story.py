@@ -1,0 +1,82 @@
+"""The commands of the demo as steps: trainings, evaluations, scores and indexes of one demo folder."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.miniature.schedule import Step
+from data_prep.miniature.towers.fitting import computes_in_bf16
+
+WEB_SOURCES = ("laion400m", "cc3m")
+STEPS = {
+    "stage1": 500, "stage2_t5": 200, "stage2_opt": 350,
+    "finetune_retrieval": 120, "finetune_caption": 80, "finetune_vqa": 200,
+}  # fmt: skip
+"""The steps of the recipes, which --scale shortens."""
+TRAINED = (*STEPS, "stage2_t5_own")
+
+
+def python(module: str, *arguments: object) -> tuple[str, ...]:
+    """`python -m MODULE ARGUMENTS`."""
+    return (sys.executable, "-m", module, *(str(argument) for argument in arguments))
+
+
+class Commands:
+    """Makes steps of one demo folder. `scale` shrinks both data and training (for tests); 1 is the whole demo."""
+
+    def __init__(self, folder: Path, seed: int, scale: float, port: int) -> None:
+        self.folder, self.seed, self.scale, self.port = folder, seed, scale, port
+        self.world, self.towers = folder / "world", folder / "towers"
+
+    def scaled(self, number: int, least: int) -> int:
+        return max(least, round(number * self.scale))
+
+    def index(self, step: str, manifest: str, folders: Sequence[Path], needs: tuple[str, ...]) -> Step:
+        output = self.folder / manifest
+        return Step(step, python("data_prep.index", *folders, "--output", output), output, needs)
+
+    def gallery(self, step: str, index: Step, page: str) -> Step:
+        output, ledgers = self.folder / page, (self.folder / "raw" / source for source in WEB_SOURCES)
+        command = python("data_prep.gallery", index.output, "--output", output, "--ledger", *ledgers)
+        return Step(step, command, output, (index.name,))
+
+    def train(self, run: str, needs: tuple[str, ...], *more: object, recipe: str | None = None) -> Step:
+        output = self.folder / run
+        path = Path("pipeline/recipes") / f"miniature_{recipe or run}.yaml"
+        precision = "bf16" if computes_in_bf16() else "fp32"
+        edits: list[object] = [f"seed={self.seed}", f"run.output={output}", f"qformer.precision={precision}", *more]
+        if self.scale != 1:
+            steps = self.scaled(STEPS[recipe or run], 6)
+            edits += [f"run.steps={steps}", f"run.checkpoint_every_steps={max(2, steps // 3)}", "run.log_every_steps=2"]
+        launcher = Path(sys.executable).parent / "deepspeed"
+        port = str(self.port + 1 + TRAINED.index(run))
+        command = (str(launcher), "--num_gpus", "2", "--master_port", port, "--module", "pipeline.train")
+        return Step(
+            f"train-{run}",
+            (*command, "--recipe", str(path), "--set", *(str(edit) for edit in edits)),
+            output / "checkpoints",
+            needs,
+            folder=output,
+        )
+
+    def evaluate(self, name: str, run: str, task: str, data: Path, *more: object) -> Step:
+        output = self.folder / "eval" / name
+        arguments = ("--weights", self.folder / run, "--task", task, "--data", data, "--output", output)
+        command = python("eval.run", *arguments, *more)
+        return Step(f"eval-{name}", command, output / "COMPLETE", (f"train-{run}",), folder=output)
+
+    def score(self, name: str, task: str, predictions: str, *files: object) -> Step:
+        folder = self.folder / "eval" / name
+        arguments = ("--predictions", folder / predictions, *files, "--output", folder / "metrics.json")
+        arguments = (*arguments, "--per-sample", folder / "per_sample.jsonl")
+        return Step(f"score-{name}", python("eval.score", task, *arguments), folder / "metrics.json", (f"eval-{name}",))
+
+    def caption_truth(self) -> tuple[object, ...]:
+        """The flags of `eval.score` for COCO's test captions."""
+        return ("--annotations", self.world / "coco/annotations/coco_karpathy_test_gt.json")
+
+    def question_truth(self) -> tuple[object, ...]:
+        """The same for VQAv2's questions."""
+        vqa = self.world / "vqav2"
+        questions = ("--questions", vqa / "v2_OpenEnded_mscoco_val2014_questions.json")
+        return ("--annotations", vqa / "v2_mscoco_val2014_annotations.json", *questions)

@@ -1,0 +1,117 @@
+"""Streaming when a server fails, a shard is missing or damaged, or a reader leaves: counted, or one line."""
+
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.data import streaming
+from pipeline.data.loader import build_loader, open_source
+from pipeline.data.stream import UnreadableShardError
+from tests.support.streamed_recipes import ALL_KEYS, NAMES, add, keys, keys_of, recipe_of
+from tests.support.tar_server import TarServer
+from tests.support.tiny_shards import tiny_jpeg
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_server_that_fails_for_a_while_changes_nothing(
+    server: TarServer, num_workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = recipe_of(f"{server.url}/{NAMES}", num_workers)
+    undisturbed = keys(recipe)
+    server.troubles |= {
+        "tiny-000-000003.tar": [503, "cut", "cut"],
+        "tiny-000-000005.tar": [500],
+        "tiny-000-000000.tar": ["cut"],
+    }
+    assert keys(recipe) == undisturbed
+    assert not any(server.troubles.values())
+    if num_workers == 0:  # what a worker logs goes to its own standard error
+        assert "503" in caplog.text and "again in" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("urls", "named", "num_workers"),
+    [
+        ("http://127.0.0.1:9/{0..3}.tar", "refused", 0),
+        ("SERVER/none-{0..3}.tar", "404", 2),
+        ("pipe:cat no_such_{0..3}.tar", "the command ended with status 1", 2),
+        ("pipe:cat SHARDS/tiny-000-000000.tar; exit 7 # {0..3}", "the command ended with status 7", 0),
+        ("pipe:head -c 9000 SHARDS/tiny-000-00000{0..3}.tar", "unexpected end of data|before the tar's end", 0),
+        ("pipe:echo this is not a tar {0..3}", "ReadError", 0),
+    ],
+)
+def test_a_shard_that_cannot_be_had_is_one_line(server: TarServer, urls: str, named: str, num_workers: int) -> None:
+    from pipeline.command_line import one_line
+
+    recipe = recipe_of(urls.replace("SERVER", server.url).replace("SHARDS", str(server.folder)), num_workers)
+    with pytest.raises(UnreadableShardError, match=named) as fault:
+        keys(recipe)
+    line = one_line(fault.value)
+    assert line.startswith("data.urls ") and "failed 4 times" in line and "\n" not in line
+
+
+def test_damaged_samples_are_passed_over_and_counted(server: TarServer) -> None:
+    content = bytearray((server.folder / "tiny-000-000002.tar").read_bytes())
+    with tarfile.open(server.folder / "tiny-000-000002.tar") as tar:
+        members = tar.getmembers()
+    damaged = [members[2], members[7]]  # a picture, and another sample's JSON
+    for member in damaged:
+        content[member.offset_data : member.offset_data + 6] = b"damage"
+    (server.folder / "tiny-000-000002.tar").write_bytes(bytes(content))
+    recipe = recipe_of(f"{server.url}/{NAMES}", steps=24)
+    loader: Any = build_loader(recipe, open_source(recipe, 1), keys_of, 0, 1, 0)  # type: ignore[arg-type]
+    samples = [each for micro in loader for each in micro]
+    lost = {member.name.partition(".")[0] for member in damaged}
+    one_pass = 2 * (len(ALL_KEYS) - 2)  # so many samples hold what is counted in two passes, but for those at the end
+    assert {key for key, _ in samples} == ALL_KEYS - lost
+    assert 3 <= sum(corrupt for _, corrupt in samples[:one_pass]) <= 4
+
+
+def test_a_shard_whose_rest_is_damaged_gives_what_is_before_it_and_counts_it(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number in range(6):
+            add(tar, f"{number}.jpg", tiny_jpeg(rng, "red", "dark", 200, 200))
+            add(tar, f"{number}.txt", b"text")
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        offset = tar.getmembers()[6].offset
+    content = bytearray((tmp_path / "a.tar").read_bytes())
+    content[offset : offset + 512] = b"x" * 512
+    (tmp_path / "a.tar").write_bytes(bytes(content))
+    recipe = recipe_of(f"pipe:cat {tmp_path}/a.tar", steps=2)
+    loader: Any = build_loader(recipe, open_source(recipe, 1), keys_of, 0, 1, 0)  # type: ignore[arg-type]
+    samples = [each for micro in loader for each in micro]
+    assert {key[-1] for key, _ in samples} == {"0", "1", "2"} and sum(corrupt for _, corrupt in samples) >= 4
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_shards_without_a_readable_sample_end_in_one_line(tmp_path: Path, num_workers: int) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        add(tar, "1.jpg", b"no picture")
+        add(tar, "1.txt", b"text")
+    recipe = recipe_of(f"pipe:cat {tmp_path}/a.tar; true {{0..1}}", num_workers)
+    with pytest.raises(UnreadableShardError, match="no readable sample"):
+        keys(recipe)
+
+
+def test_a_reader_that_leaves_early_leaves_no_command_behind(tmp_path: Path) -> None:
+    """A command that would go on for long is ended, with what it started, when nobody reads it any more."""
+    ids = tmp_path / "ids"
+    command = f"pipe:sleep 600 & echo $$ $! > {ids}; head -c 2000 /dev/zero; wait"
+    with pytest.raises(KeyError), streaming._opened(command) as tar:
+        tar.read(512)
+        raise KeyError
+    for number in ids.read_text().split():
+        deadline = time.monotonic() + 60
+        while is_running(int(number)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not is_running(int(number))
+
+
+def is_running(number: int) -> bool:
+    stat = Path(f"/proc/{number}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
