@@ -81,9 +81,16 @@ def check_page(path: Path) -> None:
 
 
 def report_page(
-    contents: Contents, title: str, summary: Path | None, num_samples: int, seed: int, training: Sequence[Path] = ()
+    contents: Contents,
+    title: str,
+    summary: Path | None,
+    num_samples: int,
+    seed: int,
+    training: Sequence[Path] = (),
+    before: Sequence[Path] = (),
 ) -> str:
-    """The page as text, its sections in their order. `training` are the files and folders of --training-hashes."""
+    """The page as text, its sections in their order. `training` and `before` are what the flags of these names give."""
+    from eval.reporting.changes import changes
     from eval.reporting.checkpoints import checkpoint_charts
     from eval.reporting.evaluations import read_evaluation, with_baselines
     from eval.reporting.galleries import gallery_of
@@ -107,6 +114,7 @@ def report_page(
         runs=[(run.name, training_charts(run)) for run in contents.runs],
         overlaps=set_overlaps([each.main for each in evaluations], training),
         is_compared=bool(training),
+        changes=changes([each.main for each in evaluations], before, num_samples, seed),
         galleries=[gallery for gallery in galleries if gallery],
         training_data=[training_data(manifest, 2 * num_samples, seed) for manifest in contents.manifests],
     )
@@ -120,6 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     files.add_argument("--summary", type=Path, metavar="summary.json", help="nested numbers, shown at the top")
     hashes_help = "parquet files with a column phash, or folders of them: compares the evaluation pictures with these"
     files.add_argument("--training-hashes", type=Path, nargs="+", default=[], metavar="P", help=hashes_help)
+    before_help = "evaluations of the models that fine-tuning began with: shows what has changed since"
+    files.add_argument("--before", type=Path, nargs="+", default=[], metavar="DIR", help=before_help)
     page = parser.add_argument_group("page")
     page.add_argument("--title", default="Evaluation report", help="default: Evaluation report")
     page.add_argument("--samples", type=int, default=8, metavar="N", help="samples of each kind (default 8)")
@@ -140,6 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.samples,
             options.seed,
             options.training_hashes,
+            options.before,
         )
         replace_file(options.output, content.encode(errors="replace"))  # a folder name can be invalid Unicode
         print(options.output)

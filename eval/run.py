@@ -16,6 +16,7 @@ from eval.tasks.run_options import (
     DECODING_FLAGS,
     DEFAULT_SPLIT,
     QUESTION_TASKS,
+    check_lengths,
     check_usage,
     load_data,
     run_parser,
@@ -89,9 +90,13 @@ def predict_missing(
         "recipe": model.recipe.model_dump(mode="json"),
         "towers": model.fingerprints(),
     }
-    if isinstance(model, LanguageModel) and options.prompt is None:
+    if isinstance(model, LanguageModel):
         task = vqa if options.task in QUESTION_TASKS else captioning
-        settings["prompt"] = task.default_prompt(model.recipe, model.language_kind)
+        if options.prompt is None:
+            settings["prompt"] = task.default_prompt(model.recipe, model.language_kind)
+        if settings["min_new_tokens"] is None:
+            settings["min_new_tokens"] = captioning.MIN_NEW_TOKENS[model.language_kind]
+        check_lengths(settings)
     settings = folder.adopt(settings)  # again: frozen towers may have been replaced at their old path
     if folder.is_complete():  # checked only here: the towers' fingerprints are known once they are loaded
         if process_group.rank() == 0:

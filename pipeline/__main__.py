@@ -21,7 +21,7 @@ MAP = {
         "pipeline.config", "pipeline.plan", "pipeline.train", "pipeline.convert", "slurm/train.sbatch", "slurm/chain",
     ],
     "evaluate": [
-        "eval.run", "eval.score", "eval.audit", "eval.submit", "eval.watch",
+        "eval.run", "eval.score", "eval.audit", "eval.submit", "eval.watch", "eval.select",
         "slurm/eval.sbatch", "slurm/score.sbatch", "slurm/eval_watch",
     ],
     "look": ["data_prep.gallery", "pipeline.generate", "eval.report", "eval.curves"],

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from eval.metrics.vqa_accuracy import OFFICIAL
 from eval.reporting.files import check_scores_are_of, read_metrics, read_predictions, read_samples, read_task
+from eval.reporting.training_sources import Training, training_of
 from eval.sets.official_files import SampleId
 from eval.tasks.task_folder import official_name
 
@@ -63,6 +65,18 @@ class Evaluation:
     def is_trained_here(self) -> bool:
         """Whether the weights were trained by this recipe. The recipe of converted weights only names their towers."""
         return self.task.get("weights_format", "native") == "native" and not self.task.get("converted_from")
+
+    @property
+    def tuned_on(self) -> str:
+        """What weights that were trained here were fine-tuned on: captions, questions or retrieval; else empty."""
+        recipe = (self.task.get("recipe") or {}) if self.is_trained_here else {}
+        sample = (recipe.get("data") or {}).get("sample", "image")
+        return "" if sample == "image" else "retrieval" if recipe.get("stage") == 1 else f"{sample}s"
+
+    @cached_property
+    def training(self) -> Training:
+        """The data that the weights were trained on, in all stages."""
+        return training_of(self.task.get("recipe"), self.is_trained_here)
 
     @property
     def title(self) -> str:

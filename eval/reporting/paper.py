@@ -10,14 +10,18 @@ import yaml
 from eval.reporting.evaluations import Evaluation
 
 PAPER_FILE = Path(__file__).parent.parent / "paper.yaml"
+NOT_VALUES = ("vision", "language", "evaluation")  # of a row
 
 
 @dataclass(frozen=True)
 class PaperRow:
     """The paper's numbers for one task: of the same towers (`comparable`), otherwise the best row of the table."""
 
+    table: int
     model: str
     setting: str
+    tuned_on: str  # captions, questions or retrieval; empty when zero-shot
+    itg: bool  # whether ITG was an objective of fine-tuning
     protocol: str
     comparable: bool
     values: dict[str, Any]
@@ -27,7 +31,7 @@ class PaperRow:
 
     @property
     def is_fine_tuned(self) -> bool:
-        return self.setting.startswith("fine-tuned")
+        return bool(self.tuned_on)
 
     def value(self, name: str, subset: str) -> float | None:
         found = self.values.get(name)
@@ -51,24 +55,47 @@ def _content() -> dict[str, Any]:
 def paper_row(evaluation: Evaluation) -> PaperRow | None:
     """The paper's row for this task and data set; None when the paper has none.
 
-    Of several tables, it is the one with this picture size, otherwise the first.
+    Of several tables, weights that were trained here have the one of their fine-tuning, or of none. Others have the one
+    with this picture size. Otherwise it is the first.
     """
     tables = [table for table in _content()["tables"] if _is_of(table, evaluation)]
     if not tables:
         return None
-    towers, size = _content()["towers"], evaluation.task.get("image_size_px")
-    table = next((each for each in tables if each["evaluation"]["image_size_px"] == size), tables[0])
+    table = _table_of(tables, evaluation)
+    towers = _content()["towers"]
     found, same = table["rows"][-1], False
     for row in table["rows"]:
         if all(_is_tower(evaluation.task.get(part), row.get(part)) for part in ("vision", "language")):
             found, same = row, True
     model = " + ".join(towers[found[part]]["shown"] for part in ("vision", "language") if part in found)
-    values = {name: value for name, value in found.items() if name not in ("vision", "language")}
-    predicted = dict(table["evaluation"])
+    values = {name: value for name, value in found.items() if name not in NOT_VALUES}
+    predicted = table["evaluation"] | found.get("evaluation", {})
     if table.get("asks"):
         predicted["prompt"] = towers[found["language"]]["prompt"]
-    hidden, decimals = bool(table.get("hidden")), int(table.get("decimals", 1))
-    return PaperRow(model, table["setting"], table["protocol"], same, values, predicted, hidden, decimals)
+    return PaperRow(
+        table=table["table"],
+        model=model,
+        setting=table["setting"],
+        tuned_on=table.get("tuned_on", ""),
+        itg=table.get("itg", True),
+        protocol=table["protocol"],
+        comparable=same,
+        values=values,
+        evaluation=predicted,
+        hidden=bool(table.get("hidden")),
+        decimals=int(table.get("decimals", 1)),
+    )
+
+
+def _table_of(tables: list[dict[str, Any]], evaluation: Evaluation) -> dict[str, Any]:
+    if evaluation.is_trained_here:
+        objectives = (evaluation.task.get("recipe") or {}).get("objectives") or {}
+        trained = evaluation.tuned_on, objectives.get("itg_weight") != 0 or not evaluation.tuned_on
+        for table in tables:
+            if (table.get("tuned_on", ""), table.get("itg", True)) == trained:
+                return table
+    size = evaluation.task.get("image_size_px")
+    return next((each for each in tables if each["evaluation"]["image_size_px"] == size), tables[0])
 
 
 def _is_of(table: dict[str, Any], evaluation: Evaluation) -> bool:

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ FOUND_SHOWN = 5
 class RetrievalCard:
     """A query (an image or a text) with the first results, each with whether it is right.
 
-    `rank` is that of the first right result, from 1.
+    `rank` is that of the first right result, from 1; `before` is that of an earlier model, if there is one.
     """
 
     kind: str  # image or text
     query: Thumbnail | str
     found: Sequence[tuple[str | Thumbnail, bool]]
     rank: int
+    before: int | None = None
 
 
 def retrieval_data(main: Evaluation) -> RetrievalData:
@@ -40,9 +41,7 @@ def retrieval_groups(
 
     Many queries share the best rank: random ones of them are shown.
     """
-    protocol = [name for name in main.samples[0] if name.startswith("ret/")][-1]
-    ranked = [sample for sample in main.samples if protocol in sample]
-    _check_range(main, ranked, protocol, data)
+    protocol, ranked = retrieval_samples(main, data)
     groups = []
     for direction, title in (("image", "Texts for an image"), ("text", "Images for a text")):
         queries = [sample for sample in ranked if direction in sample]
@@ -52,11 +51,26 @@ def retrieval_groups(
         top = min((sample[protocol]["rank"] for sample in queries), default=0)
         best = [sample for sample in queries if sample[protocol]["rank"] == top]
         best = rng.sample(best, min(each, len(best)))
-        card = _image_card if direction == "image" else _text_card
         for kind, chosen in (("random", drawn), ("best", best), ("worst", worst)):
-            cards = [card(sample[direction], sample[protocol], data) for sample in chosen]
+            cards = [retrieval_card(direction, sample, protocol, data) for sample in chosen]
             groups.append((f"{title}, {kind}", cards))
     return groups
+
+
+def retrieval_samples(main: Evaluation, data: RetrievalData) -> tuple[str, list[dict[str, Any]]]:
+    """The last stage that was scored, and its samples. Raises ValueError when they are of other images or texts."""
+    protocol = [name for name in main.samples[0] if name.startswith("ret/")][-1]
+    ranked = [sample for sample in main.samples if protocol in sample]
+    _check_range(main, ranked, protocol, data)
+    return protocol, ranked
+
+
+def retrieval_card(
+    direction: str, sample: dict[str, Any], protocol: str, data: RetrievalData, before: int | None = None
+) -> RetrievalCard:
+    """A query of one direction (`image` or `text`) and what it found."""
+    make = _image_card if direction == "image" else _text_card
+    return replace(make(sample[direction], sample[protocol], data), before=before)
 
 
 def _check_range(main: Evaluation, ranked: list[dict[str, Any]], protocol: str, data: RetrievalData) -> None:

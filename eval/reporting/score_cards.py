@@ -1,6 +1,9 @@
-"""The cards under "Scores": one for each evaluation, with its table, what is missing, and a note on the paper."""
+"""The cards under "Scores": one for each evaluation, with its table, what is missing, what its weights have seen, and a
+note on the paper.
+"""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from eval.reporting.evaluations import QUESTION_SCORES, Compared, Evaluation
 from eval.reporting.paper import PaperRow, paper_row
@@ -12,6 +15,8 @@ from eval.reporting.scores import (
     generated_table,
     retrieval_table,
 )
+from eval.reporting.selection import read_selection
+from eval.reporting.training_sources import known_overlaps, trained_questions
 from eval.reporting.verdicts import deviations, why_not_comparable
 
 
@@ -32,7 +37,11 @@ class PaperNote:
 
 @dataclass(frozen=True)
 class ScoreCard:
-    """One evaluation. Without a `table` it has no scores; `metrics_path` is where eval.score should write them."""
+    """One evaluation. Without a `table` it has no scores; `metrics_path` is where eval.score should write them.
+
+    `meaningless` is the question set that the weights were trained on, if it is the one that is scored. `seen` is what
+    fine-tuned weights were trained on, and what of it this set shares.
+    """
 
     title: str
     about: str
@@ -41,6 +50,8 @@ class ScoreCard:
     not_computed: list[str]
     differences: Table | None
     paper: PaperNote | None
+    meaningless: str = ""
+    seen: tuple[str, ...] = ()
 
 
 def score_card(compared: Compared) -> ScoreCard:
@@ -59,7 +70,19 @@ def score_card(compared: Compared) -> ScoreCard:
         [METRIC_NAMES.get(name, name) for name in metrics.get("not_computed", {})],
         difference_table(metrics["against"]) if metrics.get("against") else None,
         _paper_note(main, paper, reasons) if paper else None,
+        trained_questions(main),
+        tuple(_seen(main)) if main.tuned_on else (),
     )
+
+
+def _seen(main: Evaluation) -> list[str]:
+    """What fine-tuned weights were trained on, in all stages, and what the set shares with it."""
+    training = main.training
+    lines = [f"pictures of {', '.join(training.sources)}"] if training.sources else []
+    asked = ", ".join(f"{name} ({count:,})" for name, count in training.questions.items())
+    lines += [f"questions of {asked}"] if asked else []
+    lines += [f"{source}: {why}" for source, why in known_overlaps([main])]
+    return lines + ([] if training.all_known else ["the rest is not known: a manifest or weights are missing"])
 
 
 def _about(evaluation: Evaluation) -> str:
@@ -76,6 +99,9 @@ def _about(evaluation: Evaluation) -> str:
         parts.append(f'prompt "{task["prompt"]}"')
         parts.append(f"{task['num_beams']} beams, {task['min_new_tokens']}-{task['max_new_tokens']} tokens")
     parts.append(f"weights {task['weights_sha256'][:12]}")
+    chosen = read_selection(Path(task["weights"])) if evaluation.is_trained_here and task.get("weights") else None
+    if chosen and chosen.weights_sha256 == task["weights_sha256"]:
+        parts.append(f"chosen by {chosen.metric} on {chosen.data_set}, {chosen.step}")
     return " · ".join(parts)
 
 
@@ -83,5 +109,5 @@ def _paper_note(main: Evaluation, paper: PaperRow, reasons: list[str]) -> PaperN
     recipe = main.task.get("recipe") or {}
     data = recipe.get("data", {})
     names = data.get("manifest") or data.get("urls")
-    found = None if reasons else deviations(main)
+    found = None if reasons else deviations(main, paper)
     return PaperNote(paper, reasons, found, str(names), recipe.get("init_weights"))

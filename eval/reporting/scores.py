@@ -7,6 +7,7 @@ from typing import Any
 from eval.metrics.vqa_accuracy import LEGACY, OFFICIAL
 from eval.reporting.evaluations import QUESTION_SCORES, Compared, Evaluation
 from eval.reporting.paper import PaperRow
+from eval.reporting.training_sources import trained_questions
 from eval.reporting.verdicts import verdict
 
 CHANCE = "ret/chance"
@@ -17,7 +18,9 @@ METRIC_NAMES = {
     **{"meteor": "METEOR", "rouge_l": "ROUGE-L", "cider": "CIDEr", "spice": "SPICE"},
     **{f"tr_at_{k}": f"Text retrieval R@{k}" for k in (1, 5, 10)},
     **{f"ir_at_{k}": f"Image retrieval R@{k}" for k in (1, 5, 10)},
+    **{"tr_mean": "Text retrieval, mean", "ir_mean": "Image retrieval, mean", "mean_recall": "Mean recall"},
 }
+RETRIEVAL_METRICS = [name for name in METRIC_NAMES if "_at_" in name] + ["mean_recall"]
 RULE_NAMES = {
     OFFICIAL: "official rule",
     LEGACY: "legacy rule",
@@ -57,14 +60,16 @@ class Table:
 
 def generated_table(compared: Compared, paper: PaperRow | None, reasons: list[str]) -> Table:
     """Captions and answers: one row for each metric and subset, a column for each baseline."""
-    header = ["", "Score", "95% interval"]
+    header, is_meaningless = ["", "Score", "95% interval"], bool(trained_questions(compared.main))
     header += [BASELINE_NAMES[name] for name in compared.baselines] + (["Paper"] if paper else [])
     shown: list[Row] = []
     folded: list[Row] = []
     for row in compared.main.rows():
         name, protocol, subset = row["name"], row["protocol"], row["subset"]
         baselines = [each.value(name, protocol, subset) for each in compared.baselines.values()]
-        beside = _paper_cell(row, paper, reasons) if paper and protocol == paper.protocol else Cell()
+        beside = Cell()
+        if paper and protocol == paper.protocol:
+            beside = _paper_cell(row, paper, reasons, is_meaningless)
         decimals = paper.decimals if paper and beside.text else 1
         cells = [_label(row), Cell(score=_number(row["value"], decimals)), Cell(interval=_interval(row, decimals))]
         cells += [Cell(text=_number(value)) for value in baselines] + ([beside] if paper else [])
@@ -81,7 +86,8 @@ def retrieval_table(main: Evaluation, paper: PaperRow | None, reasons: list[str]
     header += [Cell(text="Paper")] if paper else []
     last_stage = [row for stage in stages[-1:] for row in main.rows(stage)]
     rows = []
-    for name in (name for name in METRIC_NAMES if "_at_" in name):
+    known = {row["name"] for row in main.rows()}
+    for name in (name for name in RETRIEVAL_METRICS if name in known):
         cells = [Cell(text=METRIC_NAMES[name])]
         for stage in stages:
             found = [row for row in main.rows(stage) if row["name"] == name]
@@ -121,12 +127,12 @@ def _label(row: dict[str, Any]) -> Cell:
     return Cell(text=subset, subset=rule) if rule else Cell(text=label, subset=subset)
 
 
-def _paper_cell(row: dict[str, Any], paper: PaperRow, reasons: list[str]) -> Cell:
+def _paper_cell(row: dict[str, Any], paper: PaperRow, reasons: list[str], is_meaningless: bool = False) -> Cell:
     """The paper's number, and whether ours agrees. Empty when the paper has none."""
     printed = paper.value(row["name"], row["subset"])
     if printed is None:
         return Cell()
-    said = verdict(row, printed, reasons, paper.decimals)
+    said = verdict(row, printed, reasons, paper.decimals, is_meaningless)
     return Cell(text=f"{printed:.{paper.decimals}f}", verdict=said)
 
 

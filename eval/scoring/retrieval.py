@@ -1,4 +1,7 @@
-"""Retrieval: R@1/5/10 of both directions from score matrices, by ITC alone and after the ITM rerank, and by chance."""
+"""Retrieval: R@1/5/10 of both directions from score matrices, by ITC alone and after the ITM rerank, and by chance.
+
+`tr_mean` and `ir_mean` are the means of a direction's three recalls, `mean_recall` is the mean of all six.
+"""
 
 import zipfile
 import zlib
@@ -8,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.metrics.bootstrap import Floats, sums_by_cluster
 from eval.metrics.recall import RECALL_AT, Integers, Ranks, chance_recall, rank_queries
 from eval.scoring.rows import DECIMALS, metric_row
 from eval.scoring.tables import Scored, Table, means_table
 
 TEXT_RETRIEVAL, IMAGE_RETRIEVAL = "tr", "ir"  # texts for an image; images for a text
-
+MEANS = ("tr_mean", "ir_mean", "mean_recall")
 REAL_NUMBERS = "iuf"  # numpy's kinds of types: signed, unsigned, floating
 
 
@@ -39,6 +43,7 @@ def score_retrieval(path: Path) -> Scored:
     samples: list[dict[str, Any]] = [{"image": image} for image in range(images)]
     samples += [{"text": text} for text in range(texts)]
     for protocol, itm in stages.items():
+        hits: dict[str, Floats] = {}
         for direction, first_sample in ((TEXT_RETRIEVAL, 0), (IMAGE_RETRIEVAL, images)):
             oriented = itc if direction == TEXT_RETRIEVAL else itc.T
             oriented_itm = None if itm is None else itm if direction == TEXT_RETRIEVAL else itm.T
@@ -46,21 +51,31 @@ def score_retrieval(path: Path) -> Scored:
                 ranks = rank_queries(oriented, positives[direction], oriented_itm, k)
             except ValueError as error:
                 raise ValueError(f"{path}: {direction}: {error}") from error
-            tables.append(_table(protocol, direction, ranks, clusters[direction]))
+            hits[direction] = 100 * (ranks.stable[:, None] < np.array(RECALL_AT)).astype(np.float64)
+            keys = [(f"{direction}_at_{at}", protocol, "overall") for at in RECALL_AT]
+            counts = np.ones_like(hits[direction])
+            tables.append(means_table(keys, hits[direction], counts, clusters[direction], DECIMALS))
             rows += _tie_rows(protocol, direction, ranks)
             for query, (rank, first) in enumerate(zip(ranks.stable, ranks.first, strict=True)):
                 samples[first_sample + query][protocol] = {"rank": int(rank), "first": first.tolist()}
+        tables.append(_means(protocol, hits, clusters))
     for direction, gallery in ((TEXT_RETRIEVAL, texts), (IMAGE_RETRIEVAL, images)):
         for at, value in chance_recall(positives[direction], gallery).items():
             rows.append(metric_row(f"{direction}_at_{at}", "ret/chance", "overall", value, value, value))
     return Scored("retrieval", images, tables, samples, rows, {"texts": texts})
 
 
-def _table(protocol: str, direction: str, ranks: Ranks, clusters: Integers) -> Table:
-    """R@K under the stable tie rule."""
-    hits = 100 * (ranks.stable[:, None] < np.array(RECALL_AT)).astype(np.float64)
-    keys = [(f"{direction}_at_{at}", protocol, "overall") for at in RECALL_AT]
-    return means_table(keys, hits, np.ones_like(hits), clusters, DECIMALS)
+def _means(protocol: str, hits: dict[str, Floats], clusters: dict[str, Integers]) -> Table:
+    """The means of R@1, 5 and 10: of each direction, and of both. `hits` are of queries, in percent."""
+    directions = (TEXT_RETRIEVAL, IMAGE_RETRIEVAL)
+    parts = [np.column_stack([hits[each].mean(axis=1), np.ones(len(hits[each]))]) for each in directions]
+    sums = np.hstack([sums_by_cluster(p, clusters[each]) for p, each in zip(parts, directions, strict=True)])
+
+    def means(totals: Floats) -> Floats:
+        of_direction = totals[..., 0::2] / totals[..., 1::2]
+        return np.concatenate([of_direction, of_direction.mean(axis=-1, keepdims=True)], axis=-1)
+
+    return Table([(name, protocol, "overall") for name in MEANS], sums, means, DECIMALS)
 
 
 def _tie_rows(protocol: str, direction: str, ranks: Ranks) -> list[dict[str, Any]]:

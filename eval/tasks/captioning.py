@@ -11,7 +11,9 @@ from pipeline.config import Recipe
 from pipeline.files import replace_file
 
 DEFAULT_PROMPT = "a photo of"  # paper, appendix: COCO captioning
-DECODING = {"num_beams": 5, "max_new_tokens": 30, "min_new_tokens": 8, "length_penalty": 1.0}
+DECODING = {"num_beams": 5, "max_new_tokens": 30, "min_new_tokens": None, "length_penalty": 1.0}
+# By the kind of language model. The paper's code counts the 4 tokens of BOS and prompt among a causal model's 8.
+MIN_NEW_TOKENS = {"causal": 4, "seq2seq": 8}
 
 
 def default_prompt(recipe: Recipe, _language_kind: str) -> str:

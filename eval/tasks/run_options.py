@@ -46,7 +46,7 @@ def run_parser(description: str | None) -> Parser:
     text.add_argument("--prompt", help="default: the paper's; {} stands for the question")
     text.add_argument("--num-beams", type=positive, help="default 5")
     text.add_argument("--max-new-tokens", type=positive, help="default: captions 30, answers 10")
-    text.add_argument("--min-new-tokens", type=positive, help="default: captions 8, answers 1")
+    text.add_argument("--min-new-tokens", type=positive, help="default: captions 8 (causal models 4), answers 1")
     text.add_argument("--length-penalty", type=float, help="default: captions 1, answers -1")
     retrieval = parser.add_argument_group("retrieval")
     retrieval.add_argument("--k-test", type=positive, default=128, help="candidates that ITM reranks (default 128)")
@@ -118,9 +118,14 @@ def settings_of(
     asks = options.task in QUESTION_TASKS
     decoding = dict(vqa.DECODING if asks else captioning.DECODING)
     decoding |= {name: getattr(options, name) for name in DECODING_FLAGS if getattr(options, name) is not None}
-    if decoding["min_new_tokens"] > decoding["max_new_tokens"]:
+    check_lengths(decoding)
+    return settings | decoding | {"prompt": options.prompt}
+
+
+def check_lengths(decoding: dict[str, Any]) -> None:
+    """Raise ValueError when no text can have such a length. A minimum of None is not known yet."""
+    if (decoding["min_new_tokens"] or 0) > decoding["max_new_tokens"]:
         raise ValueError(
             f"--max-new-tokens {decoding['max_new_tokens']}: less than --min-new-tokens {decoding['min_new_tokens']}; "
             "raise it"
         )
-    return settings | decoding | {"prompt": options.prompt}

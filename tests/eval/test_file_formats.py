@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
+from eval.reporting.selection import Selection
 from eval.score import main as score
 from eval.submit import main as submit
 from eval.tasks.task_file import TaskFile
@@ -39,6 +40,7 @@ def told_of_sample(task: str) -> set[str]:
     [
         ("task.json", TaskFile),
         ("submitted.json", Note),
+        ("selection.json", Selection),
         ("The watch list", WatchList),
         ("An evaluation of the list", Wanted),
     ],

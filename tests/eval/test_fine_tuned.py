@@ -72,3 +72,13 @@ def test_captions_begin_with_the_prompt_of_fine_tuning(folder: Path, sets: dict[
     run(weights(folder, "captioner", "none", "a picture of", "caption"), "captioning", sets["coco"], tmp_path / "out")
     task = json.loads((tmp_path / "out" / "task.json").read_text())
     assert task["prompt"] == "a picture of" and task["recipe"]["vision"]["trained"] is True
+
+
+@pytest.mark.parametrize(("kind", "shortest"), [("t5", 8), ("opt", 4)])
+def test_the_shortest_caption_leaves_out_the_prompt_that_the_paper_counted(
+    kind: str, shortest: int, checkpoints: dict[str, Path], sets: dict[str, Path], tmp_path: Path
+) -> None:
+    flags = ("--weights", checkpoints[kind], "--task", "captioning", "--data", sets["coco"], "--limit", 1)
+    assert main([*map(str, flags), "--output", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "task.json").read_text())["min_new_tokens"] == shortest
+    assert main([*map(str, flags), "--output", str(tmp_path / "short"), "--max-new-tokens", str(shortest - 1)]) == 1

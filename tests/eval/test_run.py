@@ -81,10 +81,10 @@ def test_a_batch_has_each_picture_once_in_whatever_order_the_file_asks(
     shown: list[torch.Tensor] = []
     original = LanguageModel.generate
 
-    def counts(self: Any, pixels: Any, prompts: Any, decoding: Any, picture_of: Any) -> Any:
+    def counts(self: Any, pixels: Any, prompts: Any, decoding: Any, picture_of: Any, questions: Any) -> Any:
         encoded.append(len(pixels))
         shown.extend(pixels[picture_of])
-        return original(self, pixels, prompts, decoding, picture_of)
+        return original(self, pixels, prompts, decoding, picture_of, questions)
 
     monkeypatch.setattr(LanguageModel, "generate", counts)
     answers, pictures = {}, {}
