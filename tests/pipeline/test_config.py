@@ -10,6 +10,13 @@ from pipeline.config.__main__ import page
 
 PIPELINE = Path(__file__).parents[2] / "pipeline"
 SHIPPED = sorted((PIPELINE / "recipes").glob("*.yaml"))
+PRE_TRAINING = [path for path in SHIPPED if path.stem.startswith("stage")]
+STAGE_1 = PRE_TRAINING[0]
+TUNING = {  # the paper's Tables 7 to 9: task -> batch, pixels, layer decay of each recipe
+    "caption": (256, 364, {"opt2.7b": 1.0, "opt6.7b": 0.95, "flant5xl": 1.0}),
+    "vqa": (128, 490, {"opt2.7b": 0.95, "opt6.7b": 0.9, "flant5xl": 0.95}),
+    "retrieval": (224, 364, {"vitg": 0.95, "vitl": 1.0}),
+}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -20,7 +27,7 @@ def test_shipped_recipes_are_valid_and_their_batches_divide(path: Path) -> None:
     assert (Path(__file__).parents[2] / recipe.run.zero).is_file()
 
 
-@pytest.mark.parametrize("path", [path for path in SHIPPED if "vit" in path.stem], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PRE_TRAINING, ids=lambda path: path.stem)
 def test_the_papers_recipes_hold_the_papers_values(path: Path) -> None:
     recipe = load_recipe(path)
     vit_g, flan = "vitg" in path.stem, "flant5" in path.stem
@@ -34,6 +41,24 @@ def test_the_papers_recipes_hold_the_papers_values(path: Path) -> None:
     assert (recipe.data.max_text_tokens, recipe.data.crop_scale, recipe.data.horizontal_flip) == (32, (0.5, 1.0), True)
     assert recipe.vision.image_size_px == 224 and recipe.objectives.label_smoothing == 0.1
     assert recipe.language is None or recipe.language.precision == ("bf16" if flan else "fp16")
+
+
+@pytest.mark.parametrize(("task", "model"), [(task, model) for task in TUNING for model in TUNING[task][2]])
+def test_recipes_of_fine_tuning_hold_the_papers_values(task: str, model: str) -> None:
+    recipe, (batch, pixels, decays) = load_recipe(PIPELINE / "recipes" / f"finetune_{task}_{model}.yaml"), TUNING[task]
+    vit_l, optimizer = model == "vitl", recipe.optimizer
+    assert (recipe.batch.global_size, recipe.vision.image_size_px, recipe.run.epochs) == (batch, pixels, 5)
+    assert recipe.vision.trained and recipe.vision.drop_path == 0 and recipe.vision.precision == "bf16"
+    assert (optimizer.peak_learning_rate, optimizer.warmup_steps) == (5e-6 if vit_l else 1e-5, 1000)
+    assert (optimizer.betas, optimizer.weight_decay) == ((0.9, 0.98 if vit_l else 0.999), 0.05)
+    assert (optimizer.layer_decay, optimizer.minimum_learning_rate, optimizer.warmup_start) == (decays[model], 0, 1e-8)
+    assert optimizer.max_gradient_norm == 0  # the reference implementation clips nowhere
+    assert recipe.data.sample == ("question" if task == "vqa" else "caption")
+    prompt = recipe.language.prompt if recipe.language else None
+    assert prompt == {"caption": "a photo of", "vqa": "Question: {} Answer:", "retrieval": None}[task]
+    assert (recipe.qformer.question, recipe.init_text_weights is None) == (
+        ("question", False) if task == "vqa" else ("none", True)
+    )
 
 
 def test_overrides_edit_before_validation(tmp_path: Path) -> None:
@@ -59,7 +84,7 @@ def test_overrides_edit_before_validation(tmp_path: Path) -> None:
 
 
 def test_a_recipe_cannot_be_changed_once_read(tmp_path: Path) -> None:
-    recipe = load_recipe(SHIPPED[0])
+    recipe = load_recipe(STAGE_1)
     with pytest.raises(ValueError, match="frozen"):
         recipe.seed = 1  # type: ignore[misc]
 
@@ -96,14 +121,14 @@ def test_what_a_resume_is_to_overlook_must_have_a_name() -> None:
         "optimizer.betas",
         "language.config.dense_act_fn",
     ]
-    recipe = load_recipe(SHIPPED[0], [f"run.resume_despite=[{','.join(named)}]"])
+    recipe = load_recipe(STAGE_1, [f"run.resume_despite=[{','.join(named)}]"])
     assert recipe.run.resume_despite == tuple(named)
-    assert load_recipe(SHIPPED[0], ["run.resume_despite=manifest"]).run.resume_despite == ("manifest",)
+    assert load_recipe(STAGE_1, ["run.resume_despite=manifest"]).run.resume_despite == ("manifest",)
     for typo in ("manifst", "vision.nme", "optimiser"):
         with pytest.raises(ValueError, match=f"run.resume_despite '{typo}'"):
-            load_recipe(SHIPPED[0], [f"run.resume_despite=[{typo}]"])
+            load_recipe(STAGE_1, [f"run.resume_despite=[{typo}]"])
     with pytest.raises(ValueError, match=r"data.urls 5: is not a list"):
-        load_recipe(SHIPPED[0], ["data.urls=5"])
+        load_recipe(STAGE_1, ["data.urls=5"])
 
 
 def test_the_page_of_fields_is_made_from_the_fields() -> None:
@@ -121,12 +146,12 @@ def test_every_field_has_a_description_and_a_row_on_the_page() -> None:
 
 
 def test_a_length_in_epochs_becomes_steps_and_is_written_as_epochs() -> None:
-    recipe = load_recipe(SHIPPED[0], ["run.steps=0", "run.epochs=5", "batch.global_size=256"])
+    recipe = load_recipe(STAGE_1, ["run.steps=0", "run.epochs=5", "batch.global_size=256"])
     counted = recipe.in_steps(566_747)
     assert counted.run.steps == 11_065 and counted.run.steps_per_epoch == 2_213  # the paper's captioning
     assert dump_recipe(counted) == dump_recipe(recipe)
     assert parse_recipe(yaml.safe_load(dump_recipe(counted))) == recipe == counted.as_written()
-    in_steps = load_recipe(SHIPPED[0])
+    in_steps = load_recipe(STAGE_1)
     assert in_steps.in_steps(9_999) == in_steps == in_steps.as_written()
 
 
@@ -143,7 +168,7 @@ def test_a_length_in_epochs_becomes_steps_and_is_written_as_epochs() -> None:
 )
 def test_epochs_that_cannot_be_counted_are_refused_in_one_line(edits: list[str], error: str) -> None:
     with pytest.raises(ValueError) as refused:
-        load_recipe(SHIPPED[0], edits)
+        load_recipe(STAGE_1, edits)
     assert str(refused.value).startswith(error) and "; set " in str(refused.value)
     assert "\n" not in str(refused.value)
 
