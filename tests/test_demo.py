@@ -35,7 +35,16 @@ def free_ports(count: int) -> int:
 def finished(tmp_path_factory) -> tuple[Path, dict[str, float], str]:
     """A demo that was killed once in the middle of stage 1 and then run to its end, with its step times at the kill."""
     folder = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, "-m", "data_prep.miniature.demo", "--output", str(folder), "--scale", "0.02"]
+    command = [
+        sys.executable,
+        "-m",
+        "data_prep.miniature.demo",
+        "--output",
+        str(folder),
+        "--scale",
+        "0.02",
+        "--fine-tuning",
+    ]
     command += ["--port", str(free_ports(1 + len(TRAINED)))]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

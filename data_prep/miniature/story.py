@@ -22,10 +22,11 @@ def python(module: str, *arguments: object) -> tuple[str, ...]:
 
 
 class Commands:
-    """Makes steps of one demo folder. `scale` shrinks both data and training (for tests); 1 is the whole demo."""
+    """Makes steps of one demo folder. `scale` shrinks both data and training (for tests); 1 is the whole demo. With
+    `tunes` it also fine-tunes."""
 
-    def __init__(self, folder: Path, seed: int, scale: float, port: int) -> None:
-        self.folder, self.seed, self.scale, self.port = folder, seed, scale, port
+    def __init__(self, folder: Path, seed: int, scale: float, port: int, tunes: bool = False) -> None:
+        self.folder, self.seed, self.scale, self.port, self.tunes = folder, seed, scale, port, tunes
         self.world, self.towers = folder / "world", folder / "towers"
 
     def scaled(self, number: int, least: int) -> int:

@@ -89,12 +89,7 @@ def collect(folder: Path, seed: int, costs: dict[str, dict[str, Any]]) -> dict[s
             for lm in LANGUAGE_MODELS
         },
         "captions": captions,
-        "fine_tuned": {
-            "tr_at_1": metrics.value("finetune_retrieval", "tr_at_1", protocol="/itm+itc"),
-            "ir_at_1": metrics.value("finetune_retrieval", "ir_at_1", protocol="/itm+itc"),
-            "cider": metrics.value("finetune_caption", "cider"),
-            "vqa": metrics.value("finetune_vqa", "accuracy", protocol="vqa/official-2021"),
-        },
+        **({"fine_tuned": _fine_tuned_scores(metrics)} if (folder / "eval" / "finetune_vqa").exists() else {}),
         "capfilt": {
             f"true_{when}": round(
                 true_share(
@@ -111,6 +106,15 @@ def collect(folder: Path, seed: int, costs: dict[str, dict[str, Any]]) -> dict[s
     }
 
 
+def _fine_tuned_scores(metrics: Metrics) -> dict[str, float]:
+    return {
+        "tr_at_1": metrics.value("finetune_retrieval", "tr_at_1", protocol="/itm+itc"),
+        "ir_at_1": metrics.value("finetune_retrieval", "ir_at_1", protocol="/itm+itc"),
+        "cider": metrics.value("finetune_caption", "cider"),
+        "vqa": metrics.value("finetune_vqa", "accuracy", protocol="vqa/official-2021"),
+    }
+
+
 def as_table(summary: dict[str, Any]) -> str:
     """The summary for a terminal: each number beside its baseline."""
     retrieval, rows = summary["retrieval"], [("", "score", "baseline")]
@@ -124,7 +128,7 @@ def as_table(summary: dict[str, Any]) -> str:
         rows.append((f"caption CIDEr, {lm.upper()}", f"{captions['cider']}", f"{captions['shuffled_cider']} shuffled"))
     for short, domain in DOMAINS.items():
         rows.append((f"NoCaps CIDEr, {domain}", f"{summary['captions']['nocaps'][short]}", ""))
-    rows += _fine_tuned(summary)
+    rows += _fine_tuned(summary) if "fine_tuned" in summary else []
     capfilt, download = summary["capfilt"], summary["download"]
     rows.append(("true web captions, percent", f"{capfilt['true_after']}", f"{capfilt['true_before']} before CapFilt"))
     rows.append(("web images kept", f"{download['kept']}", f"{download['rows']} rows"))
