@@ -45,7 +45,7 @@ def finished(tmp_path_factory) -> tuple[Path, dict[str, float], str]:
         "0.02",
         "--fine-tuning",
     ]
-    command += ["--port", str(free_ports(1 + len(TRAINED)))]
+    command += ["--fine-tuning", "--port", str(free_ports(1 + len(TRAINED)))]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     checkpoints, end = folder / "stage1" / "checkpoints", time.monotonic() + DEADLINE_S
