@@ -22,11 +22,11 @@ RECIPE = Path(__file__).parents[3] / "pipeline" / "recipes" / "stage1_vitg.yaml"
 CAPTION_TOKENS = 13  # the mean of COCO's captions, with [CLS] and [SEP]
 RANKS = 16
 BOUNDS = {
-    "kernels": 4503,
+    "kernels": 4510,
     "casts": 731,
     "work_ms": 440,
     "neither_product_nor_attention_ms": 131,
-    "fused_kernels": 2977,
+    "fused_kernels": 2986,
     "fused_work_ms": 394,
     "activations_mib": 10922,
     "exchanged_mb": 71,

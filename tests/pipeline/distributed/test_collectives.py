@@ -28,7 +28,8 @@ def use_every_collective(wishes: list[list[list[int]]]) -> dict[str, object]:
         "mean": collectives.mean_over_ranks(torch.tensor([float(rank), 1.0])),
         "any": [collectives.any_rank(False), collectives.any_rank(rank == 1)],
         "exchanged": exchanged,
-        "gradient": [gathered.requires_grad, *(rows.requires_grad for rows in exchanged)],
+        "gradient": gathered.requires_grad,
+        "returned": torch.autograd.grad(exchanged[0].sum(), own)[0],
     }
 
 
@@ -48,7 +49,10 @@ def test_collectives_equal_plain_indexing(num_ranks: int) -> None:
         assert found["any"] == [False, num_ranks > 1]
         for wish, rows in zip(wishes, found["exchanged"], strict=True):
             assert torch.equal(rows, joined[torch.tensor(wish[rank])])
-        assert not any(found["gradient"])
+        assert not found["gradient"]
+        asked = torch.tensor(wishes[0]).flatten()  # a row's gradient: how often the ranks asked for it
+        counts = torch.bincount(asked, minlength=total)[rank * ROWS : (rank + 1) * ROWS]
+        assert torch.equal(found["returned"], counts[:, None, None].expand(ROWS, 2, 2).float())
 
 
 def fail_on_rank_1() -> int:

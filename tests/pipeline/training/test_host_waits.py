@@ -90,7 +90,7 @@ class Engine:
 
     def __init__(self, task: nn.Module) -> None:
         self.module, self.device = task, torch.device("cpu")
-        self.optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}], overflow=False)
+        self.optimizer = SimpleNamespace(param_groups=[{"lr": 0.0, "factor": 1.0}], overflow=False)
 
     def __call__(self, *inputs: Any) -> Any:
         return self.module(*inputs)
