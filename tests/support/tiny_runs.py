@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,6 +14,7 @@ import yaml
 from tests.support.tiny_towers import tiny_recipe
 
 ROOT = Path(__file__).parents[2]
+Write = Callable[..., list[str]]  # of a recipe, with a name and changed sections
 
 
 def write_recipe(

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,27 +16,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.training import checkpoint
 from pipeline.weights import native
 from tests.support.gloo_ranks import run_on_ranks
-from tests.support.tiny_runs import ROOT, lines_of, train_here, write_recipe
-from tests.support.tiny_shards import tiny_manifest
-
-Write = Callable[..., list[str]]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("faults")
-    tiny_manifest(folder / "data", 40, samples_per_shard=16)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def write(folder: Path, towers: Path) -> Write:
-    def write(name: str, stage: int = 2, language: str | None = "opt", **sections: Any) -> list[str]:
-        run = {"zero": str(ROOT / "ds_configs" / "zero1.json"), "steps": 8, "checkpoint_every_steps": 2}
-        sections["run"] = run | sections.get("run", {})
-        return write_recipe(folder, towers, folder / "data" / "train.json", name, stage, language, **sections)
-
-    return write
+from tests.support.tiny_runs import Write, lines_of, train_here
 
 
 def train_with_bad_losses(arguments: list[str], bad_steps: list[int], factor: float) -> Any:
