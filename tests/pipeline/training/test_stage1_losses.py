@@ -118,9 +118,7 @@ def test_without_itg_the_text_is_not_generated_and_all_else_is_as_with_it(monkey
     """Table 6 of the paper. The loss and every gradient are those of ITC and ITM; ITG's pass and head are not run."""
     batch, settings = random_batch([4, 12, 7]), Objectives(itg_weight=0.0)
     with_itg = {loss: reference(batch, Objectives(), loss, padded_to=12) for loss in ("itc_loss", "itm_loss")}
-    wanted = {
-        name: with_itg["itc_loss"][1][name] + with_itg["itm_loss"][1][name] for name in with_itg["itc_loss"][1]
-    }
+    wanted = {name: with_itg["itc_loss"][1][name] + with_itg["itm_loss"][1][name] for name in with_itg["itc_loss"][1]}
     for method in ("decode_text", "predict_tokens"):
         monkeypatch.setattr(QFormer, method, lambda *_: pytest.fail("ITG was computed"))
     found, gradients = production(batch, settings, "loss")
