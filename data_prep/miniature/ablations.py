@@ -76,7 +76,7 @@ class OneSeed(Commands):
         every = max(1, num_steps // self.points)
         marks = sorted({*range(every, num_steps + 1, every), num_steps})
         saving = (f"run.checkpoint_every_steps={every}", f"run.keep_checkpoints={len(marks)}")
-        steps = [self._train(variant, saving, f"train-{self.stage1}")]
+        steps = [self._train(variant, saving)]
         for step in marks:
             name, weights = f"{run}-step{step}", f"{run}/checkpoints/step_{step:08d}"
             steps.append(self.evaluate(name, weights, "vqa", self.world / "vqav2", *PROMPT))
@@ -89,14 +89,15 @@ class OneSeed(Commands):
         precision = "vision.precision=bf16" if computes_in_bf16() else "vision.precision=fp32"
         edits = (precision, f"data.manifest={self.folder / 'coco.json'}")
         return [
-            self._train(variant, edits, f"train-{self.stage1}", "coco"),
+            self._train(variant, edits, "coco"),
             self.evaluate(run, run, "retrieval", self.world / "coco", "--k-test", 16),
             self.score(run, "retrieval", "scores.npz"),
         ]
 
     def _train(self, variant: Variant, edits: tuple[str, ...], *needs: str) -> Step:
-        begin = f"init_weights={self.folder / self.stage1}"
-        return self.train(self._run(variant), needs, begin, *edits, *variant.edits, recipe=variant.recipe)
+        if WITHOUT_STAGE_1 not in variant.edits:
+            edits, needs = (f"init_weights={self.folder / self.stage1}", *edits), (f"train-{self.stage1}", *needs)
+        return self.train(self._run(variant), needs, *edits, *variant.edits, recipe=variant.recipe)
 
 
 def steps_of(

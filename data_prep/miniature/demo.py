@@ -59,7 +59,11 @@ class Story(Commands):
         return Step(f"towers-{step}", command, self.towers / names[-1], needs)
 
     def _downloads(self) -> list[Step]:
-        return [self._download("laion400m", "laion.parquet"), self._download("cc3m", "cc3m.tsv"), self.take_coco("world")]
+        return [
+            self._download("laion400m", "laion.parquet"),
+            self._download("cc3m", "cc3m.tsv"),
+            self.take_coco("world"),
+        ]
 
     def _download(self, source: str, table: str) -> Step:
         output = self.folder / "raw" / source

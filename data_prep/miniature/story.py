@@ -53,7 +53,7 @@ class Commands:
         output = self.folder / run
         path = Path("pipeline/recipes") / f"miniature_{recipe or run}.yaml"
         precision = "bf16" if computes_in_bf16() else "fp32"
-        edits: list[object] = [f"seed={self.seed}", f"run.output={output}", f"qformer.precision={precision}", *more]
+        edits: list[object] = [f"seed={self.seed}", f"run.output={output}", f"qformer.precision={precision}"]
         if self.scale != 1:
             steps = self.scaled(STEPS[recipe or run], 6)
             edits += [f"run.steps={steps}", f"run.checkpoint_every_steps={max(2, steps // 3)}", "run.log_every_steps=2"]
@@ -62,7 +62,7 @@ class Commands:
         command = (str(launcher), "--num_gpus", "2", "--master_port", port, "--module", "pipeline.train")
         return Step(
             f"train-{run}",
-            (*command, "--recipe", str(path), "--set", *(str(edit) for edit in edits)),
+            (*command, "--recipe", str(path), "--set", *(str(edit) for edit in (*edits, *more))),
             output / "checkpoints",
             needs,
             folder=output,

@@ -156,21 +156,25 @@ def _check_same_settings(evaluations: Sequence[Evaluation]) -> None:
                 )
 
 
-def _notes(evaluations: Sequence[Evaluation], allowed: str = "") -> list[str]:
-    """Seeds, data and first weights of the runs, and recipe fields in which they differ, other than the `allowed`."""
+def _notes(evaluations: Sequence[Evaluation]) -> list[str]:
+    """How the runs were made, and what the verdicts mean."""
     recipes = [each.task["recipe"] for each in evaluations]
     seeds = sorted({_seed(each) for each in evaluations})
     means = f"means, with 95% intervals by Student's t over {len(seeds)} seeds" if len(seeds) > 1 else "no intervals"
     begun = sorted({str(recipe["init_weights"]) for recipe in recipes if recipe["init_weights"]})
     manifests = sorted({str(recipe["data"].get("manifest")) for recipe in recipes})
-    differing = {name for recipe in recipes for name in differing_fields(recipe, recipes[0])} - {allowed}
     return [
-        f"Seeds {', '.join(map(str, seeds))}: {means}. {SEEDS}",
-        f"First weights: {', '.join(begun)}. Trained on {', '.join(manifests)}, with the same towers. "
-        f"Evaluated on {evaluations[0].title}.",
-        *([f"The runs also differ in {', '.join(sorted(differing))}."] if differing else []),
+        f"Seeds {', '.join(map(str, seeds))}: {means}. {SEEDS} First weights: {', '.join(begun)}. "
+        f"Trained on {', '.join(manifests)}. Evaluated on {evaluations[0].title}.",
         VERDICTS,
     ]
+
+
+def _other_differences(evaluations: Sequence[Evaluation], wanted: str = "") -> list[str]:
+    """A note on the recipe fields in which the runs differ, but for first weights, seed and the `wanted` field."""
+    first = evaluations[0].task["recipe"]
+    fields = {name for each in evaluations for name in differing_fields(each.task["recipe"], first)} - {wanted}
+    return [f"The runs also differ in {', '.join(sorted(fields))}."] if fields else []
 
 
 def figure_5(evaluations: Sequence[Evaluation]) -> Ablation:
@@ -184,10 +188,10 @@ def figure_5(evaluations: Sequence[Evaluation]) -> Ablation:
         charts.append(_chart(f"Zero-shot VQA accuracy, {name}", means))
         tables.append(_accuracies(name, means))
         effects += _claims(name, curves)
-        notes += [f"{name}: {note}" for note in _notes(of_model)[:-1]]
+        notes += [f"{name}: {note}" for note in _other_differences(of_model)]
     header = [Cell(text=each) for each in ("", "Difference", "Paper", "Here")]
-    tables.append(Table(header, effects, []))
-    return Ablation("Figure 5: stage 2 without stage 1", charts, tables, [*notes, VERDICTS])
+    tables.insert(0, Table(header, effects, []))
+    return Ablation("Figure 5: stage 2 without stage 1", charts, tables, [*notes, *_notes(evaluations)])
 
 
 def _curves(evaluations: Sequence[Evaluation]) -> dict[bool, dict[int, BySeed]]:
@@ -256,11 +260,19 @@ def table_6(evaluations: Sequence[Evaluation]) -> Ablation:
         ours = [*means, gain.cell("+") if gain else Cell()]
         rows.append([Cell(text=METRIC_NAMES[metric]), *ours, *(Cell(text=each) for each in printed),
                      Cell(verdict=effect(gain) if gain else "")])  # fmt: skip
-    columns = ("", "ITC + ITM", "with ITG", "Difference", "Paper: ITC + ITM", "with ITG", "Difference", "Here")
-    table = Table([Cell(text=each) for each in columns], rows, [])
-    return Ablation(
-        "Table 6: fine-tuning for retrieval without ITG", [], [table], [ABOUT_TABLE_6, *_notes(last, ITG_WEIGHT)]
+    columns = (
+        "",
+        "ITC + ITM",
+        "with ITG",
+        "Difference",
+        "Paper: ITC + ITM",
+        "Paper: with ITG",
+        "Paper: difference",
+        "Here",
     )
+    table = Table([Cell(text=each) for each in columns], rows, [])
+    notes = [ABOUT_TABLE_6, *_other_differences(last, ITG_WEIGHT), *_notes(last)]
+    return Ablation("Table 6: fine-tuning for retrieval without ITG", [], [table], notes)
 
 
 def _has_itg(each: Evaluation) -> bool:
