@@ -148,7 +148,7 @@ def main() -> int:
     arguments = parser.parse_args()
     missing = [name for name in NEEDED if not (arguments.demo / name).exists()]
     if missing:
-        parser.error(f"argument --demo: {arguments.demo} has no {missing[0]}; run `make demo`, or name its folder")
+        parser.error(f"argument --demo: {arguments.demo} has no {missing[0]}; run make demo, or name its folder")
     stop_on_signals()
     started = time.monotonic()
     os.environ.update(MINIATURE=str(arguments.demo), OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1")
