@@ -59,10 +59,11 @@ class Commands:
             edits += [f"run.steps={steps}", f"run.checkpoint_every_steps={max(2, steps // 3)}", "run.log_every_steps=2"]
         launcher = Path(sys.executable).parent / "deepspeed"
         port = str(self.port + 1 + self.trained.index(run))
+        chosen = dict(str(edit).split("=", 1) for edit in (*edits, *more))  # of two for a field, the later one
         command = (str(launcher), "--num_gpus", "2", "--master_port", port, "--module", "pipeline.train")
         return Step(
             f"train-{run}",
-            (*command, "--recipe", str(path), "--set", *(str(edit) for edit in (*edits, *more))),
+            (*command, "--recipe", str(path), "--set", *(f"{field}={value}" for field, value in chosen.items())),
             output / "checkpoints",
             needs,
             folder=output,
