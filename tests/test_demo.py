@@ -105,7 +105,7 @@ def test_the_ablations_run_on_it_as_their_page_writes_them(finished, tmp_path):
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert all(part in done.stdout for part in ("Figure 5, training", "Table 6, training", "min", "this call took"))
+    assert all(part in done.stdout for part in ("Figure 5, training", "Table 6, training", "this call took"))
     page = (tmp_path / "report.html").read_text()
     assert page.count("<polyline") == 4, "two language models, with and without stage 1"
     assert "Zero-shot VQA accuracy, opt" in page and "Zero-shot VQA accuracy, t5" in page
