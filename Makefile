@@ -6,7 +6,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 export WANDB_MODE := disabled
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo format check test quick bench gpu gpu-wheels clean help
+.PHONY: setup demo ablations format check test quick bench gpu gpu-wheels clean help
 .DEFAULT_GOAL := help
 
 $(VENV)/installed: requirements.txt .ci/packages
@@ -20,6 +20,9 @@ setup: $(VENV)/installed ## build the environment and nothing else
 
 demo: $(VENV)/installed ## the whole of BLIP-2 in miniature, on CPU: data, two stages, scores, a report
 	HF_HUB_OFFLINE=1 $(PYTHON) -m data_prep.miniature.demo
+
+ablations: $(VENV)/installed ## after make demo: the paper's Figure 5 and Table 6 in miniature, with three seeds
+	HF_HUB_OFFLINE=1 $(PYTHON) -m data_prep.miniature.ablations
 
 format: $(VENV)/installed ## apply the formatting that `make check` wants
 	ruff format .
@@ -48,7 +51,7 @@ gpu-wheels: $(VENV)/installed ## the packages that a bare GPU machine lacks, int
 	$(PYTHON) -m tests.gpu.wheels
 
 clean: ## remove the environment and the miniature's runs
-	rm -rf $(VENV) runs/miniature
+	rm -rf $(VENV) runs/miniature runs/ablations
 
 help: ## the map of all commands, a line each
 	@python3 -m pipeline

@@ -6,6 +6,7 @@ DIR is one of these:
 - a folder of eval.watch, with step_N/NAME: shows curves over the checkpoints, and the last step in full
 - a data manifest, or the folder of one
 
+With --ablations the page has Figure 5 and Table 6 of the paper, from evaluations of several seeds.
 The page loads nothing from the network.
 """
 
@@ -88,8 +89,10 @@ def report_page(
     seed: int,
     training: Sequence[Path] = (),
     before: Sequence[Path] = (),
+    ablated: Sequence[Path] = (),
 ) -> str:
-    """The page as text, its sections in their order. `training` and `before` are what the flags of these names give."""
+    """The page as text, its sections in their order. The last three are what the flags of nearly these names give."""
+    from eval.reporting.ablations import ablations
     from eval.reporting.changes import changes
     from eval.reporting.checkpoints import checkpoint_charts
     from eval.reporting.evaluations import read_evaluation, with_baselines
@@ -109,6 +112,7 @@ def report_page(
         "report.html",
         title=title,
         summary=read_summary(summary) if summary else None,
+        ablations=ablations(ablated),
         score_cards=[score_card(each) for each in evaluations],
         over_steps=[(name, charts) for name, charts in over_steps if charts],
         runs=[(run.name, training_charts(run)) for run in contents.runs],
@@ -123,13 +127,15 @@ def report_page(
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m eval.report", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     files = parser.add_argument_group("files")
-    files.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="see above")
+    files.add_argument("folders", type=Path, nargs="*", metavar="DIR", help="see above")
     files.add_argument("--output", type=Path, required=True, metavar="report.html", help="the page; it is replaced")
     files.add_argument("--summary", type=Path, metavar="summary.json", help="nested numbers, shown at the top")
     hashes_help = "parquet files with a column phash, or folders of them: compares the evaluation pictures with these"
     files.add_argument("--training-hashes", type=Path, nargs="+", default=[], metavar="P", help=hashes_help)
     before_help = "evaluations of the models that fine-tuning began with: shows what has changed since"
     files.add_argument("--before", type=Path, nargs="+", default=[], metavar="DIR", help=before_help)
+    ablations_help = "evaluations of runs with and without stage 1, or with and without ITG; one or more seeds of each"
+    files.add_argument("--ablations", type=Path, nargs="+", default=[], metavar="DIR", help=ablations_help)
     page = parser.add_argument_group("page")
     page.add_argument("--title", default="Evaluation report", help="default: Evaluation report")
     page.add_argument("--samples", type=int, default=8, metavar="N", help="samples of each kind (default 8)")
@@ -137,6 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.samples < 1:
         parser.error(f"argument --samples: {options.samples}, expected at least 1")
+    if not options.folders and not options.ablations:
+        parser.error("argument DIR: is missing; give one or more, or --ablations")
     print_settings(options)
 
     def work() -> None:
@@ -151,6 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.seed,
             options.training_hashes,
             options.before,
+            options.ablations,
         )
         replace_file(options.output, content.encode(errors="replace"))  # a folder name can be invalid Unicode
         print(options.output)

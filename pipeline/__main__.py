@@ -12,7 +12,7 @@ from pipeline.command_line import Parser
 
 ROOT = Path(__file__).parents[1]
 MAP = {
-    "start": ["make setup", "make demo"],
+    "start": ["make setup", "make demo", "make ablations"],
     "prepare data": [
         "data_prep.download", "data_prep.duplicates", "data_prep.capfilt", "data_prep.index", "data_prep.verify",
         "data_prep.export_lavis", "slurm/download.sbatch", "slurm/capfilt.sbatch",
@@ -34,6 +34,7 @@ INTERNAL = {
     "pipeline": "this map",
     "pipeline.cost.recipe_facts": "answers the job scripts",
     "data_prep.miniature.demo": "make demo",
+    "data_prep.miniature.ablations": "make ablations",
     "data_prep.miniature.world": "a step of make demo",
     "data_prep.miniature.server": "a step of make demo",
     "data_prep.miniature.towers": "a step of make demo",

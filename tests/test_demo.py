@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.miniature.ablations import VARIANTS
 from data_prep.miniature.story import TRAINED
 
 DEADLINE_S = 1200.0
@@ -45,7 +47,7 @@ def finished(tmp_path_factory) -> tuple[Path, dict[str, float], str]:
         "0.02",
         "--fine-tuning",
     ]
-    command += ["--fine-tuning", "--port", str(free_ports(1 + len(TRAINED)))]
+    command += ["--port", str(free_ports(1 + len(TRAINED)))]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     checkpoints, end = folder / "stage1" / "checkpoints", time.monotonic() + DEADLINE_S
@@ -89,3 +91,23 @@ def test_the_report_is_one_file_without_outside_requests(finished):
     for outside in ('src="http', "src='http", 'href="http', "url(http", "@import", "<link"):
         assert outside not in page
     assert "data:image/" in page and "<svg" in page
+
+
+def test_the_ablations_run_on_it_as_their_page_writes_them(finished, tmp_path):
+    """Figure 5 and Table 6, each with its curves or numbers; and nothing is written into the demo."""
+    folder, _, _ = finished
+    before = sorted((path, path.stat().st_mtime) for path in folder.rglob("*"))
+    text = Path("data_prep/miniature/README.md").read_text()
+    [line] = re.findall(r"^python -m (data_prep\.miniature\.ablations --demo .*)$", text, re.MULTILINE)
+    places = {"runs/small": str(folder), "runs/small_ablations": str(tmp_path)}
+    command = [sys.executable, "-m", *(places.get(word, word) for word in line.split())]
+    command += ["--port", str(free_ports(1 + len(VARIANTS)))]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert all(part in done.stdout for part in ("Figure 5, training", "Table 6, training", "this call took"))
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<polyline") == 4, "two language models, with and without stage 1"
+    assert "Zero-shot VQA accuracy, opt" in page and "Zero-shot VQA accuracy, t5" in page
+    assert "ITC + ITM" in page and "84.5" in page and "85.4" in page and "one seed" in page
+    assert sorted((path, path.stat().st_mtime) for path in folder.rglob("*")) == before

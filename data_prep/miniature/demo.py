@@ -59,7 +59,11 @@ class Story(Commands):
         return Step(f"towers-{step}", command, self.towers / names[-1], needs)
 
     def _downloads(self) -> list[Step]:
-        return [self._download("laion400m", "laion.parquet"), self._download("cc3m", "cc3m.tsv"), self._take_coco()]
+        return [
+            self._download("laion400m", "laion.parquet"),
+            self._download("cc3m", "cc3m.tsv"),
+            self.take_coco("world"),
+        ]
 
     def _download(self, source: str, table: str) -> Step:
         output = self.folder / "raw" / source
@@ -68,12 +72,6 @@ class Story(Commands):
         server = python("data_prep.miniature.server", "--root", self.world / "web", "--port", self.port)
         command = python("data_prep.download", source, *arguments, *settings)
         return Step(f"download-{source}", command, output, ("world",), beside=server, folder=output)
-
-    def _take_coco(self) -> Step:
-        coco, output = self.world / "coco", self.folder / "raw" / "coco"
-        arguments = ("--input", coco / "dataset_coco.json", "--images", coco / "images", "--split", "train")
-        command = python("data_prep.download", "coco", *arguments, "--output", output)
-        return Step("download-coco", command, output, ("world",), folder=output)
 
     def _capfilt(self, source: str, download: str) -> Step:
         raw, output = self.folder / "raw" / source, self.folder / "captioned" / source

@@ -8,9 +8,10 @@ USUAL_S = {
     "world": 17, "download-laion400m": 15, "download-cc3m": 15, "towers-ranker": 180, "towers-captioner": 65,
     "towers-bert": 30, "towers-t5": 85, "towers-opt": 90, "capfilt-laion400m": 33, "capfilt-cc3m": 33,
     "train-stage1": 105, "train-stage2_t5": 85, "train-stage2_opt": 125, "train-stage2_t5_own": 28,
-    "eval-retrieval": 26,
+    "eval-retrieval": 26, "train-finetune_retrieval": 100, "eval-finetune_retrieval": 26,
 }  # fmt: skip
-"""The seconds of the long steps on two idle cores. All others take about SHORT_S."""
+"""The seconds of the long steps on two idle cores, and of steps whose name goes on after a "-" (another seed, another
+start). All others take about SHORT_S."""
 SHORT_S = 8
 
 
@@ -32,7 +33,8 @@ class Step:
 
 
 def usual_s(step: Step) -> float:
-    return USUAL_S.get(step.name, SHORT_S)
+    kinds = [name for name in USUAL_S if f"{step.name}-".startswith(f"{name}-")]
+    return USUAL_S[max(kinds, key=len)] if kinds else SHORT_S
 
 
 def startable(waiting: Sequence[Step], running: Collection[Step], at_once: int) -> list[Step]:

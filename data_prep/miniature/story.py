@@ -28,9 +28,17 @@ class Commands:
     def __init__(self, folder: Path, seed: int, scale: float, port: int, tunes: bool = False) -> None:
         self.folder, self.seed, self.scale, self.port, self.tunes = folder, seed, scale, port, tunes
         self.world, self.towers = folder / "world", folder / "towers"
+        self.trained = TRAINED
+        """The runs. Each has a port of its own."""
 
     def scaled(self, number: int, least: int) -> int:
         return max(least, round(number * self.scale))
+
+    def take_coco(self, *needs: str) -> Step:
+        coco, output = self.world / "coco", self.folder / "raw" / "coco"
+        arguments = ("--input", coco / "dataset_coco.json", "--images", coco / "images", "--split", "train")
+        command = python("data_prep.download", "coco", *arguments, "--output", output)
+        return Step("download-coco", command, output, needs, folder=output)
 
     def index(self, step: str, manifest: str, folders: Sequence[Path], needs: tuple[str, ...]) -> Step:
         output = self.folder / manifest
@@ -45,26 +53,28 @@ class Commands:
         output = self.folder / run
         path = Path("pipeline/recipes") / f"miniature_{recipe or run}.yaml"
         precision = "bf16" if computes_in_bf16() else "fp32"
-        edits: list[object] = [f"seed={self.seed}", f"run.output={output}", f"qformer.precision={precision}", *more]
+        edits: list[object] = [f"seed={self.seed}", f"run.output={output}", f"qformer.precision={precision}"]
         if self.scale != 1:
             steps = self.scaled(STEPS[recipe or run], 6)
             edits += [f"run.steps={steps}", f"run.checkpoint_every_steps={max(2, steps // 3)}", "run.log_every_steps=2"]
         launcher = Path(sys.executable).parent / "deepspeed"
-        port = str(self.port + 1 + TRAINED.index(run))
+        port = str(self.port + 1 + self.trained.index(run))
+        chosen = dict(str(edit).split("=", 1) for edit in (*edits, *more))  # of two for a field, the later one
         command = (str(launcher), "--num_gpus", "2", "--master_port", port, "--module", "pipeline.train")
         return Step(
             f"train-{run}",
-            (*command, "--recipe", str(path), "--set", *(str(edit) for edit in edits)),
+            (*command, "--recipe", str(path), "--set", *(f"{field}={value}" for field, value in chosen.items())),
             output / "checkpoints",
             needs,
             folder=output,
         )
 
     def evaluate(self, name: str, run: str, task: str, data: Path, *more: object) -> Step:
+        """Of a run's last checkpoint, or of one that the run's name goes on with."""
         output = self.folder / "eval" / name
         arguments = ("--weights", self.folder / run, "--task", task, "--data", data, "--output", output)
         command = python("eval.run", *arguments, *more)
-        return Step(f"eval-{name}", command, output / "COMPLETE", (f"train-{run}",), folder=output)
+        return Step(f"eval-{name}", command, output / "COMPLETE", (f"train-{Path(run).parts[0]}",), folder=output)
 
     def score(self, name: str, task: str, predictions: str, *files: object) -> Step:
         folder = self.folder / "eval" / name

@@ -87,6 +87,19 @@ def paper_row(evaluation: Evaluation) -> PaperRow | None:
     )
 
 
+def retrieval_values() -> dict[bool, dict[str, float]]:
+    """Recalls of ViT-g fine-tuned on COCO, with ITG among the objectives (True) and without: both rows of Table 6."""
+    tables = [table for table in _content()["tables"] if table["task"] == "retrieval"]
+    of_coco = [table for table in tables if table["data"] == "COCO Karpathy test"]
+    rows = {bool(table.get("itg", True)): table["rows"] for table in of_coco}
+    return {
+        itg: {
+            name: value for row in found if row["vision"] == "vit_g" for name, value in row.items() if name != "vision"
+        }
+        for itg, found in rows.items()
+    }
+
+
 def _table_of(tables: list[dict[str, Any]], evaluation: Evaluation) -> dict[str, Any]:
     if evaluation.is_trained_here:
         objectives = (evaluation.task.get("recipe") or {}).get("objectives") or {}

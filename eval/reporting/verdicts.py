@@ -108,8 +108,17 @@ def deviations(main: Evaluation, paper: PaperRow | None = None) -> list[str] | N
         for name in ("init_weights", "init_text_weights")
         if (found.get(name) is None) != (wanted[name] is None)
     ]
-    return begun + [
-        f"{name} {found.get(name)!r}, shipped {wanted.get(name)!r}"
+    return begun + [f"{name} {found.get(name)!r}, shipped {wanted.get(name)!r}" for name in _differing(found, wanted)]
+
+
+def differing_fields(recipe: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The fields in which two recipes differ, but for first weights and what does not change what is learnt."""
+    return _differing(_flat(recipe), _flat(other))
+
+
+def _differing(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    return [
+        name
         for name in sorted({*found, *wanted})
         if not name.startswith(NOT_A_DEVIATION) and found.get(name) != wanted.get(name)
     ]

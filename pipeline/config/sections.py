@@ -22,7 +22,7 @@ class Objectives(Section):
     itm_weight: float = 1.0
     """factor on the image-text matching loss"""
     itg_weight: float = 1.0
-    """factor on the image-grounded text generation loss"""
+    """factor on the image-grounded text generation loss; 0: it is not computed"""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """label smoothing of ITC and ITG"""
     negatives: Literal["softmax", "softmax_plus_epsilon"] = "softmax"

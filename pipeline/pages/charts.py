@@ -17,6 +17,8 @@ MAX_POINTS = 400
 """Points of a line; a longer line is thinned evenly."""
 
 Points = list[tuple[float, float]]
+Intervals = list[tuple[float, float, float]]
+"""(step, low, high)."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,12 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Line:
-    """One line: its points in the picture, and its last value."""
+    """One line: its points in the picture, its last value, and vertical bars (x, y of low, y of high)."""
 
     name: str
     last: str
     points: Points
+    intervals: Intervals
 
 
 @dataclass(frozen=True)
@@ -127,11 +130,13 @@ def _bins(name: str, counts: NDArray[np.int64], edges: NDArray[np.float64], peak
     return [(height, f"{name}: {low} to {high}: {count:,}") for height, count, low, high in places]
 
 
-def line_chart(title: str, series: Mapping[str, Points]) -> LineChart:
-    """Lines over steps, one per series. Every series has at least one point (step, value)."""
+def line_chart(title: str, series: Mapping[str, Points], intervals: Mapping[str, Intervals] | None = None) -> LineChart:
+    """Lines over steps, one per series. Every series has at least one point (step, value), and may have intervals."""
+    intervals = intervals or {}
     every = [point for points in series.values() for point in points]
     first, last = min(x for x, _ in every), max(x for x, _ in every)
-    low, high = min(0.0, *(y for _, y in every)), max(y for _, y in every)
+    heights = [y for _, y in every] + [end for bars in intervals.values() for _, *ends in bars for end in ends]
+    low, high = min(0.0, *heights), max(heights)
     ticks = nice_ticks(low, high)
     low, high = min(low, ticks[0]), max(high, ticks[-1])
 
@@ -147,7 +152,15 @@ def line_chart(title: str, series: Mapping[str, Points]) -> LineChart:
         [(up(tick), shown_number(tick)) for tick in ticks],
         (across(first), f"{first:,.0f}"),
         (across(last), f"{last:,.0f}"),
-        [Line(name, shown_number(series[name][-1][1]), points) for name, points in lines.items()],
+        [
+            Line(
+                name,
+                shown_number(series[name][-1][1]),
+                points,
+                [(across(x), up(bottom), up(top)) for x, bottom, top in intervals.get(name, [])],
+            )
+            for name, points in lines.items()
+        ],
     )
 
 

@@ -43,7 +43,10 @@ class Stage1Task(nn.Module):
         return batch.target.num_real() - len(batch.target.ids)
 
     def forward(self, batch: Batch, place: StepPlace) -> dict[str, Tensor]:
-        """The losses, `loss` their weighted sum. The mean over ranks and micro batches is the joined batch's loss."""
+        """The losses, `loss` their weighted sum. The mean over ranks and micro batches is the joined batch's loss.
+
+        With `itg_weight` 0, ITG is not computed, and its head gets no gradient (paper, Table 6).
+        """
         with autocast(batch.pixels_B3SS.device.type, self.precision):  # inside: DeepSpeed switches an outer one off
             return self._losses(batch, place)
 
@@ -72,8 +75,10 @@ class Stage1Task(nn.Module):
         negative_ids = collectives.gather_rows(longest.ids)[texts_B]
         negative_is_token = collectives.gather_rows(longest.is_token)[texts_B]
         exchange = collectives.start_exchange(images_B, negative_is_token.sum())
-        itg, itg_nll = self._generate(text, query_cache, weights)  # here: so the device works while the host waits
-        itg = itg * place.token_weight
+        factors, generated = self.settings, dict[str, Tensor]()
+        if factors.itg_weight:  # here: so the device works while the host waits
+            itg, itg_nll = self._generate(text, query_cache, weights)
+            generated = {"itg_loss": itg * place.token_weight, "itg_nll": itg_nll * place.token_weight}
         # The encoder's tokens themselves are exchanged. Gradients of a trained encoder's go back to their ranks.
         negative_image = qformer.project_image(exchange.rows(image_BPI), weights)
         negatives = Tokens(negative_ids, negative_is_token, exchange.number)
@@ -82,13 +87,14 @@ class Stage1Task(nn.Module):
         pair_logits_M2 = self.bridge.match(images, stack_tokens([longest, negatives, longest]), weights)
         labels_M = matching.labels(same_BN)
         itm = matching.itm_loss(pair_logits_M2, labels_M)
-        factors = self.settings
+        loss = factors.itc_weight * itc + factors.itm_weight * itm
+        if generated:
+            loss = loss + factors.itg_weight * generated["itg_loss"]
         return {
-            "loss": factors.itc_weight * itc + factors.itm_weight * itm + factors.itg_weight * itg,
+            "loss": loss,
             "itc_loss": itc,
             "itm_loss": itm,
-            "itg_loss": itg,
-            "itg_nll": itg_nll * place.token_weight,
+            **generated,
             "itc_accuracy": contrastive.in_batch_accuracy(image_to_text_BN, first_row),
             "itm_accuracy": matching.itm_accuracy(pair_logits_M2, labels_M),
             "temperature": temperature[0].detach().clone(),  # the step to come changes it

@@ -12,9 +12,10 @@ import psutil
 import pytest
 import yaml
 
+from data_prep.miniature import ablations
 from data_prep.miniature.demo import Story
 from data_prep.miniature.processes import MARK
-from data_prep.miniature.schedule import USUAL_S, Step, seconds_left
+from data_prep.miniature.schedule import SHORT_S, USUAL_S, Step, seconds_left, usual_s
 from data_prep.miniature.steps import Runner, StepFailed
 from data_prep.miniature.story import STEPS
 
@@ -101,15 +102,42 @@ def test_the_time_left_is_that_of_the_steps_in_their_order():
 
 
 def test_every_long_step_is_a_step_of_the_demo(tmp_path):
-    assert set(USUAL_S) <= {step.name for step in Story(tmp_path, seed=1, scale=1.0, port=8765).steps()}
+    assert set(USUAL_S) <= {step.name for step in Story(tmp_path, 1, 1.0, 8765, tunes=True).steps()}
 
 
-def test_every_step_of_the_demo_stands_after_those_it_needs(tmp_path):
+def test_a_step_of_another_seed_takes_as_long_as_the_demos():
+    steps = [
+        Step(name, (), Path(name)) for name in ("train-stage2_t5-without_stage1-seed2", "train-stage2_t5_own", "x")
+    ]
+    assert [usual_s(step) for step in steps] == [USUAL_S["train-stage2_t5"], USUAL_S["train-stage2_t5_own"], SHORT_S]
+
+
+ABLATIONS = ablations.steps_of(Path("demo"), Path("out"), (1, 2), (ablations.FIGURE_5, ablations.TABLE_6), 1.0, 9000, 5)
+
+
+@pytest.mark.parametrize("steps", [Story(Path("demo"), 1, 1.0, 8765, tunes=True).steps(), ABLATIONS])
+def test_every_step_stands_after_those_it_needs(steps):
     known: set[str] = set()
-    for step in Story(tmp_path, seed=1, scale=1.0, port=8765).steps():
+    for step in steps:
         assert set(step.needs) <= known, step.name
         assert step.name not in known
         known.add(step.name)
+    ports = [step.command[4] for step in steps if step.name.startswith("train-")]
+    assert len(ports) == len(set(ports)), "trainings side by side"
+
+
+def test_ablations_differ_in_what_they_are_about_and_write_nothing_into_the_demo():
+    commands = {step.name: step.command for step in ABLATIONS}
+    for name, edit in (("stage2_t5", "init_weights=null"), ("stage2_opt", "init_weights=null"),
+                       ("finetune_retrieval", "objectives.itg_weight=0")):  # fmt: skip
+        other = {"stage2": "without_stage1", "finetune": "without_itg"}[name.partition("_")[0]]
+        plain, changed = commands[f"train-{name}-seed2"], commands[f"train-{name}-{other}-seed2"]
+        more = [word for word in changed if word not in plain and not word.startswith("run.output=")]
+        assert [word for word in more if not word.isdecimal()] == [edit], "but for the port"
+        assert "seed=2" in plain and "init_weights=out/stage1-seed2" in plain
+    assert not [step.name for step in ABLATIONS if step.output.is_relative_to("demo")]
+    evaluated = [name for name in commands if name.startswith("eval-stage2_opt-seed1")]
+    assert evaluated == [f"eval-stage2_opt-seed1-step{step}" for step in (70, 140, 210, 280, 350)]
 
 
 def test_a_finished_step_says_what_is_left_and_names_its_page(tmp_path, capsys):

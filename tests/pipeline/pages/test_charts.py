@@ -58,6 +58,15 @@ def test_a_line_goes_through_its_values_from_the_first_step_to_the_last() -> Non
     assert found.count("<polyline") == 1 and found.count("<circle") == 1
 
 
+def test_an_interval_is_a_bar_from_its_low_to_its_high_end_and_the_axis_holds_it() -> None:
+    lines = {"mean": [(10.0, 2.0), (20.0, 2.0)], "alone": [(10.0, 1.0)]}
+    chart = line_chart("Accuracy", lines, {"mean": [(20.0, -1.0, 4.0)]})
+    _, right, top, floor = 52, 420 - 12, 10, 220 - 26
+    assert [text for _, text in chart.ticks] == ["-2", "0", "2", "4"]
+    assert chart.lines[0].intervals == [(right, pytest.approx(floor - (floor - top) / 6), top)]
+    assert chart.lines[1].intervals == [] and draw(chart).count('class="interval c0"') == 1
+
+
 def test_a_long_line_is_thinned_and_keeps_its_ends() -> None:
     points = [(float(step), float(step % 7)) for step in range(10 * MAX_POINTS + 3)]
     [line] = line_chart("long", {"loss": points}).lines

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pipeline.config import Objectives
 from pipeline.data.batch import Batch
+from pipeline.models.qformer import QFormer
 from pipeline.training.stage1_task import Stage1Task
 from pipeline.training.task import StepPlace
 from tests.reference.stage1 import stage1_losses
@@ -111,6 +112,19 @@ def test_the_sum_is_weighted() -> None:
         values = task(batch, StepPlace(0, 1.0, 8, NEGATIVES_SEED))
     expected = 0.5 * values["itc_loss"] + 2.0 * values["itm_loss"] + 0.25 * values["itg_loss"]
     assert float(values["loss"]) == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_without_itg_the_text_is_not_generated_and_all_else_is_as_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Table 6 of the paper. The loss and every gradient are those of ITC and ITM; ITG's pass and head are not run."""
+    batch, settings = random_batch([4, 12, 7]), Objectives(itg_weight=0.0)
+    with_itg = {loss: reference(batch, Objectives(), loss, padded_to=12) for loss in ("itc_loss", "itm_loss")}
+    wanted = {name: with_itg["itc_loss"][1][name] + with_itg["itm_loss"][1][name] for name in with_itg["itc_loss"][1]}
+    for method in ("decode_text", "predict_tokens"):
+        monkeypatch.setattr(QFormer, method, lambda *_: pytest.fail("ITG was computed"))
+    found, gradients = production(batch, settings, "loss")
+    assert float(found) == pytest.approx(sum(float(loss) for loss, _ in with_itg.values()), rel=1e-6)
+    assert largest_difference(gradients, wanted) < 1e-6
+    assert not any(gradients[name].any() for name in gradients if "language_head" in name)
 
 
 def test_each_sample_has_its_own_dropout() -> None:

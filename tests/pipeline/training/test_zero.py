@@ -20,8 +20,13 @@ from tests.support.tiny_runs import ROOT, lines_of, train_and_watch, train_here,
 from tests.support.tiny_shards import tiny_manifest
 
 STEPS, GLOBAL = 20, 8
-KINDS = {"stage 1": (1, None), "t5": (2, "t5"), "opt": (2, "opt"), "stage 1, encoder trained": (1, None)}
-TRAINED = {"vision": {"trained": True, "activation_checkpointing": True}, "optimizer": {"layer_decay": 0.8}}
+KINDS = {"t5": (2, "t5"), "opt": (2, "opt")}  # all others are of stage 1
+MORE: dict[str, dict[str, Any]] = {
+    "stage 1, encoder trained": {
+        "vision": {"trained": True, "activation_checkpointing": True}, "optimizer": {"layer_decay": 0.8},
+    },
+    "stage 1, no ITG": {"objectives": {"itg_weight": 0.0}},  # a head that gets no gradient
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +45,8 @@ def arguments_of(
     policy = folder / "zero3_hpz.json" if zero == "zero3_hpz" else ROOT / "ds_configs" / f"{zero}.json"
     run = {"steps": STEPS, "zero": str(policy), "layout": layout, "checkpoint_every_steps": 10}
     batch, data = {"global_size": GLOBAL, "micro_size": GLOBAL // ranks}, folder / "data" / "train.json"
-    more_sections = TRAINED if kind.endswith("trained") else {}
-    sections = more_sections | {"batch": batch, "qformer": {"dropout": 0.0}, "run": run | more}
-    return write_recipe(folder, towers, data, name, *KINDS[kind], **sections)
+    sections = MORE.get(kind, {}) | {"batch": batch, "qformer": {"dropout": 0.0}, "run": run | more}
+    return write_recipe(folder, towers, data, name, *KINDS.get(kind, (1, None)), **sections)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +72,8 @@ WAYS = [  # each start of ranks takes some ten seconds: not every kind of task w
     ("stage 1, encoder trained", "zero1", 2, "replicated"),
     ("stage 1, encoder trained", "zero2", 2, "replicated"),
     ("stage 1, encoder trained", "zero3", 2, "replicated"),
+    ("stage 1, no ITG", "zero1", 2, "replicated"),
+    ("stage 1, no ITG", "zero3", 2, "replicated"),
 ]
 
 
