@@ -45,7 +45,6 @@ def finished(tmp_path_factory) -> tuple[Path, dict[str, float], str]:
         str(folder),
         "--scale",
         "0.02",
-        "--fine-tuning",
     ]
     command += ["--port", str(free_ports(1 + len(TRAINED)))]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}

@@ -22,7 +22,7 @@ from data_prep.miniature.web import plan_web, write_web_tables
 
 CAPTIONS_PER_IMAGE = 5
 NOCAPS_CAPTIONS = 10
-QUESTIONS_PER_IMAGE = 3
+QUESTIONS_PER_IMAGE = {"val2014": 3, "train2014": 12}
 COCO_SPLITS = ("test", "val", "train")  # in the order of their pictures' numbers
 RESTVAL_SHARE = 0.1
 """The share of COCO training images marked restval, as those that Karpathy's split took from COCO's validation set."""
@@ -102,7 +102,7 @@ def build_vqa(folder: Path, scenes: Scenes, seed: int) -> Built:
 
 
 def _write_questions(folder: Path, subset: str, by_id: dict[int, Scene], rng: np.random.Generator) -> None:
-    questions, annotations = vqa_files(by_id, subset, QUESTIONS_PER_IMAGE, rng)
+    questions, annotations = vqa_files(by_id, subset, QUESTIONS_PER_IMAGE[subset], rng)
     write_json(folder / "vqav2" / f"v2_OpenEnded_mscoco_{subset}_questions.json", questions)
     write_json(folder / "vqav2" / f"v2_mscoco_{subset}_annotations.json", annotations)
 

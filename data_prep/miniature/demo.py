@@ -41,7 +41,7 @@ class Story(Commands):
             *self._own_pictures(),
             *self._evaluations(),
             *self._scores(),
-            *(fine_tuning(self) if self.tunes else ()),
+            *fine_tuning(self),
             *self._conclusions(),
         ]
 
@@ -132,12 +132,11 @@ class Story(Commands):
     def _conclusions(self) -> list[Step]:
         """The numbers and the page of the whole demo."""
         summary, page = self.folder / "summary.json", self.folder / "report.html"
-        tuned = TUNED if self.tunes else ()
-        scored = [step.name for step in self._scores()] + [f"score-{name}" for name in tuned]
+        scored = [step.name for step in self._scores()] + [f"score-{name}" for name in TUNED]
         evaluations = [name.removeprefix("score-") for name in scored]
         runs, manifests = (
-            [self.folder / run for run in TRAINED if self.tunes or run not in TUNED],
-            [self.folder / f"{name}.json" for name in ("manifest", "own", *(("coco", "questions") if tuned else ()))],
+            [self.folder / run for run in TRAINED],
+            [self.folder / f"{name}.json" for name in ("manifest", "own", "coco", "questions")],
         )
         inputs = (*runs, *(self.folder / "eval" / name for name in (*evaluations, "captions-own")), *manifests)
         titles = ("--title", "BLIP-2 in miniature", "--summary", summary)
@@ -189,14 +188,11 @@ def main() -> int:
     parser.add_argument(
         "--scale", type=float, default=1.0, help="shrinks the world and the training, for example to 0.02 (default: 1)"
     )
-    parser.add_argument(
-        "--fine-tuning", action="store_true", help="also fine-tune for retrieval, captions and questions"
-    )
     arguments = parser.parse_args()
     stop_on_signals()
     started = time.monotonic()
     os.environ.update(MINIATURE=str(arguments.output), OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1")
-    steps = Story(arguments.output, arguments.seed, arguments.scale, arguments.port, arguments.fine_tuning).steps()
+    steps = Story(arguments.output, arguments.seed, arguments.scale, arguments.port).steps()
     try:
         Runner(arguments.output, steps, steps_at_once()).run()
     except StepFailed as failure:

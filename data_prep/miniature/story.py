@@ -10,7 +10,7 @@ from data_prep.miniature.towers.fitting import computes_in_bf16
 WEB_SOURCES = ("laion400m", "cc3m")
 STEPS = {
     "stage1": 500, "stage2_t5": 200, "stage2_opt": 350,
-    "finetune_retrieval": 120, "finetune_caption": 80, "finetune_vqa": 200,
+    "finetune_retrieval": 120, "finetune_caption": 40, "finetune_vqa": 400,
 }  # fmt: skip
 """The steps of the recipes, which --scale shortens."""
 TRAINED = (*STEPS, "stage2_t5_own")
@@ -22,11 +22,10 @@ def python(module: str, *arguments: object) -> tuple[str, ...]:
 
 
 class Commands:
-    """Makes steps of one demo folder. `scale` shrinks both data and training (for tests); 1 is the whole demo. With
-    `tunes` it also fine-tunes."""
+    """Makes steps of one demo folder. `scale` shrinks both data and training (for tests); 1 is the whole demo."""
 
-    def __init__(self, folder: Path, seed: int, scale: float, port: int, tunes: bool = False) -> None:
-        self.folder, self.seed, self.scale, self.port, self.tunes = folder, seed, scale, port, tunes
+    def __init__(self, folder: Path, seed: int, scale: float, port: int) -> None:
+        self.folder, self.seed, self.scale, self.port = folder, seed, scale, port
         self.world, self.towers = folder / "world", folder / "towers"
         self.trained = TRAINED
         """The runs. Each has a port of its own."""

@@ -89,7 +89,7 @@ def collect(folder: Path, seed: int, costs: dict[str, dict[str, Any]]) -> dict[s
             for lm in LANGUAGE_MODELS
         },
         "captions": captions,
-        **({"fine_tuned": _fine_tuned_scores(metrics)} if (folder / "eval" / "finetune_vqa").exists() else {}),
+        "fine_tuned": _fine_tuned_scores(metrics),
         "capfilt": {
             f"true_{when}": round(
                 true_share(
@@ -128,7 +128,7 @@ def as_table(summary: dict[str, Any]) -> str:
         rows.append((f"caption CIDEr, {lm.upper()}", f"{captions['cider']}", f"{captions['shuffled_cider']} shuffled"))
     for short, domain in DOMAINS.items():
         rows.append((f"NoCaps CIDEr, {domain}", f"{summary['captions']['nocaps'][short]}", ""))
-    rows += _fine_tuned(summary) if "fine_tuned" in summary else []
+    rows += _fine_tuned(summary)
     capfilt, download = summary["capfilt"], summary["download"]
     rows.append(("true web captions, percent", f"{capfilt['true_after']}", f"{capfilt['true_before']} before CapFilt"))
     rows.append(("web images kept", f"{download['kept']}", f"{download['rows']} rows"))
