@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.command_line import Parser, finish, positive
 from pipeline.config import Recipe, dump_recipe, for_ranks, load_recipe
 from pipeline.cost.gpus import GIB, HOST_BANDWIDTH, Gpu, gpu_named, known
+from pipeline.cost.saving import save_lines
 from pipeline.cost.step_table import step_lines
 from pipeline.files import check_target, replace_file
 
@@ -60,14 +61,20 @@ def _memory_lines(plan: "Plan", recipe: Recipe, gpu: Gpu) -> list[str]:
         f"largest micro batch that fits: {plan.largest_micro} (the recipe has {recipe.batch.micro_size}); "
         f"largest one that divides a rank's {share} samples of a step: {dividing}"
     ]
-    checkpoint = f"checkpoint: {_gib(plan.checkpoint_bytes).strip()}, the bridge's {plan.trained_elements / 1e6:.1f}M"
-    return [*lines, f"{checkpoint} weights and two moments each in fp32"]
+    return [*lines, *save_lines(plan.save, recipe, plan.trained_elements, plan.step_s)]
 
 
 def _time_lines(plan: "Plan", recipe: Recipe, gpu: Gpu, assumed: "Assumptions") -> list[str]:
-    lines = ["FLOPs of a sample, forward and backward (a product of m x k and k x n counts 2mnk; attention counts too)"]
+    lines = [
+        "hardware FLOPs of a sample, forward and backward (a product of m x k and k x n counts 2mnk, attention too)"
+    ]
     lines += [f"  {part:<36}{flops / 1e9:9.1f} GFLOP" for part, flops in plan.flops.items() if flops > 5e7]
-    lines += [f"  {'total':<36}{sum(plan.flops.values()) / 1e9:9.1f} GFLOP"]
+    lines += [f"  {'total':<36}{(total := sum(plan.flops.values())) / 1e9:9.1f} GFLOP"]
+    if plan.model_flops < total:
+        lines += [
+            f"  {'model FLOPs':<36}{plan.model_flops / 1e9:9.1f} GFLOP; the rest is computed twice (activation "
+            "checkpointing)"
+        ]
     causes = ", ".join(f"{cause} {seconds:.3f} s" for cause, seconds in plan.seconds.items())
     lines += [f"at {assumed.utilisation:.0%} of the peak, a step: {plan.step_s:.2f} s ({causes})"]
     lines += [_length_line(plan, recipe)]
@@ -79,7 +86,7 @@ def _time_lines(plan: "Plan", recipe: Recipe, gpu: Gpu, assumed: "Assumptions") 
     ]
     lines += [
         f"  assumed: captions have {assumed.caption_tokens} tokens on average; padding to the longest is not counted; "
-        "data, checkpoints and validation take no time"
+        "data, saves and validation take no time"
     ]
     if plan.host_bytes:
         lines += [f"  assumed: {HOST_BANDWIDTH / 1e9:.0f} GB/s to the host's memory; AdamW there takes no time"]

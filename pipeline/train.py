@@ -84,6 +84,7 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
     from pipeline.training import checkpoint, engine_state, loop, run_folder
     from pipeline.training.engine import build_engine
     from pipeline.training.progress import Progress
+    from pipeline.training.saving import Saver
     from pipeline.training.task import vision_of
     from pipeline.training.telemetry import Telemetry
     from pipeline.training.validation import Validation
@@ -119,8 +120,9 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
     with (
         Telemetry(recipe.run.output, state.step, recipe.run.steps, utilisation) as telemetry,
         Watchdog(recipe.run.output, recipe.run.hang_deadline_s) as watchdog,
+        Saver(engine, recipe) as saver,
     ):
-        parts = loop.RunParts(recipe, engine, loader, validation, telemetry, watchdog, stop)
+        parts = loop.RunParts(recipe, engine, loader, validation, telemetry, saver, watchdog, stop)
         return loop.fit(parts, Progress(recipe, state, task.loss_scale))
 
 

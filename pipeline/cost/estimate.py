@@ -6,9 +6,20 @@ from typing import Any
 
 from pipeline.config import Recipe
 from pipeline.cost import states, traffic
-from pipeline.cost.dry_run import LANGUAGE, LANGUAGE_BACKWARD, LOGITS, VISION, DryRun, UnweightedRecipe
+from pipeline.cost.dry_run import (
+    BRIDGE_BACKWARD,
+    LANGUAGE,
+    LANGUAGE_BACKWARD,
+    LOGITS,
+    VISION,
+    DryRun,
+    UnweightedRecipe,
+)
+from pipeline.cost.flops import sample_flops
 from pipeline.cost.fusion import fused
 from pipeline.cost.gpus import GIB, HOST_BANDWIDTH, Gpu
+from pipeline.cost.operations import Operation
+from pipeline.cost.saving import Save, save_of
 from pipeline.cost.step_time import LAUNCH_S, LAUNCHES_A_PARAMETER, Step, syncs_in_mid_step, work_of
 from pipeline.cost.unweighted import longest_lengths, mean_lengths
 from pipeline.cost.zero_policy import ZeroPolicy, read_policy
@@ -35,16 +46,18 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """`memory` by part, bytes a GPU; `flops` of one sample by part, forward and backward."""
+    """`memory` by part, bytes a GPU. Of one sample, forward and backward: `flops` by part are what the hardware does,
+    layers that activation checkpointing computes twice among them; `model_flops` count each layer once."""
 
     memory: dict[str, int]
     host_bytes: int
     vision_peak: int
     flops: dict[str, float]
+    model_flops: float
     seconds: dict[str, float]  # of a step, by cause
     transfers: list[traffic.Transfer]
     gathering_all_images: int
-    checkpoint_bytes: int
+    save: Save
     largest_micro: int
     trained_elements: int
     steps: dict[str, Step]  # as the code runs, and with what compiling may save
@@ -187,24 +200,30 @@ class Planner:
         micro_size = self.recipe.batch.micro_size
         self.say(f"a micro batch of {micro_size}, captions of COCO's lengths")
         run = self.unweighted.typical_run(micro_size, self.assumed.caption_tokens, self.assumed.num_gpus)
-        ahead = [] if self.recipe.vision.trained else [each for each in run.operations if each.part == VISION]
-        vision_s = work_of(ahead, self.gpu).seconds  # only a frozen encoder may run while the network works
         network = self.network_s(transfers)
-        hidden_s = sum(seconds for purpose, seconds in network.items() if purpose in traffic.HIDDEN)
-        exposed = [each for each in transfers if each.purpose not in traffic.HIDDEN or hidden_s > vision_s]
+        shares = self.exposed_shares(network, run.operations)
         syncs = syncs_in_mid_step(self.ds_config, self.passes)
         return {
             name: Step(
                 work_of(operations, self.gpu, self.passes),
                 self.optimizer_s(),
-                sum(network.values()) - min(hidden_s, vision_s),
+                sum(seconds * shares.get(purpose, 1.0) for purpose, seconds in network.items()),
                 syncs,
-                sum(each.num_bytes for each in exposed),
+                int(sum(each.num_bytes * shares.get(each.purpose, 1.0) for each in transfers)),
                 model_flops * micro_size * self.passes,
                 self.gpu.peak_flops,
             )
             for name, operations in (("eager", run.operations), ("fused", fused(run.operations)))
         }
+
+    def exposed_shares(self, network: dict[str, float], operations: list[Operation]) -> dict[str, float]:
+        """Of purposes that arithmetic may hide, the share that it does not hide, with one micro batch's operations."""
+        frozen = not self.recipe.vision.trained
+        ahead_s = work_of((each for each in operations if frozen and each.part == VISION), self.gpu).seconds
+        backward_s = work_of((each for each in operations if each.part == BRIDGE_BACKWARD), self.gpu).seconds
+        if self.policy.stage == 2:  # which sends gradients after each of them
+            backward_s *= self.passes
+        return traffic.exposed_shares(network, self.policy, self.bridge.elements, ahead_s, backward_s)
 
     def seconds(self, flops: dict[str, float], transfers: list[traffic.Transfer]) -> dict[str, float]:
         """A step's time by cause, as if nothing overlapped. `flops` of one sample by part."""
@@ -227,11 +246,19 @@ class Planner:
             return self.gpu.peak_fp8_flops
         return self.gpu.peak_fp32_flops if precision == "fp32" else self.gpu.peak_flops
 
+    def computes_twice(self) -> bool:
+        """Whether activation checkpointing repeats some of the arithmetic."""
+        language = self.recipe.language
+        return self.recipe.vision.activation_checkpointing or (
+            language is not None and language.activation_checkpointing
+        )
+
     def plan(self) -> Plan:
         """The whole plan. Makes some seven runs without weights, most to find the largest micro batch."""
         least = 2
-        mean = self.unweighted.run(least, mean_lengths(self.recipe, self.assumed.caption_tokens))
-        flops = {part: total / least for part, total in mean.flops.items()}
+        lengths = mean_lengths(self.recipe, self.assumed.caption_tokens)
+        flops = {part: total / least for part, total in self.unweighted.run(least, lengths).flops.items()}
+        model_flops = sum((sample_flops(self.recipe, lengths) if self.computes_twice() else flops).values())
         own, transfers = self.dry_run(self.recipe.batch.micro_size), self.transfers()
         ranks, host = self.assumed.num_gpus, states.bridge_states(self.bridge, self.policy, self.assumed.num_gpus).host
         return Plan(
@@ -239,11 +266,12 @@ class Planner:
             host,
             own.vision_peak,
             flops,
+            model_flops,
             self.seconds(flops, transfers),
             transfers,
             own.sent.exchanged * ranks * self.passes,
-            3 * states.FP32 * self.bridge.elements,
+            save_of(self.bridge, self.gpu, self.assumed),
             self.largest_micro(),
             self.bridge.elements,
-            self.steps(transfers, sum(flops.values())),
+            self.steps(transfers, model_flops),
         )

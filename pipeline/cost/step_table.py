@@ -14,7 +14,6 @@ WIDTH = 44
 def step_lines(steps: "dict[str, Step]", peak_bytes: int, gpu: Gpu, assumed: "Assumptions") -> list[str]:
     """A column for each way to run the step, and what is assumed."""
     from pipeline.cost.step_time import KERNEL_S, LAUNCH_S, SYNC_S
-    from pipeline.cost.traffic import HIDDEN
 
     columns = list(steps.values())
     rows: list[tuple[str, list[str]]] = [
@@ -44,8 +43,8 @@ def step_lines(steps: "dict[str, Step]", peak_bytes: int, gpu: Gpu, assumed: "As
         "or more",
         "  assumed: the host waits for the GPU in DeepSpeed's timer alone, if that is on; of the project's own code "
         "tests/pipeline/training/test_host_waits.py shows it",
-        f"  assumed: {' and '.join(sorted(HIDDEN))} take no time up to that of the next batch's pass through the "
-        "vision tower, behind which they are sent; no GPU has shown it",
+        "  assumed: the network takes no time behind the next batch's pass through a frozen vision tower and, with "
+        "overlap_comm, behind the backward pass; no GPU has shown it",
         f"  assumed: the host launches an operation in {LAUNCH_S * 1e6:.0f} us; a synchronisation costs "
         f"{SYNC_S * 1e3:.0f} ms",
         f"  assumed: captions of COCO's lengths, {assumed.caption_tokens} tokens on average",

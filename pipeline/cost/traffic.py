@@ -11,8 +11,7 @@ from pipeline.cost.states import FP32, Tensors
 from pipeline.cost.zero_policy import ZeroPolicy
 from pipeline.distributed.rehearsal import Sent
 
-HIDDEN = frozenset({"gradients reduced", "weights gathered"})
-"""Purposes of what is sent while the next batch goes through the vision tower (`training/ahead.py`)."""
+GRADIENTS, WEIGHTS = "gradients reduced", "weights gathered"
 NETWORK_SHARE = 0.8  # of the network's bandwidth, in large messages: an assumption
 
 
@@ -42,8 +41,8 @@ def gradients_and_weights(
     if policy.stage < 3:
         reductions = passes if policy.stage == 2 else 1
         return [
-            Transfer("gradients reduced", int(2 * ring * gradients * reductions)),
-            Transfer("weights gathered", int(ring * whole)),
+            Transfer(GRADIENTS, int(2 * ring * gradients * reductions)),
+            Transfer(WEIGHTS, int(ring * whole)),
         ]
     sizes = (*bridge.matrices, *bridge.vectors)
     kept = FP32 * sum(size for size in sizes if size <= policy.persistence_threshold)
@@ -85,3 +84,25 @@ def seconds_of(transfer: Transfer, gpu: Gpu, num_gpus: int, gpus_per_node: int, 
     if transfer.direct:
         leaving *= gpus_per_node * (num_gpus - gpus_per_node) / (num_gpus - 1)
     return max(inside, leaving / (node_network * NETWORK_SHARE))
+
+
+def exposed_shares(
+    seconds: dict[str, float], policy: ZeroPolicy, elements: int, ahead_s: float, backward_s: float
+) -> dict[str, float]:
+    """Of purposes that arithmetic may hide, the share of the time that it does not hide. `seconds` by purpose.
+
+    Gradients and weights are sent while the next batch goes through a frozen encoder (`training/ahead.py`, `ahead_s`).
+    With overlap_comm gradients are sent during the backward pass instead, but for the last bucket: at the end of that
+    pass DeepSpeed waits for the device, before the next batch can begin.
+    """
+    reduced, gathered = seconds.get(GRADIENTS, 0.0), seconds.get(WEIGHTS, 0.0)
+    if not policy.overlaps_backward:
+        share = _left(reduced + gathered, ahead_s)
+        return {GRADIENTS: share, WEIGHTS: share}
+    early = 1 - min(1.0, policy.reduce_bucket_size / max(1, elements))
+    left = 1 - early + early * _left(early * reduced, backward_s)
+    return {GRADIENTS: left, WEIGHTS: _left(gathered, ahead_s)}
+
+
+def _left(seconds: float, hidden_s: float) -> float:
+    return max(0.0, 1 - hidden_s / seconds) if seconds else 0.0

@@ -20,6 +20,7 @@ class ZeroPolicy:
     persistence_threshold: int
     hpz_ranks: int
     gradient_bytes: int  # of an element, as gradients are sent
+    overlaps_backward: bool  # stages 1 and 2: gradients are sent during the backward pass
 
 
 def read_policy(ds_config: dict[str, Any]) -> ZeroPolicy:
@@ -42,4 +43,5 @@ def read_policy(ds_config: dict[str, Any]) -> ZeroPolicy:
         int(zero.get("stage3_param_persistence_threshold", 1e5)),
         int(zero.get("zero_hpz_partition_size", 1)),
         SENT_BYTES[ds_config.get("communication_data_type")],
+        bool(overlaps) and stage < 3,
     )

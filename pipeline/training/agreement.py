@@ -1,4 +1,4 @@
-"""What ranks must know of one another before a step: tokens, lengths, and whether any rank is to stop."""
+"""What ranks must know of one another before a step: tokens, lengths, and flags such as that one is to stop."""
 
 import hashlib
 
@@ -7,18 +7,20 @@ from pipeline.distributed import collectives, process_group
 from pipeline.training.task import StepPlace, Task
 
 
-def agree(task: Task, batches: list[Batch], seed: int, step: int, stop: bool) -> tuple[list[StepPlace], bool]:
-    """What each micro batch must know of all ranks', and whether any is to stop. One gather between hosts."""
+def agree(
+    task: Task, batches: list[Batch], seed: int, step: int, *flags: bool
+) -> tuple[list[StepPlace], tuple[bool, ...]]:
+    """What each micro batch must know of all ranks', and for each flag whether any has it. One gather between hosts."""
     own = [number for b in batches for number in (task.num_scored_tokens(b), b.target.ids.shape[1])]
-    everyone = collectives.gather_integers([int(stop), *own])
-    tokens = sum(sum(row[1::2]) for row in everyone)
+    everyone = collectives.gather_integers([*own, *map(int, flags)])
+    tokens = sum(sum(row[: len(own) : 2]) for row in everyone)
     weight = len(everyone) * len(batches) / max(1, tokens)
     places = []
     for part in range(len(batches)):
-        longest = max(row[2 * part + 2] for row in everyone)
+        longest = max(row[2 * part + 1] for row in everyone)
         negatives = seed_of(seed, step, part, "negatives")
         places.append(StepPlace(process_group.rank(), weight, longest, negatives, len(everyone)))
-    return places, any(row[0] for row in everyone)
+    return places, tuple(any(row[len(own) + flag] for row in everyone) for flag in range(len(flags)))
 
 
 def seed_of(*parts: object) -> int:

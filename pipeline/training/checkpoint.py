@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import Recipe, defaults
 from pipeline.distributed import collectives, process_group
 from pipeline.files import replace_file, sha256_of, sync_file
-from pipeline.training import engine_state
 from pipeline.weights import native
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    Tensors = dict[str, Tensor]
 
 log = logging.getLogger(__name__)
 COMPLETE = "COMPLETE"
@@ -77,33 +78,16 @@ def prune_incomplete(run_folder: Path) -> None:
             shutil.rmtree(path)
 
 
-def save(engine: Any, recipe: Recipe, state: State, run_folder: Path) -> Path:
-    """Every rank calls this at the same step; rank 0 writes, COMPLETE last, and then removes old checkpoints.
+def write(weights: "Tensors", moments: "Tensors", recipe: Recipe, state: State) -> None:
+    """Write a step's checkpoint, COMPLETE last, then remove old ones. For a thread of rank 0: there is no collective.
 
-    A step that is saved already is not written again: if that were cut short, nothing whole would be left.
-    Raises SaveError on every rank when it cannot be written, as on a full disk; then nothing of it is left.
+    Raises SaveError in one line when it cannot be written, as on a full disk; then nothing of it is left.
     """
-    folder, writes = folder_of(run_folder, state.step), process_group.rank() == 0
-    if collectives.any_rank(writes and (folder / COMPLETE).exists()):
-        return folder
-    weights, moments = engine_state.gather(engine, keep=writes)
-    fault = None
-    try:
-        if writes:
-            _write(folder, weights, moments, recipe, state)
-    except SaveError as error:  # raised again below, where every rank raises it
-        fault = error
-    if collectives.any_rank(fault is not None):
-        raise fault or SaveError(f"checkpoint {folder}: rank 0 could not write it; see the output of rank 0")
-    if writes:
-        _remove_old(run_folder, recipe)
-    return folder
+    _write(folder_of(recipe.run.output, state.step), weights, moments, recipe, state)
+    _remove_old(recipe.run.output, recipe)
 
 
-def _write(
-    folder: Path, weights: dict[str, "Tensor"], moments: dict[str, "Tensor"], recipe: Recipe, state: State
-) -> None:
-    """Write one checkpoint. Raises SaveError in one line, with nothing of it left."""
+def _write(folder: Path, weights: "Tensors", moments: "Tensors", recipe: Recipe, state: State) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

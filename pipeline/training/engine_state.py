@@ -31,11 +31,11 @@ def gather(engine: Any, keep: bool) -> tuple[dict[str, "Tensor"], dict[str, "Ten
     for name, parameter in _trained(engine):
         whole = safe_get_full_fp32_param(parameter)
         if keep:
-            weights[name] = whole.detach().cpu().clone()
+            weights[name] = whole.detach().to("cpu", copy=True)
         for moment in MOMENTS:
             whole = safe_get_full_optimizer_state(parameter, moment)
             if keep:
-                moments[f"{moment}.{name}"] = whole.detach().cpu().clone()
+                moments[f"{moment}.{name}"] = whole.detach().to("cpu", copy=True)
     return weights, moments
 
 

@@ -21,6 +21,7 @@ from tests.support.tiny_towers import tiny_recipe
 
 ROOT = Path(__file__).parents[2]
 STEPS = 40
+TRAINED = {"vision": {"trained": True}, "optimizer": {"layer_decay": 0.9}}
 
 
 def write_recipe(folder: Path, name: str, stage: int, ranks: int, steps: int, **top: Any) -> Path:
@@ -101,8 +102,7 @@ def chain(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     tiny_manifest(folder / "data", 40, samples_per_shard=8)
     stage1 = write_recipe(folder, "stage1", 1, 4, STEPS)
     stage2 = write_recipe(folder, "stage2", 2, 1, 3, init_weights=str(folder / "stage1"))
-    trained = {"vision": {"trained": True}, "optimizer": {"layer_decay": 0.9}}
-    tune = write_recipe(folder, "tune", 2, 1, 3, init_weights=str(folder / "stage2"), **trained)
+    tune = write_recipe(folder, "tune", 2, 1, 3, init_weights=str(folder / "stage2"), **TRAINED)
     save_vqa(folder / "vqav2", 2)
     small = "--gpus-per-node=0 --ntasks-per-node=1"
     options = ["-1", f"--nodes=4 --signal=USR1@60 {small}", "-2", f"--nodes=1 {small}", "-e", small]
@@ -159,7 +159,9 @@ def test_stage_2_fine_tuning_and_eval_follow_stage_1_though_it_was_requeued(chai
     assert [answer["question_id"] for answer in answers] == [10, 11, 20, 21]
 
 
-def test_after_a_nodes_death_stage_2_goes_on_with_fewer_ranks_in_the_same_order(chain: Chain, cluster: Cluster) -> None:
+def test_a_trained_encoder_goes_on_after_a_signal_and_after_a_nodes_death_with_fewer_ranks(
+    chain: Chain, cluster: Cluster
+) -> None:
     """Of four nodes three are left; the batch divides over two, which accumulate twice as much."""
     for name in chain.jobs:
         cluster.wait_until_ended(chain.jobs[name])
@@ -167,21 +169,24 @@ def test_after_a_nodes_death_stage_2_goes_on_with_fewer_ranks_in_the_same_order(
     while cluster.answer("sinfo", "-h", "-t", "idle", "-o", "%D").strip() != "4":  # the job would start with fewer
         assert time.monotonic() < deadline, cluster.answer("sinfo")
         time.sleep(0.5)
-    fields = {"init_weights": str(chain.folder / "stage1"), "qformer": {"dropout": 0.0}}
+    fields = {"init_weights": str(chain.folder / "stage1"), "qformer": {"dropout": 0.0}, **TRAINED}
     recipe = write_recipe(chain.folder, "fewer", 2, 4, STEPS, **fields)
     options = ["--nodes=2-4", "--gpus-per-node=0", f"--output={chain.folder}/fewer.out"]
     site = {"BLIP2_HOME": str(chain.folder / "home"), "MASTER_PORT": "29500"}
     done = cluster.run(["sbatch", "--parsable", *options, f"{ROOT}/slurm/train.sbatch", str(recipe)], site)
     assert done.returncode == 0, done.stderr
-    fewer = Chain(cluster, chain.folder, {"stage1": done.stdout.strip()}, "fewer")
-    facts = fewer.wait_for_start(0)
+    job = done.stdout.strip()
+    fewer = Chain(cluster, chain.folder, {"stage1": job}, "fewer")
+    fewer.wait_for_start(0)
+    cluster.answer("scancel", "--signal=USR1", job)
+    facts = fewer.wait_for_start(1)
     nodes = cluster.answer("scontrol", "show", "hostnames", facts["NodeList"]).split()
     assert len(nodes) == 4
     cluster.act("crash", nodes[3])
-    facts = cluster.wait_until_ended(done.stdout.strip())
+    facts = cluster.wait_until_ended(job)
     output = (chain.folder / "fewer.out").read_text()
-    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), output
-    assert "start 1: 2 x 1 ranks" in output
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "2"), output
+    assert "start 1: 4 x 1 ranks" in output and "start 2: 2 x 1 ranks" in output
     alone = write_recipe(chain.folder, "alone", 2, 1, STEPS, **fields)
     [(code, _, errors)] = run_on_ranks(1, train_here, ["--recipe", str(alone)])
     assert code == 0, errors

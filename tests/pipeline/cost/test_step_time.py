@@ -9,14 +9,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.cost.estimate import Assumptions
 from pipeline.cost.fusion import fused
 from pipeline.cost.gpus import gpu_named
 from pipeline.cost.operations import ATTENTION, POINTWISE, PRODUCT, Operation
 from pipeline.cost.recorder import Recorder
+from pipeline.cost.saving import save_of
+from pipeline.cost.states import Tensors
 from pipeline.cost.step_time import KERNEL_S, Step, Work, seconds_of, syncs_in_mid_step, work_of
-from pipeline.cost.traffic import Transfer
+from pipeline.cost.traffic import GRADIENTS, WEIGHTS, Transfer, exposed_shares
 from pipeline.cost.traffic import seconds_of as transfer_s
 from pipeline.cost.unweighted import typical_lengths
+from pipeline.cost.zero_policy import read_policy
 
 ROWS, WIDTH = 64, 32
 FP32, BF16 = 4, 2
@@ -126,6 +130,29 @@ def test_a_ring_leaves_a_node_once_and_a_direct_exchange_once_for_each_rank() ->
     assert transfer_s(direct, A100, 16, 8, node) == pytest.approx(8 * 8 / 15 * 1e9 / (25e9 * 0.8))
     inner = replace(ring, within_node=True)
     assert transfer_s(inner, A100, 16, 8, node) == transfer_s(ring, A100, 8, 8, node)
+
+
+def test_gradients_are_hidden_by_the_next_batch_or_but_the_last_bucket_by_the_backward_pass() -> None:
+    seconds = {GRADIENTS: 0.3, WEIGHTS: 0.1}
+    plain, overlapping = (
+        read_policy({"zero_optimization": {"stage": 1, "reduce_bucket_size": 100, "overlap_comm": on}})
+        for on in (False, True)
+    )
+    assert exposed_shares(seconds, plain, 1000, ahead_s=0.1, backward_s=9) == {GRADIENTS: 0.75, WEIGHTS: 0.75}
+    assert exposed_shares({}, plain, 1000, ahead_s=0.1, backward_s=9) == {GRADIENTS: 0, WEIGHTS: 0}
+    shares = exposed_shares(seconds, overlapping, 1000, ahead_s=0.0, backward_s=9)
+    assert shares == pytest.approx({GRADIENTS: 0.1, WEIGHTS: 1})
+    shares = exposed_shares(seconds, overlapping, 1000, ahead_s=0.05, backward_s=0.09)
+    assert shares == pytest.approx({GRADIENTS: (0.3 - 0.09) / 0.3, WEIGHTS: 0.5})
+
+
+def test_training_waits_for_the_copy_of_a_save_and_not_for_the_disk() -> None:
+    bridge = Tensors((500_000_000, 500_000_000), (), 4_000_000_000)
+    save = save_of(bridge, A100, Assumptions(16, 8, 0.4, 12, 200e9))
+    assert save.num_bytes == 12e9
+    reduced_s = 2 * 12e9 * 15 / 16 / (200e9 * 0.8)
+    assert save.waiting_s == pytest.approx(6 * 5e-4 + reduced_s + 12e9 / 3e9)
+    assert save.writing_s == pytest.approx(12e9 / 1e9 + 12e9 / 1.4e9)
 
 
 def test_typical_captions_are_cocos() -> None:

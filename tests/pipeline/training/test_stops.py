@@ -21,11 +21,13 @@ from tests.support.tiny_runs import ROOT, Write, lines_of, train_here
 
 
 def test_killed_at_20_random_moments_it_ends_with_the_same_bits(folder: Path, write: Write) -> None:
-    batch, run = {"global_size": 2, "micro_size": 2}, {"steps": 160, "checkpoint_every_steps": 3}
-    whole = write("whole", batch=batch, run=run)
+    """With a trained encoder; tests/pipeline/training/test_training_run.py kills runs with a frozen one."""
+    sections: dict[str, Any] = {"vision": {"trained": True}, "optimizer": {"layer_decay": 0.9}}
+    sections |= {"batch": {"global_size": 2, "micro_size": 2}, "run": {"steps": 160, "checkpoint_every_steps": 3}}
+    whole = write("whole", **sections)
     [(code, _, errors)] = run_on_ranks(1, train_here, whole)
     assert code == 0, errors
-    [_, recipe] = write("killed", batch=batch, run=run)
+    [_, recipe] = write("killed", **sections)
     command = [sys.executable, "-m", "tests.support.kill_loop", "20", "1", recipe]
     loop = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert loop.returncode == 0, loop.stderr

@@ -36,13 +36,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     policy = json.loads((ROOT / "ds_configs" / "zero3_hpz.json").read_text())
     policy["zero_optimization"]["zero_hpz_partition_size"] = 2  # of 8 GPUs a node
     (folder / "zero3_hpz.json").write_text(json.dumps(policy))
+    policy = json.loads((ROOT / "ds_configs" / "zero1_overlap.json").read_text())
+    policy["zero_optimization"]["reduce_bucket_size"] = 20_000  # so that most are sent during the backward pass
+    (folder / "zero1_overlap.json").write_text(json.dumps(policy))
     return folder
 
 
 def arguments_of(
     folder: Path, towers: Path, name: str, kind: str, zero: str, ranks: int, layout: str = "replicated", **more: Any
 ) -> list[str]:
-    policy = folder / "zero3_hpz.json" if zero == "zero3_hpz" else ROOT / "ds_configs" / f"{zero}.json"
+    policy = next(path for path in (folder / f"{zero}.json", ROOT / "ds_configs" / f"{zero}.json") if path.exists())
     run = {"steps": STEPS, "zero": str(policy), "layout": layout, "checkpoint_every_steps": 10}
     batch, data = {"global_size": GLOBAL, "micro_size": GLOBAL // ranks}, folder / "data" / "train.json"
     sections = MORE.get(kind, {}) | {"batch": batch, "qformer": {"dropout": 0.0}, "run": run | more}
@@ -69,7 +72,7 @@ WAYS = [  # each start of ranks takes some ten seconds: not every kind of task w
     ("opt", "zero3", 2, "sharded"),
     ("t5", "zero2", 2, "replicated"),
     ("t5", "zero3_hpz", 4, "sharded"),
-    ("stage 1, encoder trained", "zero1", 2, "replicated"),
+    ("stage 1, encoder trained", "zero1_overlap", 2, "replicated"),
     ("stage 1, encoder trained", "zero2", 2, "replicated"),
     ("stage 1, encoder trained", "zero3", 2, "replicated"),
     ("stage 1, no ITG", "zero1", 2, "replicated"),
