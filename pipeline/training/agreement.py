@@ -9,15 +9,15 @@ from pipeline.training.task import StepPlace, Task
 
 def agree(task: Task, batches: list[Batch], seed: int, step: int, stop: bool) -> tuple[list[StepPlace], bool]:
     """What each micro batch must know of all ranks', and whether any is to stop. One gather between hosts."""
-    own = [number for b in batches for number in (task.num_scored_tokens(b), b.target.ids.shape[1])]
+    own = [number for b in batches for number in (task.num_scored_tokens(b), *b.target.ids.shape)]
     everyone = collectives.gather_integers([int(stop), *own])
-    tokens = sum(sum(row[1::2]) for row in everyone)
+    tokens = sum(sum(row[1::3]) for row in everyone)
     weight = len(everyone) * len(batches) / max(1, tokens)
     places = []
     for part in range(len(batches)):
-        longest = max(row[2 * part + 2] for row in everyone)
+        texts, longest = (max(row[3 * part + number] for row in everyone) for number in (2, 3))
         negatives = seed_of(seed, step, part, "negatives")
-        places.append(StepPlace(process_group.rank(), weight, longest, negatives, len(everyone)))
+        places.append(StepPlace(process_group.rank(), weight, longest, negatives, len(everyone), texts))
     return places, any(row[0] for row in everyone)
 
 
