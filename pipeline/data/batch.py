@@ -17,8 +17,9 @@ class Batch:
     """A micro batch. `context` is text that the language model reads and is not scored on; `target` is scored.
 
     `frozen_BPI` are the image encoder's tokens, once it has run. `question` is what the Q-Former reads beside its
-    queries: [CLS] text [SEP], where the recipe asks for it (`qformer.question`). A sample has one context and target, or
-    as many as `answers` says: A in all, sample by sample. `loss_weights_A` are factors on their losses, if one is not 1.
+    queries: [CLS] text [SEP], where the recipe asks for it (`qformer.question`). A sample has one context and target,
+    or as many as `answers` says: A in all, sample by sample. `loss_weights_A` are factors on their losses, where one
+    is not 1.
     """
 
     pixels_B3SS: Tensor

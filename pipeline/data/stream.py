@@ -33,8 +33,8 @@ class UnreadableShardError(ValueError):
 class Sample:
     """One picture and the text of it to train on: a caption, or, with a `question`, the answer.
 
-    In the place of one answer it may have all `answers`, with their shares of the loss. Collation draws from `rng`, too;
-    `corrupt` counts the pictures that were to be read before, and could not.
+    In the place of one answer it may have all `answers`, with their shares of the loss. Collation draws from `rng`,
+    too; `corrupt` counts the pictures that were to be read before, and could not.
     """
 
     key: str
