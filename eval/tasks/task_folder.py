@@ -106,7 +106,7 @@ def _stamp(image_id: SampleId, path: Path) -> list[int]:
     try:
         status = path.stat()
     except OSError as error:
-        raise ValueError(f"image {image_id!r}: {error}") from error
+        raise ValueError(f"image {image_id!r}: {error}; add the picture") from error
     return [status.st_size, status.st_mtime_ns]
 
 

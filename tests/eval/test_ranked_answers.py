@@ -1,4 +1,4 @@
-"""`eval.run --answers`: each question takes the most likely answer of a closed list; eval.score and eval.submit agree."""
+"""`eval.run --answers`: each question takes the likeliest answer of a list; it is scored and submitted as ever."""
 
 import json
 import shutil
