@@ -25,27 +25,33 @@ from eval.tasks.run_options import (
 from pipeline.command_line import finish, print_settings
 
 if TYPE_CHECKING:
+    from eval.sets.answer_list import AnswerList
     from eval.sets.official_files import SampleId
     from eval.sets.samples import RetrievalData, TaskData
     from eval.tasks.task_folder import TaskFolder
     from pipeline.models.inference import LanguageModel, RetrievalModel
+    from pipeline.models.ranking import Ranking
     from pipeline.weights.any_format import WeightsSource
 
 
 def predict(options: argparse.Namespace) -> Path:
     """Run the task; returns the official file. Raises ValueError in one line for inputs that do not fit."""
+    from eval.sets.answer_list import read_answers
     from eval.tasks.task_folder import TaskFolder, official_name
     from pipeline.config import load_recipe
     from pipeline.distributed import process_group
     from pipeline.weights.any_format import find_weights
 
     data = load_data(options, options.split or DEFAULT_SPLIT[options.task])
+    answers = read_answers(options.answers) if options.answers else None
     folder = TaskFolder(options.output)
     source = find_weights(options.weights, load_recipe(options.recipe, options.set) if options.recipe else None)
-    settings = folder.adopt(settings_of(options, data, source))
+    settings = folder.adopt(settings_of(options, data, source, answers))
     official = folder.path / official_name(options.task)
+    if answers and process_group.rank() == 0:
+        print(answers, file=sys.stderr)
     process_group.initialise()  # a collective may last a day: some ranks have far more to predict than others
-    predict_missing(options, settings, data, folder, source)
+    predict_missing(options, settings, data, folder, source, answers)
     return official
 
 
@@ -55,6 +61,7 @@ def predict_missing(
     data: "TaskData | RetrievalData",
     folder: "TaskFolder",
     source: "WeightsSource",
+    answers: "AnswerList | None" = None,
 ) -> None:
     """Load the model and predict this rank's part; rank 0 then merges all parts."""
     from eval.sets.samples import TaskData
@@ -94,9 +101,10 @@ def predict_missing(
         task = vqa if options.task in QUESTION_TASKS else captioning
         if options.prompt is None:
             settings["prompt"] = task.default_prompt(model.recipe, model.language_kind)
-        if settings["min_new_tokens"] is None:
-            settings["min_new_tokens"] = captioning.MIN_NEW_TOKENS[model.language_kind]
-        check_lengths(settings)
+        if not answers:
+            if settings["min_new_tokens"] is None:
+                settings["min_new_tokens"] = captioning.MIN_NEW_TOKENS[model.language_kind]
+            check_lengths(settings)
     settings = folder.adopt(settings)  # again: frozen towers may have been replaced at their old path
     if folder.is_complete():  # checked only here: the towers' fingerprints are known once they are loaded
         if process_group.rank() == 0:
@@ -104,7 +112,7 @@ def predict_missing(
         return
     if isinstance(model, LanguageModel):
         assert isinstance(data, TaskData)
-        _generate(options, model, settings, data, folder)
+        _generate(options, model, settings, data, folder, answers)
     else:
         assert not isinstance(data, TaskData)
         _retrieve(options, model, settings, data, folder)
@@ -132,6 +140,7 @@ def _generate(
     settings: dict[str, Any],
     data: "TaskData",
     folder: "TaskFolder",
+    answers: "AnswerList | None",
 ) -> None:
     from eval.tasks import captioning, generation, vqa
     from eval.tasks.predictions import merge
@@ -141,6 +150,11 @@ def _generate(
     task = vqa if options.task in QUESTION_TASKS else captioning
     prompts = task.prompts(data, settings["prompt"], model.recipe)
     questions = task.questions(data, model.recipe, prompts)
+    how: Decoding | Ranking
+    if answers:
+        how = model.ranking(answers.answers, settings["prompt"], settings["answer_candidates"])
+    else:
+        how = Decoding(**{name: settings[name] for name in DECODING_FLAGS})
     with collectives.together():
         if process_group.rank() == 0:
             folder.describe(settings, data.image_paths)
@@ -149,7 +163,7 @@ def _generate(
         data,
         prompts,
         questions,
-        Decoding(**{name: settings[name] for name in DECODING_FLAGS}),
+        how,
         folder.path,
         images=options.images,
         seed=options.seed,

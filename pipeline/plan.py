@@ -88,6 +88,8 @@ def _time_lines(plan: "Plan", recipe: Recipe, gpu: Gpu, assumed: "Assumptions") 
         f"  assumed: captions have {assumed.caption_tokens} tokens on average; padding to the longest is not counted; "
         "data, saves and validation take no time"
     ]
+    if recipe.data.answers == "all":
+        lines += ["  assumed: a question has one answer; with data.answers 'all' the language model runs once for each"]
     if plan.host_bytes:
         lines += [f"  assumed: {HOST_BANDWIDTH / 1e9:.0f} GB/s to the host's memory; AdamW there takes no time"]
     return lines

@@ -108,6 +108,10 @@ class Tokens:
         places = torch.as_tensor(chosen, device=self.ids.device)
         return Tokens(self.ids[places, :length], self.is_token[places, :length])
 
+    def __getitem__(self, some: slice) -> "Tokens":
+        """Some neighbouring rows, padded as before."""
+        return Tokens(self.ids[some], self.is_token[some])
+
     def padded_to(self, length: int) -> "Tokens":
         """The same rows with padding up to `length`, which must not be shorter."""
         missing = length - self.ids.shape[1]

@@ -56,7 +56,8 @@ def build_parts(recipe: Recipe, device: str) -> tuple["Stage1Task | Stage2Task",
     bridge2 = build.build_stage2(recipe, vision.width, language, trained)
     native.initialise(bridge2, recipe)
     build.log_frozen_and_trainable(held | {"language": language.model}, bridge2)
-    task2 = Stage2Task(bridge2.to(device), frozen, language, recipe.qformer.precision, sharded)
+    asks = recipe.data.sample == "question"
+    task2 = Stage2Task(bridge2.to(device), frozen, language, recipe.qformer.precision, sharded, asks)
     tokenizer = language.tokenizer
     if prompt := recipe.language.prompt:
         asked = {"none": "", "question": prompted.HOLE, "prompt": prompt}[recipe.qformer.question]

@@ -26,6 +26,7 @@ QUESTION_SCORES = {"vqa": OFFICIAL, "okvqa": "okvqa/official-2021+lemmas", "gqa"
 SAME_SETTINGS = (
     *("task", "weights_sha256", "annotations_sha256", "split", "limit", "prompt"),
     *("num_beams", "max_new_tokens", "min_new_tokens", "length_penalty", "k_test"),
+    *("answers_sha256", "answer_candidates"),
 )
 
 

@@ -67,6 +67,12 @@ class _PromptedTask(_Task):
     max_new_tokens: int
 
 
+class _RankedAnswersTask(_Task):
+    answers: str
+    answers_sha256: str
+    answer_candidates: int
+
+
 class _Row(_Part):
     name: str
     protocol: str
@@ -125,8 +131,9 @@ class _Predicted(_Part):
 def read_task(path: Path) -> dict[str, Any]:
     """Read task.json of eval.run. Raises ValueError in one line for any other file."""
     content = read_json(path)
-    prompted = isinstance(content, dict) and content.get("prompt") is not None
-    return _checked(path, content, _PromptedTask if prompted else _Task, "eval.run")
+    told = content if isinstance(content, dict) else {}
+    prompted = _RankedAnswersTask if told.get("answers_sha256") is not None else _PromptedTask
+    return _checked(path, content, prompted if told.get("prompt") is not None else _Task, "eval.run")
 
 
 def read_metrics(path: Path, task: str | None = None) -> dict[str, Any]:

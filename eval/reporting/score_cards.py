@@ -97,7 +97,10 @@ def _about(evaluation: Evaluation) -> str:
         parts.append(f"{evaluation.metrics['n']} {counted}{texts}")
     if task.get("prompt") is not None:
         parts.append(f'prompt "{task["prompt"]}"')
-        parts.append(f"{task['num_beams']} beams, {task['min_new_tokens']}-{task['max_new_tokens']} tokens")
+        if "answers_sha256" in task:
+            parts.append(f"ranked from {Path(task['answers']).name}, {task['answer_candidates']} candidates")
+        else:
+            parts.append(f"{task['num_beams']} beams, {task['min_new_tokens']}-{task['max_new_tokens']} tokens")
     parts.append(f"weights {task['weights_sha256'][:12]}")
     chosen = read_selection(Path(task["weights"])) if evaluation.is_trained_here and task.get("weights") else None
     if chosen and chosen.weights_sha256 == task["weights_sha256"]:

@@ -29,6 +29,7 @@ Ties = Literal["earlier", "later"]
 COMPARED = (
     *("task", "data_set", "annotations_sha256", "split", "limit", "image_source", "image_size_px", "prompt"),
     *("num_beams", "max_new_tokens", "min_new_tokens", "length_penalty", "k_test"),
+    *("answers_sha256", "answer_candidates"),
 )
 
 

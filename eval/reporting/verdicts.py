@@ -62,6 +62,8 @@ def why_not_comparable(main: Evaluation, paper: PaperRow) -> list[str]:
         reasons.append("the model did not see the right pictures")
     if not main.rows(paper.protocol):
         reasons.append(f"there is no score by {paper.protocol}")
+    if "answers_sha256" in task:
+        return [*reasons, f"answers are ranked from {Path(task['answers']).name}; the paper generates them"]
     for name, wanted in paper.evaluation.items():
         if name not in task:
             reasons.append(f"{name} is not known, the paper has {wanted!r}")

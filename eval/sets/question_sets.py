@@ -27,6 +27,7 @@ PUBLISHED_QUESTIONS = {
     OK_VQA: {"train": 9_009, "val": 5_046},
     "GQA": {"train": 943_000, "val": 132_062, "test-dev": 12_578, "test": 95_336},
 }
+LONGEST_QUESTION = 1_000  # characters; the longest of VQAv2 has about 100
 GQA_NAMES = {"test-dev": "testdev"}
 GQA_FILE = re.compile(r"(train|val|testdev|test|challenge|submission)_(?:balanced|all)_questions")
 
@@ -90,6 +91,12 @@ def _task_data(
     place: str,
 ) -> TaskData:
     chosen = dict(list(questions.items())[:limit])
+    for question_id, (_, question) in chosen.items():
+        if len(question) > LONGEST_QUESTION:
+            raise ValueError(
+                f"{annotations}: question_id {question_id!r} has a question of {len(question):,} characters, at most "
+                f"{LONGEST_QUESTION:,} are read; shorten it, or leave it out"
+            )
     find = PictureFinder(folder, annotations)
     image_ids = dict.fromkeys(image_id for image_id, _ in chosen.values())
     paths = {image_id: find(place.format(image_id)) for image_id in image_ids}

@@ -1,4 +1,6 @@
-"""Generated text for samples (captions, answers), batch by batch; each batch is appended to this rank's log.
+"""Text for samples (captions, answers), batch by batch; each batch is appended to this rank's log.
+
+The text is generated, or it is the best of a closed list of answers.
 
 Questions about one picture are answered together, and a batch encodes each picture once: VQAv2 has five questions for a
 picture, GQA thirty.
@@ -17,6 +19,7 @@ from eval.tasks.predictions import batches_of_rank
 if TYPE_CHECKING:
     from pipeline.models.inference import LanguageModel
     from pipeline.models.language import Decoding
+    from pipeline.models.ranking import Ranking
 
 
 def generate_all(
@@ -24,7 +27,7 @@ def generate_all(
     data: TaskData,
     prompts: Mapping[SampleId, str],
     questions: Mapping[SampleId, str] | None,
-    decoding: "Decoding",
+    how: "Decoding | Ranking",
     folder: Path,
     *,
     images: Ablation,
@@ -33,12 +36,13 @@ def generate_all(
 ) -> None:
     """Predict this rank's part of what no rank has predicted yet. A fault of one rank ends all ranks.
 
-    `questions` are what a Q-Former reads that was trained to.
+    `how` is how to generate, or a list of answers to rank. `questions` are what a Q-Former reads that was trained to.
     """
     from tqdm import tqdm
 
     from eval.tasks.job_log import job_log
     from pipeline.distributed import collectives, process_group
+    from pipeline.models.language import Decoding
 
     rank, world_size = process_group.rank(), process_group.world_size()
     shown = shown_images(data.image_paths, images, seed)
@@ -58,6 +62,10 @@ def generate_all(
                 picture_of = [shown_here.index(image_of[each]) for each in batch]
                 collectives.check_others()
                 asked = None if questions is None else [questions[each] for each in batch]
-                texts = model.generate(pixels_N3SS, [prompts[each] for each in batch], decoding, picture_of, asked)
+                filled = [prompts[each] for each in batch]
+                if isinstance(how, Decoding):
+                    texts = model.generate(pixels_N3SS, filled, how, picture_of, asked)
+                else:
+                    texts = model.rank(pixels_N3SS, filled, how, picture_of, asked)
                 log.append({"id": each, "text": text.strip()} for each, text in zip(batch, texts, strict=True))
                 bar.update(len(batch))

@@ -42,7 +42,7 @@ def load_batches(
         try:
             return load_evaluation_pixels(paths[image_id], size_px)
         except (OSError, ValueError) as error:
-            raise ValueError(f"image {image_id!r}: {error}") from error
+            raise ValueError(f"image {image_id!r}: {error}; add or repair the picture") from error
 
     with ThreadPoolExecutor(LOADING_THREADS) as pool:
         waiting = [pool.map(load, batch) for batch in batches[:BATCHES_AHEAD]]

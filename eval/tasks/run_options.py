@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.command_line import Parser, positive
 
 if TYPE_CHECKING:
+    from eval.sets.answer_list import AnswerList
     from eval.sets.samples import RetrievalData, TaskData
     from pipeline.weights.any_format import WeightsSource
 
@@ -21,6 +22,7 @@ DEFAULT_SPLIT = {
     "gqa": "test-dev",
     "retrieval": "test",
 }
+ANSWER_CANDIDATES = 128  # of a closed list, as BLIP and ALBEF have it
 DECODING_FLAGS = ("num_beams", "max_new_tokens", "min_new_tokens", "length_penalty")
 
 
@@ -48,6 +50,10 @@ def run_parser(description: str | None) -> Parser:
     text.add_argument("--max-new-tokens", type=positive, help="default: captions 30, answers 10")
     text.add_argument("--min-new-tokens", type=positive, help="default: captions 8 (causal models 4), answers 1")
     text.add_argument("--length-penalty", type=float, help="default: captions 1, answers -1")
+    ranking = parser.add_argument_group("answers from a closed list, ranked by likelihood and not generated")
+    ranking.add_argument("--answers", type=Path, metavar="FILE", help="JSON list of texts, or a text file, one a line")
+    ranking.add_argument("--answer-candidates", type=positive, metavar="N",
+                         help="answers scored whole, those with the likeliest first token (default 128)")  # fmt: skip
     retrieval = parser.add_argument_group("retrieval")
     retrieval.add_argument("--k-test", type=positive, default=128, help="candidates that ITM reranks (default 128)")
     speed = parser.add_argument_group("speed")
@@ -62,6 +68,13 @@ def check_usage(parser: Parser, options: argparse.Namespace) -> None:
         parser.error(f"argument --set: {options.set[0]} needs --recipe, the file that it edits")
     if options.length_penalty is not None and not math.isfinite(options.length_penalty):
         parser.error(f"argument --length-penalty: {options.length_penalty} is not a finite number")
+    if options.answer_candidates and not options.answers:
+        parser.error(f"argument --answer-candidates: {options.answer_candidates} are of a closed list; give --answers")
+    if options.answers and options.task not in QUESTION_TASKS:
+        parser.error(f"argument --answers: --task {options.task} asks no question; leave it out")
+    if options.answers and (given := [name for name in DECODING_FLAGS if getattr(options, name) is not None]):
+        flag = given[0].replace("_", "-")
+        parser.error(f"argument --{flag}: has no effect with --answers, which generates nothing; leave it out")
     if options.task == "retrieval":
         given = [name for name in ("prompt", *DECODING_FLAGS) if getattr(options, name) is not None]
         if given or options.images == "none":
@@ -86,7 +99,10 @@ def load_data(options: argparse.Namespace, split: str) -> "TaskData | RetrievalD
 
 
 def settings_of(
-    options: argparse.Namespace, data: "TaskData | RetrievalData", source: "WeightsSource"
+    options: argparse.Namespace,
+    data: "TaskData | RetrievalData",
+    source: "WeightsSource",
+    answers: "AnswerList | None" = None,
 ) -> dict[str, Any]:
     """All that the predictions depend on, by digest, and the paths. None: not known before the weights are loaded."""
     from eval.tasks import captioning, vqa
@@ -115,6 +131,10 @@ def settings_of(
     }
     if options.task == "retrieval":
         return settings | {"k_test": options.k_test}
+    if answers:
+        of_list = {"answers": str(answers.path.absolute()), "answers_sha256": sha256_of(answers.path)}
+        candidates = {"answer_candidates": options.answer_candidates or ANSWER_CANDIDATES}
+        return settings | of_list | candidates | {"prompt": options.prompt}
     asks = options.task in QUESTION_TASKS
     decoding = dict(vqa.DECODING if asks else captioning.DECODING)
     decoding |= {name: getattr(options, name) for name in DECODING_FLAGS if getattr(options, name) is not None}

@@ -37,6 +37,10 @@ class TaskFile(BaseModel):
     min_new_tokens: int | None = None
     length_penalty: float | None = None
     prompt: str | None = None
+    # Of answers from a closed list.
+    answers: str | None = None
+    answers_sha256: str | None = None
+    answer_candidates: int | None = None
     # Of retrieval.
     k_test: int | None = None
     # Known when the weights are loaded.

@@ -10,7 +10,7 @@ from eval.tasks.task_file import Picture, TaskFile
 from pipeline.files import read_validated, replace_file
 
 NOT_COMPARED = (  # places, names and speed: they change no prediction
-    *("weights", "weights_format", "step", "data", "annotations", "images", "batch_size"),
+    *("weights", "weights_format", "step", "data", "annotations", "images", "batch_size", "answers"),
     *("data_set", "is_published_set", "is_of_published_set", "recipe", "converted_from"),
 )
 SHOWN_CHARACTERS = 12
@@ -106,7 +106,7 @@ def _stamp(image_id: SampleId, path: Path) -> list[int]:
     try:
         status = path.stat()
     except OSError as error:
-        raise ValueError(f"image {image_id!r}: {error}") from error
+        raise ValueError(f"image {image_id!r}: {error}; add the picture") from error
     return [status.st_size, status.st_mtime_ns]
 
 

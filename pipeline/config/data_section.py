@@ -10,6 +10,7 @@ from pipeline.config.section import NotNegative, OneOrMore, Positive, Section
 
 Weight = Annotated[float, Field(ge=0, le=1000)]
 SampleKind = Literal["image", "caption", "question"]
+AnswerKind = Literal["one", "all"]
 
 
 class Data(Section):
@@ -21,12 +22,16 @@ class Data(Section):
     """tars to stream instead: `https:`, `http:`, or `pipe:` with a shell command; braces such as `{0..9}` expand"""
     sample: SampleKind = "image"
     """how often a picture comes in an epoch: `image`: once, with one of its captions, drawn; `caption`: once for each
-    of its captions; `question`: once for each question about it, with one of the answers, drawn by its count"""
+    of its captions; `question`: once for each question about it. An answer's loss is the sum over its tokens, and the
+    mean is over questions"""
+    answers: AnswerKind = "one"
+    """answers that a question is trained on at each visit: `one`, drawn by its count; `all`, each distinct one with its
+    share of the counts as its weight. The expected loss is the same; `all` runs the language model once an answer"""
     source_weights: dict[str, Weight] | None = None
     """how often a sample of a source occurs in an epoch, on average; without a weight 1 time; 0 leaves a source out"""
     loss_weights: dict[str, Weight] | None = None
-    """factor on the loss of a source's samples in stage 2; without a weight 1; the sum is still divided by all scored
-    tokens"""
+    """factor on the loss of a source's samples in stage 2; without a weight 1; the sum is still divided by all
+    questions, or all scored tokens of captions"""
     num_workers: Annotated[int, Field(ge=0)] = 4
     """processes of a rank that load pictures"""
     max_text_tokens: Positive = 32
@@ -59,6 +64,8 @@ class Data(Section):
             raise ValueError(
                 f"sample {self.sample!r}: needs a manifest, which has the numbers of texts; set data.manifest"
             )
+        if self.answers == "all" and self.sample != "question":
+            raise ValueError(f"answers 'all': sample is {self.sample!r}, which has no answers; set sample=question")
         return self
 
     def check_sources(self, there: Collection[str]) -> None:

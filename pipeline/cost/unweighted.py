@@ -63,7 +63,8 @@ def unweighted_task(recipe: Recipe, mode: Any) -> Stage1Task | Stage2Task:
         )
     assert isinstance(bridge, Stage2Bridge)
     language = _language(recipe, mode)
-    return Stage2Task(bridge, frozen, language, recipe.qformer.precision, recipe.run.layout == "sharded")
+    sharded, asks = recipe.run.layout == "sharded", recipe.data.sample == "question"
+    return Stage2Task(bridge, frozen, language, recipe.qformer.precision, sharded, asks)
 
 
 def _language(recipe: Recipe, mode: Any) -> LanguageTower:

@@ -17,8 +17,9 @@ class Batch:
     """A micro batch. `context` is text that the language model reads and is not scored on; `target` is scored.
 
     `frozen_BPI` are the image encoder's tokens, once it has run. `question` is what the Q-Former reads beside its
-    queries: [CLS] text [SEP], where the recipe asks for it (`qformer.question`). `loss_weights_B` are factors on the
-    losses of its texts, where one is not 1.
+    queries: [CLS] text [SEP], where the recipe asks for it (`qformer.question`). A sample has one context and target,
+    or as many as `answers` says: A in all, sample by sample. `loss_weights_A` are factors on their losses, where one
+    is not 1.
     """
 
     pixels_B3SS: Tensor
@@ -28,7 +29,8 @@ class Batch:
     corrupt: int
     frozen_BPI: Tensor | None = None
     question: Tokens | None = None
-    loss_weights_B: Tensor | None = None
+    loss_weights_A: Tensor | None = None
+    answers: tuple[int, ...] | None = None
 
     def tensors(self) -> list[Tensor]:
         """All of them."""
@@ -69,8 +71,12 @@ def batch_of(
     padding_id: int,
     question: Tokens | None = None,
 ) -> Batch:
-    """Samples stacked, and their texts' token ids padded to the longest. Samples of one picture have one image id."""
-    weights = [sample.loss_weight for sample in samples]
+    """Samples stacked, and the token ids of all their texts padded to the longest.
+
+    Samples of one picture have one image id.
+    """
+    weights = [sample.loss_weight * share for sample in samples for _, share in sample.texts()]
+    answers = tuple(len(sample.answers) for sample in samples)
     digests = (hashlib.sha256(sample.key.encode()).digest() for sample in samples)
     return Batch(
         torch.stack([sample.pixels_3SS for sample in samples]),
@@ -79,7 +85,8 @@ def batch_of(
         pad_tokens(targets, padding_id),
         sum(sample.corrupt for sample in samples),
         question=question,
-        loss_weights_B=torch.tensor(weights) if set(weights) != {1.0} else None,
+        loss_weights_A=torch.tensor(weights) if set(weights) != {1.0} else None,
+        answers=answers if any(answers) else None,
     )
 
 

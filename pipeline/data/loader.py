@@ -50,6 +50,12 @@ def open_source(recipe: Recipe, world_size: int) -> DataSource:
     manifest = load_manifest(data.manifest)
     if data.sample != "image":
         manifest.counts(manifest.shards[0])  # raises where an earlier version wrote the tables
+    kind = data.sample if data.sample == "question" else "caption"
+    if not sizes_of(manifest, kind).any():
+        raise ValueError(
+            f"data.manifest {data.manifest}: its shards hold no {kind}s, and data.sample is {data.sample!r}; name "
+            f"another manifest, or change data.sample"
+        )
     samples = build_order(manifest, data, recipe.seed).samples
     of = "an epoch with these source_weights" if data.source_weights else "the manifest"
     of += "" if data.sample == "image" else f", each {data.sample} a sample,"

@@ -18,6 +18,13 @@ def _filled(template: str, samples: Sequence[Sample]) -> list[str]:
     return [template.replace(HOLE, sample.question) for sample in samples]
 
 
+def _pairs(template: str, samples: Sequence[Sample]) -> tuple[list[str], list[str]]:
+    """The prompt and the text of every text of every sample."""
+    prompts = _filled(template, samples)
+    pairs = [(prompt, text) for prompt, sample in zip(prompts, samples, strict=True) for text, _ in sample.texts()]
+    return [prompt for prompt, _ in pairs], [text for _, text in pairs]
+
+
 def questions_for_qformer(tokenizer: Any, max_tokens: int, template: str) -> Questions:
     """What the Q-Former reads: [CLS] text [SEP], at most `max_tokens` long. The template `{}` is the question alone."""
 
@@ -48,8 +55,8 @@ def collate_prompted_causal(
         return context[:begin] + context[begin + excess :], target
 
     def collate(samples: Sequence[Sample]) -> Batch:
-        prompts = _filled(template, samples)
-        texts = [f"{prompt} {sample.caption}{end_text}" for prompt, sample in zip(prompts, samples, strict=True)]
+        prompts, told = _pairs(template, samples)
+        texts = [f"{prompt} {text}{end_text}" for prompt, text in zip(prompts, told, strict=True)]
         counts = map(len, tokenizer(prompts).input_ids)
         rows = [cut(ids, count) for ids, count in zip(tokenizer(texts).input_ids, counts, strict=True)]
         contexts, targets = [context for context, _ in rows], [target for _, target in rows]
@@ -90,8 +97,9 @@ def collate_prompted_seq2seq(
 
     def collate(samples: Sequence[Sample]) -> Batch:
         eos = [tokenizer.eos_token_id]
-        contexts = tokenizer(_filled(template, samples), add_special_tokens=False).input_ids
-        targets = tokenizer([sample.caption for sample in samples], add_special_tokens=False).input_ids
+        prompts, told = _pairs(template, samples)
+        contexts = tokenizer(prompts, add_special_tokens=False).input_ids
+        targets = tokenizer(told, add_special_tokens=False).input_ids
         return batch_of(
             samples,
             [ids[max(0, len(ids) - max_tokens + 1) :] + eos for ids in contexts],

@@ -19,6 +19,12 @@ class Texts:
     choices: tuple[str, ...]
     counts: tuple[int, ...] | None = None
 
+    def shares(self) -> tuple[tuple[str, float], ...]:
+        """Every answer, with its share of the counts."""
+        assert self.counts is not None, "captions have no counts"
+        total = sum(self.counts)
+        return tuple((text, count / total) for text, count in zip(self.choices, self.counts, strict=True))
+
     def draw(self, rng: random.Random) -> str:
         """A caption as training uses it, or an answer as it is."""
         if self.counts is None:

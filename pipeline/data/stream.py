@@ -33,7 +33,8 @@ class UnreadableShardError(ValueError):
 class Sample:
     """One picture and the text of it to train on: a caption, or, with a `question`, the answer.
 
-    Collation draws from `rng`, too; `corrupt` counts the pictures that were to be read before, and could not.
+    In the place of one answer it may have all `answers`, with their shares of the loss. Collation draws from `rng`,
+    too; `corrupt` counts the pictures that were to be read before, and could not.
     """
 
     key: str
@@ -43,15 +44,21 @@ class Sample:
     corrupt: int
     question: str = ""
     loss_weight: float = 1.0
+    answers: tuple[tuple[str, float], ...] = ()
+
+    def texts(self) -> tuple[tuple[str, float], ...]:
+        """What is trained on, and its share of the loss."""
+        return self.answers or ((self.caption, 1.0),)
 
 
 def draw_sample(
     key: str, pixels_3HW: Tensor, texts: Texts, corrupt: int, rng: random.Random, settings: Data, size_px: int
 ) -> Sample:
-    """Choose one of the texts and a crop, both from `rng`."""
-    text = texts.draw(rng)
+    """Choose one of the texts, unless all are trained on, and a crop, both from `rng`."""
+    answers = texts.shares() if settings.answers == "all" else ()
+    text = "" if answers else texts.draw(rng)
     pixels_3SS = random_resized_crop(pixels_3HW, size_px, settings.crop_scale, settings.horizontal_flip, rng)
-    return Sample(key, pixels_3SS, text, rng, corrupt, texts.question)
+    return Sample(key, pixels_3SS, text, rng, corrupt, texts.question, answers=answers)
 
 
 class SampleStream:

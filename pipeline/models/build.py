@@ -59,6 +59,17 @@ def qformer_shape(settings: QFormerSettings, image_width: int) -> QFormerShape:
     )
 
 
+def _shape(recipe: Recipe, image_width: int) -> QFormerShape:
+    """Raises ValueError where texts may be longer than BERT's positions."""
+    shape, longest = qformer_shape(recipe.qformer, image_width), recipe.data.max_text_tokens
+    if (recipe.stage == 1 or recipe.qformer.question != "none") and longest > shape.max_positions:
+        raise ValueError(
+            f"data.max_text_tokens {longest}: the Q-Former reads such texts, and qformer.bert {recipe.qformer.bert!r} "
+            f"has {shape.max_positions} positions; lower it"
+        )
+    return shape
+
+
 def _bert_names(qformer: QFormer) -> dict[str, str]:
     """For each parameter of the Q-Former that BERT has, its name there. Queries and cross-attention have none."""
     names = {"layer_norm": "bert.embeddings.LayerNorm"}
@@ -100,7 +111,7 @@ def load_bert(qformer: QFormer, settings: QFormerSettings) -> None:
 
 def build_stage1(recipe: Recipe, image_width: int, trained: TrainedVision | None = None) -> Stage1Bridge:
     """A fresh stage-1 bridge that starts from BERT; an image encoder that is trained is a part of it."""
-    bridge = Stage1Bridge(qformer_shape(recipe.qformer, image_width), recipe.qformer.projection_width, trained)
+    bridge = Stage1Bridge(_shape(recipe, image_width), recipe.qformer.projection_width, trained)
     load_bert(bridge.qformer, recipe.qformer)
     return bridge
 
@@ -110,7 +121,7 @@ def build_stage2(
 ) -> Stage2Bridge:
     """A fresh stage-2 bridge that starts from BERT (and, once loaded, from stage 1); with an encoder as above."""
     asks = recipe.qformer.question != "none"
-    bridge = Stage2Bridge(qformer_shape(recipe.qformer, image_width), language.width, trained, asks)
+    bridge = Stage2Bridge(_shape(recipe, image_width), language.width, trained, asks)
     load_bert(bridge.qformer, recipe.qformer)
     return bridge
 
@@ -120,7 +131,7 @@ def build_bridge(recipe: Recipe, device: str = "cpu") -> Bridge:
     vision = None
     if recipe.vision.trained:
         vision = TrainedVision(load_encoder(recipe.vision, device, pretrained=False), recipe.vision)
-    shape = qformer_shape(recipe.qformer, vision_width(recipe.vision))
+    shape = _shape(recipe, vision_width(recipe.vision))
     if recipe.language is None:
         return Stage1Bridge(shape, recipe.qformer.projection_width, vision)
     return Stage2Bridge(shape, language_width(recipe.language), vision, recipe.qformer.question != "none")

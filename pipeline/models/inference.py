@@ -15,6 +15,7 @@ from pipeline.models.fingerprint import fingerprint, fingerprint_of_settings
 from pipeline.models.language import Decoding, LanguageTower
 from pipeline.models.precision import autocast
 from pipeline.models.qformer import PassWeights
+from pipeline.models.ranking import Ranking
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.stage2 import Stage2Bridge
 from pipeline.models.vision import VisionTower
@@ -124,13 +125,41 @@ class LanguageModel:
         `picture_of` [prompts] says which of the N pictures a prompt goes with, where some share one. `questions`
         [prompts] are what the Q-Former reads beside the picture; one that reads none leaves them out.
         """
+        soft_prompts = self._soft_prompts(pixels_N3SS, picture_of, questions)
+        return self.language.generate(soft_prompts, prompts, decoding)
+
+    def ranking(self, answers: Sequence[str], template: str, num_candidates: int) -> Ranking:
+        """A closed list of answers to questions in a prompt, ready to be ranked."""
+        assert self.recipe.language is not None
+        return Ranking(self.language, answers, template, self.recipe.language.end_text, num_candidates)
+
+    @torch.no_grad()
+    def rank(
+        self,
+        pixels_N3SS: Tensor | None,
+        prompts: Sequence[str],
+        ranking: Ranking,
+        picture_of: Sequence[int] | None = None,
+        questions: Sequence[str] | None = None,
+    ) -> list[str]:
+        """The best answer of a closed list to each prompt; else as `generate`."""
+        soft = self._soft_prompts(pixels_N3SS, picture_of, questions)
+        return [
+            ranking.best(None if soft is None else soft[place : place + 1], prompt)
+            for place, prompt in enumerate(prompts)
+        ]
+
+    def _soft_prompts(
+        self, pixels_N3SS: Tensor | None, picture_of: Sequence[int] | None, questions: Sequence[str] | None
+    ) -> Tensor | None:
+        """Of each prompt, [B, Q, H]; each picture is encoded once."""
         if pixels_N3SS is None:
-            return self.language.generate(None, prompts, decoding)
+            return None
         device = self.bridge.ln_vision.weight.device
         image_of_B = None if picture_of is None else torch.tensor(picture_of, device=device)
         asked = None
         if questions is not None and self.reader is not None:
             asked = tokenise(self.reader, questions, self.recipe.data.max_text_tokens).to(str(device))
         with autocast(device.type, self.recipe.qformer.precision):
-            soft_prompts = self.bridge(self.vision(pixels_N3SS.to(device)), asked, image_of_B)
-        return self.language.generate(soft_prompts, prompts, decoding)
+            soft_prompts: Tensor = self.bridge(self.vision(pixels_N3SS.to(device)), asked, image_of_B)
+        return soft_prompts

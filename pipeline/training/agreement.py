@@ -11,15 +11,15 @@ def agree(
     task: Task, batches: list[Batch], seed: int, step: int, *flags: bool
 ) -> tuple[list[StepPlace], tuple[bool, ...]]:
     """What each micro batch must know of all ranks', and for each flag whether any has it. One gather between hosts."""
-    own = [number for b in batches for number in (task.num_scored_tokens(b), b.target.ids.shape[1])]
+    own = [number for b in batches for number in (task.num_scored_tokens(b), *b.target.ids.shape)]
     everyone = collectives.gather_integers([*own, *map(int, flags)])
-    tokens = sum(sum(row[: len(own) : 2]) for row in everyone)
+    tokens = sum(sum(row[: len(own) : 3]) for row in everyone)
     weight = len(everyone) * len(batches) / max(1, tokens)
     places = []
     for part in range(len(batches)):
-        longest = max(row[2 * part + 1] for row in everyone)
+        texts, longest = (max(row[3 * part + number] for row in everyone) for number in (1, 2))
         negatives = seed_of(seed, step, part, "negatives")
-        places.append(StepPlace(process_group.rank(), weight, longest, negatives, len(everyone)))
+        places.append(StepPlace(process_group.rank(), weight, longest, negatives, len(everyone), texts))
     return places, tuple(any(row[len(own) + flag] for row in everyone) for flag in range(len(flags)))
 
 

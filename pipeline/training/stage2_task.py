@@ -1,7 +1,14 @@
-"""Stage 2's step: a micro batch to the frozen language model's loss on the caption after soft prompts (section 3.3)."""
+"""Stage 2's step: a micro batch to the frozen language model's loss on the caption after soft prompts (section 3.3).
+
+Shapes: B samples, Q soft prompts, H width of the language model, A texts: B, or all answers to B questions.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.data.batch import Batch
 from pipeline.models.language import LanguageTower
@@ -22,11 +29,13 @@ class Stage2Task(nn.Module):
         language: LanguageTower,
         precision: str,
         sharded: bool = False,
+        asks: bool = False,
     ) -> None:
+        """With `asks` a sample is a question, and the loss a mean over questions, not over tokens."""
         super().__init__()
         if sharded:
             self.language_model: nn.Module = language.model
-        self.bridge, self.precision = bridge, precision
+        self.bridge, self.precision, self.asks = bridge, precision, asks
         self.towers = Towers(vision, language=language)
         self.loss_scale = LossScale()
         if language.model.dtype == torch.float16:
@@ -44,7 +53,10 @@ class Stage2Task(nn.Module):
         return batch.target.num_real()
 
     def forward(self, batch: Batch, place: StepPlace) -> dict[str, Tensor]:
-        """The mean cross-entropy a token, `loss`. The mean over ranks and micro batches is the joined batch's loss.
+        """The mean cross-entropy, `loss`: a token's, or, where samples are questions, that of a whole answer.
+
+        The mean over ranks and micro batches is the joined batch's loss. `language_nll` is always a token's; it is left
+        out where questions have several answers.
 
         Its gradient is to be that of `loss` times `loss_scale`; the bridge gets it unscaled.
         """
@@ -54,6 +66,48 @@ class Stage2Task(nn.Module):
             # Unscale where the gradient leaves the fp16 tower: the bridge has fp32 weights and needs no scaling.
             prompts_BQH = prompts_BQH.float()
             prompts_BQH.register_hook(lambda gradient: gradient / self.loss_scale.value)
-        texts = batch.context, batch.target, batch.loss_weights_B
-        loss = self.towers.language.loss_sum(prompts_BQH, *texts) * place.token_weight
-        return {"loss": loss, "language_loss": loss, "language_nll": loss}
+        if batch.answers is None:
+            texts = batch.context, batch.target, batch.loss_weights_A
+            loss_sum = self.towers.language.loss_sum(prompts_BQH, *texts)
+        else:
+            loss_sum = self._answers_loss_sum(prompts_BQH, batch, batch.answers, place.most_texts)
+        loss_a_token = loss_sum * place.token_weight
+        loss = loss_sum / len(batch.image_ids_B) if self.asks else loss_a_token
+        return {"loss": loss, "language_loss": loss} | ({} if batch.answers else {"language_nll": loss_a_token})
+
+    def _answers_loss_sum(self, prompts_BQH: Tensor, batch: Batch, answers: Sequence[int], most_texts: int) -> Tensor:
+        """The weighted loss of all answers: sum over a of weight_a * (-log p(answer_a | its question's soft prompts)).
+
+        Image encoder and Q-Former ran once for each question; the language model runs once for each answer, B at a
+        time. Only one such part is in memory: the backward pass computes each again. All ranks have the same number
+        of parts, that of the rank with most texts, since a sharded language model gathers its weights in each.
+        """
+        language, size, total = self.towers.language, len(answers), sum(answers)
+        parts = -(-max(most_texts, total) // size)
+        weights_A = batch.loss_weights_A
+        if weights_A is None:
+            weights_A = torch.ones(total, device=prompts_BQH.device)
+        of_A = [sample for sample, count in enumerate(answers) for _ in range(count)]
+
+        def loss_of(prompts_BQH: Tensor, begin: int, end: int) -> Tensor:
+            empty = begin == end  # more parts than texts: the first text stands in, with weight 0
+            some = slice(0, 1) if empty else slice(begin, end)
+            weights = weights_A[some] * (not empty)
+            repeated_AQH = _repeated(prompts_BQH, of_A[some])
+            loss: Tensor = language.loss_sum(repeated_AQH, batch.context[some], batch.target[some], weights)
+            return loss
+
+        if parts == 1:
+            return loss_of(prompts_BQH, 0, total)
+        cuts = [total * part // parts for part in range(parts + 1)]
+        losses = [
+            checkpoint(loss_of, prompts_BQH, begin, end, use_reentrant=False, preserve_rng_state=False)
+            for begin, end in pairwise(cuts)
+        ]
+        return torch.stack(losses).sum()
+
+
+def _repeated(prompts_BQH: Tensor, of_A: Sequence[int]) -> Tensor:
+    """The soft prompts of each text's sample, [A, Q, H]. The gradient of an index would be added up in any order."""
+    counts = [(sample, len(list(same))) for sample, same in groupby(of_A)]
+    return torch.cat([prompts_BQH[sample : sample + 1].expand(count, -1, -1) for sample, count in counts])

@@ -15,7 +15,8 @@ class StepPlace:
     """What a micro batch must know of the whole step.
 
     `token_weight` is ranks x accumulation / scored tokens of the whole step. A summed token loss times this weight,
-    averaged over ranks and micro batches, is the mean over all the step's tokens.
+    averaged over ranks and micro batches, is the mean over all the step's tokens. `most_texts` is how many texts this
+    micro batch has on the rank where it has most.
     """
 
     rank: int
@@ -23,6 +24,7 @@ class StepPlace:
     longest_target: int
     negatives_seed: int
     ranks: int = 1
+    most_texts: int = 0
 
     def step_tokens(self, passes: int) -> float:
         """Scored tokens of the whole step."""

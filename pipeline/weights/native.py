@@ -123,6 +123,14 @@ def initialise(bridge: "nn.Module", recipe: Recipe) -> None:
             f"init_weights {recipe.init_weights}: hold an image encoder that was trained, and the recipe freezes it; "
             "set vision.trained=true, or start from other weights"
         )
+    if (trained.stage, recipe.stage) == (2, 1):
+        raise ValueError(f"init_weights {recipe.init_weights}: are of stage 2, and stage is 1; give stage-1 weights")
+    now_px, before_px = recipe.vision.image_size_px, trained.vision.image_size_px
+    if trained.vision.trained and before_px != now_px:
+        raise ValueError(
+            f"init_weights {recipe.init_weights}: hold an image encoder that was trained at {before_px} px, and "
+            f"vision.image_size_px is {now_px}; set {before_px}, or start from weights with a frozen encoder"
+        )
     if not recipe.init_from_other_towers:
         _check_same_towers(trained, recipe, recipe.init_weights)
     if (trained.stage, recipe.stage) == (1, 2):

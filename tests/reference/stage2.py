@@ -3,6 +3,7 @@
 Shapes: Q soft prompts, L tokens, P image tokens, I image width, H width of the language model. One sample at a time.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,3 +53,15 @@ def seq2seq_loss_sum(model: Any, prompts_QH: Tensor, context: list[int], target:
     output = model(inputs_embeds=torch.cat([prompts_QH, embedded])[None], labels=torch.tensor(target)[None])
     loss: Tensor = output.loss * len(target)
     return loss
+
+
+def all_answers_loss(
+    loss_sums: list[list[Tensor]], counts: list[list[int]], source_weights: Sequence[float] | None = None
+) -> Tensor:
+    """Each answer's summed loss, times its count over all counts of its question, times the weight of its source; the
+    sum of it over all answers, divided by the number of questions (ALBEF, BLIP, LAVIS)."""
+    total = torch.zeros((), dtype=torch.float64)
+    for place, (answers, of_each) in enumerate(zip(loss_sums, counts, strict=True)):
+        for loss, count in zip(answers, of_each, strict=True):
+            total = total + loss * (count / sum(of_each)) * (source_weights[place] if source_weights else 1.0)
+    return total / len(loss_sums)

@@ -210,3 +210,22 @@ def test_files_of_another_year_are_refused(sets: Folders, tmp_path: Path, capsys
     questions.write_text(json.dumps(content))
     assert score(["okvqa", *map(str, flags), "--output", str(tmp_path / "m.json")]) == 1
     assert "year 2015, but" in capsys.readouterr().err
+
+
+def test_a_question_of_5000_words_and_one_without_a_picture_are_one_line(
+    sets: Folders, checkpoints: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(sets["vqav2"], tmp_path / "vqav2")
+    file = tmp_path / "vqav2" / "v2_OpenEnded_mscoco_val2014_questions.json"
+    content = json.loads(file.read_text())
+    flags = ("--weights", checkpoints["opt"], "--task", "vqa", "--data", tmp_path / "vqav2", "--output", tmp_path / "o")
+    missing = tmp_path / "vqav2" / "val2014" / "COCO_val2014_000000000003.jpg"
+    missing.unlink()
+    assert predict([*map(str, flags)]) == 1
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "image 3: " in line and str(missing) in line and line.endswith("; add the picture")
+    content["questions"][3]["question"] = "what " * 5000
+    file.write_text(json.dumps(content))
+    assert predict([*map(str, flags)]) == 1
+    error = capsys.readouterr().err
+    assert f"{file}: question_id 21 has a question of 25,000 characters, at most 1,000 are read; shorten it" in error

@@ -218,11 +218,11 @@ def test_a_source_may_have_a_weight_in_the_loss(tmp_path: Path, towers: Path) ->
         samples = epoch_of(SampleStream(manifest, build_order(manifest, data, 0), data, SIZE_PX))
         batch = collate_prompted_causal(tokenizer, 32, "\n", "{} Answer:")(samples)
         if weights is None:
-            assert batch.loss_weights_B is None and len(batch.tensors()) == 6
+            assert batch.loss_weights_A is None and len(batch.tensors()) == 6
             continue
-        assert batch.loss_weights_B is not None and len(batch.to("meta").tensors()) == 7
+        assert batch.loss_weights_A is not None and len(batch.to("meta").tensors()) == 7
         wanted = [0.25 if sample.key.startswith("vg_") else 1.0 for sample in samples]
-        assert batch.loss_weights_B.tolist() == wanted and set(wanted) == {0.25, 1.0}
+        assert batch.loss_weights_A.tolist() == wanted and set(wanted) == {0.25, 1.0}
     with pytest.raises(ValueError, match=r"data\.loss_weights\.gqa: the manifest has no such source"):
         build_order(manifest, data.model_copy(update={"loss_weights": {"gqa": 2.0}}), 0)
     stage1 = tiny_recipe(towers, tmp_path / "train.json", tmp_path, 1)

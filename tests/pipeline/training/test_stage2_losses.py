@@ -49,7 +49,7 @@ def reference_loss(
     language: LanguageTower, weights: dict[str, Tensor], batch: Batch, contexts: Any, targets: Any
 ) -> Tensor:
     """The mean over all tokens of the batch, sample by sample, each with its weight."""
-    losses, given = [], batch.loss_weights_B
+    losses, given = [], batch.loss_weights_A
     factors = torch.ones(len(targets)) if given is None else given
     for image, context, target, factor in zip(batch.pixels_B3SS, contexts, targets, factors, strict=True):
         prompts = soft_prompts(weights, SHAPE, image)
@@ -77,7 +77,7 @@ def test_loss_and_every_gradient_equal_the_reference(
 ) -> None:
     batch, contexts, targets = batch_of(language, lengths, prompted)
     if prompted and len(lengths) > 2:
-        batch = replace(batch, loss_weights_B=torch.tensor([0.5, 1.0, 2.0, 0.0][: len(lengths)]))
+        batch = replace(batch, loss_weights_A=torch.tensor([0.5, 1.0, 2.0, 0.0][: len(lengths)]))
     bridge = random_stage2(language.width)
     weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in bridge.state_dict().items()}
     task = Stage2Task(bridge, nn.Identity(), language, "fp32")  # type: ignore[arg-type]
