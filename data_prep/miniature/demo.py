@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from data_prep.miniature.fine_tuning import CAPTION_LENGTHS, TUNED, fine_tuning
+from data_prep.miniature.fine_tuning import BEFORE_TUNING, CAPTION_LENGTHS, TUNED, fine_tuning
 from data_prep.miniature.schedule import Step
 from data_prep.miniature.steps import Runner, StepFailed, steps_at_once, stop_on_signals
 from data_prep.miniature.story import TRAINED, WEB_SOURCES, Commands, python
@@ -139,7 +139,8 @@ class Story(Commands):
             [self.folder / f"{name}.json" for name in ("manifest", "own", "coco", "questions")],
         )
         inputs = (*runs, *(self.folder / "eval" / name for name in (*evaluations, "captions-own")), *manifests)
-        titles = ("--title", "BLIP-2 in miniature", "--summary", summary)
+        before = (self.folder / "eval" / name for name in BEFORE_TUNING)
+        titles = ("--title", "BLIP-2 in miniature", "--summary", summary, "--before", *before)
         collect = python("data_prep.miniature.summary", self.folder, "--seed", self.seed)
         return [
             Step("summary", collect, summary, tuple(scored)),

@@ -7,6 +7,8 @@ from data_prep.miniature.towers.fitting import computes_in_bf16
 CAPTION_LENGTHS = ("--min-new-tokens", "3", "--max-new-tokens", "24")
 TUNED = ("finetune_retrieval", "finetune_caption", "finetune_vqa")
 """The runs, each also the name of its evaluation."""
+BEFORE_TUNING = ("retrieval", "captions-t5", "vqa-t5")
+"""The evaluations of what these runs start from."""
 
 
 def fine_tuning(story: Commands) -> list[Step]:

@@ -17,7 +17,8 @@ Groups = list[tuple[str, list[AnyCard]]]
 
 
 def changes(evaluations: Sequence[Evaluation], before: Sequence[Path], each: int, seed: int) -> list[Gallery]:
-    """For each folder of `before`, a gallery beside every one of the evaluations that is of the same samples.
+    """For each folder of `before`, a gallery beside every one of the evaluations that is of the same samples; of the
+    fine-tuned ones alone, if there are any.
 
     `each` is the number of samples shown of each kind. Raises ValueError in one line when there is none of the same
     samples, or when scores of samples are missing.
@@ -29,7 +30,8 @@ def changes(evaluations: Sequence[Evaluation], before: Sequence[Path], each: int
         if not same:
             raise ValueError(f"--before {folder}: no DIR is an evaluation of the same samples ({earlier.title}); give "
                              "one of the same task, data, split, limit and pictures")  # fmt: skip
-        galleries += [_gallery(now, earlier, each, seed) for now in same]
+        tuned = [now for now in same if now.tuned_on]
+        galleries += [_gallery(now, earlier, each, seed) for now in tuned or same]
     return galleries
 
 

@@ -12,6 +12,7 @@ from eval.report import main
 from eval.score import main as score
 from eval.sets.captioned import load_nocaps, load_retrieval
 from eval.sets.question_sets import load_vqa
+from pipeline.config import load_recipe
 from tests.eval.test_report import NASTY, Folders, Page, evaluation, scored
 
 
@@ -53,6 +54,16 @@ def test_answers_that_only_one_of_the_two_has_right_are_shown_with_pictures(sets
     assert pictures == 3 and len(re.findall(r"before zeroshot [4-8]\b", gained)) == 3
     lost, pictures = section(page, "Right before, not now, 2 of 2")
     assert pictures == 2 and {*re.findall(r"tuned (\d)", lost)} == {"0", "1"} and "before no" in lost
+
+
+def test_beside_a_fine_tuned_model_no_other_is_compared(sets: Folders, tmp_path: Path) -> None:
+    before = answered(tmp_path / "zeroshot", sets["vqav2"], range(0, 4), weights_sha256="00" * 32)
+    other = answered(tmp_path / "other", sets["vqav2"], range(0, 2), weights_sha256="11" * 32)
+    recipe = load_recipe(Path("pipeline/recipes/finetune_vqa_opt2.7b.yaml"), []).model_dump(mode="json")
+    tuned = answered(tmp_path / "tuned", sets["vqav2"], range(2, 9), recipe=recipe)
+    output = tmp_path / "report.html"
+    assert main([str(other), str(tuned), "--before", str(before), "--output", str(output)]) == 0
+    assert re.findall(r"(\w+) after zeroshot", " ".join(Page(output.read_text()).text.split())) == ["tuned"]
 
 
 def test_captions_whose_cider_has_changed_most(sets: Folders, tmp_path: Path) -> None:
