@@ -25,6 +25,7 @@ GROUND = [
     "pipeline.files",
     "pipeline.pages",
     "pipeline.pictures",
+    "pipeline.weight_sets",
     "pipeline.data.manifest",
 ]
 BRIDGE = [
@@ -39,15 +40,21 @@ ALLOWED = {
     "pipeline.command_line": [],
     "pipeline.files": [],
     "pipeline.tokens": [],
+    "pipeline.weight_sets": [],
     "pipeline.pages": ["pipeline.pages"],
     "pipeline.pictures": ["pipeline.pictures"],
     "pipeline.data.manifest": ["pipeline.files"],
     "pipeline.distributed": ["pipeline.distributed"],
     "pipeline.data": ["pipeline.data", "pipeline.config", "pipeline.tokens"],
-    "pipeline.models": ["pipeline.models", "pipeline.config", "pipeline.tokens", "pipeline.objectives.matching"],
+    "pipeline.models": [
+        *("pipeline.models", "pipeline.config", "pipeline.tokens"),
+        *("pipeline.objectives.matching", "pipeline.weight_sets"),
+    ],
     "pipeline.objectives": [],
     "pipeline.training": ["pipeline"],
-    "pipeline.weights": ["pipeline.weights", "pipeline.models", "pipeline.config", "pipeline.files"],
+    "pipeline.weights": [
+        *("pipeline.weights", "pipeline.models", "pipeline.config", "pipeline.files", "pipeline.weight_sets"),
+    ],
     "pipeline": ["pipeline"],
     "data_prep": ["data_prep", *GROUND],
     "data_prep.captioning.device": ["pipeline.distributed.process_group"],

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Recipe
+from pipeline.weight_sets import check_weight_sets
 from pipeline.weights.huggingface_config import qformer_config
 from pipeline.weights.huggingface_vision import vision_config, vision_state
 from pipeline.weights.names import huggingface_name, inverse
@@ -56,6 +57,7 @@ def read_folder(folder: Path, own_names: list[str]) -> tuple[dict[str, "Tensor"]
     if not files:
         raise ValueError(f"weights {folder}: has no *.safetensors; give a folder that save_pretrained() wrote")
     _check_files(folder, files)
+    check_weight_sets(folder)
     for path in files:
         with _opened(path) as opened:
             for name in opened.keys():  # noqa: SIM118  (not a mapping)
