@@ -26,6 +26,7 @@ GROUND = [
     "pipeline.pages",
     "pipeline.pictures",
     "pipeline.weight_sets",
+    "pipeline.data.captions",
     "pipeline.data.manifest",
 ]
 BRIDGE = [
@@ -43,6 +44,7 @@ ALLOWED = {
     "pipeline.weight_sets": [],
     "pipeline.pages": ["pipeline.pages"],
     "pipeline.pictures": ["pipeline.pictures"],
+    "pipeline.data.captions": [],
     "pipeline.data.manifest": ["pipeline.files"],
     "pipeline.distributed": ["pipeline.distributed"],
     "pipeline.data": ["pipeline.data", "pipeline.config", "pipeline.tokens"],

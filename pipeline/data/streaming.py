@@ -29,7 +29,7 @@ from typing import IO, Any
 from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.config import Data
-from pipeline.data.records import Texts, read_record
+from pipeline.data.records import captions_of, read_record
 from pipeline.data.stream import MAX_CORRUPT_IN_A_ROW, Sample, UnreadableShardError, draw_sample
 from pipeline.data.transforms import decode
 
@@ -196,7 +196,7 @@ class StreamedSamples(IterableDataset[Sample]):
         except ValueError:
             if "txt" not in raw:
                 raise
-            key, texts = f"{raw['__url__']}/{raw['__key__']}", Texts("", (raw["txt"].decode(),))
+            key, texts = f"{raw['__url__']}/{raw['__key__']}", captions_of([raw["txt"].decode()])
         rng = random.Random(f"{self.seed}/{number}/{key}")
         return draw_sample(key, decode(raw["jpg"]), texts, corrupt, rng, self.settings, self.image_size_px)
 

@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.config import Data
+from data_prep.index import index_shards
+from pipeline.config import Data, SampleKind
 from pipeline.data.captions import clean_caption
 from pipeline.data.manifest import Manifest, load_manifest
+from pipeline.data.mixture import build_order
 from pipeline.data.order import SampleOrder
+from pipeline.data.records import read_record
 from pipeline.data.stream import Sample, SampleStream, UnreadableShardError
 from pipeline.data.transforms import decode, random_resized_crop
-from tests.support.tiny_shards import tiny_manifest
+from tests.support.tiny_shards import tiny_manifest, tiny_sample, write_samples
 
 SAMPLES, SIZE_PX, SEED = 22, 16, 3
 
@@ -101,6 +104,28 @@ def test_damaged_samples_are_counted_and_replaced_alike_everywhere(manifest: Man
         source, corrupt = stands_in.get(place, (place, 0))
         assert (sample.key, sample.caption, sample.corrupt) == (whole[source].key, whole[source].caption, corrupt)
         assert torch.equal(sample.pixels_3SS, whole[source].pixels_3SS) and equal(sample, other[0, position])
+
+
+@pytest.mark.parametrize("kind", ["image", "caption"])
+def test_a_text_that_no_tokenizer_takes_is_passed_over(kind: SampleKind, tmp_path: Path) -> None:
+    """Half a character ended a run in the tokenizer; empty captions, and those of marks alone, were trained on."""
+    spoilt = [["a \ud800 cat"], ["", "..."], [" ", "a red cat", "?!"], ["\ud83d"], ["a blue dog"]]
+    samples = [tiny_sample(number, 0, len(texts), "web", "tiny") for number, texts in enumerate(spoilt)]
+    for sample, texts in zip(samples, spoilt, strict=True):
+        sample.record["captions"] = texts
+    write_samples(tmp_path / "web" / "tiny-000-000000.tar", samples)
+    index_shards([tmp_path / "web"], tmp_path / "train.json")
+    manifest, data = load_manifest(tmp_path / "train.json"), Data(manifest=Path("none"), sample=kind)
+    stream = SampleStream(manifest, build_order(manifest, data, SEED), data, SIZE_PX)
+    found = [stream[epoch, position] for epoch in range(9) for position in range(stream.order.samples)]
+    assert {sample.caption for sample in found} == {"a red cat", "a blue dog"}
+    assert sum(sample.corrupt > 0 for sample in found) == 9 * (3 if kind == "image" else 6)
+
+
+@pytest.mark.parametrize("record", [{"captions": [None, 7]}, {"key": "\udfff", "captions": ["a cat"]}])
+def test_what_is_no_text_is_no_caption_and_no_key(record: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"no key|no caption with"):
+        read_record(json.dumps({"key": "k"} | record).encode())
 
 
 def test_a_shard_without_readable_samples_ends_in_one_line(manifest: Manifest) -> None:

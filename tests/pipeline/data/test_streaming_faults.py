@@ -71,6 +71,19 @@ def test_damaged_samples_are_passed_over_and_counted(server: TarServer) -> None:
     assert 3 <= sum(corrupt for _, corrupt in samples[:one_pass]) <= 4
 
 
+def test_captions_without_words_are_passed_over_and_counted(tmp_path: Path) -> None:
+    """As img2dataset writes them where its table had none."""
+    rng = np.random.default_rng(0)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number, text in enumerate((b"", b"a red picture", b"   ", b"...", b"a caf\xe9")):
+            add(tar, f"{number}.jpg", tiny_jpeg(rng, "red", "dark", 40, 40))
+            add(tar, f"{number}.txt", text)
+    recipe = recipe_of(f"pipe:cat {tmp_path}/a.tar", steps=2)
+    loader: Any = build_loader(recipe, open_source(recipe, 1), keys_of, 0, 1, 0)  # type: ignore[arg-type]
+    samples = [each for micro in loader for each in micro]
+    assert {key[-1] for key, _ in samples} == {"1"} and sum(corrupt for _, corrupt in samples) >= 4 * (len(samples) - 1)
+
+
 def test_a_shard_whose_rest_is_damaged_gives_what_is_before_it_and_counts_it(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
