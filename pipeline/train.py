@@ -76,7 +76,7 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
     import torch
 
     from pipeline.cost.flops import utilisation_of_one_sample_a_second
-    from pipeline.data.loader import build_loader
+    from pipeline.data.loader import build_loader, named_worker_faults
     from pipeline.distributed import collectives
     from pipeline.distributed.first_rank import from_first_rank
     from pipeline.models.compiling import compile_blocks
@@ -119,6 +119,7 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
     with (
         Telemetry(recipe.run.output, state.step, recipe.run.steps, utilisation) as telemetry,
         Watchdog(recipe.run.output, recipe.run.hang_deadline_s) as watchdog,
+        named_worker_faults(recipe.data.num_workers),
     ):
         parts = loop.RunParts(recipe, engine, loader, validation, telemetry, watchdog, stop)
         return loop.fit(parts, Progress(recipe, state, task.loss_scale))
@@ -141,11 +142,12 @@ def _arguments() -> argparse.Namespace:
 
 def _is_printed_here(error: Exception, rank: int) -> bool:
     """Rank 0 prints an error that every rank has; a rank prints one of its own data, files or GPU itself."""
+    from pipeline.data.loader import WorkerError
     from pipeline.data.stream import UnreadableShardError
     from pipeline.distributed.collectives import OtherRankFaultError, RankFaultError
     from pipeline.distributed.device import DeviceError
 
-    own = isinstance(error, UnreadableShardError | RankFaultError | DeviceError)
+    own = isinstance(error, UnreadableShardError | WorkerError | RankFaultError | DeviceError)
     return own or (rank == 0 and not isinstance(error, OtherRankFaultError))
 
 
@@ -161,7 +163,8 @@ def _run(arguments: argparse.Namespace, stop: StopRequest) -> int:
     from pipeline.training.engine import resolve_ds_config
     from pipeline.training.watchdog import collective_timeout_s
 
-    process_group.initialise(even_alone=True, timeout_s=collective_timeout_s(recipe.run.hang_deadline_s))
+    deadline_s = collective_timeout_s(recipe.run.hang_deadline_s)
+    process_group.initialise(even_alone=True, timeout_s=deadline_s, stopped=lambda: stop.requested)
     with collectives.together():
         data = open_source(recipe, world_size)
         recipe = in_steps(recipe, data)
@@ -193,6 +196,9 @@ def main() -> int:
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         code = _run(arguments, stop)
+    except process_group.StoppedWhileJoiningError:
+        print("stopped by a signal before all ranks were there; run the same command again", file=sys.stderr)
+        code = EXIT_STOPPED
     except (ValueError, OSError) as error:
         if _is_printed_here(error, rank):
             print(f"error: {one_line(error)}", file=sys.stderr)

@@ -82,7 +82,7 @@ def _check_config(folder: Path, flag: str, model_type: str) -> None:
     if not folder.is_dir():
         raise ValueError(f"{flag} {folder}: is not a folder of weights; name a folder or a hub id")
     try:
-        found = json.loads((folder / "config.json").read_text())["model_type"]
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{flag} {folder}: has no readable config.json with a model_type ({error})") from error
     if found != model_type:

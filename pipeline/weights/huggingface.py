@@ -81,7 +81,7 @@ def _check_files(folder: Path, files: list[Path]) -> None:
     names = {path.name for path in files}
     for index in folder.glob("*.safetensors.index.json"):
         try:
-            wanted = set(json.loads(index.read_text())["weight_map"].values())
+            wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise ValueError(f"weights {index}: is not readable ({type(error).__name__}); download it again") from error
         if wanted - names:

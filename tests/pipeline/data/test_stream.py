@@ -1,10 +1,13 @@
 """Samples by seeking: what a plain reading of the tar gives; draws from (seed, epoch, key); damage is passed over."""
 
 import json
+import os
 import random
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -128,14 +131,58 @@ def test_what_is_no_text_is_no_caption_and_no_key(record: dict[str, object]) -> 
         read_record(json.dumps({"key": "k"} | record).encode())
 
 
-def test_a_shard_without_readable_samples_ends_in_one_line(manifest: Manifest) -> None:
-    path = manifest.shard_path(manifest.shards[1])
+def huge(path: Path) -> None:
+    table = np.load(path)
+    table[:, 1] = 1 << 60
+    np.save(path, table)
+
+
+def pipe(path: Path) -> None:
     path.unlink()
+    os.mkfifo(path)
+
+
+SPOIL_SHARD: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "missing": ("path", Path.unlink),
+    "a pipe": ("path", pipe),
+    "empty": ("path", lambda path: path.write_bytes(b"")),
+    "no table": ("index", lambda path: path.write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr': " + b"(" * 200)),
+    "a table of other numbers": ("index", lambda path: np.save(path, np.full((8, 6), np.inf))),
+    "huge sizes": ("index", huge),
+    "negative offsets": ("index", lambda path: np.save(path, np.full((8, 6), -5))),
+}
+
+
+@pytest.mark.parametrize("kind", ["image", "caption"])
+@pytest.mark.parametrize("spoilt", SPOIL_SHARD)
+def test_one_file_does_not_end_a_run(manifest: Manifest, spoilt: str, kind: SampleKind) -> None:
+    name, spoil = SPOIL_SHARD[spoilt]
+    spoil(manifest.root / getattr(manifest.shards[1], name))
+    data = Data(manifest=Path("none"), sample=kind)
+    stream = SampleStream(manifest, build_order(manifest, data, SEED), data, SIZE_PX)
+    lost = [place for place in range(stream.order.samples) if stream.order.locate(0, place)[0] == 1]
+    first = json.loads(read_plainly_one(manifest, 2))
+    for place in (lost[0], lost[-1]):
+        sample = stream[0, place]
+        assert sample.key == first["key"] and sample.corrupt >= 1
+
+
+def read_plainly_one(manifest: Manifest, shard: int) -> bytes:
+    """The JSON of a shard's first sample."""
+    with tarfile.open(manifest.shard_path(manifest.shards[shard])) as tar:
+        return tar.extractfile(tar.getmembers()[1]).read()  # type: ignore[union-attr]
+
+
+def test_a_disk_that_is_gone_ends_in_one_line(manifest: Manifest) -> None:
+    paths = [manifest.shard_path(shard) for shard in manifest.shards]
+    for path in paths:
+        path.unlink()
     stream = stream_of(manifest)
     position = next(p for p in range(SAMPLES) if stream.order.locate(0, p)[0] == 1)
     with pytest.raises(UnreadableShardError) as error:
         stream[0, position]
-    assert str(path) in str(error.value) and "in 8 rows" in str(error.value) and "\n" not in str(error.value)
+    line = str(error.value)
+    assert str(paths[1]) in line and "in 3 tries" in line and "No such file" in line and "\n" not in line
 
 
 def test_few_files_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
