@@ -51,7 +51,7 @@ class InSharedMemory:
             return batch
         try:
             for tensor in batch.tensors():
-                tensor.share_memory_()
+                tensor.share_memory_()  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             raise WorkerError(
                 f"data.num_workers {worker.num_workers}: /dev/shm has no room for a batch ({str(error).splitlines()[0]}"

@@ -176,16 +176,15 @@ def read_manifest(path: Path) -> ManifestFile:
 
 
 def _refuse_repeats(path: Path, shards: Sequence[Shard]) -> None:
-    """Raises ValueError when a shard is listed twice, by its path or as a copy: its samples would come twice."""
+    """Raises ValueError when a shard is listed twice, also as a copy: its samples would come twice."""
     known: dict[str, Shard] = {}
     for shard in shards:
-        for identity in (Path(shard.path).as_posix(), shard.sha256):
-            if identity in known:
-                raise ValueError(
-                    f"{path}: {shard.path} is the same shard as {known[identity].path}; write the manifest again with "
-                    "`python -m data_prep.index`, each folder once"
-                )
-            known[identity] = shard
+        if shard.sha256 in known:
+            raise ValueError(
+                f"{path}: {shard.path} is the same shard as {known[shard.sha256].path}; write the manifest again with "
+                "`python -m data_prep.index`, each folder once"
+            )
+        known[shard.sha256] = shard
 
 
 def load_manifest(path: Path) -> Manifest:

@@ -121,11 +121,17 @@ class SampleStream:
         if shard not in self._files:
             if len(self._files) >= MAX_OPEN_TARS:
                 os.close(self._files.pop(next(iter(self._files))))
-            path = self.manifest.shard_path(self.manifest.shards[shard])
+            listed = self.manifest.shards[shard]
+            path = self.manifest.shard_path(listed)
             file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for its writer
-            if not stat.S_ISREG(os.fstat(file).st_mode):
+            found = os.fstat(file)
+            if not stat.S_ISREG(found.st_mode) or found.st_size > listed.bytes:  # one that was cut still has samples
                 os.close(file)
-                raise ValueError(f"{path}: is not a regular file")
+                if not stat.S_ISREG(found.st_mode):
+                    raise ValueError(f"{path}: is not a regular file")
+                raise ValueError(
+                    f"{path}: was replaced: it has {found.st_size} bytes, the manifest says {listed.bytes}"
+                )
             self._files[shard] = file
         return self._files[shard]
 

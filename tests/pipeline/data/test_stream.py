@@ -146,6 +146,7 @@ SPOIL_SHARD: dict[str, tuple[str, Callable[[Path], object]]] = {
     "missing": ("path", Path.unlink),
     "a pipe": ("path", pipe),
     "empty": ("path", lambda path: path.write_bytes(b"")),
+    "replaced by a larger one": ("path", lambda path: path.write_bytes(path.read_bytes() * 2)),
     "no table": ("index", lambda path: path.write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr': " + b"(" * 200)),
     "a table of other numbers": ("index", lambda path: np.save(path, np.full((8, 6), np.inf))),
     "huge sizes": ("index", huge),
