@@ -91,13 +91,8 @@ class SampleStream:
         return ends
 
     def _rows(self, shard: int, number: int) -> Iterator[tuple[int, int]]:
-        """(row, which of its texts) of a shard's sample `number`, and then of those that stand in for it, in turn.
-
-        Raises OSError or ValueError when the shard's tar or its table cannot be read at all.
-        """
+        """(row, which of its texts) of a shard's sample `number`, and then of those that stand in for it, in turn."""
         rows = self.manifest.shards[shard].samples
-        self._file(shard)
-        self._offsets(shard)
         if self.settings.sample == "image":
             yield from (((number + further) % rows, 0) for further in range(rows))
             return
@@ -157,6 +152,8 @@ class SampleStream:
         corrupt, fault = 0, ""
         for each in islice(self._shards_from(shard), MAX_CORRUPT_SHARDS):
             try:
+                self._file(each)  # a fault of the whole shard, which no other row of it can mend
+                self._offsets(each)
                 for row, which in islice(self._rows(each, number if each == shard else 0), MAX_CORRUPT_IN_A_ROW):
                     try:
                         picture, key, texts = self._read(each, row, which)
