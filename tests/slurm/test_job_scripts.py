@@ -211,3 +211,7 @@ def test_a_whole_array_and_a_told_count_are_taken() -> None:
     for variables, said in ((whole | edges, "3 of 4"), (part | told, "1003 of 2000")):
         done = subprocess.run(["bash", "-c", say], check=True, capture_output=True, text=True, env=variables)
         assert done.stdout.strip() == said
+    for option in ("--task-count 16", "--task-count=16"):  # which the command takes in place of this script's
+        taken = subprocess.run(["bash", "-c", say.replace("x.sbatch", f"x.sbatch --retries 1 {option}")],
+                               check=True, capture_output=True, text=True, env=part)  # fmt: skip
+        assert taken.stdout.strip() == "3 of 1"
