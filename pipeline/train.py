@@ -202,7 +202,9 @@ def main() -> int:
     except (ValueError, OSError) as error:
         if _is_printed_here(error, rank):
             print(f"error: {one_line(error)}", file=sys.stderr)
-        return process_group.leave_after_fault(1)
+        from pipeline.data.loader import WorkerError
+
+        return process_group.leave_after_fault(1, at_once=isinstance(error, WorkerError))
     except Exception:  # a fault of this program or of the machine: the other ranks must not wait for this one
         traceback.print_exc()
         return process_group.leave_after_fault(1)

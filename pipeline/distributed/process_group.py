@@ -205,11 +205,16 @@ def shut_down() -> None:
         dist.destroy_process_group()
 
 
-def leave_after_fault(code: int) -> int:
+def leave_after_fault(code: int, at_once: bool = False) -> int:
     """The end of a rank that has failed. Returns the exit code; under NCCL the process ends here, all output written.
 
-    There, leaving the group would wait for the other ranks, which wait for this one.
+    There, leaving the group would wait for the other ranks, which wait for this one. `at_once` is the same where Python
+    would wait at its end for processes that cannot end.
     """
+    if at_once:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     if is_initialised():
         import torch.distributed as dist
 
