@@ -38,7 +38,7 @@ def export(manifest: Manifest, output: Path, layout: str) -> str:
         )
     state = json.dumps({"data": manifest.digest(), "layout": layout}) + "\n"
     path = output / STATE
-    if path.exists() and path.read_text() != state:
+    if path.exists() and path.read_text(encoding="utf-8") != state:
         raise ValueError(f"--output {output}: holds an export of other data or in another layout; name another folder")
     if not path.exists() and output.is_dir() and not all(map(_left_behind, output.iterdir())):
         raise ValueError(f"--output {output}: is not empty; name a new folder")

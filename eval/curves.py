@@ -5,7 +5,6 @@ order, or twice, and an open TensorBoard follows. A metrics.json that is not rea
 """
 
 import argparse
-import fcntl
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from eval.reporting.files import score_files, scores_at_step
 from eval.watching.event_files import Curves, add_what_is_new
 from pipeline.command_line import Parser, finish, one_line, print_settings
+from pipeline.files import lock_file
 
 
 def scalars(folder: Path) -> tuple[Curves, list[str]]:
@@ -42,8 +42,9 @@ def write_tensorboard(folder: Path) -> tuple[Path | None, list[str]]:
         raise ValueError(f"{folder}: no step_*/*/metrics.json in it; name OUTPUT/RUN of eval.watch")
     target = folder / "tensorboard"
     target.mkdir(exist_ok=True)
-    with (target / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    path = target / ".lock"
+    with path.open("w", encoding="utf-8") as lock:
+        lock_file(lock, path, wait=True)
         found, faults = scalars(folder)  # under the lock, so that scores that came while it waited count too
         return add_what_is_new(target, found), faults
 

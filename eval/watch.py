@@ -7,7 +7,6 @@ removed.
 """
 
 import argparse
-import fcntl
 import sys
 import time
 from collections import Counter
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.command_line import Parser, finish, one_line, print_settings
+from pipeline.files import lock_file
 
 if TYPE_CHECKING:
     from eval.watching.wanted import Evaluation
@@ -48,9 +48,9 @@ def only_one(folder: Path) -> Iterator[int | None]:
     The kernel releases the lock when this process and its children that inherited the descriptor have ended.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as file:
+    with (folder / LOCK).open("w", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(file, folder / LOCK)
         except BlockingIOError:
             yield None
             return

@@ -50,14 +50,18 @@ def first_line(name: str) -> str:
     """What a command of the map does, in its own words."""
     if name.startswith("make "):
         target = re.escape(name.removeprefix("make "))
-        found: list[str] = re.findall(rf"^{target}:.*?## *(.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        found: list[str] = re.findall(
+            rf"^{target}:.*?## *(.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+        )
         [line] = found
     elif name.startswith("slurm/"):
-        line = (ROOT / name).read_text().splitlines()[1].removeprefix("#").partition(":  ")[0]  # after it an example
+        line = (
+            (ROOT / name).read_text(encoding="utf-8").splitlines()[1].removeprefix("#").partition(":  ")[0]
+        )  # after it an example
     else:
         module = ROOT / Path(*name.split("."))
         source = module / "__main__.py" if module.is_dir() else module.with_suffix(".py")
-        line = (ast.get_docstring(ast.parse(source.read_text())) or "").partition("\n")[0]
+        line = (ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or "").partition("\n")[0]
         line = COMMAND_IN_DOCSTRING.sub("", line)
     return line.strip().rstrip(".:")
 

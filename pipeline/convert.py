@@ -101,6 +101,7 @@ def convert(
         from pipeline.weights.export import export_lavis
 
         notes += export_lavis(bridge, settings, destination)
+        _write_notes(conversion_note(destination), source, read_as, step, notes, settings)
     else:
         try:
             if write_as == "native":
@@ -113,18 +114,21 @@ def convert(
                 from pipeline.weights.export import export_huggingface
 
                 notes += export_huggingface(bridge, settings, partial)
-        except BaseException:
+                _write_notes(partial / "conversion.json", source, read_as, step, notes, settings)
+        except Exception as error:
             shutil.rmtree(partial, ignore_errors=True)
+            if "os error 28" in str(error):  # safetensors' own name for a full disk
+                raise ValueError(f"{destination}: the disk is full; nothing was left; free space, run again") from error
             raise
-    if write_as != "native":
-        content = {"source": str(source), "from": read_as, "step": step, "notes": notes}
-        content["recipe"] = settings.model_dump(mode="json")
-        path = partial / "conversion.json" if partial.is_dir() else conversion_note(destination)
-        replace_file(path, json.dumps(content, indent=1) + "\n")
-    if partial.is_dir():
         partial.rename(destination)
     for line in shown(notes):
         print("".join(character for character in line if character.isprintable()), file=sys.stderr)
+
+
+def _write_notes(path: Path, source: Path, read_as: str, step: int, notes: list[str], settings: Recipe) -> None:
+    content = {"source": str(source), "from": read_as, "step": step, "notes": notes}
+    content["recipe"] = settings.model_dump(mode="json")
+    replace_file(path, json.dumps(content, indent=1) + "\n")
 
 
 def shown(notes: list[str]) -> list[str]:

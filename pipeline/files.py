@@ -1,20 +1,26 @@
 """Files that appear whole or not at all, the digests that identify them, and whole-file JSON that is validated."""
 
 import errno
+import fcntl
 import hashlib
 import json
+import logging
 import math
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
+log = logging.getLogger(__name__)
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 PARTIAL_SUFFIX = ".partial"
+NO_FOLDER_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.ENOSYS)  # CIFS and some FUSE file systems
+LARGEST_JSON = 1 << 30  # bytes; the manifest of 13,000 shards has 10 MB. A sparse file may claim more than memory holds
 Content = TypeVar("Content")
 
 
@@ -71,6 +77,23 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+def lock_file(file: IO[Any] | int, path: Path, wait: bool = False) -> None:
+    """Take an exclusive flock, that of `path`. Raises BlockingIOError when another process holds it, unless `wait`.
+
+    A file system without locks, as Lustre mounted without `-o flock`, is a warning: the work goes on.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        log.warning(
+            "%s: this file system has no locks (%s); make sure that only one process works there, or mount it with "
+            "locks (Lustre: -o flock)",
+            *(path, error.strerror),
+        )
+
+
 def remove_partials(path: Path) -> None:
     """Remove what killed writers of this file left half written. Only the holder of its lock or lease may call this."""
     for left in path.parent.glob(f".{path.stem}.*{PARTIAL_SUFFIX}"):
@@ -86,6 +109,9 @@ def _sync(path: Path, flags: int) -> None:
     descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not flags & os.O_DIRECTORY or error.errno not in NO_FOLDER_SYNC:
+            raise
     finally:
         os.close(descriptor)
 
@@ -117,6 +143,8 @@ def read_validated(path: Path, kind: type[Content], what: str) -> Content:
     try:
         if not path.is_file():
             raise ValueError("is not a regular file" if path.exists() else "no such file")
+        if path.stat().st_size > LARGEST_JSON:
+            raise ValueError(f"has {path.stat().st_size} bytes, more than any such file")
         text = path.read_bytes()
         parse_json(text)  # it refuses more than pydantic does: a name twice, numbers that are not finite
         return TypeAdapter(kind).validate_json(text)

@@ -77,7 +77,7 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
     import torch
 
     from pipeline.cost.flops import utilisation_of_one_sample_a_second
-    from pipeline.data.loader import build_loader
+    from pipeline.data.loader import build_loader, named_worker_faults
     from pipeline.distributed import collectives
     from pipeline.distributed.first_rank import from_first_rank
     from pipeline.models.compiling import compile_blocks
@@ -121,6 +121,7 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
     with (
         Telemetry(recipe.run.output, state.step, recipe.run.steps, utilisation) as telemetry,
         Watchdog(recipe.run.output, recipe.run.hang_deadline_s) as watchdog,
+        named_worker_faults(recipe.data.num_workers),
         Saver(engine, recipe) as saver,
     ):
         parts = loop.RunParts(recipe, engine, loader, validation, telemetry, saver, watchdog, stop)
@@ -144,11 +145,12 @@ def _arguments() -> argparse.Namespace:
 
 def _is_printed_here(error: Exception, rank: int) -> bool:
     """Rank 0 prints an error that every rank has; a rank prints one of its own data, files or GPU itself."""
+    from pipeline.data.loader import WorkerError
     from pipeline.data.stream import UnreadableShardError
     from pipeline.distributed.collectives import OtherRankFaultError, RankFaultError
     from pipeline.distributed.device import DeviceError
 
-    own = isinstance(error, UnreadableShardError | RankFaultError | DeviceError)
+    own = isinstance(error, UnreadableShardError | WorkerError | RankFaultError | DeviceError)
     return own or (rank == 0 and not isinstance(error, OtherRankFaultError))
 
 
@@ -164,7 +166,8 @@ def _run(arguments: argparse.Namespace, stop: StopRequest) -> int:
     from pipeline.training.engine import resolve_ds_config
     from pipeline.training.watchdog import collective_timeout_s
 
-    process_group.initialise(even_alone=True, timeout_s=collective_timeout_s(recipe.run.hang_deadline_s))
+    deadline_s = collective_timeout_s(recipe.run.hang_deadline_s)
+    process_group.initialise(even_alone=True, timeout_s=deadline_s, stopped=lambda: stop.requested)
     with collectives.together():
         data = open_source(recipe, world_size)
         recipe = in_steps(recipe, data)
@@ -196,10 +199,15 @@ def main() -> int:
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         code = _run(arguments, stop)
+    except process_group.StoppedWhileJoiningError:
+        print("stopped by a signal before all ranks were there; run the same command again", file=sys.stderr)
+        code = EXIT_STOPPED
     except (ValueError, OSError) as error:
         if _is_printed_here(error, rank):
             print(f"error: {one_line(error)}", file=sys.stderr)
-        return process_group.leave_after_fault(1)
+        from pipeline.data.loader import WorkerError
+
+        return process_group.leave_after_fault(1, at_once=isinstance(error, WorkerError))
     except Exception:  # a fault of this program or of the machine: the other ranks must not wait for this one
         traceback.print_exc()
         return process_group.leave_after_fault(1)

@@ -4,6 +4,7 @@ Every command's --help answers without the heavy libraries.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,10 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("pipeline", "data_prep", "eval")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 HEAVY = {"torch", "transformers", "timm", "deepspeed", "torchvision", "img2dataset", "pandas", "webdataset"}
-RANK_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
+RANK_VARIABLES = (
+    *("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"),
+)
 FORBIDDEN_NAMES = ("utils", "common", "helpers", "misc", "base")
 
 # What all programs stand on. It knows nothing of shards, recipes or models.
@@ -25,6 +29,8 @@ GROUND = [
     "pipeline.files",
     "pipeline.pages",
     "pipeline.pictures",
+    "pipeline.weight_sets",
+    "pipeline.data.captions",
     "pipeline.data.manifest",
 ]
 BRIDGE = [
@@ -39,15 +45,22 @@ ALLOWED = {
     "pipeline.command_line": [],
     "pipeline.files": [],
     "pipeline.tokens": [],
+    "pipeline.weight_sets": [],
     "pipeline.pages": ["pipeline.pages"],
     "pipeline.pictures": ["pipeline.pictures"],
+    "pipeline.data.captions": [],
     "pipeline.data.manifest": ["pipeline.files"],
     "pipeline.distributed": ["pipeline.distributed"],
     "pipeline.data": ["pipeline.data", "pipeline.config", "pipeline.tokens"],
-    "pipeline.models": ["pipeline.models", "pipeline.config", "pipeline.tokens", "pipeline.objectives.matching"],
+    "pipeline.models": [
+        *("pipeline.models", "pipeline.config", "pipeline.tokens"),
+        *("pipeline.objectives.matching", "pipeline.weight_sets"),
+    ],
     "pipeline.objectives": [],
     "pipeline.training": ["pipeline"],
-    "pipeline.weights": ["pipeline.weights", "pipeline.models", "pipeline.config", "pipeline.files"],
+    "pipeline.weights": [
+        *("pipeline.weights", "pipeline.models", "pipeline.config", "pipeline.files", "pipeline.weight_sets"),
+    ],
     "pipeline": ["pipeline"],
     "data_prep": ["data_prep", *GROUND],
     "data_prep.captioning.device": ["pipeline.distributed.process_group"],
@@ -97,6 +110,24 @@ def test_a_module_imports_only_what_its_room_may(path: Path) -> None:
     module = module_name(path)
     for imported in local_imports(path):
         assert within(imported, allowed_for(module)), f"{module} imports {imported}"
+
+
+def _without_encoding(path: Path) -> Iterator[int]:
+    """Lines where a text file is opened in the encoding that the user's locale happens to have."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        told = {keyword.arg for keyword in node.keywords}
+        mode = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
+        is_text = node.func.attr == "open" and isinstance(mode, str) and re.fullmatch(r"[rwax]\+?", mode)
+        places = {"read_text": 1, "write_text": 2}.get(node.func.attr, 0)
+        if "encoding" not in told and (is_text or len(node.args) < places):
+            yield node.lineno
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_text_files_are_utf8_whatever_the_locale_says(path: Path) -> None:
+    assert not list(_without_encoding(path)), "give encoding"
 
 
 def _rooms(hall: str) -> dict[str, set[str]]:

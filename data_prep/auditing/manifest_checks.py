@@ -19,6 +19,7 @@ from data_prep.shards.offsets import checked_offsets, offset_table
 from data_prep.shards.processes import map_in_order
 from data_prep.shards.receipts import source_of
 from data_prep.shards.sample_json import questions_of
+from pipeline.data.captions import has_words, is_text
 from pipeline.data.manifest import Manifest, ManifestFile, Shard, dropped_by_source
 from pipeline.files import sha256_of
 
@@ -168,9 +169,15 @@ def _key_hash(key: str) -> int:
 
 
 def _record_problem(sample: tar_files.Sample) -> str | None:
-    captions = sample.record["captions"]
-    some = captions or questions_of(sample.record)
-    return None if some and all(caption.strip() for caption in captions) else "a caption is empty or missing"
+    captions, questions = sample.record["captions"], questions_of(sample.record)
+    if not captions and not questions:
+        return "it has neither captions nor questions"
+    if unusable := [caption for caption in captions if not has_words(caption)]:
+        return f"its caption {unusable[0]!r:.80} has no letter or digit, or half a character"
+    texts = [text for each in questions for text in (each["question"], *each["answers"])]
+    if unusable := [text for text in texts if not is_text(text)]:
+        return f"its question or answer {unusable[0]!r:.80} is blank, or has half a character"
+    return None
 
 
 def _picture_problem(sample: tar_files.Sample) -> str | None:

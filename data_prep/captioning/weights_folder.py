@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import sha256_of
+from pipeline.weight_sets import check_weight_sets
 
 MODEL_TYPES = {"BlipForConditionalGeneration": "blip", "CLIPModel": "clip"}
 """transformers class -> the `model_type` in the config.json of its folders."""
@@ -20,9 +21,10 @@ def load_pretrained(folder: Path, flag: str, model_class: str, processor_class: 
     """(model in eval mode on `device`, processor): fp32 on a CPU, bf16 elsewhere.
 
     Raises ValueError, with `flag` and folder, when a file is missing, damaged or of another kind, or weights are
-    missing.
+    missing, or two sets of them differ.
     """
     _check_config(folder, flag, MODEL_TYPES[model_class])
+    check_weight_sets(folder)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch
     import transformers
@@ -80,7 +82,7 @@ def _check_config(folder: Path, flag: str, model_type: str) -> None:
     if not folder.is_dir():
         raise ValueError(f"{flag} {folder}: is not a folder of weights; name a folder or a hub id")
     try:
-        found = json.loads((folder / "config.json").read_text())["model_type"]
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{flag} {folder}: has no readable config.json with a model_type ({error})") from error
     if found != model_type:

@@ -96,7 +96,7 @@ def nocaps_file(
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, separators=(",", ":")) + "\n")
+    path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
 def _distinct_questions(scene: Scene, number: int, rng: np.random.Generator) -> list[Question]:

@@ -204,7 +204,7 @@ def main() -> int:
         return 75
     from data_prep.miniature.summary import as_table
 
-    print(f"\n{as_table(json.loads((arguments.output / 'summary.json').read_text()))}\n")
+    print(f"\n{as_table(json.loads((arguments.output / 'summary.json').read_text(encoding='utf-8')))}\n")
     print(f"pictures, curves and samples: {arguments.output / 'report.html'}")
     print(f"this call took {time.monotonic() - started:.0f} s")
     return 0

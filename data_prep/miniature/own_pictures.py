@@ -48,8 +48,8 @@ def write_pictures(folder: Path) -> Path:
         {"cocoid": number, "filename": name, "split": "test", "sentences": [{"raw": caption}]}
         for number, (name, caption) in enumerate(rows[1:])
     ]
-    (folder / "dataset_coco.json").write_text(json.dumps({"dataset": "own", "images": images}))
-    with table.open("w", newline="") as file:
+    (folder / "dataset_coco.json").write_text(json.dumps({"dataset": "own", "images": images}), encoding="utf-8")
+    with table.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
     return table
 

@@ -61,7 +61,7 @@ class Running:
 
     def failure(self, code: int) -> str:
         """The end of the log, and one line that names the step."""
-        tail = "\n".join(self.log.read_text(errors="replace").replace("\r", "\n").splitlines()[-15:])
+        tail = "\n".join(self.log.read_text(errors="replace", encoding="utf-8").replace("\r", "\n").splitlines()[-15:])
         return (
             f"{tail}\nerror: step {self.name}: ended with exit code {code}; "
             f"correct the cause (log: {self.log}) and run this again"

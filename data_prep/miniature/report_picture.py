@@ -40,10 +40,12 @@ def make_picture(page: Path, output: Path) -> Path:
         raise ValueError(f"FOLDER {page.parent}: has no {page.name}; run `make demo` first")
     if shutil.which("chromium") is None:
         raise ValueError("chromium: is not installed; install Debian's package chromium")
-    content = re.sub("<meta[^>]*Content-Security-Policy[^>]*>", "", page.read_text())
+    content = re.sub("<meta[^>]*Content-Security-Policy[^>]*>", "", page.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder:
         copy, shot = Path(folder) / "panels.html", Path(folder) / "panels.png"
-        copy.write_text(content.replace("</head>", f"{KEEPS_PANELS.read_text()}</head>"))
+        copy.write_text(
+            content.replace("</head>", f"{KEEPS_PANELS.read_text(encoding='utf-8')}</head>"), encoding="utf-8"
+        )
         told = _lay_out(copy, shot, Path(folder) / "profile")
         if told["missing"]:
             raise ValueError(

@@ -58,7 +58,7 @@ def load_routes(root: Path) -> dict[str, dict[str, Any]]:
     """Path -> route of a web folder. Raises ValueError, with the file's name, when it is missing or malformed."""
     path = root / "routes.json"
     try:
-        routes = json.loads(path.read_text())
+        routes = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(
             f"{path}: no such file; draw a world first with `python -m data_prep.miniature.world`"
@@ -149,7 +149,7 @@ def open_server(root: Path, port: int, log: TextIO | None) -> WebServer:
 
 
 def open_log(path: Path | None) -> AbstractContextManager[TextIO | None]:
-    return path.open("a") if path else nullcontext()
+    return path.open("a", encoding="utf-8") if path else nullcontext()
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ class Runner:
         return f"[{self.number}/{len(self.steps)}] {step.name}"
 
     def _key(self, step: Step) -> str:
-        recipes = [Path(word).read_text() for word in step.command if word.endswith(".yaml")]
+        recipes = [Path(word).read_text(encoding="utf-8") for word in step.command if word.endswith(".yaml")]
         needs = [self.keys[name] for name in step.needs]
         return hashlib.sha256(json.dumps([needs, step.command, recipes]).encode()).hexdigest()
 
@@ -82,7 +82,11 @@ class Runner:
 
     def _is_done(self, step: Step) -> bool:
         stamp = self._stamp(step)
-        return stamp.exists() and json.loads(stamp.read_text())["key"] == self.keys[step.name] and step.output.exists()
+        return (
+            stamp.exists()
+            and json.loads(stamp.read_text(encoding="utf-8"))["key"] == self.keys[step.name]
+            and step.output.exists()
+        )
 
     def _start(self, step: Step) -> None:
         _print(f"{self._title(step)}\n    {shlex.join(step.command)}")
@@ -97,12 +101,12 @@ class Runner:
 
     def _make_room(self, step: Step) -> None:
         begun, key = self.folder / "begun" / step.name, self.keys[step.name]
-        if step.folder and step.folder.exists() and begun.exists() and begun.read_text() != key:
+        if step.folder and step.folder.exists() and begun.exists() and begun.read_text(encoding="utf-8") != key:
             old = step.folder.with_name(f"{step.folder.name}.old")
             shutil.rmtree(old, ignore_errors=True)
             step.folder.rename(old)
             _print(f"    {step.name} was started with other settings; its old folder is now {old}")
-        begun.write_text(key)
+        begun.write_text(key, encoding="utf-8")
 
     def _poll(self) -> None:
         """Look at every running command once, and note those that ended."""
@@ -135,7 +139,7 @@ class Runner:
     def _time_left(self) -> str:
         """The time until the last step, as slow as the finished steps were."""
         done = [step for step in self.steps if step not in self.waiting and step not in self.running]
-        took_s = sum(json.loads(self._stamp(step).read_text())["seconds"] for step in done)
+        took_s = sum(json.loads(self._stamp(step).read_text(encoding="utf-8"))["seconds"] for step in done)
         slowness = took_s / sum(map(usual_s, done)) if done else 1.0
         elapsed_s = {step: each.elapsed_s() for step, each in self.running.items()}
         left_s = seconds_left(self.waiting, elapsed_s, self.at_once, lambda step: slowness * usual_s(step))

@@ -52,7 +52,9 @@ class Metrics:
         self.folder = folder
 
     def content(self, evaluation: str) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads((self.folder / "eval" / evaluation / "metrics.json").read_text())
+        content: dict[str, Any] = json.loads(
+            (self.folder / "eval" / evaluation / "metrics.json").read_text(encoding="utf-8")
+        )
         return content
 
     def value(self, evaluation: str, name: str, subset: str = "overall", protocol: str = "") -> float:
@@ -149,7 +151,7 @@ def _fine_tuned(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def write_summary(folder: Path, seed: int) -> Path:
     """Write `summary.json` from the files of a demo folder; returns its path."""
-    costs = {path.stem: json.loads(path.read_text()) for path in (folder / "steps").glob("*.json")}
+    costs = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (folder / "steps").glob("*.json")}
     path = folder / "summary.json"
     replace_file(path, json.dumps(collect(folder, seed, costs), indent=1) + "\n")
     return path

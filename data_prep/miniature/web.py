@@ -65,7 +65,7 @@ def write_web_tables(folder: Path, rows: list[WebRow], routes: dict[str, dict[st
     pq.write_table(table, folder / "laion.parquet")
     lines = [f"{row.text}\t{row.url}\n" for row in rows[split:]]
     (folder / "cc3m.tsv").write_text("".join(lines), encoding="utf-8")
-    (folder / "routes.json").write_text(json.dumps(routes, indent=0, sort_keys=True) + "\n")
+    (folder / "routes.json").write_text(json.dumps(routes, indent=0, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _draw_behaviour(rng: np.random.Generator) -> str:

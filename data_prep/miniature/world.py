@@ -83,7 +83,7 @@ def make_world(folder: Path, settings: WorldSettings) -> bool:
 def _is_complete(folder: Path, settings: WorldSettings) -> bool:
     """Whether the folder has a finished world with these settings."""
     try:
-        content = json.loads((folder / "world.json").read_text())
+        content = json.loads((folder / "world.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return False
     return bool(content.get("format") == FORMAT and content.get("settings") == asdict(settings))

@@ -1,7 +1,6 @@
 """Runs one task of a download: it takes its rows of the table, fetches them in waves, and writes shards and a
 summary."""
 
-import fcntl
 import json
 import shutil
 import sys
@@ -12,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -27,7 +27,7 @@ from data_prep.tables.evaluation_pictures import EvaluationPictures
 from data_prep.tables.row import Row
 from data_prep.tables.sources import Source, read_rows
 from data_prep.web.fetching import FetchSettings
-from pipeline.files import remove_partials, replace_file, sha256_of_json
+from pipeline.files import lock_file, read_validated, remove_partials, replace_file, sha256_of_json
 
 ROWS_PER_WAVE = 20_000
 """Rows that are fetched before their shards are written.
@@ -226,9 +226,10 @@ def _claimed(settings: DownloadSettings) -> Iterator[None]:
     """Keep out a second process for this task, and a download with other settings into this folder. What a killed run
     left in the task's work folder is removed first."""
     settings.output.mkdir(parents=True, exist_ok=True)
-    with (settings.output / f".{settings.label}.lock").open("w") as lock:
+    path = settings.output / f".{settings.label}.lock"
+    with path.open("w", encoding="utf-8") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(lock, path)
         except BlockingIOError as error:
             raise ValueError(
                 f"--output {settings.output}: another process works on task {settings.label}; wait for its end"
@@ -245,13 +246,14 @@ def _check_identity(settings: DownloadSettings) -> None:
     every partial file found here was left by a killed task."""
     path = settings.output / f"{settings.source.name}.download.json"
     wanted = settings.identity()
-    with path.with_name(f".{path.stem}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    locked = path.with_name(f".{path.stem}.lock")
+    with locked.open("w", encoding="utf-8") as lock:
+        lock_file(lock, locked, wait=True)
         remove_partials(path)
         if not path.exists():
             replace_file(path, (json.dumps(wanted, indent=1) + "\n").encode())
             return
-        found = json.loads(path.read_text())
+        found = read_validated(path, dict[str, Any], "the settings of a download")
     for name in {**wanted, **found}:
         was, now = found.get(name), wanted.get(name)
         if was != now:

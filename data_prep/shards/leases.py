@@ -9,6 +9,7 @@
   Therefore both must write the same bytes, and put them in place atomically.
 """
 
+import errno
 import json
 import os
 import socket
@@ -22,6 +23,7 @@ from typing import Self
 from pipeline.files import PARTIAL_SUFFIX
 
 HEARTBEATS_PER_TTL = 4
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 
 
 class Lease:
@@ -79,11 +81,11 @@ class Leases:
         token = uuid.uuid4().hex
         temporary = self.folder / f".{name}.{token}{PARTIAL_SUFFIX}"
         try:
-            with temporary.open("x") as file:
+            with temporary.open("x", encoding="utf-8") as file:
                 json.dump(
                     {"token": token, "host": _host(), "pid": os.getpid(), "started": _start_time(os.getpid())}, file
                 )
-            os.link(temporary, path)
+            _link(temporary, path)
         except (FileExistsError, FileNotFoundError):
             return None  # another worker was faster; the holder of a lease also removes temporary files of the others
         finally:
@@ -124,7 +126,7 @@ class Leases:
         try:
             if _read_owner(aside).get("token") == stale:
                 return True
-            os.link(aside, path)
+            _link(aside, path)
         except (FileExistsError, FileNotFoundError):
             pass  # another worker has taken it again, or its new holder has removed it
         finally:
@@ -132,10 +134,25 @@ class Leases:
         return False
 
 
+def _link(source: Path, path: Path) -> None:
+    """A second name for a file, which must not exist. Raises FileExistsError.
+
+    Where the file system has no hard links, the file is made empty and then filled: for that moment its lease has an
+    owner whose name is unknown.
+    """
+    try:
+        os.link(source, path)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        with path.open("x", encoding="utf-8") as file:
+            file.write(source.read_text("utf-8"))
+
+
 def _read_owner(path: Path) -> dict[str, object]:
     """What the lease says about its owner; {} when it is missing, damaged, or not a regular file."""
     try:
-        owner = json.loads(path.read_text()) if path.is_file() else {}
+        owner = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError, RecursionError):
         return {}
     return owner if isinstance(owner, dict) else {}
@@ -148,7 +165,7 @@ def _host() -> str:
     return " ".join(
         [
             socket.gethostname(),
-            boot.read_text().strip() if boot.exists() else "",
+            boot.read_text(encoding="utf-8").strip() if boot.exists() else "",
             str(namespace.readlink()) if namespace.is_symlink() else "",
         ]
     )
@@ -157,7 +174,7 @@ def _host() -> str:
 def _start_time(pid: int) -> str | None:
     """When process `pid` started, in ticks of the kernel (process numbers are reused); None if it has ended."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
     except OSError:
         return None
     # A zombie has ended, but its parent has not read its exit code.

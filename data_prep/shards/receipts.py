@@ -7,16 +7,21 @@ without a receipt is unfinished: readers ignore it, and its writer writes it aga
 import json
 from dataclasses import asdict, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from pipeline.data.manifest import Count
 from pipeline.files import read_validated, replace_file
 
 DOWNLOADED, CAPTIONED = "download", "capfilt"
 """The stages that write shards."""
 ENDING = ".receipt.json"
+
+
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+"""It becomes a part of file names, and must hold no path."""
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="ignore"))
@@ -27,19 +32,19 @@ class Receipt:
     stage: str
     input_sha256: str
     config_hash: str
-    tar_sha256: str
-    bytes: int
-    samples: int
-    captions: int
+    tar_sha256: Digest
+    bytes: Count
+    samples: Count
+    captions: Count
     seed: int
     models: dict[str, str] = field(default_factory=dict)
-    dropped: dict[str, int] = field(default_factory=dict)
-    questions: int = 0
-    dropped_questions: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, Count] = field(default_factory=dict)
+    questions: Count = 0
+    dropped_questions: dict[str, Count] = field(default_factory=dict)
     """Reason -> questions that were dropped, alone or with their picture."""
-    question_sets: dict[str, int] = field(default_factory=dict)
+    question_sets: dict[str, Count] = field(default_factory=dict)
     """Question set, such as vqav2_val2014 -> the number of its questions that are here."""
-    cleaned_of: dict[str, int] = field(default_factory=dict)
+    cleaned_of: dict[str, Count] = field(default_factory=dict)
     """Evaluation set whose pictures were dropped, such as karpathy_test -> the number of its pictures."""
 
     def same_work(self, stage: str, input_sha256: str, config_hash: str) -> bool:

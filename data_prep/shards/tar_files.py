@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from data_prep.shards.offsets import offset_table
 from data_prep.shards.receipts import read_receipt, receipt_path
 from data_prep.shards.sample_json import KEY_PATTERN, encode_record, questions_of, record_fault
-from data_prep.shards.ustar import BLOCK, HashingFile, write_member
+from data_prep.shards.ustar import BLOCK, LARGEST_MEMBER, HashingFile, write_member
 from pipeline.files import parse_json, replacing
 
 REMEDY = "the tar is damaged or was replaced; remove it and run the step that writes it again"
@@ -99,13 +99,20 @@ def read_samples(tar: Path) -> Iterator[Sample]:
 
 def read_at(file: BinaryIO, tar: Path, row: NDArray[np.int64]) -> Sample:
     """The sample that a row of the offset table points at. Raises ValueError, with the name of the tar, on damage."""
-    jpeg_offset, jpeg_bytes = int(row[0]), int(row[1])
-    file.seek(jpeg_offset)
-    jpeg = file.read(jpeg_bytes)
+    jpeg = _read(file, tar, row[0], row[1])
     record = _read_record(file, tar, row)
     if hashlib.sha256(jpeg).hexdigest() != record["sha256"]:
         raise ValueError(f"{tar}: the picture of sample {record['key']} differs from its sha256; {REMEDY}")
     return Sample(record["key"], jpeg, record)
+
+
+def _read(file: BinaryIO, tar: Path, offset: np.int64, size: np.int64) -> bytes:
+    if not 0 <= size <= LARGEST_MEMBER or offset < 0:
+        raise ValueError(
+            f"{tar}: no member of a sample can have {size} bytes at byte {offset}; run data_prep.index again"
+        )
+    file.seek(int(offset))
+    return file.read(int(size))
 
 
 def counted_table(tar: Path) -> NDArray[np.int64]:
@@ -121,9 +128,7 @@ def counted_table(tar: Path) -> NDArray[np.int64]:
 
 
 def _read_record(file: BinaryIO, tar: Path, row: NDArray[np.int64]) -> dict[str, Any]:
-    json_offset, json_bytes = int(row[2]), int(row[3])
-    file.seek(json_offset)
-    text = file.read(json_bytes)
+    json_offset, text = int(row[2]), _read(file, tar, row[2], row[3])
     try:
         record = parse_json(text)
     except ValueError as error:

@@ -2,11 +2,17 @@
 
 import hashlib
 import tarfile
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 BLOCK = 512
 """Bytes of a tar block: a header is one block, and data are padded to whole blocks."""
+
+CHUNK = 1 << 20
+"""Bytes that are read at once."""
+LARGEST_MEMBER = 1 << 28
+"""Bytes of a picture or its JSON; a sparse file may claim more than memory holds."""
 
 
 class HashingFile:
@@ -41,8 +47,7 @@ def read_header(file: BinaryIO, tar: Path, offset: int, size: int) -> tarfile.Ta
     file.seek(offset)
     header = file.read(BLOCK)
     if header == bytes(BLOCK):
-        rest = file.read()
-        if len(rest) < BLOCK or rest.strip(b"\0"):
+        if size < offset + 2 * BLOCK or any(chunk.strip(b"\0") for chunk in iter(partial(file.read, CHUNK), b"")):
             raise ValueError(f"{tar}: the end of the archive at byte {offset} is cut short, or other bytes follow it")
         return None
     try:
@@ -51,5 +56,7 @@ def read_header(file: BinaryIO, tar: Path, offset: int, size: int) -> tarfile.Ta
         raise ValueError(f"{tar}: is cut short or damaged at byte {offset} ({error})") from error
     if not info.isreg() or info.size < 0 or offset + BLOCK + info.size > size:
         raise ValueError(f"{tar}: member {info.name!r} at byte {offset} is cut short, or is not a regular file")
+    if info.size > LARGEST_MEMBER:
+        raise ValueError(f"{tar}: member {info.name!r} at byte {offset} has {info.size} bytes, more than a sample has")
     info.offset_data = offset + BLOCK
     return info

@@ -28,7 +28,7 @@ def karpathy_rows(path: Path, split: str) -> Iterator[Row]:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"--input {path}: image {row} is not an entry of a Karpathy split ({error!r})") from error
     if not found & set(splits):
-        splits_found = ", ".join(sorted(found)) or "none"
+        splits_found = ", ".join(sorted(map(str, found))) or "none"
         raise ValueError(f"--split {split}: {path} has no image of this split; its splits are {splits_found}")
 
 
@@ -45,7 +45,7 @@ def visual_genome_rows(path: Path) -> Iterator[Row]:
             phrases = (without_surrogates(region["phrase"]).strip() for region in image["regions"])
             picture_id = int(image["id"])
             yield Row(row, f"{picture_id}.jpg", tuple(dict.fromkeys(filter(None, phrases))), picture_id=picture_id)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(f"--input {path}: image {row} is not a list of region descriptions ({error!r})") from error
 
 

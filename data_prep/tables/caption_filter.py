@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 from data_prep.shards.ledger import Drop
+from pipeline.data.captions import has_words
 
 WIDESPREAD = (
     "ar",
@@ -67,7 +68,7 @@ MARGIN = 10.0
 
 @dataclass(frozen=True)
 class CaptionRules:
-    """Rules that a caption must satisfy; with the defaults every caption passes."""
+    """Rules that a caption must satisfy; with the defaults every caption that has a letter or digit passes."""
 
     min_words: int = 0
     max_words: int | None = None
@@ -94,6 +95,8 @@ def passing(captions: Sequence[str], rules: CaptionRules) -> tuple[str, ...] | D
 
 def _fault(caption: str, rules: CaptionRules) -> str | None:
     words = len(caption.split())
+    if not has_words(caption):
+        return "no_caption"
     if words < rules.min_words:
         return "caption_too_short"
     if rules.max_words is not None and words > rules.max_words:

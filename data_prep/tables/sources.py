@@ -46,7 +46,7 @@ def load_sources(path: Path = SOURCES_FILE) -> dict[str, Source]:
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read as YAML ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: is not a mapping of source names to entries")

@@ -47,7 +47,7 @@ def _allow_many_files() -> None:
 
 
 def main() -> None:
-    settings = json.loads(Path(sys.argv[1]).read_text())
+    settings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     img2dataset: Any = import_module("img2dataset.main")  # the attribute `main` of its package is a function
     img2dataset.DummySampleWriter = RowWriter
     if settings["img2dataset"]["distributor"] == "pyspark":

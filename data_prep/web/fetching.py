@@ -97,14 +97,16 @@ def _run_img2dataset(urls: dict[int, str], folder: Path, settings: FetchSettings
         "distributor": settings.distributor,
     }
     spark_master = settings.spark_master or f"local[{processes}]"
-    (folder / "settings.json").write_text(json.dumps({"img2dataset": options, "spark_master": spark_master}))
+    (folder / "settings.json").write_text(
+        json.dumps({"img2dataset": options, "spark_master": spark_master}), encoding="utf-8"
+    )
     waits = -(-part // settings.threads) * -(-len(urls) // (part * processes))
     code = _run_worker(folder, settings, START_ALLOWANCE_S + waits * settings.deadline_s)
     found = dict(read_results(folder / "fetched"))
     if len(found) < len(urls):
         check_disk(folder)
     if not found:
-        tail = (folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:]
+        tail = (folder / "log.txt").read_text(errors="replace", encoding="utf-8").strip().splitlines()[-1:]
         log = folder / "log.txt"
         raise ValueError(f"{log}: img2dataset ended with {code} and without a result ({' '.join(tail)}); read this log")
     return found

@@ -42,7 +42,7 @@ class RowWriter:
 
     def close(self) -> None:
         self.pictures.close()
-        self.stem.with_suffix(".rows").write_text(json.dumps(self.rows))
+        self.stem.with_suffix(".rows").write_text(json.dumps(self.rows), encoding="utf-8")
 
 
 def read_results(folder: Path) -> Iterator[tuple[int, Fetched | Drop]]:
@@ -51,7 +51,7 @@ def read_results(folder: Path) -> Iterator[tuple[int, Fetched | Drop]]:
     for finished in sorted(folder.glob(f"*{FINISHED}")):
         stem = folder / str(int(finished.name.removesuffix(FINISHED)))
         try:
-            rows = json.loads(stem.with_suffix(".rows").read_text())
+            rows = json.loads(stem.with_suffix(".rows").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         for row, offset, size, error in rows:

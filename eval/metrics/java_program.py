@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.files import lock_file
+
 ENGLISH = ("-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8")
 LAST_WORDS = 200  # characters of stderr in an error message
 LOCK = ".in_use"
@@ -28,15 +30,15 @@ def private_folder(name: str) -> Iterator[Path]:
         _remove_unused(lock)
     with tempfile.TemporaryDirectory(prefix=f"{name}-") as made:
         unseen = Path(made) / f"{LOCK}.new"
-        with unseen.open("w") as lock_file:
-            fcntl.flock(lock_file, fcntl.LOCK_EX)
+        with unseen.open("w", encoding="utf-8") as held:
+            lock_file(held, unseen, wait=True)
             unseen.rename(unseen.with_name(LOCK))  # locked before another can find it
             yield Path(made)
 
 
 def _remove_unused(lock: Path) -> None:
     try:
-        with lock.open() as file:
+        with lock.open(encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(lock.parent)
     except OSError:
@@ -87,7 +89,7 @@ def run_java(name: str, options: Sequence[str], folder: Path, stdin: Path | None
         finally:
             _kill_group(process)
     if code != 0:
-        said = " ".join(errors.read_text(errors="replace").split())[-LAST_WORDS:]
+        said = " ".join(errors.read_text(errors="replace", encoding="utf-8").split())[-LAST_WORDS:]
         more = f"{f' ({said})' if said else ''}; run it again, or leave out --{name.lower()}"
         if code < 0:
             raise ValueError(f"{name}: java was killed by {signal.Signals(-code).name}{more}")

@@ -40,7 +40,9 @@ def meteor_statistics(
         options = [HEAP, "-jar", str((jar or packaged_jar()).absolute()), "-", "-", "-stdio", "-l", "en", "-norm"]
         deadline = DEADLINE_S + DEADLINE_PER_IMAGE_S * len(lines) if deadline_s is None else deadline_s
         answers = (
-            run_java("METEOR", options, folder, folder / "stdin", deadline).read_text(errors="replace").splitlines()
+            run_java("METEOR", options, folder, folder / "stdin", deadline)
+            .read_text(errors="replace", encoding="utf-8")
+            .splitlines()
         )
     if len(answers) != len(lines):
         raise ValueError(f"METEOR: java answered {len(answers)} lines for {len(lines)} captions; run again")

@@ -31,7 +31,9 @@ def check_spice(jar: Path) -> None:
             )
     with private_folder("spice") as folder:
         run_java("SPICE", ["-version"], folder, None, VERSION_S)
-        version = re.search(r'version "(?:1\.)?(\d+)', (folder / "stderr").read_text(errors="replace"))
+        version = re.search(
+            r'version "(?:1\.)?(\d+)', (folder / "stderr").read_text(errors="replace", encoding="utf-8")
+        )
     if version and int(version[1]) > LAST_JAVA:
         raise ValueError(
             f"--spice {jar}: it cannot write its scores under Java {version[1]}, the first on PATH; put Java 8 to "
@@ -49,12 +51,12 @@ def spice_scores(
         for place, (prediction, captions) in enumerate(zip(predictions, references, strict=True))
     ]
     with private_folder("spice") as folder:
-        (folder / "in.json").write_text(json.dumps(entries))
+        (folder / "in.json").write_text(json.dumps(entries), encoding="utf-8")
         options = [HEAP, "-jar", str(jar.absolute()), str(folder / "in.json")]
         options += ["-out", str(folder / "out.json"), "-subset", "-silent"]
         run_java("SPICE", options, folder, None, deadline_s or DEADLINE_S + DEADLINE_PER_IMAGE_S * len(entries))
         try:
-            answers = json.loads((folder / "out.json").read_text())
+            answers = json.loads((folder / "out.json").read_text(encoding="utf-8"))
             by_image = {int(each["image_id"]): each["scores"]["All"]["f"] for each in answers}
             found = [np.nan if (score := by_image[place]) is None else float(score) for place in range(len(entries))]
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,7 +1,6 @@
 """Curves of a training run, read from its metrics.jsonl: losses, accuracies, learning rate, speed and others."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ TITLES = {  # of numbers whose name does not read well
     "itg_perplexity": "ITG perplexity",
 }
 NOT_DRAWN = ("step", "samples", "split", "epoch")
+LARGEST = 1e300  # of a number that is drawn; JSON has larger ones
 
 
 def training_charts(run: Path) -> list[LineChart]:
@@ -32,12 +32,13 @@ def read_metrics(path: Path) -> dict[str, Points]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             entry: dict[str, Any] = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        field_of(path, entry, "step", (int,))
+        if abs(field_of(path, entry, "step", (int,))) > LARGEST:
+            continue
         suffix = f" ({entry['split']})" if "split" in entry else ""
         for name, value in entry.items():
-            if name not in NOT_DRAWN and isinstance(value, int | float) and math.isfinite(value):
+            if name not in NOT_DRAWN and isinstance(value, int | float) and abs(value) < LARGEST:
                 series.setdefault(f"{name}{suffix}", []).append((float(entry["step"]), float(value)))
     return {
         name: points

@@ -1,17 +1,49 @@
 """Pictures of a training manifest: the captions that were kept, with their scores, and those that were dropped."""
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
 from pipeline.data.manifest import Manifest, Shard, load_manifest
+from pipeline.files import first_fault, parse_json
 from pipeline.pages.thumbnails import Thumbnail, thumbnail
 
 SHARDS_READ = 3  # of each source
 SIDE_TABLE = ".candidates.parquet"
+
+
+class _Record(BaseModel):
+    """What a page shows of a sample's JSON."""
+
+    model_config = ConfigDict(strict=True)
+
+    key: str
+    captions: list[str]
+    scores: list[float | None]
+    sources: list[str]
+
+    @model_validator(mode="after")
+    def _equally_many(self) -> "_Record":
+        if not len(self.captions) == len(self.scores) == len(self.sources):
+            raise ValueError("captions, scores and sources are not equally many")
+        return self
+
+
+class _Candidate(BaseModel):
+    """What it shows of a row of the side table."""
+
+    model_config = ConfigDict(strict=True)
+
+    key: str
+    caption: str
+    source: str
+    score: float | None
+    kept: bool
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -67,21 +99,38 @@ def _side_table(manifest: Manifest, shard: Shard) -> Path:
 def _candidates(path: Path) -> dict[str, list[dict[str, Any]]]:
     if not path.is_file():
         return {}
+    import pyarrow as pa
     import pyarrow.parquet
 
     by_key: dict[str, list[dict[str, Any]]] = {}
-    for row in pyarrow.parquet.read_table(path).to_pylist():
-        by_key.setdefault(row["key"], []).append(row)
+    try:
+        for row in pyarrow.parquet.read_table(path, columns=list(_Candidate.model_fields)).to_pylist():
+            _Candidate.model_validate(row)
+            by_key.setdefault(row["key"], []).append(row)
+    except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
+        told = first_fault(error) if isinstance(error, ValidationError) else " ".join(str(error).split())
+        raise ValueError(f"{path}: is not a table of candidates ({told}); run data_prep.capfilt again") from error
     return by_key
 
 
 def _read(manifest: Manifest, shard: Shard, row: int) -> tuple[dict[str, Any], bytes]:
-    jpg_offset, jpg_bytes, json_offset, json_bytes = (int(each) for each in manifest.offsets(shard)[row])
-    with manifest.shard_path(shard).open("rb") as file:
-        file.seek(jpg_offset)
-        jpeg = file.read(jpg_bytes)
-        file.seek(json_offset)
-        record: dict[str, Any] = json.loads(file.read(json_bytes))
+    """Raises ValueError when the table points outside the tar, or the JSON there is not that of a sample."""
+    path, places = manifest.shard_path(shard), [int(each) for each in manifest.offsets(shard)[row]]
+    try:
+        size = path.stat().st_size if path.is_file() else 0
+        if min(places) < 0 or max(places[0] + places[1], places[2] + places[3]) > size:
+            raise ValueError("it does not lie in the tar")
+        with path.open("rb") as file:
+            file.seek(places[0])
+            jpeg = file.read(places[1])
+            file.seek(places[2])
+            record: dict[str, Any] = parse_json(file.read(places[3]))
+        _Record.model_validate(record)
+    except (OSError, ValueError) as error:
+        told = first_fault(error) if isinstance(error, ValidationError) else error
+        raise ValueError(
+            f"{path}: sample {row} cannot be read ({told}); run data_prep.verify on the manifest"
+        ) from error
     return record, jpeg
 
 

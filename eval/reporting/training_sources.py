@@ -121,6 +121,6 @@ def _recipe_of(weights: Path) -> dict[str, Any] | None:
         if "converted_from" in header["__metadata__"]:  # its recipe names the towers, not the training
             return None
         found = json.loads(header["__metadata__"]["recipe"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -5,7 +5,6 @@ with the rest; a last line that a kill cut off does not count. When all samples 
 predictions.jsonl in the data set's order: the same bytes, however the work was divided.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from eval.sets.official_files import SampleId, check_whole_characters, field_of
-from pipeline.files import replace_file
+from pipeline.files import lock_file, replace_file
 
 Entry = Mapping[str, Any]
 RANK_FILES = "predictions.rank*.jsonl"
@@ -62,7 +61,7 @@ def check_not_written(path: Path) -> None:
 
 def _lock(file: BinaryIO, path: Path) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(file, path)
     except BlockingIOError as error:
         raise ValueError(f"{path}: another process is writing it; wait for it, or stop it first") from error
 

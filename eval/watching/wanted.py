@@ -106,10 +106,10 @@ def read_watch_list(path: Path) -> WatchList:
     """Raises ValueError in one line, naming the field, for a list that cannot be used."""
     try:
         return WatchList.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: not readable as YAML ({error}); name a watch list") from error
     except ValidationError as error:
         raise ValueError(f"{path}: not a watch list ({first_fault(error)}); eval/README.md has an example") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: a date that cannot be
+        raise ValueError(f"{path}: not readable as YAML ({error}); name a watch list") from error
 
 
 def evaluations(wanted: WatchList) -> Iterator[Evaluation]:

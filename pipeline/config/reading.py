@@ -70,7 +70,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         )
     try:
         settings = OmegaConf.load(path)
-    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError) as error:
         raise ValueError(f"recipe {path}: is not readable as YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(settings, DictConfig):
         raise ValueError(f"recipe {path}: is not a mapping of fields; write `field: value` lines")
@@ -79,7 +79,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             raise ValueError(f"--set {item}: is not of the form FIELD=VALUE")
         try:
             settings = OmegaConf.merge(settings, OmegaConf.from_dotlist([item]))
-        except (OmegaConfBaseException, YAMLError) as error:
+        except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
             raise ValueError(f"--set {item}: is not readable as YAML ({str(error).splitlines()[0]})") from error
     try:
         content = cast(dict[Any, Any], OmegaConf.to_container(settings, resolve=True))

@@ -2,18 +2,19 @@
 
 import logging
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from pipeline.config import Recipe
 from pipeline.data.batch import Batch, Collate
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.data.mixture import build_order
 from pipeline.data.order import TOTALS, MicroBatches, sizes_of
-from pipeline.data.stream import SampleStream
+from pipeline.data.stream import Sample, SampleStream
 from pipeline.data.streaming import CANNOT_PROMISE, ShardUrls, StreamedSamples, expand_urls
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,47 @@ def leave_signals_to_the_rank(_worker: int) -> None:
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda _number, _frame: signal.alarm(GRACE_S))
+
+
+class WorkerError(ValueError):
+    """A worker of the loader could not hand over its batches. It may happen on one rank alone, which then prints it."""
+
+
+class InSharedMemory:
+    """A collation whose batches a worker puts into shared memory itself. Left to its queue, a full /dev/shm would lose
+    a batch without an error, and its rank would wait for it for ever."""
+
+    def __init__(self, collate: Collate) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """Raises WorkerError in one line when there is no room."""
+        batch, worker = self.collate(samples), get_worker_info()
+        if worker is None or not isinstance(batch, Batch):
+            return batch
+        try:
+            for tensor in batch.tensors():
+                tensor.share_memory_()  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            raise WorkerError(
+                f"data.num_workers {worker.num_workers}: /dev/shm has no room for a batch ({str(error).splitlines()[0]}"
+                "); lower data.num_workers (0 needs none), or give the container more (docker run --shm-size=8g)"
+            ) from error
+        return batch
+
+
+@contextmanager
+def named_worker_faults(num_workers: int) -> Iterator[None]:
+    """A worker that was killed is one line, not a traceback: torch raises a RuntimeError. Raises WorkerError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise WorkerError(
+            f"data.num_workers {num_workers}: a worker of the loader was killed ({str(error).splitlines()[0]}); memory "
+            "or /dev/shm is too small: lower data.num_workers, or give the job more"
+        ) from error
 
 
 def in_steps(recipe: Recipe, source: DataSource) -> Recipe:
@@ -72,7 +114,7 @@ def build_loader(
     """
     data, batch, steps = recipe.data, recipe.batch, recipe.run.steps
     settings: dict[str, Any] = {
-        "collate_fn": collate,
+        "collate_fn": InSharedMemory(collate),
         "worker_init_fn": leave_signals_to_the_rank,
         "num_workers": data.num_workers,
         "generator": torch.Generator(),  # else each start of a loader would draw from the numbers that dropout uses

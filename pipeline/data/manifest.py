@@ -24,6 +24,8 @@ from pipeline.files import read_validated
 FORMAT = "blip2-manifest/1"
 PLACES, COLUMNS = 4, 6
 """Columns of an offset table: the places alone, as earlier versions wrote it, or with the two counts."""
+LEAST_SAMPLE = 1024
+"""Bytes: a sample has two members in its tar, each with a header of 512 bytes."""
 COUNTED = ("dropped", "dropped_questions", "question_sets", "cleaned_of")
 """The fields of `provenance` that are whole numbers by name; only `dropped` is always there."""
 
@@ -139,7 +141,15 @@ class Manifest:
         return table[:, PLACES:]
 
     def _table(self, shard: Shard) -> NDArray[np.int64]:
-        table: NDArray[np.int64] = np.load(self.root / shard.index, mmap_mode="r", allow_pickle=False)
+        path = self.root / shard.index
+        try:
+            if not path.is_file():
+                raise ValueError("no such file")
+            table: NDArray[np.int64] = np.load(path, mmap_mode="r", allow_pickle=False)
+            if table.dtype != np.int64:
+                raise ValueError(f"its type is {table.dtype}, expected int64")
+        except Exception as error:  # numpy raises many kinds of errors on a damaged header
+            raise ValueError(f"{path}: is not a table of offsets ({error}); run data_prep.index again") from error
         if table.ndim != 2 or len(table) != shard.samples or table.shape[1] not in (PLACES, COLUMNS):
             raise ValueError(
                 f"{self.root / shard.index}: shape {table.shape}, expected ({shard.samples}, {COLUMNS}) or, of an "
@@ -158,7 +168,23 @@ def read_manifest(path: Path) -> ManifestFile:
             if empty != (shard.samples == 0) or empty == bool(shard.index):
                 told = f"samples {shard.samples}, index {shard.index!r}"
                 raise ValueError(f"{path}: is not a valid manifest ({name}.{number}: {told})")
+            if shard.samples * LEAST_SAMPLE > shard.bytes or max(shard.captions, shard.questions) > shard.bytes:
+                told = f"{shard.samples} samples, {shard.captions} captions and {shard.questions} questions"
+                raise ValueError(f"{path}: {name}.{number}: {told} do not fit into its {shard.bytes} bytes")
+    _refuse_repeats(path, content.shards)
     return content
+
+
+def _refuse_repeats(path: Path, shards: Sequence[Shard]) -> None:
+    """Raises ValueError when a shard is listed twice, also as a copy: its samples would come twice."""
+    known: dict[str, Shard] = {}
+    for shard in shards:
+        if shard.sha256 in known:
+            raise ValueError(
+                f"{path}: {shard.path} is the same shard as {known[shard.sha256].path}; write the manifest again with "
+                "`python -m data_prep.index`, each folder once"
+            )
+        known[shard.sha256] = shard
 
 
 def load_manifest(path: Path) -> Manifest:

@@ -2,11 +2,12 @@
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import SampleKind
-from pipeline.data.captions import clean_caption, clean_question
+from pipeline.data.captions import clean_caption, clean_question, has_words, is_text
 
 MOST_ANSWERS = 1_000_000  # people who gave one answer
 
@@ -35,13 +36,13 @@ class Texts:
 def read_record(text: bytes, sample: SampleKind = "image", which: int = 0) -> tuple[str, Texts]:
     """Key and texts of a sample: all captions of a picture, its caption `which`, or its question `which`.
 
-    Raises ValueError when they are not there.
+    Captions without words are passed over. Raises ValueError when no text is left.
     """
     try:
         content = json.loads(text)
     except RecursionError as error:
         raise ValueError("its JSON is nested too deep") from error
-    if not isinstance(content, dict) or not isinstance(content.get("key"), str):
+    if not isinstance(content, dict) or not is_text(content.get("key")):
         raise ValueError("its JSON has no key")
     if sample == "question":
         return content["key"], _question(_list_of(content, "questions"), which)
@@ -49,7 +50,15 @@ def read_record(text: bytes, sample: SampleKind = "image", which: int = 0) -> tu
     if sample == "caption" and which >= len(captions):
         raise ValueError(f"its JSON has no caption {which}")
     chosen = captions if sample == "image" else captions[which : which + 1]
-    return content["key"], Texts("", tuple(map(str, chosen)))
+    return content["key"], captions_of(chosen)
+
+
+def captions_of(captions: Sequence[object]) -> Texts:
+    """The captions that have words. Raises ValueError when none has."""
+    usable = tuple(caption for caption in captions if has_words(caption))
+    if not usable:
+        raise ValueError("it has no caption with a letter or digit")
+    return Texts("", usable)
 
 
 def _list_of(content: dict[str, Any], name: str) -> list[Any]:
@@ -62,7 +71,7 @@ def _list_of(content: dict[str, Any], name: str) -> list[Any]:
 def _question(questions: list[Any], which: int) -> Texts:
     found = questions[which] if which < len(questions) and isinstance(questions[which], dict) else {}
     question, answers = found.get("question"), found.get("answers")
-    if not isinstance(question, str) or not isinstance(answers, dict) or not answers:
+    if not is_text(question) or not isinstance(answers, dict) or not answers or not all(map(is_text, answers)):
         raise ValueError(f"its JSON has no question {which} with answers")
     if not all(type(count) is int and 0 < count <= MOST_ANSWERS for count in answers.values()):
         raise ValueError(f"the answers of its question {which} are not counted from 1 to {MOST_ANSWERS}")

@@ -4,8 +4,10 @@ Where a sample is one of a picture's captions or questions, its draws depend on 
 make a sample occur again in an epoch, they depend on which occurrence it is, too.
 """
 
+import logging
 import os
 import random
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -21,8 +23,11 @@ from pipeline.data.order import TOTALS, Order
 from pipeline.data.records import Texts, read_record
 from pipeline.data.transforms import decode, random_resized_crop
 
+log = logging.getLogger(__name__)
 MAX_OPEN_TARS = 128  # more than a block of shuffle_shards has, or each sample opens its tar again
 MAX_CORRUPT_IN_A_ROW = 64
+MAX_CORRUPT_SHARDS = 3  # in a row; more of them are a disk that is gone
+LARGEST_MEMBER = 1 << 28  # bytes; a damaged table must not ask for all memory
 
 
 class UnreadableShardError(ValueError):
@@ -66,7 +71,8 @@ class SampleStream:
 
     A picture that cannot be read is replaced by that of the next row of its shard (round to the first after the last)
     and counted: which one stands in depends on the files alone, so no two ranks can disagree. Of several captions or
-    questions each is replaced by one of the row that stands in, the n-th by its n-th, counted round.
+    questions each is replaced by one of the row that stands in, the n-th by its n-th, counted round. Where a whole
+    shard, or MAX_CORRUPT_IN_A_ROW of its rows, cannot be read, those of the next shard stand in.
     """
 
     def __init__(self, manifest: Manifest, order: Order, settings: Data, image_size_px: int) -> None:
@@ -74,6 +80,7 @@ class SampleStream:
         self._offsets = lru_cache(maxsize=MAX_OPEN_TARS)(self._read_offsets)
         self._ends = lru_cache(maxsize=MAX_OPEN_TARS)(self._read_ends)
         self._files: dict[int, int] = {}
+        self._told: set[int] = set()
 
     def _read_offsets(self, shard: int) -> NDArray[np.int64]:
         return self.manifest.offsets(self.manifest.shards[shard])
@@ -103,18 +110,41 @@ class SampleStream:
         holding = ((first + further) % rows for further in range(rows))
         yield from ((row, which % int(counts[row])) for row in holding if counts[row])
 
+    def _shards_from(self, shard: int) -> Iterator[int]:
+        """A shard, and then those that stand in for it: the next ones that hold samples of this kind, counted round."""
+        shards = self.manifest.shards
+        for further in range(len(shards)):
+            each = (shard + further) % len(shards)
+            if getattr(shards[each], TOTALS[self.settings.sample]):
+                yield each
+
     def _file(self, shard: int) -> int:
         """An open file descriptor of the shard's tar; the one opened first is closed when there are too many."""
         if shard not in self._files:
             if len(self._files) >= MAX_OPEN_TARS:
                 os.close(self._files.pop(next(iter(self._files))))
-            self._files[shard] = os.open(self.manifest.shard_path(self.manifest.shards[shard]), os.O_RDONLY)
+            listed = self.manifest.shards[shard]
+            path = self.manifest.shard_path(listed)
+            file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for its writer
+            found = os.fstat(file)
+            if not stat.S_ISREG(found.st_mode) or found.st_size > listed.bytes:  # one that was cut still has samples
+                os.close(file)
+                if not stat.S_ISREG(found.st_mode):
+                    raise ValueError(f"{path}: is not a regular file")
+                raise ValueError(
+                    f"{path}: was replaced: it has {found.st_size} bytes, the manifest says {listed.bytes}"
+                )
+            self._files[shard] = file
         return self._files[shard]
 
     def _read(self, shard: int, row: int, which: int) -> tuple[bytes, str, Texts]:
         """JPEG bytes, key and texts of one row. Raises OSError or ValueError when the tar does not hold them."""
         jpg_offset, jpg_bytes, json_offset, json_bytes = (int(number) for number in self._offsets(shard)[row])
         file = self._file(shard)
+        if max(jpg_bytes, json_bytes) > LARGEST_MEMBER or min(jpg_offset, jpg_bytes, json_offset, json_bytes) < 0:
+            raise ValueError(
+                f"{self.manifest.shards[shard].path}: row {row} cannot be there; run data_prep.index again"
+            )
         picture, text = os.pread(file, jpg_bytes, jpg_offset), os.pread(file, json_bytes, json_offset)
         if len(picture) != jpg_bytes or len(text) != json_bytes:
             raise ValueError(f"{self.manifest.shards[shard].path}: ends before row {row}")
@@ -126,23 +156,42 @@ class SampleStream:
     def __getitem__(self, place: tuple[int, int]) -> Sample:
         epoch, position = place
         shard, number = self.order.locate(epoch, position)
-        occurrence = self.order.occurrence(epoch, position)
         corrupt, fault = 0, ""
-        for row, which in islice(self._rows(shard, number), MAX_CORRUPT_IN_A_ROW):
+        for each in islice(self._shards_from(shard), MAX_CORRUPT_SHARDS):
             try:
-                picture, key, texts = self._read(shard, row, which)
-                pixels = decode(picture)
+                self._file(each)  # a fault of the whole shard, which no other row of it can mend
+                self._offsets(each)
+                for row, which in islice(self._rows(each, number if each == shard else 0), MAX_CORRUPT_IN_A_ROW):
+                    try:
+                        picture, key, texts = self._read(each, row, which)
+                        return self._sample(epoch, position, each, which, key, decode(picture), texts, corrupt)
+                    except (OSError, ValueError) as error:
+                        corrupt, fault = corrupt + 1, str(error)
             except (OSError, ValueError) as error:
                 corrupt, fault = corrupt + 1, str(error)
-                continue
-            of = "" if self.settings.sample == "image" else f"/{self.settings.sample} {which}"
-            again = f"/{occurrence}" if occurrence else ""
-            rng = random.Random(f"{self.order.seed}/{epoch}/{key}{of}{again}")
-            sample = draw_sample(key, pixels, texts, corrupt, rng, self.settings, self.image_size_px)
-            weights = self.settings.loss_weights or {}
-            return replace(sample, loss_weight=weights.get(self.manifest.shards[shard].source, 1.0))
-        path, row = self.manifest.shard_path(self.manifest.shards[shard]), next(self._rows(shard, number))[0]
+            if each not in self._told:
+                self._told.add(each)
+                log.warning("shard %s: %s; samples of the next shard stand in", self.manifest.shards[each].path, fault)
         raise UnreadableShardError(
-            f"shard {path}: no readable sample in {corrupt} rows from row {row} on ({fault}); check the data with "
-            "`python -m data_prep.verify MANIFEST`"
+            f"shard {self.manifest.shard_path(self.manifest.shards[shard])}, and those after it: no readable sample "
+            f"in {corrupt} tries ({fault}); check the data with `python -m data_prep.verify MANIFEST`"
         )
+
+    def _sample(
+        self,
+        epoch: int,
+        position: int,
+        shard: int,
+        which: int,
+        key: str,
+        pixels_3HW: Tensor,
+        texts: Texts,
+        corrupt: int,
+    ) -> Sample:
+        occurrence = self.order.occurrence(epoch, position)
+        of = "" if self.settings.sample == "image" else f"/{self.settings.sample} {which}"
+        again = f"/{occurrence}" if occurrence else ""
+        rng = random.Random(f"{self.order.seed}/{epoch}/{key}{of}{again}")
+        sample = draw_sample(key, pixels_3HW, texts, corrupt, rng, self.settings, self.image_size_px)
+        weights = self.settings.loss_weights or {}
+        return replace(sample, loss_weight=weights.get(self.manifest.shards[shard].source, 1.0))

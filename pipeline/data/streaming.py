@@ -29,8 +29,8 @@ from typing import IO, Any
 from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.config import Data
-from pipeline.data.records import Texts, read_record
-from pipeline.data.stream import MAX_CORRUPT_IN_A_ROW, Sample, UnreadableShardError, draw_sample
+from pipeline.data.records import captions_of, read_record
+from pipeline.data.stream import Sample, UnreadableShardError, draw_sample
 from pipeline.data.transforms import decode
 
 log = logging.getLogger(__name__)
@@ -173,17 +173,13 @@ class StreamedSamples(IterableDataset[Sample]):
                     sample = self._sample(raw, number, corrupt)
                 except ValueError as error:
                     corrupt, fault = corrupt + 1, error
-                    if corrupt == MAX_CORRUPT_IN_A_ROW:
-                        raise UnreadableShardError(
-                            f"data.urls {raw['__url__']}: no readable sample among {corrupt} in a row ({error}); "
-                            "check the tar"
-                        ) from error
                 else:
                     corrupt, found = 0, True
                     yield sample
             if not found:
                 raise UnreadableShardError(
-                    f"data.urls {urls[0]} and {len(urls) - 1} more: no readable sample ({fault}); check the tars"
+                    f"data.urls {urls[0]} and {len(urls) - 1} more: no readable sample ({fault}); check the URLs, the "
+                    "network and the tars"
                 )
 
     def _sample(self, raw: dict[str, Any], number: int, corrupt: int) -> Sample:
@@ -196,7 +192,7 @@ class StreamedSamples(IterableDataset[Sample]):
         except ValueError:
             if "txt" not in raw:
                 raise
-            key, texts = f"{raw['__url__']}/{raw['__key__']}", Texts("", (raw["txt"].decode(),))
+            key, texts = f"{raw['__url__']}/{raw['__key__']}", captions_of([raw["txt"].decode()])
         rng = random.Random(f"{self.seed}/{number}/{key}")
         return draw_sample(key, decode(raw["jpg"]), texts, corrupt, rng, self.settings, self.image_size_px)
 
@@ -212,7 +208,8 @@ def _one_pass(urls: Sequence[str], seed: str) -> Iterator[dict[str, Any]]:
 
 
 def _patiently(url: str) -> Iterator[dict[str, Any]]:
-    """The samples of one shard. After a failure it is read again, `TRIES` times at most, without the samples given."""
+    """The samples of one shard. After a failure it is read again, `TRIES` times at most, without the samples given;
+    then the rest of it is passed over until the next pass, and counted once."""
     given = 0
     for tries in range(1, TRIES + 1):
         try:
@@ -223,9 +220,10 @@ def _patiently(url: str) -> Iterator[dict[str, Any]]:
         except _FAULTS as error:
             reason = f"{type(error).__name__}: {error.args[0] if error.args else error}"
             if tries == TRIES:
-                raise UnreadableShardError(
-                    f"data.urls {url}: failed {TRIES} times, the last time with {reason}; check the URL and the network"
-                ) from error
+                fault = f"{url} failed {TRIES} times, the last time with {reason}"
+                log.warning("%s; passed over in this pass", fault)
+                yield {"__url__": url, "fault": fault}
+                return
             wait_s = BACK_OFF_S * 2 ** (tries - 1)
             log.warning("%s: %s after %d samples; trying again in %g s", url, reason, given, wait_s)
             time.sleep(wait_s)

@@ -75,7 +75,7 @@ def reason_against(name: str) -> str | None:
 def driver_version() -> str:
     """The version of NVIDIA's driver as the kernel tells it, or as nvidia-smi does; else `(none found)`."""
     with suppress(OSError):
-        kernel = re.search(r"\b\d{3,}\.\d[\d.]*", Path("/proc/driver/nvidia/version").read_text())
+        kernel = re.search(r"\b\d{3,}\.\d[\d.]*", Path("/proc/driver/nvidia/version").read_text(encoding="utf-8"))
         if kernel:
             return kernel[0]
     with suppress(OSError, subprocess.SubprocessError):

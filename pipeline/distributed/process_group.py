@@ -1,18 +1,28 @@
 """Which rank this process is, and the start and end of the process group."""
 
 import json
+import logging
 import os
 import socket
 import sys
+import threading
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 from pipeline.distributed import device
 
+log = logging.getLogger(__name__)
+SILENT_S = 20.0  # before it is said that ranks are missing
 JOIN_S = 600.0  # in which all ranks must have started
 DAY_S = 86_400.0  # ranks of an evaluation may end hours apart
 _GROUPS: dict[str, Any] = {}  # as torch's default group, of the process; and the store that all ranks read
 FAULT = "fault"  # in the store: the number of a rank that has failed
+
+
+class StoppedWhileJoiningError(Exception):
+    """A signal came while this rank waited for the others."""
 
 
 def rank() -> int:
@@ -24,7 +34,10 @@ def world_size() -> int:
     """Number of ranks; 1 when nothing launched this process."""
     if "WORLD_SIZE" in os.environ:
         return int(os.environ["WORLD_SIZE"])
-    return int(os.environ.get("SLURM_NTASKS", "1")) if "SLURM_STEP_ID" in os.environ else 1
+    if "SLURM_STEP_ID" not in os.environ:
+        return 1
+    # In the shell that salloc opens, SLURM_NTASKS is the allocation's: the shell's own step has one task.
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", os.environ.get("SLURM_NTASKS", "1")))
 
 
 def local_rank() -> int:
@@ -53,11 +66,12 @@ def export_rank_variables() -> None:
     os.environ.setdefault("MASTER_PORT", "29500")
 
 
-def initialise(even_alone: bool = False, timeout_s: float = DAY_S) -> None:
+def initialise(even_alone: bool = False, timeout_s: float = DAY_S, stopped: Callable[[], bool] | None = None) -> None:
     """Join the process group (gloo on CPU, NCCL on GPUs); a single rank only if `even_alone`, as DeepSpeed wants it.
 
     A collective that lasts `timeout_s` ends its rank. Raises ValueError in one line when the ranks cannot connect, as
-    when another program uses the port; DeviceError, on every rank, when one of them has no working GPU.
+    when another program uses the port; DeviceError, on every rank, when one of them has no working GPU; and
+    StoppedWhileJoiningError as soon as `stopped` says so, while it waits for other ranks.
     """
     import torch
     import torch.distributed as dist
@@ -66,8 +80,8 @@ def initialise(even_alone: bool = False, timeout_s: float = DAY_S) -> None:
         return
     export_rank_variables()
     # A store of its own needs no port (torch's types leave HashStore out).
-    store = dist.HashStore() if world_size() == 1 else _connect()  # type: ignore[attr-defined]
-    name = _agree_on_device(store)
+    store = dist.HashStore() if world_size() == 1 else _hearing_signals(_connect, stopped)  # type: ignore[attr-defined]
+    name = _agree_on_device(store, stopped)
     if name != "cpu":
         torch.cuda.set_device(name)
         # DeepSpeed takes this number for the GPU's: here it must be that of a GPU which this process sees.
@@ -117,14 +131,41 @@ def _connect() -> Any:
     return store
 
 
-def _agree_on_device(store: Any) -> str:
+def _hearing_signals(wait: Callable[[], Any], stopped: Callable[[], bool] | None) -> Any:
+    """What `wait` returns or raises. It runs in a thread: no signal would be heard in the midst of torch's code."""
+    ended: list[tuple[Any, BaseException | None]] = []
+
+    def run() -> None:
+        try:
+            ended.append((wait(), None))
+        except BaseException as error:  # raised again below
+            ended.append((None, error))
+
+    thread = threading.Thread(target=run, name="joining", daemon=True)
+    thread.start()
+    told = time.monotonic() + SILENT_S
+    while thread.is_alive():
+        thread.join(0.2)
+        if stopped is not None and stopped():
+            raise StoppedWhileJoiningError
+        if thread.is_alive() and time.monotonic() > told:
+            told = float("inf")
+            place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            log.warning("rank %d of %d: waiting for the other ranks at %s", rank(), world_size(), place)
+    [(value, error)] = ended
+    if error is not None:
+        raise error
+    return value
+
+
+def _agree_on_device(store: Any, stopped: Callable[[], bool] | None) -> str:
     """This rank's device. Raises DeviceError on every rank alike: gloo's ranks would wait for NCCL's for ever."""
     try:
         name, fault = device_name(), ""
     except device.DeviceError as error:
         name, fault = "none", str(error)
     store.set(f"device/{rank()}", json.dumps([name.partition(":")[0], socket.gethostname(), fault]))
-    told = store.multi_get([f"device/{each}" for each in range(world_size())])
+    told = _hearing_signals(lambda: store.multi_get([f"device/{each}" for each in range(world_size())]), stopped)
     kinds, hosts, faults = zip(*map(json.loads, told), strict=True)
     broken = [each for each, text in enumerate(faults) if text]
     if broken:
@@ -164,11 +205,16 @@ def shut_down() -> None:
         dist.destroy_process_group()
 
 
-def leave_after_fault(code: int) -> int:
+def leave_after_fault(code: int, at_once: bool = False) -> int:
     """The end of a rank that has failed. Returns the exit code; under NCCL the process ends here, all output written.
 
-    There, leaving the group would wait for the other ranks, which wait for this one.
+    There, leaving the group would wait for the other ranks, which wait for this one. `at_once` is the same where Python
+    would wait at its end for processes that cannot end.
     """
+    if at_once:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     if is_initialised():
         import torch.distributed as dist
 

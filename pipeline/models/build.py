@@ -9,7 +9,7 @@ from pipeline.config import QFormer as QFormerSettings
 from pipeline.config import Recipe
 from pipeline.models.encoders import load_encoder, vision_width
 from pipeline.models.language import LanguageTower, language_width
-from pipeline.models.loading import not_loaded
+from pipeline.models.loading import load_of_transformers, not_loaded, refuse_missing
 from pipeline.models.qformer import QFormer
 from pipeline.models.qformer_layer import Layer, QFormerShape
 from pipeline.models.stage1 import Stage1Bridge
@@ -18,6 +18,7 @@ from pipeline.models.vision import TrainedVision
 
 log = logging.getLogger(__name__)
 Bridge = Stage1Bridge | Stage2Bridge
+BERT_HEAD = "cls.predictions."  # of the names of its prediction head
 DECODE_TOKEN = "[DEC]"  # replaces [CLS] where text is generated (ITG); the last id of the vocabulary
 
 
@@ -26,7 +27,11 @@ def _from_bert(settings: QFormerSettings, auto_class: Any) -> Any:
     try:
         return auto_class.from_pretrained(settings.bert)
     except Exception as error:  # transformers and safetensors raise many kinds of errors
-        raise not_loaded(f"qformer.bert {settings.bert!r}", error) from error
+        raise _not_loaded(settings, error) from error
+
+
+def _not_loaded(settings: QFormerSettings, error: Exception) -> ValueError:
+    return not_loaded(f"qformer.bert {settings.bert!r}", error)
 
 
 def build_tokenizer(settings: QFormerSettings) -> Any:
@@ -95,7 +100,14 @@ def load_bert(qformer: QFormer, settings: QFormerSettings) -> None:
     """Copy BERT's weights into the Q-Former: self-attention, both FFNs, embeddings, prediction head."""
     from transformers import AutoModelForMaskedLM
 
-    state: dict[str, Tensor] = _from_bert(settings, AutoModelForMaskedLM).state_dict()
+    try:
+        bert, missing = load_of_transformers(AutoModelForMaskedLM, settings.bert)
+        refuse_missing([name for name in missing if not name.startswith(BERT_HEAD)])
+    except Exception as error:  # as above
+        raise _not_loaded(settings, error) from error
+    if missing and qformer.language_head is not None:
+        log.warning("qformer.bert %r has no prediction head; that of ITG starts at random", settings.bert)
+    state: dict[str, Tensor] = bert.state_dict()
     own = qformer.state_dict()
     for name, bert_name in _bert_names(qformer).items():
         own[name].copy_(state[bert_name])

@@ -6,15 +6,18 @@ A new kind of encoder is one class that takes normalised pixels to tokens; see T
 
 import inspect
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import Vision
-from pipeline.models.loading import first_line, not_loaded
+from pipeline.models.loading import first_line, load_of_transformers, not_loaded, refuse_missing
+from pipeline.weight_sets import check_weight_sets
 
 TRANSFORMERS = "transformers:"  # before the name of a transformers model in recipes
+TIMM_FOLDER = "local-dir:"
 # Mean and standard deviation of CLIP's images: what an encoder uses whose own configuration does not say otherwise.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -86,12 +89,44 @@ def load_encoder(settings: Vision, device: str, pretrained: bool = True) -> Enco
     in one line when something is missing or does not fit."""
     load = _load_transformers if settings.name.startswith(TRANSFORMERS) else _load_timm
     try:
-        model, mean, std = load(settings, device, pretrained)
+        model, mean, std, missing = load(settings, device, pretrained)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # timm, transformers and safetensors raise many kinds of errors
         raise _not_loaded(settings, error) from error
-    return Encoder(_without_last_block(model, settings), mean, std)
+    module = _without_last_block(model, settings)
+    if missing:
+        _check_missing(model, missing, module, settings)
+    return Encoder(module, mean, std)
+
+
+def _check_missing(model: Any, missing: list[str], module: nn.Module, settings: Vision) -> None:
+    """Raises ValueError when the tokens depend on a missing tensor. The others, as a pooler's, become zero: drawn at
+    random, they would look like another encoder at every start."""
+    unread = unread_parameters(module, settings.image_size_px)
+    read = {id(parameter) for name, parameter in module.named_parameters() if name not in unread}
+    parameters = dict(model.named_parameters())
+    try:
+        refuse_missing([name for name in missing if id(parameters.get(name)) in read])
+    except ValueError as error:
+        raise _not_loaded(settings, error) from error
+    for name in missing:
+        if name in parameters:
+            parameters[name].data.zero_()
+
+
+@torch.enable_grad()
+def unread_parameters(encoder: nn.Module, side_px: int) -> set[str]:
+    """Names of the parameters on which the tokens do not depend. Found with shapes alone: nothing is computed."""
+    parameters = {
+        name: torch.empty_like(parameter, device="meta", requires_grad=True)
+        for name, parameter in encoder.named_parameters()
+    }
+    buffers = {name: torch.empty_like(buffer, device="meta") for name, buffer in encoder.named_buffers()}
+    pixels_13SS = torch.empty((1, 3, side_px, side_px), device="meta")
+    tokens = torch.func.functional_call(encoder, parameters | buffers, (pixels_13SS,))
+    gradients = torch.autograd.grad(tokens.sum(), list(parameters.values()), allow_unused=True)
+    return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None}
 
 
 def encoder_on_meta(settings: Vision) -> TimmEncoder | TransformersEncoder:
@@ -109,7 +144,8 @@ def _without_last_block(model: Any, settings: Vision) -> TimmEncoder | Transform
         raise _not_a_vit(settings, error) from error
 
 
-Loaded = tuple[Any, tuple[float, ...], tuple[float, ...]]  # a model, mean and deviation of its pixels
+Loaded = tuple[Any, tuple[float, ...], tuple[float, ...], list[str]]
+"""A model, mean and deviation of its pixels, and the names of its tensors that its files lack."""
 
 
 def _load_transformers(settings: Vision, device: str, pretrained: bool) -> Loaded:
@@ -119,15 +155,17 @@ def _load_transformers(settings: Vision, device: str, pretrained: bool) -> Loade
     config: Any = AutoConfig.from_pretrained(name)
     _set_probability(config, "dropout", settings.dropout, DROPOUT_NAMES)
     _set_probability(config, "drop_path", settings.drop_path, DROP_PATH_NAMES)
+    missing: list[str] = []
     if not pretrained:
         with torch.device(device):
             model: Any = AutoModel.from_config(config)
     else:
-        model = AutoModel.from_pretrained(name, config=config, dtype=torch.float32, device_map={"": device})
+        options = {"config": config, "dtype": torch.float32, "device_map": {"": device}}
+        model, missing = load_of_transformers(AutoModel, name, **options)
     if device == "meta":
-        return model, CLIP_MEAN, CLIP_STD
+        return model, CLIP_MEAN, CLIP_STD, missing
     processor: Any = AutoImageProcessor.from_pretrained(name)
-    return model, tuple(processor.image_mean or CLIP_MEAN), tuple(processor.image_std or CLIP_STD)
+    return model, tuple(processor.image_mean or CLIP_MEAN), tuple(processor.image_std or CLIP_STD), missing
 
 
 def _set_probability(config: Any, field: str, value: float, names: tuple[str, ...]) -> None:
@@ -147,10 +185,14 @@ def _load_timm(settings: Vision, device: str, pretrained: bool) -> Loaded:
 
     given = {"proj_drop_rate": settings.dropout, "drop_path_rate": settings.drop_path}
     options: Any = {name: value for name, value in given.items() if value}
+    if not pretrained:
+        options["num_classes"] = 0  # with weights, timm would then let any of them be missing
+    elif settings.name.startswith(TIMM_FOLDER):
+        check_weight_sets(Path(settings.name.removeprefix(TIMM_FOLDER)))
     with torch.device(device):  # timm draws random weights first: on a CPU, a minute a rank for ViT-g
-        model = timm.create_model(settings.name, pretrained=pretrained, num_classes=0, **options)
+        model = timm.create_model(settings.name, pretrained=pretrained, **options)
     pixels = cast(Any, model).pretrained_cfg
-    return model, tuple(pixels.get("mean", CLIP_MEAN)), tuple(pixels.get("std", CLIP_STD))
+    return model, tuple(pixels.get("mean", CLIP_MEAN)), tuple(pixels.get("std", CLIP_STD)), []
 
 
 def vision_width(settings: Vision) -> int:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from pipeline.config import Language
 from pipeline.models.beam_cache import copied_for_beams, has_plain_cache
-from pipeline.models.loading import not_loaded
+from pipeline.models.loading import load_of_transformers, not_loaded, refuse_missing
 from pipeline.models.one_kernel import fuse_operations
 from pipeline.models.precision import DTYPES, at_least_fp32
 from pipeline.tokens import Tokens, close_up
@@ -263,7 +263,9 @@ def build_language(settings: Language, device: str) -> LanguageTower:
             model = language_on_meta(settings)
         else:
             dtype = DTYPES[settings.precision]
-            model = auto_class.from_pretrained(settings.name, config=config, dtype=dtype, device_map={"": device})
+            options = {"config": config, "dtype": dtype, "device_map": {"": device}}
+            model, missing = load_of_transformers(auto_class, settings.name, **options)
+            refuse_missing(missing)
         tokenizer = AutoTokenizer.from_pretrained(settings.name)
     except torch.OutOfMemoryError:
         raise

@@ -1,11 +1,22 @@
 """What a frozen model that cannot be loaded is reported as: one line with the reason and what to do."""
 
 import re
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from pipeline.weight_sets import check_weight_sets
+
+LONGEST = 300  # characters of a reason
+NAMED = 3  # missing tensors in an error line; more would hide the rest of it
 
 
 def first_line(error: Exception) -> str:
     """The reason in one line: libraries raise many kinds of errors, some without a message."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    lines = str(error).splitlines() or [type(error).__name__]
+    if not lines[0].endswith(":") or len(lines) == 1:
+        return lines[0]
+    return shorten(f"{lines[0]} {lines[1].strip()}", LONGEST, placeholder=" ...")  # torch names missing tensors there
 
 
 def missing_package(error: Exception) -> str | None:
@@ -14,6 +25,31 @@ def missing_package(error: Exception) -> str | None:
         return error.name.partition(".")[0]
     asked = re.search(r"pip install (?:-U |--upgrade )?['\"]?([\w-]+)", str(error))
     return asked[1] if asked else None
+
+
+def load_of_transformers(auto_class: Any, name: str, **options: Any) -> tuple[Any, list[str]]:
+    """A model by hub id or folder, and the sorted names of its tensors that the files lack: transformers draws those at
+    random. Raises ValueError when the folder has two sets of weights that differ, and what transformers raises."""
+    check_weight_sets(_folder_of(name))
+    model, loading = auto_class.from_pretrained(name, output_loading_info=True, **options)
+    return model, sorted(loading["missing_keys"])
+
+
+def refuse_missing(names: list[str]) -> None:
+    """Raises ValueError naming tensors that the weights lack."""
+    if names:
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        raise ValueError(f"its weights lack {', '.join(names[:NAMED])}{more}")
+
+
+def _folder_of(name: str) -> Path:
+    """The local folder of a model, also that of a hub id in the cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(name).is_dir() or name.count("/") > 1:
+        return Path(name)
+    found = try_to_load_from_cache(name, "config.json")
+    return Path(found).parent if isinstance(found, str) else Path(name)
 
 
 def not_loaded(field: str, error: Exception, folder: str = "FOLDER") -> ValueError:

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import Vision
 from pipeline.models.compiling import longest_list
-from pipeline.models.encoders import Encoder, TimmEncoder, TransformersEncoder, load_encoder
+from pipeline.models.encoders import Encoder, TimmEncoder, TransformersEncoder, load_encoder, unread_parameters
 from pipeline.models.fp8 import check_gpu, to_fp8
 from pipeline.models.precision import DTYPES, autocast
 
@@ -73,7 +73,7 @@ class TrainedVision(_Pixels):
     def __init__(self, encoder: Encoder, settings: Vision) -> None:
         super().__init__(encoder, settings.precision)
         self.float().requires_grad_(True)
-        unread = _unread_parameters(self.encoder, settings.image_size_px)
+        unread = unread_parameters(self.encoder, settings.image_size_px)
         for name, parameter in self.encoder.named_parameters():
             parameter.requires_grad_(name not in unread)
         if settings.activation_checkpointing:
@@ -99,20 +99,6 @@ class TrainedVision(_Pixels):
         yield "patch", [p for p in self.parameters() if p.requires_grad and id(p) not in of_blocks]
         for number, block in enumerate(block for block in blocks if block):
             yield f"block {number}", block
-
-
-@torch.enable_grad()
-def _unread_parameters(encoder: nn.Module, side_px: int) -> set[str]:
-    """Names of the parameters on which the tokens do not depend. Found with shapes alone: nothing is computed."""
-    parameters = {
-        name: torch.empty_like(parameter, device="meta", requires_grad=True)
-        for name, parameter in encoder.named_parameters()
-    }
-    buffers = {name: torch.empty_like(buffer, device="meta") for name, buffer in encoder.named_buffers()}
-    pixels_13SS = torch.empty((1, 3, side_px, side_px), device="meta")
-    tokens = torch.func.functional_call(encoder, parameters | buffers, (pixels_13SS,))
-    gradients = torch.autograd.grad(tokens.sum(), list(parameters.values()), allow_unused=True)
-    return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None}
 
 
 def build_vision(settings: Vision, device: str = "cpu") -> VisionTower | TrainedVision:

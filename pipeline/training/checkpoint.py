@@ -11,11 +11,14 @@ import math
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from pipeline.config import Recipe, defaults
+from pipeline.data.manifest import Count
 from pipeline.distributed import collectives, process_group
-from pipeline.files import replace_file, sha256_of, sync_file
+from pipeline.files import first_fault, replace_file, sha256_of, sync_file
 from pipeline.weights import native
 
 if TYPE_CHECKING:
@@ -26,6 +29,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 COMPLETE = "COMPLETE"
 OPTIMIZER = "optimizer.safetensors"
+Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class StateVersionError(ValueError):
+    """A state.json has other fields than this version of the project."""
 
 
 class SaveError(OSError):
@@ -42,17 +50,17 @@ class State:
     `recent_losses`. `validation_loss` is set when it was measured after this very step.
     """
 
-    step: int
-    consumed: int
+    step: Count
+    consumed: Count
     seed: int
-    world_size: int
+    world_size: Count
     manifest: str
     settings: dict[str, Any]
     towers: dict[str, str]
     digests: dict[str, str]
-    skipped: int = 0
-    loss_scale: tuple[float, int] = (1.0, 0)
-    skipped_in_a_row: int = 0
+    skipped: Count = 0
+    loss_scale: tuple[Scale, Count] = (1.0, 0)
+    skipped_in_a_row: Count = 0
     recent_losses: tuple[float, ...] = ()
     validation_loss: float | None = None
 
@@ -111,7 +119,7 @@ def _write(folder: Path, weights: "Tensors", moments: "Tensors", recipe: Recipe,
 def _remove_old(run_folder: Path, recipe: Recipe) -> None:
     """Keep the last K, every N-th step's, and the one with the lowest validation loss."""
     run, whole = recipe.run, complete_checkpoints(run_folder)
-    losses = {path: _read_json(path)["validation_loss"] for path in whole}
+    losses = {path: _read_state(path).validation_loss for path in whole}
     scored = {path: loss for path, loss in losses.items() if loss is not None and math.isfinite(loss)}
     kept = {*whole[-run.keep_checkpoints :], *([min(scored, key=lambda path: scored[path])] if scored else [])}
     for old in whole:
@@ -122,15 +130,28 @@ def _remove_old(run_folder: Path, recipe: Recipe) -> None:
         shutil.rmtree(old)
 
 
-def _read_json(folder: Path) -> dict[str, Any]:
-    """A checkpoint's state.json. Raises ValueError when it is not readable."""
+def _read_state(folder: Path) -> State:
+    """A checkpoint's state.json. Raises ValueError when it is not readable, or says what cannot be."""
+    from pydantic import TypeAdapter, ValidationError
+
     try:
-        content = json.loads((folder / "state.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"checkpoint {folder}: state.json is not readable ({error}); remove the folder") from error
-    if not isinstance(content, dict) or content.keys() != State.__dataclass_fields__.keys():
-        raise ValueError(f"checkpoint {folder}: state.json is not of this version of the project; set a new run.output")
-    return content
+        text = (folder / "state.json").read_bytes()
+        content = json.loads(text)
+        if not isinstance(content, dict) or content.keys() != State.__dataclass_fields__.keys():
+            raise StateVersionError(
+                f"checkpoint {folder}: state.json is not of this version of the project; set a new run.output"
+            )
+        state = TypeAdapter(State).validate_json(text, strict=True)
+        if folder_of(folder.parents[1], state.step).name != folder.name or state.skipped > state.step:
+            raise ValueError(f"step {state.step}, of which {state.skipped} were skipped")
+        if state.digests.keys() != {native.FILE_NAME, OPTIMIZER}:  # they name files of the folder
+            raise ValueError(f"digests of {sorted(state.digests)}")
+    except StateVersionError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        told = first_fault(error) if isinstance(error, ValidationError) else str(error)
+        raise ValueError(f"checkpoint {folder}: state.json is not readable ({told}); remove the folder") from error
+    return state
 
 
 def _differences(found: Any, wanted: Any, name: str) -> list[tuple[str, str]]:
@@ -154,7 +175,7 @@ def read_state(folder: Path, expected: State, despite: tuple[str, ...] = ()) -> 
 
     `despite` lists names (or beginnings of them, to a dot) of what may differ: `manifest`, `towers`, `optimizer`, ...
     """
-    state = State(**_read_json(folder))
+    state = _read_state(folder)
     state = replace(state, settings=_of_today(state.settings, expected.settings, defaults()))
     for field in ("settings", "manifest", "seed", "towers"):
         if field == "towers" and not expected.towers:

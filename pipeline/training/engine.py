@@ -54,8 +54,8 @@ def _read_policy(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"run.zero {name!r}: no such file; ds_configs/ has the policies")
     try:
-        policy = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        policy = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"run.zero {name!r}: is not valid JSON ({error}); see ds_configs/") from error
     zero = policy.get("zero_optimization") if isinstance(policy, dict) else None
     if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):

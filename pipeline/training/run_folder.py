@@ -102,7 +102,8 @@ def _lock(folder: Path) -> int:
         holder = os.pread(file, 200, 0).decode(errors="replace").strip()
         os.close(file)
         raise ValueError(
-            f"run.output {folder}: another run is writing there ({holder}); wait for it, stop it, or set another folder"
+            f"run.output {folder}: another run is writing there ({holder}); wait for it, end it with `kill` of that "
+            "process there (all its ranks save and end), or set another folder"
         ) from error
     except OSError as error:
         log.warning(
@@ -120,9 +121,9 @@ def _describe(recipe: Recipe, ds_config: dict[str, Any]) -> None:
     from importlib.metadata import version
 
     folder = recipe.run.output
-    (folder / "recipe.yaml").write_text(dump_recipe(recipe))
-    (folder / "ds_config.json").write_text(json.dumps(ds_config, indent=2) + "\n")
+    (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    (folder / "ds_config.json").write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
     packages = {name: version(name) for name in ("torch", "deepspeed", "transformers", "timm")}
     environment = {"world_size": process_group.world_size(), "python": sys.version.split()[0], "packages": packages}
     environment["steps"] = recipe.run.steps
-    (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+    (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")

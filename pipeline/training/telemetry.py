@@ -45,10 +45,8 @@ class Telemetry:
         """Drop lines of steps that will be run again, and a line torn by a kill."""
         if not self.metrics_path.exists():
             return
-        lines = self.metrics_path.read_text().splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("}\n")]
-        kept = [line for line in whole if json.loads(line)["step"] <= first_step]
-        replace_file(self.metrics_path, "".join(kept))
+        lines = self.metrics_path.read_text("utf-8", "replace").splitlines(keepends=True)
+        replace_file(self.metrics_path, "".join(line for line in lines if _is_of_step(line, first_step)))
 
     def advance(self, tokens: float) -> None:
         """One more step, in which all ranks scored so many tokens."""
@@ -86,7 +84,7 @@ class Telemetry:
         prefix = f"{line['split']}/" if "split" in line else ""
         numbers = {name: value for name, value in line.items() if name not in ("step", "split")}
         try:
-            with self.metrics_path.open("a") as file:
+            with self.metrics_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             self.tensorboard = self.tensorboard or _tensorboard(self.metrics_path.parent, line["step"])
             for name, value in numbers.items():
@@ -109,6 +107,15 @@ class Telemetry:
             with suppress(OSError):
                 if self.tensorboard:
                     self.tensorboard.close()
+
+
+def _is_of_step(line: str, last: int) -> bool:
+    """Whether a line of metrics.jsonl is whole, and of a step up to `last`."""
+    try:
+        entry = json.loads(line) if line.endswith("}\n") else {}
+        return isinstance(step := entry.get("step"), int) and step <= last
+    except (ValueError, RecursionError):
+        return False
 
 
 def _tensorboard(run_folder: Path, first_step: int) -> Any:

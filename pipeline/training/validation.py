@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.config import Recipe
 from pipeline.data.batch import Batch, Collate
-from pipeline.data.loader import leave_signals_to_the_rank
+from pipeline.data.loader import InSharedMemory, leave_signals_to_the_rank
 from pipeline.data.manifest import load_manifest
 from pipeline.data.order import MicroBatches, SampleOrder
 from pipeline.data.stream import SampleStream
@@ -40,7 +40,7 @@ class Validation:
         self.loader: Iterable[Batch] = torch.utils.data.DataLoader(
             SampleStream(manifest, order, settings, recipe.vision.image_size_px),  # type: ignore[arg-type]
             batch_sampler=places,  # type: ignore[arg-type]
-            collate_fn=collate,
+            collate_fn=InSharedMemory(collate),
             num_workers=min(2, recipe.data.num_workers),
             generator=torch.Generator(),
             worker_init_fn=leave_signals_to_the_rank,

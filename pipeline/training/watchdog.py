@@ -30,7 +30,7 @@ class Watchdog:
         self.deadline_s, self.step = deadline_s, -1
         self.path = run_folder / "stacks" / f"rank{process_group.rank()}.txt"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = self.path.open("w")
+        self.file = self.path.open("w", encoding="utf-8")
         self.done = threading.Event()
         self._arm(deadline_s * FIRST_STEP_FACTOR)
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Recipe
+from pipeline.weight_sets import check_weight_sets
 from pipeline.weights.huggingface_config import qformer_config
 from pipeline.weights.huggingface_vision import vision_config, vision_state
 from pipeline.weights.names import huggingface_name, inverse
@@ -56,6 +57,7 @@ def read_folder(folder: Path, own_names: list[str]) -> tuple[dict[str, "Tensor"]
     if not files:
         raise ValueError(f"weights {folder}: has no *.safetensors; give a folder that save_pretrained() wrote")
     _check_files(folder, files)
+    check_weight_sets(folder)
     for path in files:
         with _opened(path) as opened:
             for name in opened.keys():  # noqa: SIM118  (not a mapping)
@@ -79,7 +81,7 @@ def _check_files(folder: Path, files: list[Path]) -> None:
     names = {path.name for path in files}
     for index in folder.glob("*.safetensors.index.json"):
         try:
-            wanted = set(json.loads(index.read_text())["weight_map"].values())
+            wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise ValueError(f"weights {index}: is not readable ({type(error).__name__}); download it again") from error
         if wanted - names:

@@ -54,7 +54,7 @@ def check_config(folder: Path, recipe: Recipe, shape: QFormerShape, vision: Any)
 
     path = folder / "config.json"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         family = content["text_config"]["model_type"] if recipe.language else None
         found = Blip2Config.from_pretrained(folder)
     except Exception as error:  # hostile JSON, strict configurations: many kinds

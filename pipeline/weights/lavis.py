@@ -1,5 +1,6 @@
 """LAVIS's `.pth` files: `{"model": state_dict}` of what BLIP-2 trains. No code of the file is run."""
 
+import errno
 import warnings
 from pathlib import Path
 from pickle import UnpicklingError
@@ -56,7 +57,10 @@ def write_file(state: dict[str, "Tensor"], path: Path) -> None:
     import torch
 
     with replacing(path) as file:
-        torch.save({"model": state}, file)
+        try:
+            torch.save({"model": state}, file)
+        except RuntimeError as error:  # torch's name for a write that failed
+            raise OSError(errno.ENOSPC, f"{path}: cannot be written ({str(error).splitlines()[0]})") from error
 
 
 def to_lavis(tensors: dict[str, "Tensor"], language_kind: str | None) -> dict[str, "Tensor"]:

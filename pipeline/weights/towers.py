@@ -186,7 +186,7 @@ def write_timm_folder(tensors: dict[str, "Tensor"], settings: Vision, folder: Pa
         "pretrained_cfg": {"input_size": [3, side, side], **pixels},
     }
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     save_file(whole, folder / "model.safetensors")
     return f"local-dir:{folder}"
 

@@ -1,8 +1,10 @@
 """The manifest lists finished shards alone, points at their samples, and is the same every time."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -156,3 +158,27 @@ def test_a_receipt_with_other_counts_is_refused(tmp_path: Path, capsys: pytest.C
     write_receipt(tar, replace(read_receipt(tar), questions=5))
     assert index.main([str(tmp_path / "vqa"), "--output", str(tmp_path / "train.json")]) == 1
     assert "has 0 captions and 4 questions, but its receipt says 0 and 5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (
+            lambda content: content["shards"].append(content["shards"][0] | {"path": "web/copy.tar"}),
+            "is the same shard",
+        ),
+        (lambda content: content["shards"][0].update(samples=1 << 50), "do not fit into its"),
+        (lambda content: content["shards"][0].update(captions=1 << 50), "do not fit into its"),
+    ],
+    ids=["twice", "samples", "captions"],
+)
+def test_a_manifest_that_cannot_be_is_refused(
+    change: Callable[[dict[str, Any]], None], named: str, tmp_path: Path
+) -> None:
+    write_tiny_shards(tmp_path / "web", 4, samples_per_shard=2)
+    index.index_shards([tmp_path / "web"], tmp_path / "train.json")
+    content = json.loads((tmp_path / "train.json").read_text())
+    change(content)
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=named):
+        load_manifest(tmp_path / "train.json")

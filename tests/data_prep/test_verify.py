@@ -84,15 +84,20 @@ def test_pictures_that_do_not_decode_and_records_that_do_not_fit_are_named(tmp_p
     junk = b"\xff\xd8\xff\xe0 not a picture"
     broken = Sample("tiny_b", junk, good.record | {"key": "tiny_b", "sha256": hashlib.sha256(junk).hexdigest()})
     wider = Sample("tiny_c", good.jpeg, good.record | {"key": "tiny_c", "width": 999})
-    mute = Sample("tiny_d", good.jpeg, good.record | {"key": "tiny_d", "captions": [" "]})
-    rewrite(tmp_path / "web" / "tiny-000-000000.tar", [good, broken, wider, mute])
+    captions = {"d": " ", "e": "...", "f": "a \ud800 cat", "g": "?"}
+    mute = [
+        Sample(f"tiny_{name}", good.jpeg, good.record | {"key": f"tiny_{name}", "captions": [text]})
+        for name, text in captions.items()
+    ]
+    rewrite(tmp_path / "web" / "tiny-000-000000.tar", [good, broken, wider, *mute])
     index.index_shards([tmp_path / "web"], tmp_path / "train.json")
     manifest = load_manifest(tmp_path / "train.json")
     found = [
         (fault.kind, key) for fault in verify.find_faults(manifest, decode=True) for key in fault.detail.split()[1:2]
     ]
-    assert found == [("unreadable JPEG", "tiny_b:"), ("unreadable JPEG", "tiny_c:"), ("record", "tiny_d:")]
-    assert [fault.kind for fault in verify.find_faults(manifest, decode=False)] == ["record"]
+    records = [("record", f"tiny_{name}:") for name in captions]
+    assert found == [("unreadable JPEG", "tiny_b:"), ("unreadable JPEG", "tiny_c:"), *records]
+    assert [fault.kind for fault in verify.find_faults(manifest, decode=False)] == ["record"] * len(records)
 
 
 def test_a_key_in_two_shards_is_named(tmp_path: Path) -> None:

@@ -190,3 +190,28 @@ def test_training_refuses_a_missing_recipe_and_tasks_that_do_not_match_gpus() ->
     assert "recipe gone.yaml: no such file" in one_line_of(["slurm/train.sbatch", "gone.yaml"], **job)
     line = one_line_of(["slurm/train.sbatch", RECIPE], SLURM_GPUS_PER_NODE="a100:8", **job)
     assert "--ntasks-per-node 1: is not the number of GPUs a node, a100:8" in line
+
+
+@pytest.mark.parametrize("script", ["download", "capfilt"])
+def test_a_part_of_an_array_does_not_guess_how_many_tasks_there_are(script: str) -> None:
+    command = [f"slurm/{script}.sbatch", "laion", "table"]
+    for ids, count in (((3, 3, 3), 1), ((0, 0, 0), 1), ((2, 1, 4), 4), ((2, 0, 6), 4)):
+        names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX")
+        given = dict(zip(names, map(str, ids), strict=True)) | {"SLURM_ARRAY_TASK_COUNT": str(count)}
+        line = one_line_of(command, BLIP2_HOME=str(ROOT), BLIP2_DATA="/nowhere", **given)
+        assert f"slurm/{script}.sbatch: --array: task {ids[0]} of" in line and "BLIP2_TASK_COUNT=16 sbatch" in line
+
+
+def test_a_whole_array_and_a_told_count_are_taken() -> None:
+    say = f'. {ROOT}/slurm/count_tasks.sh x.sbatch && echo "$task of $tasks"'
+    whole = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "4"}
+    edges = {"SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_MAX": "3"}
+    part = whole | {"SLURM_ARRAY_TASK_COUNT": "1", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_MAX": "3"}
+    told = {"BLIP2_TASK_COUNT": "2000", "BLIP2_TASK_OFFSET": "1000"}
+    for variables, said in ((whole | edges, "3 of 4"), (part | told, "1003 of 2000")):
+        done = subprocess.run(["bash", "-c", say], check=True, capture_output=True, text=True, env=variables)
+        assert done.stdout.strip() == said
+    for option in ("--task-count 16", "--task-count=16"):  # which the command takes in place of this script's
+        taken = subprocess.run(["bash", "-c", say.replace("x.sbatch", f"x.sbatch --retries 1 {option}")],
+                               check=True, capture_output=True, text=True, env=part)  # fmt: skip
+        assert taken.stdout.strip() == "3 of 1"

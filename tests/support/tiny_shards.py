@@ -71,9 +71,18 @@ def write_tiny_ledger(tar: Path, samples: list[Sample]) -> None:
     entries = [
         Entry(row, each.record["url"], caption, "kept", None, each.key, None, each.record["sha256"])
         for row, each in enumerate(samples)
-        for caption in (each.record["captions"] or [""])[:1]
+        for caption in ("".join(each.record["captions"][:1]).encode("utf-8", "replace").decode(),)
     ]
     write_ledger(ledger_path(tar), entries)
+
+
+def write_samples(tar: Path, samples: list[Sample], seed: int = 0) -> None:
+    """A finished shard of these samples, with its ledger and its receipt."""
+    totals = tar_files.write_shard(tar, samples)
+    write_tiny_ledger(tar, samples)
+    told = (totals.sha256, totals.bytes, totals.samples, totals.captions, seed)
+    counts = {"questions": totals.questions, "question_sets": totals.question_sets}
+    write_receipt(tar, Receipt("download", f"table-{seed}", "tiny", *told, **counts))
 
 
 def write_tiny_shards(
@@ -99,21 +108,7 @@ def write_tiny_shards(
             samples = [tiny_question_sample(number, seed, questions_per_sample, source) for number in numbers]
         else:
             samples = [tiny_sample(number, seed, captions_per_sample, caption_source, source) for number in numbers]
-        totals = tar_files.write_shard(tar, samples)
-        write_tiny_ledger(tar, samples)
-        receipt = Receipt(
-            "download",
-            f"table-{seed}",
-            "tiny",
-            totals.sha256,
-            totals.bytes,
-            totals.samples,
-            totals.captions,
-            seed,
-            questions=totals.questions,
-            question_sets=totals.question_sets,
-        )
-        write_receipt(tar, receipt)
+        write_samples(tar, samples, seed)
         tars.append(tar)
     return tars
 

@@ -36,7 +36,7 @@ def read_karpathy(annotations: Path, images: Path, size_px: int, split: str = "t
     """The pictures and captions of one split of a Karpathy JSON, squeezed to squares."""
     from PIL import Image
 
-    entries = [e for e in json.loads(annotations.read_text())["images"] if e["split"] == split]
+    entries = [e for e in json.loads(annotations.read_text(encoding="utf-8"))["images"] if e["split"] == split]
     if not entries:
         raise ValueError(f"{annotations}: split {split!r} has no images; draw the world again")
     pixels = np.empty((len(entries), 3, size_px, size_px), np.uint8)

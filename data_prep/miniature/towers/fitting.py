@@ -12,7 +12,7 @@ MAX_GRADIENT_NORM = 1.0
 def computes_in_bf16() -> bool:
     """Whether this processor multiplies bf16 matrices in hardware (AVX-512 BF16 or AMX); elsewhere fp32 is faster."""
     cpuinfo = Path("/proc/cpuinfo")
-    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    flags = set(cpuinfo.read_text(encoding="utf-8").split()) if cpuinfo.exists() else set()
     return bool(flags & {"avx512_bf16", "amx_bf16"})
 
 

@@ -23,7 +23,7 @@ def settings_digest(name: str, settings: Any, seed: int, made_from: dict[str, st
 def is_finished(folder: Path, digest: str) -> bool:
     """Whether the folder holds a finished tower with this digest."""
     try:
-        return bool(json.loads((folder / SETTINGS_FILE).read_text())["digest"] == digest)
+        return bool(json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))["digest"] == digest)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -35,7 +35,7 @@ def write_folder(folder: Path, digest: str, settings: Any, save: Callable[[Path]
     fresh.mkdir(parents=True)
     save(fresh)
     content = {"digest": digest, "settings": asdict(settings)}
-    (fresh / SETTINGS_FILE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    (fresh / SETTINGS_FILE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for path in fresh.rglob("*"):
         if path.is_file():
             sync_file(path)

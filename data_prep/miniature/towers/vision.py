@@ -32,7 +32,7 @@ def save_timm_folder(clip: Any, mean: tuple[float, ...], std: tuple[float, ...],
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     save_file(timm_weights(clip.vision_model.state_dict()), folder / "model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
 def timm_weights(vision: dict[str, Any]) -> dict[str, Any]:

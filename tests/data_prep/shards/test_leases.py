@@ -1,5 +1,6 @@
 """One worker at a time holds a lease; the dead lose theirs; clocks do not matter."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -177,3 +178,15 @@ def test_the_lease_of_finished_work_goes_when_its_owner_is_dead_and_stays_when_i
     holder.wait()
     watcher.clear(lease.stem)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_hard_links_one_worker_at_a_time_holds_a_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_arguments: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    first = Leases(tmp_path, 60.0).take("shard")
+    assert first is not None
+    with first:
+        assert first.held() and Leases(tmp_path, 60.0).take("shard") is None
+    assert Leases(tmp_path, 60.0).take("shard") is not None

@@ -11,11 +11,12 @@ import pytest
 
 from data_prep.shards import tar_files
 from data_prep.shards.offsets import offset_table
-from data_prep.shards.receipts import Receipt, finished_shards, read_receipt, write_receipt
+from data_prep.shards.receipts import Receipt, finished_shards, read_receipt, receipt_path, write_receipt
 from data_prep.shards.sample_json import encode_record
-from data_prep.shards.tar_files import Sample
+from data_prep.shards.tar_files import Sample, read_at
 from data_prep.shards.ustar import BLOCK, HashingFile, write_member
 from pipeline.files import PARTIAL_SUFFIX, remove_partials, sha256_of
+from tests.support.tiny_shards import write_tiny_shards
 
 QUESTION = {"id": 1, "question": "Is it?", "answers": {"yes": 10}}
 
@@ -217,3 +218,37 @@ def test_the_table_with_counts_has_the_places_and_the_numbers_of_captions_and_qu
     table = tar_files.counted_table(tar)
     assert table.dtype == np.int64 and table[:, 4:].tolist() == [[1, 0], [1, 1]]
     assert np.array_equal(table[:, :4], offset_table(tar))
+
+
+def test_a_tar_that_a_sparse_file_makes_huge_is_not_read_into_memory(tmp_path: Path) -> None:
+    tar = write_tiny_shards(tmp_path, 2)[0]
+    with tar.open("r+b") as file:
+        file.truncate(1 << 40)
+        file.seek((1 << 40) - 1)
+        file.write(b"x")
+    header = tarfile.TarInfo("a.jpg")
+    header.size = 1 << 33
+    huge = tmp_path / "huge.tar"
+    with huge.open("wb") as file:
+        file.write(header.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(1 << 40)
+    with pytest.raises(ValueError, match=r"huge\.tar: member 'a\.jpg' at byte 0 has 8589934592 bytes"):
+        offset_table(huge)
+    with tar.open("rb") as file, pytest.raises(ValueError, match="no member of a sample can have"):
+        read_at(file, tar, np.array([0, 1 << 40, 0, 9]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tar_sha256": "/../../../escaped"}, {"tar_sha256": "A" * 64}, {"bytes": -1}, {"samples": 1 << 70},
+        {"captions": 1.5}, {"dropped": {"x": -1}}, {"questions": "3"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_receipt_with_numbers_or_digests_that_cannot_be_is_named(tmp_path: Path, change: dict[str, object]) -> None:
+    """The digest becomes a part of the names of tables and drop lists."""
+    path = receipt_path(write_tiny_shards(tmp_path, 2)[0])
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=f"{path.name}: is not a valid receipt .{next(iter(change))}"):
+        read_receipt(path.with_name("tiny-000-000000.tar"))

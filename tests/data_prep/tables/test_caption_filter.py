@@ -11,6 +11,11 @@ def test_without_rules_every_caption_passes() -> None:
     assert passing([], CaptionRules()) == Drop("no_caption")
 
 
+def test_a_caption_of_marks_alone_is_none() -> None:
+    assert passing(["...", "a dog", "?!"], CaptionRules()) == ("a dog",)
+    assert passing(["***", "- -"], CaptionRules(min_words=2)) == Drop("no_caption")
+
+
 def test_words_are_counted_and_the_first_fault_is_the_rows() -> None:
     rules = CaptionRules(min_words=2, max_words=4)
     assert passing(["dog", "a dog", "a dog on a red sofa"], rules) == ("a dog",)

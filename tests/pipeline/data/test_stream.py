@@ -1,20 +1,26 @@
 """Samples by seeking: what a plain reading of the tar gives; draws from (seed, epoch, key); damage is passed over."""
 
 import json
+import os
 import random
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from pipeline.config import Data
+from data_prep.index import index_shards
+from pipeline.config import Data, SampleKind
 from pipeline.data.captions import clean_caption
 from pipeline.data.manifest import Manifest, load_manifest
+from pipeline.data.mixture import build_order
 from pipeline.data.order import SampleOrder
+from pipeline.data.records import read_record
 from pipeline.data.stream import Sample, SampleStream, UnreadableShardError
 from pipeline.data.transforms import decode, random_resized_crop
-from tests.support.tiny_shards import tiny_manifest
+from tests.support.tiny_shards import tiny_manifest, tiny_sample, write_samples
 
 SAMPLES, SIZE_PX, SEED = 22, 16, 3
 
@@ -103,14 +109,81 @@ def test_damaged_samples_are_counted_and_replaced_alike_everywhere(manifest: Man
         assert torch.equal(sample.pixels_3SS, whole[source].pixels_3SS) and equal(sample, other[0, position])
 
 
-def test_a_shard_without_readable_samples_ends_in_one_line(manifest: Manifest) -> None:
-    path = manifest.shard_path(manifest.shards[1])
+@pytest.mark.parametrize("kind", ["image", "caption"])
+def test_a_text_that_no_tokenizer_takes_is_passed_over(kind: SampleKind, tmp_path: Path) -> None:
+    """Half a character ended a run in the tokenizer; empty captions, and those of marks alone, were trained on."""
+    spoilt = [["a \ud800 cat"], ["", "..."], [" ", "a red cat", "?!"], ["\ud83d"], ["a blue dog"]]
+    samples = [tiny_sample(number, 0, len(texts), "web", "tiny") for number, texts in enumerate(spoilt)]
+    for sample, texts in zip(samples, spoilt, strict=True):
+        sample.record["captions"] = texts
+    write_samples(tmp_path / "web" / "tiny-000-000000.tar", samples)
+    index_shards([tmp_path / "web"], tmp_path / "train.json")
+    manifest, data = load_manifest(tmp_path / "train.json"), Data(manifest=Path("none"), sample=kind)
+    stream = SampleStream(manifest, build_order(manifest, data, SEED), data, SIZE_PX)
+    found = [stream[epoch, position] for epoch in range(9) for position in range(stream.order.samples)]
+    assert {sample.caption for sample in found} == {"a red cat", "a blue dog"}
+    assert sum(sample.corrupt > 0 for sample in found) == 9 * (3 if kind == "image" else 6)
+
+
+@pytest.mark.parametrize("record", [{"captions": [None, 7]}, {"key": "\udfff", "captions": ["a cat"]}])
+def test_what_is_no_text_is_no_caption_and_no_key(record: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"no key|no caption with"):
+        read_record(json.dumps({"key": "k"} | record).encode())
+
+
+def huge(path: Path) -> None:
+    table = np.load(path)
+    table[:, 1] = 1 << 60
+    np.save(path, table)
+
+
+def pipe(path: Path) -> None:
     path.unlink()
+    os.mkfifo(path)
+
+
+SPOIL_SHARD: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "missing": ("path", Path.unlink),
+    "a pipe": ("path", pipe),
+    "empty": ("path", lambda path: path.write_bytes(b"")),
+    "replaced by a larger one": ("path", lambda path: path.write_bytes(path.read_bytes() * 2)),
+    "no table": ("index", lambda path: path.write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr': " + b"(" * 200)),
+    "a table of other numbers": ("index", lambda path: np.save(path, np.full((8, 6), np.inf))),
+    "huge sizes": ("index", huge),
+    "negative offsets": ("index", lambda path: np.save(path, np.full((8, 6), -5))),
+}
+
+
+@pytest.mark.parametrize("kind", ["image", "caption"])
+@pytest.mark.parametrize("spoilt", SPOIL_SHARD)
+def test_one_file_does_not_end_a_run(manifest: Manifest, spoilt: str, kind: SampleKind) -> None:
+    name, spoil = SPOIL_SHARD[spoilt]
+    spoil(manifest.root / getattr(manifest.shards[1], name))
+    data = Data(manifest=Path("none"), sample=kind)
+    stream = SampleStream(manifest, build_order(manifest, data, SEED), data, SIZE_PX)
+    lost = [place for place in range(stream.order.samples) if stream.order.locate(0, place)[0] == 1]
+    first = json.loads(read_plainly_one(manifest, 2))
+    for place in (lost[0], lost[-1]):
+        sample = stream[0, place]
+        assert sample.key == first["key"] and sample.corrupt >= 1
+
+
+def read_plainly_one(manifest: Manifest, shard: int) -> bytes:
+    """The JSON of a shard's first sample."""
+    with tarfile.open(manifest.shard_path(manifest.shards[shard])) as tar:
+        return tar.extractfile(tar.getmembers()[1]).read()  # type: ignore[union-attr]
+
+
+def test_a_disk_that_is_gone_ends_in_one_line(manifest: Manifest) -> None:
+    paths = [manifest.shard_path(shard) for shard in manifest.shards]
+    for path in paths:
+        path.unlink()
     stream = stream_of(manifest)
     position = next(p for p in range(SAMPLES) if stream.order.locate(0, p)[0] == 1)
     with pytest.raises(UnreadableShardError) as error:
         stream[0, position]
-    assert str(path) in str(error.value) and "in 8 rows" in str(error.value) and "\n" not in str(error.value)
+    line = str(error.value)
+    assert str(paths[1]) in line and "in 3 tries" in line and "No such file" in line and "\n" not in line
 
 
 def test_few_files_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,16 +8,20 @@ import pytest
 import torch
 
 from pipeline.models.fingerprint import fingerprint
-from pipeline.training.checkpoint import State, read_state
+from pipeline.training.checkpoint import OPTIMIZER, State, read_state
+from pipeline.weights import native
 
 SETTINGS = {"optimizer": {"peak_learning_rate": 0.1, "warmup_steps": 3}, "stage": 1}
-SAVED = State(7, 56, 42, 2, "abc", SETTINGS, {"vision": "v1"}, {"a.safetensors": "0"}, skipped=1, loss_scale=(4.0, 2))
+DIGESTS = {native.FILE_NAME: "0", OPTIMIZER: "1"}
+SAVED = State(7, 56, 42, 2, "abc", SETTINGS, {"vision": "v1"}, DIGESTS, skipped=1, loss_scale=(4.0, 2))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "state.json").write_text(json.dumps(asdict(SAVED)))
-    return tmp_path
+    folder = tmp_path / "checkpoints" / "step_00000007"
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text(json.dumps(asdict(SAVED)))
+    return folder
 
 
 def test_progress_comes_from_the_checkpoint_and_the_rest_from_this_run(folder: Path) -> None:
@@ -62,10 +66,26 @@ def test_a_field_that_came_into_recipes_later_had_its_default(folder: Path) -> N
         read_state(folder, replace(SAVED, settings=other))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"step": 3}', "[" * 3])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"step": 3}', "[" * 3, "[" * 100_000, "9" * 5000])
 def test_an_unreadable_state_is_one_line(text: str, folder: Path) -> None:
     (folder / "state.json").write_text(text)
     with pytest.raises(ValueError, match=r"state\.json is not"):
+        read_state(folder, SAVED)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"step": -1}, {"step": 8}, {"step": 1 << 70}, {"step": "7"}, {"step": 7.5}, {"consumed": None}, {"skipped": 8},
+        {"skipped": -1}, {"digests": {"../../../etc/passwd": "0"}}, {"digests": DIGESTS | {"/dev/zero": "0"}},
+        {"loss_scale": [-1.0, 0]}, {"loss_scale": [float("inf"), 0]}, {"loss_scale": [1.0]}, {"recent_losses": "no"},
+        {"settings": []}, {"towers": {"vision": 1}}, {"validation_loss": "low"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_state_that_cannot_be_is_one_line(wrong: dict[str, object], folder: Path) -> None:
+    (folder / "state.json").write_text(json.dumps(asdict(SAVED) | wrong))
+    with pytest.raises(ValueError, match=r"state\.json is not readable .*; remove the folder"):
         read_state(folder, SAVED)
 
 

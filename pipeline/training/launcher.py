@@ -1,0 +1,52 @@
+"""The deepspeed launcher that started this rank: a rank whose launcher was killed is nobody's any more."""
+
+import os
+from pathlib import Path
+
+MODULES = {
+    b"deepspeed.launcher.launch",
+    b"deepspeed.launcher.runner",
+}  # the process of each node, and the one of the user
+
+
+class Launcher:
+    """The processes of the launcher above this one, as they are now; none where something else started this rank."""
+
+    def __init__(self) -> None:
+        self.processes: list[tuple[int, str]] = []
+        pid = os.getppid()
+        while pid > 1 and _is_launcher(pid):
+            self.processes.append((pid, _started(pid)))
+            pid = _parent(pid)
+
+    def has_died(self) -> bool:
+        """Whether one of them has ended since; a process number that is in use again counts as ended."""
+        return any(_started(pid) != started for pid, started in self.processes)
+
+
+def _is_launcher(pid: int) -> bool:
+    """Not a shell or `timeout` above it, which may end before it and mean nothing by it."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    is_script = len(words) > 1 and words[1].endswith(b"/deepspeed") and b"python" in words[0]
+    return is_script or not MODULES.isdisjoint(words)
+
+
+def _fields(pid: int) -> list[str]:
+    """Of /proc/PID/stat, those after the name: state, parent, ...; [] for a process that has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+    return fields if fields[0] not in ("Z", "X") else []
+
+
+def _parent(pid: int) -> int:
+    return int(fields[1]) if (fields := _fields(pid)) else 0
+
+
+def _started(pid: int) -> str:
+    """The kernel's time of its start; empty for a process that has ended."""
+    return fields[19] if (fields := _fields(pid)) else ""
