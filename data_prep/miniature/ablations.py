@@ -129,7 +129,7 @@ def time_of_parts(folder: Path, steps: Sequence[Step]) -> str:
     ):
         stamps = [folder / "steps" / f"{step.name}.json" for step in steps if step.name.startswith(begins)]
         if stamps:
-            seconds = sum(json.loads(stamp.read_text())["seconds"] for stamp in stamps)
+            seconds = sum(json.loads(stamp.read_text("utf-8"))["seconds"] for stamp in stamps)
             rows.append(f"{part:<24}{len(stamps):>4} steps {seconds:>7.0f} s")
     return "\n".join(rows)
 

@@ -25,8 +25,10 @@ def manifest(folder: Path, source: str, sets: dict[str, int], *cleaned: str) -> 
     content = json.loads(path.read_text())
     [shard] = content["shards"]
     content["shards"] = [
-        shard | {"source": source, "provenance": {"question_sets": sets, "cleaned_of": {name: 5000} if name else {}}}
-        for name in cleaned or ("",)
+        shard
+        | {"path": f"{place}-{shard['path']}", "sha256": f"{place:064x}", "source": source}
+        | {"provenance": {"question_sets": sets, "cleaned_of": {name: 5000} if name else {}}}
+        for place, name in enumerate(cleaned or ("",))
     ]
     path.write_text(json.dumps(content))
     return path
