@@ -10,6 +10,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -101,8 +102,17 @@ def remove_partials(path: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Wait until a file that a library wrote is on the disk."""
+    """Wait until a file that a library wrote is on the disk. It gets the mode of files that Python makes: those of
+    safetensors can be read by their owner alone."""
+    path.chmod(0o666 & ~_umask())
     _sync(path, os.O_RDWR)
+
+
+@cache
+def _umask() -> int:
+    found = os.umask(0o077)  # it can only be read by setting it
+    os.umask(found)
+    return found
 
 
 def _sync(path: Path, flags: int) -> None:

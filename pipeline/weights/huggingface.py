@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Recipe
+from pipeline.files import sync_file
 from pipeline.weight_sets import check_weight_sets
 from pipeline.weights.huggingface_config import qformer_config
 from pipeline.weights.huggingface_vision import vision_config, vision_state
@@ -182,6 +183,8 @@ def write_folder(model: "RetrievalModel | LanguageModel", folder: Path) -> list[
     _processor(tokenizer, recipe, model.vision, shape.num_query_tokens if model.stage == 2 else None).save_pretrained(
         folder
     )
+    for file in folder.iterdir():
+        sync_file(file)
     return [*notes, *(f"not in transformers' format, left out: {name}" for name, theirs in names.items() if not theirs)]
 
 

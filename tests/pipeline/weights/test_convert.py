@@ -15,7 +15,7 @@ from pipeline.models.build import build_bridge
 from pipeline.models.inference import LanguageModel, RetrievalModel
 from pipeline.models.language import Decoding
 from pipeline.models.vision import build_vision
-from pipeline.weights.native import load_model, read_weights, save_weights
+from pipeline.weights.native import FILE_NAME, load_model, read_weights, save_weights
 from tests.support.random_bridges import randomise
 from tests.support.tiny_towers import IMAGE_SIZE_PX, save_tiny_eva, save_tiny_t5, tiny_recipe
 
@@ -93,6 +93,10 @@ def test_the_round_trip_through_transformers_is_exact_but_for_what_it_lists(
     kind: str, natives: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert convert(natives[kind], tmp_path / "hf", "native", "huggingface") == 0
+    (tmp_path / "by_hand").touch()
+    usual_mode = (tmp_path / "by_hand").stat().st_mode
+    assert {file.stat().st_mode for file in (tmp_path / "hf").iterdir()} == {usual_mode}, "others may read it too"
+    assert (natives[kind] / FILE_NAME).stat().st_mode == usual_mode
     lost = [line.split()[-1] for line in capsys.readouterr().err.splitlines() if "left out" in line]
     assert lost == [] if kind != "stage1" else len(lost) == NOT_IN_TRANSFORMERS
     notes = json.loads((tmp_path / "hf" / "conversion.json").read_text())["notes"]
