@@ -108,6 +108,8 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
         moments = checkpoint.read_optimizer(found, state)
         native.load_into(task.bridge, native.read_weights(found)[1], found)
     log.info("%s %s", *("resuming from", found) if found else ("starting from", recipe.init_weights or "scratch"))
+    if not found and recipe.stage == 2 and not recipe.init_weights:
+        log.warning("init_weights is empty: this stage 2 does not begin with a stage-1 run, which its answers need")
     gathered = ds_config["zero_optimization"]["stage"] == 3  # whose hooks stand between a module and its weights
     language = task.towers.language.model if task.towers.language and recipe.run.layout == "replicated" else None
     vision = None if gathered and recipe.vision.trained else vision_of(task)

@@ -30,6 +30,7 @@ def leave_signals_to_the_rank(_worker: int) -> None:
     SIGTERM ends it after GRACE_S, since Python sends it, too, to a worker that does not end by itself.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda _number, _frame: signal.alarm(GRACE_S))
 
 

@@ -1,4 +1,4 @@
-"""A request to stop: SIGTERM, SIGUSR1 or the death of the launcher; the loop asks for it between two steps."""
+"""A request to stop: SIGTERM, SIGUSR1, Ctrl-C or the death of the launcher; the loop asks for it between two steps."""
 
 import logging
 import signal
@@ -16,7 +16,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._signalled, self._launcher = False, Launcher()
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:

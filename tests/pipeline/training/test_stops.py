@@ -68,9 +68,11 @@ def test_a_hung_rank_leaves_every_ranks_stacks_and_ends_the_job(folder: Path, wr
     assert [path.name for path in checkpoint.complete_checkpoints(folder / "hung")] == ["step_00000002"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=["SIGTERM", "SIGUSR1", "Ctrl-C"]
+)
 def test_a_signal_to_a_rank_and_its_workers_is_the_ranks(folder: Path, write: Write, number: signal.Signals) -> None:
-    """As SLURM sends it, to every process of a step."""
+    """As SLURM and a terminal send it, to every process of a step."""
     name, run = f"group {number.name}", {"steps": 100_000, "checkpoint_every_steps": 50_000}
     arguments = write(name, batch={"global_size": 2, "micro_size": 2}, data={"num_workers": 2}, run=run)
     command = [sys.executable, "-m", "pipeline.train", *arguments]
