@@ -40,6 +40,24 @@ def check_texts(recipe: "Recipe") -> None:
         )
 
 
+def check_optimizer(recipe: "Recipe") -> None:
+    """The learning rate rises to its peak and falls from there."""
+    rates = recipe.optimizer
+    for name in ("minimum_learning_rate", "warmup_start"):
+        value = getattr(rates, name) or 0.0
+        if value > rates.peak_learning_rate:
+            raise ValueError(
+                f"optimizer.{name} {value:g}: is above optimizer.peak_learning_rate {rates.peak_learning_rate:g}; set "
+                "it to that at most"
+            )
+
+
+def check_objectives(recipe: "Recipe") -> None:
+    """Stage 2 has one loss, without weights."""
+    if recipe.stage == 2 and recipe.objectives != type(recipe.objectives)():
+        raise ValueError("objectives: are stage 1's, and stage is 2; remove them")
+
+
 def check_encoder(recipe: "Recipe") -> None:
     """A frozen image encoder has no learning rates."""
     if recipe.optimizer.layer_decay != 1 and not recipe.vision.trained:

@@ -36,7 +36,7 @@ class Data(Section):
     """processes of a rank that load pictures"""
     max_text_tokens: Positive = 32
     """longest caption, in tokens; longer ones are cut. With `language.prompt` a causal model's BOS, prompt and end
-    count, and of a long question the begin is cut"""
+    count, and a long question loses its beginning"""
     crop_scale: tuple[float, float] = (0.5, 1.0)
     """smallest and largest share of the picture's area that a random crop takes"""
     horizontal_flip: bool = True

@@ -29,7 +29,7 @@ class Vision(Section):
     """train the encoder with the Q-Former, from its own weights on (fine-tuning): its weights are then fp32, and
     `precision` is that of its computation, bf16 or fp32"""
     activation_checkpointing: bool = False
-    """of a trained encoder: compute each block again in the backward pass: less memory, a third more work"""
+    """of a trained encoder: compute each block again in the backward pass: less memory, a fifth more work"""
     dropout: Probability = 0.0
     """of a trained encoder: dropout probability after attention and MLP"""
     drop_path: Probability = 0.0

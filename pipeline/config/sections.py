@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from pipeline.config.checks import check_encoder, check_epochs, check_texts
+from pipeline.config.checks import check_encoder, check_epochs, check_objectives, check_optimizer, check_texts
 from pipeline.config.data_section import Data, Validation
 from pipeline.config.model_sections import Language, QFormer, Vision
 from pipeline.config.section import NotNegative, OneOrMore, Positive, Section
@@ -59,6 +59,9 @@ class Batch(Section):
             raise ValueError(f"batch.global_size {self.global_size}: {of} has only {samples} samples; lower it")
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Optimizer(Section):
     """AdamW, with linear warmup and a decay to a minimum (paper, section 4.1)."""
 
@@ -73,7 +76,7 @@ class Optimizer(Section):
     """steps in which the learning rate rises; under `staircase` the warmup ends with the first epoch at the latest"""
     warmup_start: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """learning rate of the first warmup step (LAVIS: 1e-8); null: the peak over `warmup_steps`"""
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
     """AdamW's two decay rates"""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """decay of weights with two or more dimensions; biases and norms have none"""
@@ -184,6 +187,8 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _parts_fit_together(self) -> "Recipe":
         check_encoder(self)
+        check_optimizer(self)
+        check_objectives(self)
         check_texts(self)
         check_epochs(self)
         return self

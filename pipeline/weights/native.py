@@ -132,26 +132,34 @@ def initialise(bridge: "nn.Module", recipe: Recipe) -> None:
             f"vision.image_size_px is {now_px}; set {before_px}, or start from weights with a frozen encoder"
         )
     if not recipe.init_from_other_towers:
-        _check_same_towers(trained, recipe, recipe.init_weights)
+        _check_same_towers(trained, recipe, f"init_weights {recipe.init_weights}")
+    reads = recipe.qformer.question != "none"
+    if trained.qformer.question != "none" and not reads:
+        raise ValueError(
+            f"init_weights {recipe.init_weights}: are of a Q-Former that reads questions, and qformer.question is "
+            "'none'; start from a stage-2 run, or set qformer.question and data.sample=question"
+        )
     if (trained.stage, recipe.stage) == (1, 2):
         tensors = _for_stage2(bridge, tensors)
-    if trained.stage == 2 and recipe.qformer.question != "none":
+    if trained.stage == 2 and reads:
         tensors |= _text_path(bridge, tensors, recipe)
     if not trained.vision.trained:  # the encoder, if it is to be trained, starts from its own weights
         tensors |= {name: own for name, own in trained_tensors(bridge).items() if name.startswith("vision.")}
     load_into(bridge, tensors, recipe.init_weights)
 
 
-def _check_same_towers(trained: Recipe, recipe: Recipe, source: Path) -> None:
-    """A bridge fits one image encoder and one language model. Only their precision and the image size may change."""
+def _check_same_towers(trained: Recipe, recipe: Recipe, source: str) -> None:
+    """A bridge fits one image encoder, tokenizer and language model. Only precision and image size may change."""
     pairs = {"vision.name": (trained.vision.name, recipe.vision.name)}
+    if recipe.stage == 1 or recipe.qformer.question != "none":  # else the Q-Former reads no text
+        pairs["qformer.bert"] = (trained.qformer.bert, recipe.qformer.bert)
     if trained.language and recipe.language:
         pairs["language.name"] = (trained.language.name, recipe.language.name)
         pairs["language.config"] = (str(trained.language.config), str(recipe.language.config))
     for field, (before, now) in pairs.items():
         if before != now:
             raise ValueError(
-                f"init_weights {source}: were trained with {field} {before}, the recipe has {now}; correct the recipe, "
+                f"{source}: were trained with {field} {before}, the recipe has {now}; correct the recipe, "
                 "or allow it with --set init_from_other_towers=true (as for a folder that was moved)"
             )
 
@@ -183,6 +191,8 @@ def _text_path(bridge: "nn.Module", stage2: dict[str, "Tensor"], recipe: Recipe)
     trained, tensors = read_weights(source)
     if trained.stage != 1:
         raise ValueError(f"init_text_weights {source}: are of stage {trained.stage}; give a stage-1 run")
+    if not recipe.init_from_other_towers:
+        _check_same_towers(trained, recipe, f"init_text_weights {source}")
     return {name: tensors[name] for name in lacking if name in tensors}
 
 

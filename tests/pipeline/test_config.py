@@ -112,6 +112,11 @@ def test_fewer_ranks_accumulate_more_in_stage_2_and_must_be_told_in_stage_1() ->
     assert for_ranks(load_recipe(folder / "stage1_vitg.yaml", ["batch.accumulation=2"]), 8).batch.accumulation == 2
 
 
+def test_weights_of_stage_1s_losses_are_no_fields_of_stage_2() -> None:
+    with pytest.raises(ValueError, match=r"objectives: are stage 1's, and stage is 2"):
+        load_recipe(STAGE_1.with_name("stage2_vitg_opt2.7b.yaml"), ["objectives.itg_weight=0"])
+
+
 def test_what_a_resume_is_to_overlook_must_have_a_name() -> None:
     named = [
         "manifest",

@@ -99,7 +99,9 @@ def save_vqa(folder: Path, images: int) -> Path:
     questions, annotations = [], []
     for number in range(1, images + 1):
         colour = _picture(folder / "val2014" / f"COCO_val2014_{number:012}.jpg", number)
-        for place, (question, answer) in enumerate((("what colour is it?", colour), ("is it dark?", "no"))):
+        for place, (question, answer) in enumerate(
+            (('What\'s the "COLOUR" of it; right?', colour), ("is it dark?", "no"))
+        ):
             identity = {"question_id": 10 * number + place, "image_id": number}
             questions.append(identity | {"question": question})
             answers = [{"answer": answer, "answer_id": each} for each in range(1, 11)]

@@ -80,6 +80,9 @@ def test_a_missing_or_unreadable_recipe(case: Case) -> None:
     ("override", "named"),
     [
         ("optimizer.learning_rate=1", "optimizer.learning_rate"),
+        ("optimizer.minimum_learning_rate=1", "optimizer.minimum_learning_rate 1: is above"),
+        ("optimizer.warmup_start=1", "optimizer.warmup_start 1: is above"),
+        ("optimizer.betas=[0.9,1.5]", "optimizer.betas"),
         ("speed=1", "speed"),
         ("stage=3", "stage"),
         ("batch.micro_size=0", "batch.micro_size"),

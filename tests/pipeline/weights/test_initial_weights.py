@@ -100,8 +100,22 @@ def test_a_text_path_never_comes_from_bert_without_a_word(folder: Path) -> None:
     twice = settings.model_copy(update={"init_weights": folder / "asking", "init_text_weights": folder / "stage1"})
     with pytest.raises(ValueError, match="have a text path; remove init_text_weights"):
         initialise(build_bridge(twice), twice)
+    plain = recipe(folder, 2, init_weights=str(folder / "asking"))
+    with pytest.raises(ValueError, match=r"reads questions, and qformer\.question is 'none'; start from a stage-2 run"):
+        initialise(build_bridge(plain), plain)
     with pytest.raises(ValueError, match="completes init_weights for a Q-Former that reads questions"):
         recipe(folder, 2, init_weights=str(folder / "stage2"), init_text_weights=str(folder / "stage1"))
+
+
+def test_a_text_path_of_another_tokenizer_is_refused(folder: Path) -> None:
+    """Its tokens would have other meanings, in the same shapes."""
+    settings = asking(folder, init_weights=str(folder / "stage2"), init_text_weights=str(folder / "other"))
+    (folder / "other").mkdir()
+    of_stage_1 = recipe(folder, 1)
+    elsewhere = of_stage_1.qformer.model_copy(update={"bert": "another-bert"})
+    save_weights(build_bridge(of_stage_1), of_stage_1.model_copy(update={"qformer": elsewhere}), 1, folder / "other")
+    with pytest.raises(ValueError, match=r"init_text_weights .*other: were trained with qformer\.bert another-bert"):
+        initialise(build_bridge(settings), settings)
 
 
 def test_another_configuration_of_the_language_model_is_another_tower(folder: Path) -> None:
