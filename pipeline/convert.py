@@ -19,7 +19,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.command_line import Parser, finish, print_settings
+from pipeline.command_line import Parser, finish, print_settings, printable
 from pipeline.config import Recipe, load_recipe
 from pipeline.files import replace_file
 
@@ -124,7 +124,7 @@ def convert(
     if partial.is_dir():
         partial.rename(destination)
     for line in shown(notes):
-        print("".join(character for character in line if character.isprintable()), file=sys.stderr)
+        print(printable(line), file=sys.stderr)
 
 
 def shown(notes: list[str]) -> list[str]:

@@ -213,7 +213,7 @@ def language_config(settings: Language) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(settings.name)
+        config = AutoConfig.from_pretrained(settings.name, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds of errors
         raise _not_loaded(settings, error) from error
     for field, value in settings.config.items():
@@ -240,7 +240,7 @@ def language_on_meta(settings: Language) -> Any:
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            return auto_class.from_config(config, dtype=DTYPES[settings.precision])
+            return auto_class.from_config(config, dtype=DTYPES[settings.precision], trust_remote_code=False)
     except Exception as error:  # as above; also for an activation that does not exist
         raise _not_loaded(settings, error) from error
 
@@ -262,9 +262,11 @@ def build_language(settings: Language, device: str) -> LanguageTower:
         if device == "meta":
             model = language_on_meta(settings)
         else:
-            dtype = DTYPES[settings.precision]
-            model = auto_class.from_pretrained(settings.name, config=config, dtype=dtype, device_map={"": device})
-        tokenizer = AutoTokenizer.from_pretrained(settings.name)
+            model = auto_class.from_pretrained(
+                settings.name, config=config, dtype=DTYPES[settings.precision], device_map={"": device},
+                trust_remote_code=False,
+            )  # fmt: skip
+        tokenizer = AutoTokenizer.from_pretrained(settings.name, trust_remote_code=False)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # transformers and safetensors raise many kinds of errors

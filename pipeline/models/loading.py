@@ -24,6 +24,10 @@ def not_loaded(field: str, error: Exception, folder: str = "FOLDER") -> ValueErr
             f"{field}: cannot be loaded, as the package {package} is missing or too old ({first_line(error)}); install "
             "what requirements.txt names (`make setup`)"
         )
+    if "trust_remote_code" in str(error):
+        return ValueError(
+            f"{field}: needs program code from its folder, which is never run; choose a model that transformers knows"
+        )
     return ValueError(
         f"{field}: cannot be loaded ({first_line(error)}); a folder with this name is damaged: download it again. "
         "Without network, download the weights on another machine (`hf download NAME`) and copy its HF_HOME here, or "

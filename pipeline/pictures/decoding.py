@@ -20,7 +20,7 @@ MAX_BYTES = 256 << 20
 MAX_PIXELS = 120_000_000
 """A photo of 108 megapixels is decoded."""
 MAX_SCANNED_PIXELS = 2_000_000_000
-"""Pixels x scans of a JPEG, about 1.3 s. A progressive JPEG has 10 scans; a hostile one has thousands, 10 bytes each."""
+"""Pixels x scans of a JPEG, about 1.3 s. An ordinary JPEG has 10 scans at most, a hostile one thousands."""
 SCAN = 0xDAFF
 """The marker of a scan, FF DA, as a little-endian number."""
 LEAST_SCAN_BYTES = 10
