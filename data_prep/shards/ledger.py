@@ -78,7 +78,7 @@ def drop_of_message(message: str) -> Drop:
         phrases = tuple(each for each in PHRASES if redirected and each[1] in OF_REDIRECTS)
         drop = Drop.named(f"http_{status.group(1)}")
     else:
-        own = re.fullmatch(r"(?:<urlopen error )?guard:(\w{1,40})>?", message)
+        own = re.fullmatch(r"(?:<urlopen error )*guard:(\w{1,40})>*", message)
         if own and own.group(1) in GUARD:
             return Drop(own.group(1))
         phrases, drop = PHRASES, Drop("fetch_failed")

@@ -46,7 +46,8 @@ class _Host:
 
 
 class Robots:
-    """Which URLs this downloader may fetch by the robots.txt of their host; a process remembers the files that were used last."""
+    """Which URLs this downloader may fetch by the robots.txt of their host; a process remembers the files that it used
+    last."""
 
     def __init__(self, agent: str, read: Callable[[str], bytes]) -> None:
         self.agent, self.read = agent, read

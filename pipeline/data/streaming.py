@@ -5,14 +5,16 @@ a buffer of `SHUFFLE_SAMPLES`. A tar is not compressed and holds `KEY.jpg` and e
 `captions`, as data_prep writes, or `KEY.txt`. A run logs at its start what streaming cannot promise (`CANNOT_PROMISE`).
 A `pipe:` command is run by the shell: it comes from the recipe, never from a manifest.
 
-This is the one module that knows webdataset, of which it uses the reading of tars, the grouping of their members into
-samples, and the shuffle buffer. It opens URLs itself: webdataset would call `curl` through a shell with the URL in it.
+This is the one module that knows webdataset, of which it uses the grouping of files into samples, and the shuffle
+buffer. It reads tars itself, within bounds. It opens URLs itself: webdataset would call `curl` through a shell with the
+URL in it.
 """
 
 import hashlib
 import http.client
 import logging
 import random
+import re
 import signal
 import subprocess
 import tarfile
@@ -38,12 +40,15 @@ SCHEMES = ("https://", "http://", "pipe:")
 TRIES = 4
 BACK_OFF_S = 1.0  # before the second try; twice as long before each one after
 TIMEOUT_S = 60.0  # of a connection that says nothing
+MOST_BYTES = 128 << 20  # of a file in a tar, and of what lies between two files or after the last one
+PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # how gzip, bzip2, xz and zstd begin
 SHUFFLE_SAMPLES = 1000  # a worker; still encoded: about 100 MB
 CANNOT_PROMISE = (
     "streaming from data.urls, without a manifest: the order of samples depends on the number of ranks and workers; "
     "a resume begins a new pass over the shards; the number of samples is unknown, so the run ends after run.steps "
     "and no epoch is exact; each rank reads its own shards, so samples of a rank with fewer shards come more often"
 )
+METADATA = re.compile(r"__[^/]*__($|/)")
 _FAULTS = (OSError, http.client.HTTPException, tarfile.TarError, EOFError, zlib.error)
 
 
@@ -87,15 +92,24 @@ def expand_urls(patterns: Sequence[str]) -> ShardUrls:
     return ShardUrls(tuple(urls))
 
 
+class _HostileTarError(Exception):
+    """What follows in a tar cannot be read within bounds."""
+
+
 class _Tar:
-    """A stream that is read once: how many bytes went through, and the last of them."""
+    """A stream that is read once: how many bytes went through, in all and since the last file, and the last of them."""
 
     def __init__(self, url: str, stream: IO[bytes] | http.client.HTTPResponse) -> None:
-        self.url, self.stream, self.bytes, self.end = url, stream, 0, b""
+        self.url, self.stream, self.bytes, self.between, self.end = url, stream, 0, 0, b""
 
     def read(self, size: int) -> bytes:
         content = self.stream.read(size)
+        if not self.bytes and content.startswith(PACKED):
+            raise _HostileTarError("is compressed, and may unpack without end; unpack it first")
         self.bytes += len(content)
+        self.between += len(content)
+        if self.between > MOST_BYTES:
+            raise _HostileTarError(f"has {MOST_BYTES >> 20} MiB without a file")
         self.end = (self.end + content)[-1024:]
         return content
 
@@ -112,11 +126,23 @@ class _Tar:
         return only_zeros
 
 
+class _WebRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http and https alone; urllib's own also goes to ftp."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:  # fmt: skip
+        if not newurl.lower().startswith(("https://", "http://")):
+            raise OSError("redirects to another scheme than http and https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 @contextmanager
 def _opened(url: str) -> Iterator[_Tar]:
     """The content of a URL or the output of a `pipe:` command. Raises OSError when it fails or stops too soon."""
     if not url.startswith("pipe:"):
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
+        with urllib.request.build_opener(_WebRedirects).open(url, timeout=TIMEOUT_S) as answer:
             yield _Tar(url, answer)
         return
     command = url.removeprefix("pipe:")
@@ -233,18 +259,44 @@ def _patiently(url: str) -> Iterator[dict[str, Any]]:
 
 def _members(url: str) -> Iterator[dict[str, Any]]:
     """A shard's samples: endings to contents, with `__key__` and `__url__`. A damaged part is one with a `fault`."""
-    from webdataset.tariterators import group_by_keys, tar_file_iterator
+    from webdataset.tariterators import group_by_keys
 
     faults: list[Exception] = []
+    hostile: list[Exception] = []
 
     def note(error: Exception) -> bool:
         faults.append(error)
         return True
 
-    with _opened(url) as tar:
-        files = (file | {"__url__": url} for file in tar_file_iterator(tar))
-        yield from group_by_keys(files, handler=note)
-        for error in faults:
-            yield {"__url__": url, "fault": f"{url}: {error.args[0]}"}
-        if not tar.finish():
-            yield {"__url__": url, "fault": f"{url}: is damaged before byte {tar.bytes}; the rest is not read"}
+    try:
+        with _opened(url) as tar:
+            yield from group_by_keys(_files(tar, hostile), handler=note)
+            for error in faults:
+                yield {"__url__": url, "fault": f"{url}: {error.args[0]}"}
+            if hostile:
+                raise hostile[0]  # so a command is ended, and its rest not read
+            if not tar.finish():
+                yield {"__url__": url, "fault": f"{url}: is damaged before byte {tar.bytes}; the rest is not read"}
+    except _FAULTS:
+        raise
+    except Exception as error:
+        yield {"__url__": url, "fault": f"{url}: {error or type(error).__name__}; the rest is not read"}
+
+
+def _files(tar: _Tar, hostile: list[Exception]) -> Iterator[dict[str, Any]]:
+    """Name and content of each regular file; names as `__this__` are metadata of others. Ends before what is hostile,
+    and says so in `hostile`."""
+    try:
+        with tarfile.open(fileobj=tar, mode="r|") as members:  # type: ignore[call-overload]  # it needs `read` alone
+            for member in members:
+                if member.isreg() and not METADATA.match(member.name):
+                    if not 0 <= member.size <= MOST_BYTES:
+                        raise _HostileTarError(f"has a file of {member.size} bytes, more than {MOST_BYTES}")
+                    content = members.extractfile(member).read()  # type: ignore[union-attr]  # a regular file
+                    tar.between = 0
+                    yield {"fname": member.name, "data": content, "__url__": tar.url}
+                members.members = []  # else it keeps every header
+    except _FAULTS:
+        raise
+    except Exception as error:  # tarfile raises many kinds for hostile headers, RecursionError among them
+        hostile.append(error)

@@ -101,7 +101,7 @@ def test_tokens_of_entities_and_spaces_of_all_kinds_are_javas_too() -> None:
             if pair[1] != pair[2]] == []  # fmt: skip
 
 
-NAMED = "-LRB- -RRB- -LCB- -RCB- -LSB- -RSB- -lrb- -Rrb- -LRBS- LRB- -LAB-".split()
+NAMED = ["-LRB-", "-RRB-", "-LCB-", "-RCB-", "-LSB-", "-RSB-", "-lrb-", "-Rrb-", "-LRBS-", "LRB-", "-LAB-"]
 BESIDE = """
 a {} b|{}|a{}b|x {}b|x a{} c|x {}. c|x -{}- c|{}{} z|5{} b|a {}5 b|2{}3|dog{}cat's|{}'s dog|{}n't|a_{}_b|&amp;{}&lt;
 ({})|a.{}b|u.s.{}|x,{},y|10%{}|-1{}|http://a.com/{} b|a@{}.com

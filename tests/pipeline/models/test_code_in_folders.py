@@ -22,7 +22,7 @@ LOADING = ("from_pretrained", "from_config")
 
 
 class AnswersYes(io.StringIO):
-    def readline(self, size: int = -1, /) -> str:  # noqa: ARG002  (the signature of a stream)
+    def readline(self, size: int = -1, /) -> str:
         return "y\n"
 
 
@@ -40,9 +40,7 @@ def with_code(source: Path, folder: Path, proof: Path, automatic: dict[str, str]
     return folder
 
 
-EVIL = {
-    name: "evil.Evil" for name in ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoImageProcessor", "AutoProcessor")
-} | {"AutoTokenizer": ["evil.Evil", None]}  # fmt: skip
+EVIL = dict.fromkeys(("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoImageProcessor", "AutoProcessor"), "evil.Evil") | {"AutoTokenizer": ["evil.Evil", None]}  # fmt: skip
 LOADERS: dict[str, tuple[str, Callable[[str], object]]] = {
     "language": ("opt", lambda name: build_language(Language(name=name, precision="fp32"), "cpu")),
     "tokenizer": ("bert", lambda name: build_tokenizer(QFormer(bert=name))),
