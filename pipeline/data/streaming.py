@@ -6,50 +6,36 @@ a buffer of `SHUFFLE_SAMPLES`. A tar is not compressed and holds `KEY.jpg` and e
 A `pipe:` command is run by the shell: it comes from the recipe, never from a manifest.
 
 This is the one module that knows webdataset, of which it uses the grouping of files into samples, and the shuffle
-buffer. It reads tars itself, within bounds. It opens URLs itself: webdataset would call `curl` through a shell with the
-URL in it.
+buffer. `streamed_tar` opens URLs and reads tars.
 """
 
 import hashlib
-import http.client
 import logging
 import random
-import re
-import signal
-import subprocess
-import tarfile
 import time
-import urllib.request
-import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count, islice
-from os import killpg
-from typing import IO, Any
+from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.config import Data
 from pipeline.data.records import Texts, read_record
 from pipeline.data.stream import MAX_CORRUPT_IN_A_ROW, Sample, UnreadableShardError, draw_sample
+from pipeline.data.streamed_tar import FAULTS, files, opened
 from pipeline.data.transforms import decode
 
 log = logging.getLogger(__name__)
 SCHEMES = ("https://", "http://", "pipe:")
 TRIES = 4
 BACK_OFF_S = 1.0  # before the second try; twice as long before each one after
-TIMEOUT_S = 60.0  # of a connection that says nothing
-MOST_BYTES = 128 << 20  # of a file in a tar, and of what lies between two files or after the last one
-PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # how gzip, bzip2, xz and zstd begin
 SHUFFLE_SAMPLES = 1000  # a worker; still encoded: about 100 MB
 CANNOT_PROMISE = (
     "streaming from data.urls, without a manifest: the order of samples depends on the number of ranks and workers; "
     "a resume begins a new pass over the shards; the number of samples is unknown, so the run ends after run.steps "
     "and no epoch is exact; each rank reads its own shards, so samples of a rank with fewer shards come more often"
 )
-METADATA = re.compile(r"__[^/]*__($|/)")
-_FAULTS = (OSError, http.client.HTTPException, tarfile.TarError, EOFError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -90,79 +76,6 @@ def expand_urls(patterns: Sequence[str]) -> ShardUrls:
         twice = next(url for url in urls if urls.count(url) > 1)
         raise ValueError(f"data.urls {twice}: is named twice; remove one of them")
     return ShardUrls(tuple(urls))
-
-
-class _HostileTarError(Exception):
-    """What follows in a tar cannot be read within bounds."""
-
-
-class _Tar:
-    """A stream that is read once: how many bytes went through, in all and since the last file, and the last of them."""
-
-    def __init__(self, url: str, stream: IO[bytes] | http.client.HTTPResponse) -> None:
-        self.url, self.stream, self.bytes, self.between, self.end = url, stream, 0, 0, b""
-
-    def read(self, size: int) -> bytes:
-        content = self.stream.read(size)
-        if not self.bytes and content.startswith(PACKED):
-            raise _HostileTarError("is compressed, and may unpack without end; unpack it first")
-        self.bytes += len(content)
-        self.between += len(content)
-        if self.between > MOST_BYTES:
-            raise _HostileTarError(f"has {MOST_BYTES >> 20} MiB without a file")
-        self.end = (self.end + content)[-1024:]
-        return content
-
-    def __str__(self) -> str:  # webdataset puts it into its messages
-        return self.url
-
-    def finish(self) -> bool:
-        """Read what is left of the tar. Raises OSError when its end is missing; False when there is other content."""
-        only_zeros = True
-        while content := self.read(1 << 20):
-            only_zeros &= not content.strip(b"\0")
-        if self.end != bytes(1024):
-            raise OSError(f"stops after {self.bytes} bytes, before the tar's end")
-        return only_zeros
-
-
-class _WebRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to http and https alone; urllib's own also goes to ftp."""
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:  # fmt: skip
-        if not newurl.lower().startswith(("https://", "http://")):
-            raise OSError("redirects to another scheme than http and https")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-@contextmanager
-def _opened(url: str) -> Iterator[_Tar]:
-    """The content of a URL or the output of a `pipe:` command. Raises OSError when it fails or stops too soon."""
-    if not url.startswith("pipe:"):
-        with urllib.request.build_opener(_WebRedirects).open(url, timeout=TIMEOUT_S) as answer:
-            yield _Tar(url, answer)
-        return
-    command = url.removeprefix("pipe:")
-    with subprocess.Popen(
-        command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, process_group=0
-    ) as process:
-        assert process.stdout is not None
-        try:
-            tar = _Tar(url, process.stdout)
-            yield tar
-            if status := process.wait():
-                raise OSError(f"the command ended with status {status}")
-        except _FAULTS as error:  # a command that fails leaves half a tar: its status says more
-            with suppress(subprocess.TimeoutExpired):
-                if status := process.wait(timeout=1.0):
-                    raise OSError(f"the command ended with status {status}") from error
-            raise
-        finally:
-            if process.poll() is None:  # the reader left early: end the shell and all that it started
-                killpg(process.pid, signal.SIGKILL)
 
 
 class StreamedSamples(IterableDataset[Sample]):
@@ -246,7 +159,7 @@ def _patiently(url: str) -> Iterator[dict[str, Any]]:
                 given += 1
                 yield sample
             return
-        except _FAULTS as error:
+        except FAULTS as error:
             reason = f"{type(error).__name__}: {error.args[0] if error.args else error}"
             if tries == TRIES:
                 raise UnreadableShardError(
@@ -269,34 +182,15 @@ def _members(url: str) -> Iterator[dict[str, Any]]:
         return True
 
     try:
-        with _opened(url) as tar:
-            yield from group_by_keys(_files(tar, hostile), handler=note)
+        with opened(url) as tar:
+            yield from group_by_keys(files(tar, hostile), handler=note)
             for error in faults:
                 yield {"__url__": url, "fault": f"{url}: {error.args[0]}"}
             if hostile:
                 raise hostile[0]  # so a command is ended, and its rest not read
             if not tar.finish():
                 yield {"__url__": url, "fault": f"{url}: is damaged before byte {tar.bytes}; the rest is not read"}
-    except _FAULTS:
+    except FAULTS:
         raise
     except Exception as error:
-        yield {"__url__": url, "fault": f"{url}: {error or type(error).__name__}; the rest is not read"}
-
-
-def _files(tar: _Tar, hostile: list[Exception]) -> Iterator[dict[str, Any]]:
-    """Name and content of each regular file; names as `__this__` are metadata of others. Ends before what is hostile,
-    and says so in `hostile`."""
-    try:
-        with tarfile.open(fileobj=tar, mode="r|") as members:  # type: ignore[call-overload]  # it needs `read` alone
-            for member in members:
-                if member.isreg() and not METADATA.match(member.name):
-                    if not 0 <= member.size <= MOST_BYTES:
-                        raise _HostileTarError(f"has a file of {member.size} bytes, more than {MOST_BYTES}")
-                    content = members.extractfile(member).read()  # type: ignore[union-attr]  # a regular file
-                    tar.between = 0
-                    yield {"fname": member.name, "data": content, "__url__": tar.url}
-                members.members = []  # else it keeps every header
-    except _FAULTS:
-        raise
-    except Exception as error:  # tarfile raises many kinds for hostile headers, RecursionError among them
-        hostile.append(error)
+        yield {"__url__": url, "fault": f"{url}: {str(error) or type(error).__name__}; the rest is not read"}

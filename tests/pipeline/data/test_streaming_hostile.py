@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import Data
-from pipeline.data import streaming
+from pipeline.data import streamed_tar, streaming
 from pipeline.data.stream import UnreadableShardError
 from tests.support.tiny_shards import tiny_jpeg
 
@@ -122,7 +122,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(streaming, "BACK_OFF_S", 0.01)
-    monkeypatch.setattr(streaming, "MOST_BYTES", BOUND)
+    monkeypatch.setattr(streamed_tar, "MOST_BYTES", BOUND)
     server = Server()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ class AnswersYes(io.StringIO):
         return "y\n"
 
 
-def with_code(source: Path, folder: Path, proof: Path, automatic: dict[str, str], model_type: str | None) -> Path:
+def with_code(source: Path, folder: Path, proof: Path, automatic: dict[str, Any], model_type: str | None) -> Path:
     """A copy of a folder whose configuration names a class of its own, in a file that leaves a proof when run."""
     shutil.copytree(source, folder)
     (folder / "evil.py").write_text(f"open({str(proof)!r}, 'w')\nclass Evil: pass\n")
@@ -40,7 +41,8 @@ def with_code(source: Path, folder: Path, proof: Path, automatic: dict[str, str]
     return folder
 
 
-EVIL = dict.fromkeys(("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoImageProcessor", "AutoProcessor"), "evil.Evil") | {"AutoTokenizer": ["evil.Evil", None]}  # fmt: skip
+CLASSES = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoImageProcessor", "AutoProcessor")
+EVIL: dict[str, Any] = {name: "evil.Evil" for name in CLASSES} | {"AutoTokenizer": ["evil.Evil", None]}  # noqa: C420
 LOADERS: dict[str, tuple[str, Callable[[str], object]]] = {
     "language": ("opt", lambda name: build_language(Language(name=name, precision="fp32"), "cpu")),
     "tokenizer": ("bert", lambda name: build_tokenizer(QFormer(bert=name))),
