@@ -176,7 +176,7 @@ def _picture_problem(sample: tar_files.Sample) -> str | None:
     from pipeline.pictures.decoding import opened
 
     try:
-        with opened(sample.jpeg, formats=["JPEG"]) as image:
+        with opened(sample.jpeg, formats=("JPEG",)) as image:
             image.load()
             size = image.size
     except Exception as error:  # any error of a decoder on a damaged picture is reported

@@ -5,12 +5,12 @@ Download, CapFilt, training, evaluation and pages all decode here, so a picture 
 
 import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pipeline.pictures.plain_picture import on_white, true_colour, upright
 
@@ -48,13 +48,17 @@ class _Timed(io.BytesIO):
 
 
 @contextmanager
-def opened(content: bytes, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = FORMATS) -> Iterator[Image.Image]:
+def opened(content: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
     """The picture, of which only the header is read yet. What is decoded inside is bounded in time and memory.
 
     Raises DecompressionBombError for more than `max_pixels`, CostlyPictureError, and what else Pillow raises.
     """
     quick = len(content) <= QUICK_BYTES and content.startswith(b"\xff\xd8")
-    with Image.open(io.BytesIO(content) if quick else _Timed(content), formats=formats) as image:
+    try:
+        found = Image.open(io.BytesIO(content) if quick else _Timed(content), formats=formats)
+    except UnidentifiedImageError as error:  # which names an object in memory
+        raise UnidentifiedImageError(f"is no picture of {', '.join(formats)}") from error
+    with found as image:
         num_pixels = image.width * image.height
         if num_pixels > max_pixels:
             raise Image.DecompressionBombError(f"has {num_pixels} pixels, more than {max_pixels}")

@@ -1,9 +1,11 @@
 """A decoded picture in one plain form: upright, RGB, transparency on white."""
 
+from typing import Any
+
 import numpy as np
 from PIL import ExifTags, Image
 
-TURNS = {
+TURNS: dict[Any, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
