@@ -44,8 +44,17 @@ def test_every_spark_task_fetches_through_the_guard(tmp_path, private, monkeypat
 def test_a_hostile_server_harms_no_spark_task(tmp_path, monkeypatch):
     """The bounds of the guard hold in Spark's own processes: sizes, deadlines, and reasons that are never its words."""
     monkeypatch.setitem(os.environ, "no_proxy", "127.0.0.1,127.0.0.2")
-    paths = {"/ok": "not_an_image", "/endless": "byte_cap", "/promised": "byte_cap", "/drip": "deadline", "/cut": "truncated_body",
-             "/loop": "too_many_redirects", "/badgateway": "http_502", "/to": "refused_scheme", "/said": "http_404"}  # fmt: skip
+    paths = {
+        "/ok": "not_an_image",
+        "/endless": "byte_cap",
+        "/promised": "byte_cap",
+        "/drip": "deadline",
+        "/cut": "truncated_body",
+        "/loop": "too_many_redirects",
+        "/badgateway": "http_502",
+        "/to": "refused_scheme",
+        "/said": "http_404",
+    }
     with HostileServer() as server:
         server.location = "file:///etc/passwd"
         server.body = b"HTTP/1.1 404 guard:timeout\r\nContent-Length: 0\r\n\r\n"
