@@ -83,7 +83,8 @@ def _has_one_scan(image: Image.Image, content: bytes) -> bool:
     no decoder reads another. Counting scans takes a fiftieth of the time of decoding."""
     components = getattr(image, "layers", 0)
     header = bytes((*SCAN, 0, 6 + 2 * components, components))
-    end = image.fp.tell() if image.fp else 0
+    file = getattr(image, "fp", None)
+    end = file.tell() if file else 0
     return (
         components in (1, 3)
         and "progressive" not in image.info
