@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data_prep.auditing.manifest_checks import find_faults, total_faults
 from data_prep.shards.processes import add_workers
-from pipeline.command_line import Parser, finish, print_settings
+from pipeline.command_line import Parser, finish, print_settings, printable
 from pipeline.data.manifest import Manifest, dropped_by_source, read_manifest
 
 
@@ -31,14 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for fault in chain(total_faults(options.manifest, manifest, content), found):
             faults += 1
             detail = fault.detail.removeprefix(f"{fault.path}: ")  # of an error that already names its file
-            print(f"fault: {fault.kind}: {fault.path}: {' '.join(detail.split())}")
+            print(printable(f"fault: {fault.kind}: {fault.path}: {' '.join(detail.split())}"))
         if faults:
             raise ValueError(
                 f"{options.manifest}: {faults} faults in {len(manifest.shards)} shards; each is printed above"
             )
         for source, reasons in dropped_by_source([*manifest.shards, *content.empty_shards]).items():
             if reasons:
-                print(f"dropped from {source}: {', '.join(f'{number} {reason}' for reason, number in reasons.items())}")
+                counts = ", ".join(f"{number} {reason}" for reason, number in reasons.items())
+                print(printable(f"dropped from {source}: {counts}"))
         without = f" ({len(content.empty_shards)} more shards are empty)" if content.empty_shards else ""
         questions = f", {manifest.questions} questions" if manifest.questions else ""
         totals = f"{len(manifest.shards)} shards, {manifest.samples} samples, {manifest.captions} captions{questions}"

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import json
+import logging
 import os
 import signal
 import sys
@@ -57,6 +58,23 @@ def check_outputs(outputs: Iterable[tuple[str, Path | None]], inputs: Iterable[t
         taken[place] = (flag, "an output")
 
 
+def printable(text: str) -> str:
+    """The text with control characters as `\\x1b`: what tables and servers say must not steer a terminal."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+class _PrintableLog(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(printable(line) for line in super().format(record).split("\n"))
+
+
+def start_log(level: int) -> None:
+    """Log to stderr, with the time of day, and without control characters."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PrintableLog("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=level, handlers=[handler])
+
+
 def one_line(error: BaseException) -> str:
     """The error's message in one line; for an error in a data loader's worker, the worker's own message."""
     message = str(error).strip()
@@ -64,7 +82,7 @@ def one_line(error: BaseException) -> str:
         message = message.splitlines()[-1].partition(": ")[2]
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     hint = ": the disk is full; free space, run again" if full else ""
-    return (" ".join(message.split()) or type(error).__name__) + hint
+    return (printable(" ".join(message.split())) or type(error).__name__) + hint
 
 
 def finish(work: Callable[[], int | None]) -> int:

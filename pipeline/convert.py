@@ -19,7 +19,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.command_line import Parser, finish, print_settings
+from pipeline.command_line import Parser, finish, print_settings, printable
 from pipeline.config import Recipe, load_recipe
 from pipeline.files import replace_file
 
@@ -122,7 +122,7 @@ def convert(
             raise
         partial.rename(destination)
     for line in shown(notes):
-        print("".join(character for character in line if character.isprintable()), file=sys.stderr)
+        print(printable(line), file=sys.stderr)
 
 
 def _write_notes(path: Path, source: Path, read_as: str, step: int, notes: list[str], settings: Recipe) -> None:

@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.command_line import Parser, one_line
+from pipeline.command_line import Parser, one_line, start_log
 from pipeline.config import Recipe, dump_recipe, for_ranks, load_recipe
 from pipeline.distributed import process_group
 from pipeline.training.preemption import EXIT_STOPPED, StopRequest
@@ -198,7 +198,7 @@ def main() -> int:
     arguments, stop = _arguments(), StopRequest()  # so a signal counts while loading, too
     rank = process_group.rank()
     level = logging.INFO if rank == 0 else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    start_log(level)
     try:
         code = _run(arguments, stop)
     except process_group.StoppedWhileJoiningError:

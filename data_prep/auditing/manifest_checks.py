@@ -2,7 +2,6 @@
 sums."""
 
 import hashlib
-import io
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -181,10 +180,10 @@ def _record_problem(sample: tar_files.Sample) -> str | None:
 
 
 def _picture_problem(sample: tar_files.Sample) -> str | None:
-    from PIL import Image
+    from pipeline.pictures.decoding import opened
 
     try:
-        with Image.open(io.BytesIO(sample.jpeg), formats=["JPEG"]) as image:
+        with opened(sample.jpeg, formats=("JPEG",)) as image:
             image.load()
             size = image.size
     except Exception as error:  # any error of a decoder on a damaged picture is reported

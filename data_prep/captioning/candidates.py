@@ -1,6 +1,5 @@
 """Makes the candidate captions of images: the web captions and the captioner's, each scored by the ranker."""
 
-import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -58,12 +57,11 @@ def _preprocess(sample: Sample, captioner: Captioner, ranker: Ranker) -> "tuple[
 
 def decode(jpeg: bytes) -> "Image.Image | None":
     """The RGB picture, or None when it cannot be decoded."""
-    from PIL import Image
+    from pipeline.pictures.decoding import opened, plain
 
     try:
-        with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as file:
-            too_large = file.width * file.height > MAX_PIXELS
-            return None if too_large or max(file.size) > MAX_ASPECT * min(file.size) else file.convert("RGB")
+        with opened(jpeg, MAX_PIXELS) as image:
+            return None if max(image.size) > MAX_ASPECT * min(image.size) else plain(image)
     except Exception:  # decoders raise many kinds of errors on damaged pictures; the receipt counts each
         return None
 

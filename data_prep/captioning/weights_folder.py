@@ -33,9 +33,11 @@ def load_pretrained(folder: Path, flag: str, model_class: str, processor_class: 
     transformers.utils.logging.disable_progress_bar()
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     try:
-        processor = getattr(transformers, processor_class).from_pretrained(folder, local_files_only=True)
+        processor = getattr(transformers, processor_class).from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         model, loading = getattr(transformers, model_class).from_pretrained(
-            folder, local_files_only=True, dtype=dtype, output_loading_info=True
+            folder, local_files_only=True, dtype=dtype, output_loading_info=True, trust_remote_code=False
         )
     except Exception as error:  # transformers, tokenizers and safetensors raise many kinds of errors
         raise ValueError(

@@ -51,7 +51,7 @@ def make_picture(page: Path, output: Path) -> Path:
             raise ValueError(
                 f"FOLDER {page.parent}: {page.name} has no panel {told['missing']}; run the demo to its end"
             )
-        with Image.open(shot) as whole:
+        with Image.open(shot, formats=["PNG"]) as whole:
             panels = whole.convert("RGB").crop((0, 0, whole.width, round(told["height"] * PIXELS_PER_PX)))
         panels.save(output, quality=90, method=6)
     return output

@@ -12,8 +12,9 @@ from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions, Resizer
 from PIL import Image, UnidentifiedImageError
 
 from data_prep.shards.ledger import Drop
+from pipeline.pictures.decoding import CostlyPictureError, opened
 from pipeline.pictures.perceptual_hash import perceptual_hash
-from pipeline.pictures.plain_picture import FORMATS, on_white, true_colour, upright
+from pipeline.pictures.plain_picture import on_white, true_colour, upright
 
 JPEG_QUALITY = 95
 BICUBIC = ResizeOptions(resize_alg=ResizeAlg.convolution(FilterType.catmull_rom))
@@ -33,8 +34,6 @@ class ImageLimits:
     def fault(self, width_px: int, height_px: int) -> str | None:
         """Why a picture of this size is dropped before it is decoded, or None."""
         short_px, long_px = sorted((width_px, height_px))
-        if short_px * long_px > self.max_pixels:
-            return "pixel_cap"
         if short_px < self.min_side_px:
             return "too_small"
         return "aspect" if self.max_aspect is not None and long_px > self.max_aspect * short_px else None
@@ -55,7 +54,7 @@ class StoredImage:
 def store(content: bytes, limits: ImageLimits) -> StoredImage | Drop:
     """The JPEG to keep, or why there is none."""
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with opened(content, limits.max_pixels) as image:
             if fault := limits.fault(*image.size):
                 return Drop(fault)
             wanted = 2 * limits.max_side_px
@@ -68,6 +67,8 @@ def store(content: bytes, limits: ImageLimits) -> StoredImage | Drop:
         return Drop("not_an_image")
     except Image.DecompressionBombError:
         return Drop("pixel_cap")
+    except CostlyPictureError:
+        return Drop("costly_image")
     except Exception as error:  # decoders raise many kinds of errors on hostile bytes; the ledger counts each
         return Drop("truncated_image" if "truncated" in str(error) else "undecodable")
 

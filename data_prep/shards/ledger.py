@@ -38,6 +38,15 @@ PHRASES = (
     ("Remote end closed", "connection_failed"),
 )
 """(part of an error message of urllib or img2dataset, the reason that it means); the first match decides."""
+GUARD = frozenset(
+    {
+        *("refused_address", "refused_scheme", "malformed_url", "dns_failure", "connection_failed", "deadline"),
+        *("byte_cap", "truncated_body", "robots_disallowed", "robots_unreachable"),
+    }
+)
+"""The reasons that the guard of the fetching processes gives."""
+OF_REDIRECTS = ("refused_scheme", "too_many_redirects")
+"""What urllib says of a redirect that it does not follow, in an error with the redirect's status."""
 
 
 class Drop(NamedTuple):
@@ -60,15 +69,20 @@ class Drop(NamedTuple):
 
 
 def drop_of_message(message: str) -> Drop:
-    """The reason for an error message of the fetch: our own (`guard:REASON`), a known phrase, or an HTTP status."""
-    if own := re.search(r"guard:(\w+)", message):
-        return Drop(own.group(1))
-    for phrase, reason in PHRASES:
-        if phrase in message:
-            return Drop(reason)
-    if status := re.match(r"HTTP Error (\d{3})", message):
-        return Drop.named(f"http_{status.group(1)}")
-    return Drop("fetch_failed")
+    """The reason for an error message of the fetch: an HTTP status, our own (`guard:REASON`), or a known phrase.
+
+    The status comes first, as the words after it are the server's.
+    """
+    if status := re.match(r"HTTP Error (\d{3}): ", message):
+        redirected = status.group(1).startswith("3")
+        phrases = tuple(each for each in PHRASES if redirected and each[1] in OF_REDIRECTS)
+        drop = Drop.named(f"http_{status.group(1)}")
+    else:
+        own = re.fullmatch(r"(?:<urlopen error )*guard:(\w{1,40})>*", message)
+        if own and own.group(1) in GUARD:
+            return Drop(own.group(1))
+        phrases, drop = PHRASES, Drop("fetch_failed")
+    return next((Drop(reason) for phrase, reason in phrases if phrase in message), drop)
 
 
 @dataclass(frozen=True)

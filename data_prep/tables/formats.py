@@ -10,6 +10,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from data_prep.tables.unicode_text import without_surrogates
 FORMATS = (".parquet", ".tsv", ".csv", ".json", ".jsonl", ".tsv.gz", ".csv.gz", ".json.gz", ".jsonl.gz")
 LONGEST_FIELD = 1 << 24
 """Characters of one CSV field. Python's own limit of 131,072 is too small for some alt-texts."""
+
+END_OF_TABLE = "\0end of table"
+"""A last line that no table has. A quote that is not closed takes it in."""
 
 Values = tuple[Any, Any]
 
@@ -84,8 +88,9 @@ def _parquet(path: Path, columns: Values) -> Iterator[Values]:
 
 def _delimited(path: Path, columns: Values, header: tuple[str, ...] | None, ending: str) -> Iterator[Values]:
     csv.field_size_limit(LONGEST_FIELD)
-    with _open(path, newline="\n" if ending == ".tsv" else "") as file:
-        rows = _tab_separated(file) if ending == ".tsv" else csv.reader(file)
+    plain = ending == ".tsv" and (header is not None or not _has_quoted_fields(path))
+    with _open(path, newline="\n" if plain else "") as file:
+        rows = _tab_separated(file) if plain else _quoted(path, file, "\t" if ending == ".tsv" else ",")
         names = header or tuple(next(rows, ()))
         if not names:
             return
@@ -95,6 +100,44 @@ def _delimited(path: Path, columns: Values, header: tuple[str, ...] | None, endi
             if fields:
                 # There are two columns, so this is a pair; the type of a generator does not say that.
                 yield tuple(fields[i] if i < len(fields) else None for i in (url, caption))  # type: ignore[misc]
+
+
+def _has_quoted_fields(path: Path) -> bool:
+    """Whether a TSV is written as pandas does: fields with a tab, a line break or a quote stand in quotes.
+
+    In other TSVs quotes are plain text, and then some line breaks the rules of quoting.
+    """
+    with _open(path) as file:
+        reader = csv.reader(file, delimiter="\t", strict=True)
+        try:
+            width = len(next(reader, ()))
+            return all(len(fields) in (0, width) for fields in reader)
+        except csv.Error:
+            return False
+
+
+def _quoted(path: Path, lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
+    """The fields of each record, [] for an empty one. Raises ValueError, with the line, for a quote that is not closed:
+    it swallows the rows after it."""
+    reader = csv.reader(chain(lines, [END_OF_TABLE]), delimiter=delimiter)
+    width, first_line = 0, 1
+    try:
+        for fields in reader:
+            if fields == [END_OF_TABLE]:
+                return
+            width = width or len(fields)
+            if fields[-1:] and fields[-1].endswith(END_OF_TABLE):
+                raise csv.Error("a quote is not closed")
+            if reader.line_num > first_line and len(fields) != width:
+                raise csv.Error(
+                    f"a record of {len(fields)} fields has line breaks, and the first line has {width} fields"
+                )
+            yield fields
+            first_line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(
+            f"--input {path}: line {first_line}: cannot be read as {_ending(path)} ({error}); correct its quotes"
+        ) from error
 
 
 def _tab_separated(lines: Iterable[str]) -> Iterator[list[str]]:

@@ -6,6 +6,7 @@ Each image has one deadline for all its redirects and a limit for its bytes. The
 import http.client
 import time
 import urllib.request
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,6 +18,8 @@ from data_prep.web.politeness import HostSlots, Robots, given_back_on_error
 
 CHUNK_BYTES = 1 << 16
 ROBOTS_TIMEOUT_S = 10.0
+ROBOTS_BYTES = 512 << 10
+"""What is read of a robots.txt; RFC 9309 asks for 500 KiB."""
 AGENT_TOKEN = "blip2-pretraining"
 """The name of this downloader for robots.txt and X-Robots-Tag."""
 
@@ -87,7 +90,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
     def _read_robots(self, url: str) -> bytes:
         # Takes no slot: after a redirect one slot is already held, and two such requests could wait for each other.
         with self._ask(url, ROBOTS_TIMEOUT_S, None, lambda: None) as answer:
-            return answer.read()
+            return answer.beginning(ROBOTS_BYTES)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -145,6 +148,22 @@ class _Capped:
         self.give_back()
 
     def read(self) -> bytes:
+        """The whole content, unpacked. Raises URLError("guard:byte_cap") and URLError("guard:truncated_body")."""
+        content, complete = _unpacked(self._whole(), self.headers, self.max_bytes + 1)
+        if len(content) > self.max_bytes:
+            raise URLError("guard:byte_cap")
+        if not complete:
+            raise URLError("guard:truncated_body")
+        return content
+
+    def beginning(self, most: int) -> bytes:
+        """The first bytes of the content."""
+        content = b""
+        while len(content) < most and (chunk := self.response.read1(min(CHUNK_BYTES, most - len(content)))):
+            content += chunk
+        return _unpacked(content, self.headers, most)[0]
+
+    def _whole(self) -> bytes:
         expected = int(self.headers.get("Content-Length", "-1")) if "Transfer-Encoding" not in self.headers else -1
         if expected > self.max_bytes:
             raise URLError("guard:byte_cap")
@@ -158,3 +177,14 @@ class _Capped:
         if size < expected:
             raise URLError("guard:truncated_body")
         return b"".join(chunks)
+
+
+def _unpacked(content: bytes, headers: http.client.HTTPMessage, most: int) -> tuple[bytes, bool]:
+    """At most `most` bytes of what a server packed, unasked, and whether that is all of it."""
+    if headers.get("Content-Encoding", "").strip().lower() not in ("gzip", "x-gzip", "deflate"):
+        return content, True
+    unpacking = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # gzip or zlib, by its header
+    try:
+        return unpacking.decompress(content, most), unpacking.eof
+    except zlib.error:
+        return content, True  # the server's header was wrong

@@ -82,8 +82,8 @@ def is_refused(address: Address, *, allow_loopback: bool) -> bool:
         inner = _embedded(address)
         if inner is not None and is_refused(inner, allow_loopback=False):
             return True
-        if address.ipv4_mapped is not None:
-            return False
+        if address.ipv4_mapped is not None or address in NAT64:
+            return False  # it leads to the IPv4 address alone
     if allow_loopback and str(address) == LOOPBACK:
         return False
     refused = any(address in network for network in ALSO_REFUSED)

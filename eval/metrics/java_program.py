@@ -9,6 +9,7 @@ import fcntl
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -37,12 +38,20 @@ def private_folder(name: str) -> Iterator[Path]:
 
 
 def _remove_unused(lock: Path) -> None:
+    """Remove an own folder that nobody uses. What others made in the shared temporary folder is left alone: opening
+    their pipe would wait for ever, and a link of theirs leads anywhere."""
     try:
-        with lock.open(encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(lock.parent)
+        if lock.parent.is_symlink() or lock.parent.stat().st_uid != os.getuid():
+            return
+        file = os.open(lock, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        try:
+            if stat.S_ISREG(os.fstat(file).st_mode):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent)
+        finally:
+            os.close(file)
     except OSError:
-        return  # in use, another user's, or gone meanwhile
+        return  # in use, or gone meanwhile
 
 
 def find_java(name: str) -> str:

@@ -116,6 +116,7 @@ RULES = [
     r"([<>]?[:;=][-o*']?(?-i:[()DPdpO\\{@|\[\]]))(?![A-Za-z0-9])",
     rf"({EMOTICON_FACE}_{EMOTICON_FACE}|\({EMOTICON_FACE}[_.]?{EMOTICON_FACE}\)|[oxt0]_[oxt0])",
     rf"([?!]+|\*\*+|##+|__+|@@+|<<|>>|---+|--|{ELLIPSIS}|''|``|c\+\+|[cf]#)",
+    r"(-[lr][rcs]b-)",  # brackets that are spelt out already
     r"(&(?:amp|lt|gt|quot|apos|#[0-9]+);|\\\*)",
     rf"({KNOWN_SYMBOL})",
 ]

@@ -1,5 +1,6 @@
 """A recipe from its YAML file and `--set` edits, checked; and back to YAML."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,9 @@ from pipeline.config.section import Section
 from pipeline.config.sections import Recipe
 
 FIELD_AND_VALUE = re.compile(r"\w+(\.\w+)*=.*", re.DOTALL)  # an item of --set
+VARIABLES = ("MINIATURE",)
+OWN_VARIABLES = "BLIP2_"
+"""The variables of the environment that a recipe may use: others may hold secrets."""
 
 
 def for_ranks(recipe: Recipe, world_size: int) -> Recipe:
@@ -58,6 +62,16 @@ def parse_recipe(content: dict[str, Any]) -> Recipe:
         raise ValueError(f"recipe: {_one_line(error)}") from error
 
 
+def _environment(name: str, default: str | None = None) -> str | None:
+    """What `${oc.env:NAME,DEFAULT}` stands for. The value is written into recipes and weights, where others read it."""
+    if name not in VARIABLES and not name.startswith(OWN_VARIABLES):
+        raise ValueError(f"${{oc.env:{name}}} is not allowed, only MINIATURE and BLIP2_...; write the value")
+    value = os.environ.get(name, default)
+    if value is None:
+        raise ValueError(f"the environment variable {name} is not set")
+    return value
+
+
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a YAML recipe, apply `a.b=v` overrides, validate. Raises ValueError with one line naming file and field."""
     from omegaconf import DictConfig, OmegaConf
@@ -68,9 +82,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ValueError(
             f"recipe {path}: no such file; the recipes that come with the project are in pipeline/recipes/"
         )
+    OmegaConf.register_resolver("oc.env", _environment, replace=True)
+    unreadable = (OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError)
     try:
         settings = OmegaConf.load(path)
-    except (OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError) as error:
+    except unreadable as error:
         raise ValueError(f"recipe {path}: is not readable as YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(settings, DictConfig):
         raise ValueError(f"recipe {path}: is not a mapping of fields; write `field: value` lines")
@@ -79,11 +95,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             raise ValueError(f"--set {item}: is not of the form FIELD=VALUE")
         try:
             settings = OmegaConf.merge(settings, OmegaConf.from_dotlist([item]))
-        except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
+        except unreadable as error:
             raise ValueError(f"--set {item}: is not readable as YAML ({str(error).splitlines()[0]})") from error
     try:
         content = cast(dict[Any, Any], OmegaConf.to_container(settings, resolve=True))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, RecursionError) as error:
         raise ValueError(f"recipe {path}: a value cannot be resolved ({str(error).splitlines()[0]})") from error
     return parse_recipe({str(key): value for key, value in content.items()})
 

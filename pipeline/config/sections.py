@@ -65,7 +65,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 class Optimizer(Section):
     """AdamW, with linear warmup and a decay to a minimum (paper, section 4.1)."""
 
-    peak_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
+    peak_learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     """learning rate after the warmup"""
     minimum_learning_rate: Annotated[float, Field(ge=0)] = 1e-5
     """learning rate at the last step"""
@@ -74,7 +74,7 @@ class Optimizer(Section):
     LAVIS does it, and not quite to the minimum; it needs `run.epochs`"""
     warmup_steps: NotNegative = 2000
     """steps in which the learning rate rises; under `staircase` the warmup ends with the first epoch at the latest"""
-    warmup_start: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    warmup_start: Annotated[float, Field(ge=0)] | None = None
     """learning rate of the first warmup step (LAVIS: 1e-8); null: the peak over `warmup_steps`"""
     betas: tuple[Decay, Decay] = (0.9, 0.98)
     """AdamW's two decay rates"""

@@ -5,46 +5,37 @@ a buffer of `SHUFFLE_SAMPLES`. A tar is not compressed and holds `KEY.jpg` and e
 `captions`, as data_prep writes, or `KEY.txt`. A run logs at its start what streaming cannot promise (`CANNOT_PROMISE`).
 A `pipe:` command is run by the shell: it comes from the recipe, never from a manifest.
 
-This is the one module that knows webdataset, of which it uses the reading of tars, the grouping of their members into
-samples, and the shuffle buffer. It opens URLs itself: webdataset would call `curl` through a shell with the URL in it.
+This is the one module that knows webdataset, of which it uses the grouping of files into samples, and the shuffle
+buffer. `streamed_tar` opens URLs and reads tars.
 """
 
 import hashlib
-import http.client
 import logging
 import random
-import signal
-import subprocess
-import tarfile
 import time
-import urllib.request
-import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count, islice
-from os import killpg
-from typing import IO, Any
+from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.config import Data
 from pipeline.data.records import captions_of, read_record
 from pipeline.data.stream import Sample, UnreadableShardError, draw_sample
+from pipeline.data.streamed_tar import FAULTS, files, opened
 from pipeline.data.transforms import decode
 
 log = logging.getLogger(__name__)
 SCHEMES = ("https://", "http://", "pipe:")
 TRIES = 4
 BACK_OFF_S = 1.0  # before the second try; twice as long before each one after
-TIMEOUT_S = 60.0  # of a connection that says nothing
 SHUFFLE_SAMPLES = 1000  # a worker; still encoded: about 100 MB
 CANNOT_PROMISE = (
     "streaming from data.urls, without a manifest: the order of samples depends on the number of ranks and workers; "
     "a resume begins a new pass over the shards; the number of samples is unknown, so the run ends after run.steps "
     "and no epoch is exact; each rank reads its own shards, so samples of a rank with fewer shards come more often"
 )
-_FAULTS = (OSError, http.client.HTTPException, tarfile.TarError, EOFError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -85,58 +76,6 @@ def expand_urls(patterns: Sequence[str]) -> ShardUrls:
         twice = next(url for url in urls if urls.count(url) > 1)
         raise ValueError(f"data.urls {twice}: is named twice; remove one of them")
     return ShardUrls(tuple(urls))
-
-
-class _Tar:
-    """A stream that is read once: how many bytes went through, and the last of them."""
-
-    def __init__(self, url: str, stream: IO[bytes] | http.client.HTTPResponse) -> None:
-        self.url, self.stream, self.bytes, self.end = url, stream, 0, b""
-
-    def read(self, size: int) -> bytes:
-        content = self.stream.read(size)
-        self.bytes += len(content)
-        self.end = (self.end + content)[-1024:]
-        return content
-
-    def __str__(self) -> str:  # webdataset puts it into its messages
-        return self.url
-
-    def finish(self) -> bool:
-        """Read what is left of the tar. Raises OSError when its end is missing; False when there is other content."""
-        only_zeros = True
-        while content := self.read(1 << 20):
-            only_zeros &= not content.strip(b"\0")
-        if self.end != bytes(1024):
-            raise OSError(f"stops after {self.bytes} bytes, before the tar's end")
-        return only_zeros
-
-
-@contextmanager
-def _opened(url: str) -> Iterator[_Tar]:
-    """The content of a URL or the output of a `pipe:` command. Raises OSError when it fails or stops too soon."""
-    if not url.startswith("pipe:"):
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
-            yield _Tar(url, answer)
-        return
-    command = url.removeprefix("pipe:")
-    with subprocess.Popen(
-        command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, process_group=0
-    ) as process:
-        assert process.stdout is not None
-        try:
-            tar = _Tar(url, process.stdout)
-            yield tar
-            if status := process.wait():
-                raise OSError(f"the command ended with status {status}")
-        except _FAULTS as error:  # a command that fails leaves half a tar: its status says more
-            with suppress(subprocess.TimeoutExpired):
-                if status := process.wait(timeout=1.0):
-                    raise OSError(f"the command ended with status {status}") from error
-            raise
-        finally:
-            if process.poll() is None:  # the reader left early: end the shell and all that it started
-                killpg(process.pid, signal.SIGKILL)
 
 
 class StreamedSamples(IterableDataset[Sample]):
@@ -217,7 +156,7 @@ def _patiently(url: str) -> Iterator[dict[str, Any]]:
                 given += 1
                 yield sample
             return
-        except _FAULTS as error:
+        except FAULTS as error:
             reason = f"{type(error).__name__}: {error.args[0] if error.args else error}"
             if tries == TRIES:
                 fault = f"{url} failed {TRIES} times, the last time with {reason}"
@@ -231,18 +170,25 @@ def _patiently(url: str) -> Iterator[dict[str, Any]]:
 
 def _members(url: str) -> Iterator[dict[str, Any]]:
     """A shard's samples: endings to contents, with `__key__` and `__url__`. A damaged part is one with a `fault`."""
-    from webdataset.tariterators import group_by_keys, tar_file_iterator
+    from webdataset.tariterators import group_by_keys
 
     faults: list[Exception] = []
+    hostile: list[Exception] = []
 
     def note(error: Exception) -> bool:
         faults.append(error)
         return True
 
-    with _opened(url) as tar:
-        files = (file | {"__url__": url} for file in tar_file_iterator(tar))
-        yield from group_by_keys(files, handler=note)
-        for error in faults:
-            yield {"__url__": url, "fault": f"{url}: {error.args[0]}"}
-        if not tar.finish():
-            yield {"__url__": url, "fault": f"{url}: is damaged before byte {tar.bytes}; the rest is not read"}
+    try:
+        with opened(url) as tar:
+            yield from group_by_keys(files(tar, hostile), handler=note)
+            for error in faults:
+                yield {"__url__": url, "fault": f"{url}: {error.args[0]}"}
+            if hostile:
+                raise hostile[0]  # so a command is ended, and its rest not read
+            if not tar.finish():
+                yield {"__url__": url, "fault": f"{url}: is damaged before byte {tar.bytes}; the rest is not read"}
+    except FAULTS:
+        raise
+    except Exception as error:
+        yield {"__url__": url, "fault": f"{url}: {str(error) or type(error).__name__}; the rest is not read"}

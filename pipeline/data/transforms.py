@@ -1,28 +1,28 @@
 """Pictures to pixels: decode, crop, flip, resize. Always uint8 RGB; the vision tower normalises on its device."""
 
-import io
 import random
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
+
+from pipeline.pictures.decoding import opened, plain, read_picture
 
 TURNING = frozenset({"exif", "xmp", "XML:com.adobe.xmp"})  # metadata that may hold an orientation
 ASPECT_RATIOS = (3 / 4, 4 / 3)  # of a random resized crop, as torchvision's default
 
 
 def decode(picture: bytes | Path) -> Tensor:
-    """uint8 [3, H, W] RGB with the EXIF orientation applied. Raises ValueError when it is no readable picture."""
-    source = io.BytesIO(picture) if isinstance(picture, bytes) else picture
+    """uint8 [3, H, W] RGB, upright, transparency on white. Raises ValueError when it is no readable picture."""
     try:
-        with Image.open(source) as image:
-            if isinstance(picture, bytes) and _is_plain(image):
-                pixels_3HW = _decode_jpeg(picture)
-                if pixels_3HW is not None:
-                    return pixels_3HW
-            rgb = ImageOps.exif_transpose(image).convert("RGB")
+        content = picture if isinstance(picture, bytes) else read_picture(picture)
+        with opened(content) as image:
+            pixels_3HW = _decode_jpeg(content) if _is_plain(image) else None
+            if pixels_3HW is not None:
+                return pixels_3HW
+            rgb = plain(image)
     except Exception as error:  # a damaged file makes Pillow raise many kinds, struct.error and TypeError among them
         named = "a picture" if isinstance(picture, bytes) else str(picture)
         raise ValueError(f"{named}: is not readable as a picture ({error})") from error

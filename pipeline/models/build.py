@@ -25,7 +25,7 @@ DECODE_TOKEN = "[DEC]"  # replaces [CLS] where text is generated (ITG); the last
 def _from_bert(settings: QFormerSettings, auto_class: Any) -> Any:
     """Load one thing of the BERT folder. Raises ValueError in one line when it is missing or does not fit."""
     try:
-        return auto_class.from_pretrained(settings.bert)
+        return auto_class.from_pretrained(settings.bert, trust_remote_code=False)
     except Exception as error:  # transformers and safetensors raise many kinds of errors
         raise _not_loaded(settings, error) from error
 

@@ -152,19 +152,19 @@ def _load_transformers(settings: Vision, device: str, pretrained: bool) -> Loade
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
     name = settings.name.removeprefix(TRANSFORMERS)
-    config: Any = AutoConfig.from_pretrained(name)
+    config: Any = AutoConfig.from_pretrained(name, trust_remote_code=False)
     _set_probability(config, "dropout", settings.dropout, DROPOUT_NAMES)
     _set_probability(config, "drop_path", settings.drop_path, DROP_PATH_NAMES)
     missing: list[str] = []
     if not pretrained:
         with torch.device(device):
-            model: Any = AutoModel.from_config(config)
+            model: Any = AutoModel.from_config(config, trust_remote_code=False)
     else:
         options = {"config": config, "dtype": torch.float32, "device_map": {"": device}}
         model, missing = load_of_transformers(AutoModel, name, **options)
     if device == "meta":
         return model, CLIP_MEAN, CLIP_STD, missing
-    processor: Any = AutoImageProcessor.from_pretrained(name)
+    processor: Any = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     return model, tuple(processor.image_mean or CLIP_MEAN), tuple(processor.image_std or CLIP_STD), missing
 
 
@@ -202,7 +202,8 @@ def vision_width(settings: Vision) -> int:
 
     try:
         if settings.name.startswith(TRANSFORMERS):
-            config = AutoConfig.from_pretrained(settings.name.removeprefix(TRANSFORMERS))
+            name = settings.name.removeprefix(TRANSFORMERS)
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         else:
             with torch.device("meta"):
                 return int(timm.create_model(settings.name, num_classes=0).num_features)

@@ -213,7 +213,7 @@ def language_config(settings: Language) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(settings.name)
+        config = AutoConfig.from_pretrained(settings.name, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds of errors
         raise _not_loaded(settings, error) from error
     for field, value in settings.config.items():
@@ -240,7 +240,7 @@ def language_on_meta(settings: Language) -> Any:
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            return auto_class.from_config(config, dtype=DTYPES[settings.precision])
+            return auto_class.from_config(config, dtype=DTYPES[settings.precision], trust_remote_code=False)
     except Exception as error:  # as above; also for an activation that does not exist
         raise _not_loaded(settings, error) from error
 
@@ -266,7 +266,7 @@ def build_language(settings: Language, device: str) -> LanguageTower:
             options = {"config": config, "dtype": dtype, "device_map": {"": device}}
             model, missing = load_of_transformers(auto_class, settings.name, **options)
             refuse_missing(missing)
-        tokenizer = AutoTokenizer.from_pretrained(settings.name)
+        tokenizer = AutoTokenizer.from_pretrained(settings.name, trust_remote_code=False)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # transformers and safetensors raise many kinds of errors

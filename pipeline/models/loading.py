@@ -31,7 +31,7 @@ def load_of_transformers(auto_class: Any, name: str, **options: Any) -> tuple[An
     """A model by hub id or folder, and the sorted names of its tensors that the files lack: transformers draws those at
     random. Raises ValueError when the folder has two sets of weights that differ, and what transformers raises."""
     check_weight_sets(_folder_of(name))
-    model, loading = auto_class.from_pretrained(name, output_loading_info=True, **options)
+    model, loading = auto_class.from_pretrained(name, output_loading_info=True, trust_remote_code=False, **options)
     return model, sorted(loading["missing_keys"])
 
 
@@ -59,6 +59,10 @@ def not_loaded(field: str, error: Exception, folder: str = "FOLDER") -> ValueErr
         return ValueError(
             f"{field}: cannot be loaded, as the package {package} is missing or too old ({first_line(error)}); install "
             "what requirements.txt names (`make setup`)"
+        )
+    if "trust_remote_code" in str(error):
+        return ValueError(
+            f"{field}: needs program code from its folder, which is never run; choose a model that transformers knows"
         )
     return ValueError(
         f"{field}: cannot be loaded ({first_line(error)}); a folder with this name is damaged: download it again. "

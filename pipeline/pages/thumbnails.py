@@ -22,13 +22,11 @@ class Thumbnail:
 
 
 def thumbnail(source: Path | bytes, longest_px: int = LONGEST_PX) -> Thumbnail:
-    """Make the picture small, upright and RGB. Bytes come from a shard and must be JPEG; a file can be any format."""
-    from PIL import Image, ImageOps
+    """Make the picture small, upright and RGB. Bytes come from a shard."""
+    from pipeline.pictures.decoding import decode_rgb, read_picture
 
-    opened, formats = (io.BytesIO(source), ["JPEG"]) if isinstance(source, bytes) else (source, None)
     try:
-        with Image.open(opened, formats=formats) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB")
+        image = decode_rgb(source if isinstance(source, bytes) else read_picture(source))
     except Exception as error:  # Pillow raises many kinds for a damaged file
         return Thumbnail(fault=str(error))
     image.thumbnail((longest_px, longest_px))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.pictures.plain_picture import FORMATS, on_white, true_colour, upright
+from pipeline.pictures.decoding import decode_rgb, read_picture
 
 SIDE_PX = 32
 LOW = 8
@@ -33,9 +33,7 @@ def perceptual_hash(image: Image.Image) -> int | None:
 def hash_of_file(path: Path) -> int | None:
     """The perceptual hash of a picture file. Raises ValueError, naming the file, when it cannot be decoded."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            image.load()
-            return perceptual_hash(on_white(true_colour(upright(image))))
+        return perceptual_hash(decode_rgb(read_picture(path)))
     except Exception as error:  # decoders raise nearly anything on a damaged file
         raise ValueError(f"{path}: cannot be decoded as a picture ({error})") from error
 

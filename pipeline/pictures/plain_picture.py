@@ -1,20 +1,29 @@
-"""A decoded picture in one plain form: upright, RGB, transparency on white, as hashes and stored JPEGs need it."""
+"""A decoded picture in one plain form: upright, RGB, transparency on white."""
 
-import contextlib
-import struct
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""The only decoders that are given bytes from outside."""
+TURNS: dict[Any, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture of each EXIF orientation upright."""
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation says, in place; unreadable EXIF is ignored."""
-    with contextlib.suppress(SyntaxError, ValueError, TypeError, KeyError, struct.error):
-        ImageOps.exif_transpose(image, in_place=True)
-    return image
+    """Turned as its EXIF orientation says. Other tags are not read; unreadable EXIF is ignored."""
+    try:
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # Pillow raises many kinds for odd tags, and the picture is good without them
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def true_colour(image: Image.Image) -> Image.Image:

@@ -56,7 +56,7 @@ def check_config(folder: Path, recipe: Recipe, shape: QFormerShape, vision: Any)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         family = content["text_config"]["model_type"] if recipe.language else None
-        found = Blip2Config.from_pretrained(folder)
+        found = Blip2Config.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # hostile JSON, strict configurations: many kinds
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"weights {path}: is not the config.json of a transformers BLIP-2 ({reason})") from error

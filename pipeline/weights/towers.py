@@ -176,7 +176,7 @@ def write_timm_folder(tensors: dict[str, "Tensor"], settings: Vision, folder: Pa
         unused = name.startswith((last, "norm.", "fc_norm.", "head."))
         if name not in tensors and not unused:
             raise ValueError(f"--image-encoder {folder}: {name!r} is missing in SRC; remove --image-encoder")
-        whole[name] = tensors.get(name, torch.zeros(tensor.shape)).contiguous()
+        whole[name] = tensors.get(name, torch.zeros(tensor.shape)).clone(memory_format=torch.contiguous_format)
     side = settings.image_size_px
     pixels = {key: model.pretrained_cfg[key] for key in ("mean", "std") if key in model.pretrained_cfg}
     config = {

@@ -1,5 +1,6 @@
 """Recipes: the shipped ones hold the paper's values; overrides edit before validation."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def test_overrides_edit_before_validation(tmp_path: Path) -> None:
     content = {
         "stage": 1,
         "vision": {"name": "a"},
-        "data": {"manifest": "${oc.env:NO_SUCH_VARIABLE}"},
+        "data": {"manifest": "${oc.env:BLIP2_NO_SUCH_VARIABLE}"},
         "batch": {"global_size": 8, "micro_size": 3},
         "run": {"output": "out/${stage}", "steps": 5},
     }
@@ -81,6 +82,41 @@ def test_overrides_edit_before_validation(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="NO_SUCH_VARIABLE"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize("name", ["SOME_TOKEN", "${oc.decode:SOME_TOKEN}"])
+def test_a_recipe_cannot_read_secrets_of_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "secret-text")
+    monkeypatch.setenv("BLIP2_DATA", "/data")
+    with pytest.raises(ValueError, match="SOME_TOKEN} is not allowed") as fault:
+        load_recipe(STAGE_1, [f"run.output=${{oc.env:{name}}}"])
+    assert "secret-text" not in str(fault.value)
+    assert load_recipe(STAGE_1, ["run.output=${oc.env:BLIP2_DATA}/a"]).run.output == Path("/data/a")
+    assert load_recipe(STAGE_1, ["run.output=${oc.env:BLIP2_NONE,b}"]).run.output == Path("b")
+
+
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        ("run.steps=1" + "0" * 30, "run.steps 1000000000000000000000000000000: must be from"),
+        ("seed=-1" + "0" * 30, "seed -1"),
+        ("optimizer.peak_learning_rate=.inf", "optimizer.peak_learning_rate inf: Input should be a finite"),
+        ("objectives.itm_weight=.nan", "objectives.itm_weight nan: Input should be a finite"),
+        ('run.output="a\\0b"', "run.output 'a\\x00b': holds a NUL"),
+        ('vision.name="a\\0b"', "vision.name 'a\\x00b': holds a NUL"),
+        ("run.steps=" + "9" * 5000, "not readable as YAML"),
+        ("data.urls=" + "[" * 3000 + "]" * 3000, "not readable as YAML"),
+    ],
+)
+def test_values_out_of_range_are_named_with_field_and_bound(edit: str, named: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(named)):
+        load_recipe(STAGE_1, [edit])
+
+
+def test_a_recipe_that_is_nested_too_deep_is_named(tmp_path: Path) -> None:
+    (tmp_path / "deep.yaml").write_text("a: " + "[" * 5000 + "]" * 5000)
+    with pytest.raises(ValueError, match=r"deep.yaml: is not readable as YAML"):
+        load_recipe(tmp_path / "deep.yaml")
 
 
 def test_a_recipe_cannot_be_changed_once_read(tmp_path: Path) -> None:

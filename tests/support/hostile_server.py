@@ -73,6 +73,15 @@ class Hostile(BaseHTTPRequestHandler):
         self._head(Content_Length="1000")
         self.wfile.write(b"short")
 
+    def answer_packed(self):
+        """As a content encoding that nobody asked for; `location` is its name."""
+        self._head(Content_Encoding=self.server.location, Content_Length=str(len(self.server.body)))
+        self.wfile.write(self.server.body)
+
+    def answer_said(self):
+        """An answer whose every word is the server's: `body`."""
+        self.wfile.write(self.server.body)
+
     def answer_badgateway(self):
         self._head(502, Content_Length="0")
 
@@ -85,7 +94,7 @@ class HostileServer(ThreadingHTTPServer):
 
     def __init__(self, host="127.0.0.1", port=0):
         super().__init__((host, port), Hostile)
-        self.asked, self.agents, self.sent, self.location = [], [], 0, ""
+        self.asked, self.agents, self.sent, self.location, self.body = [], [], 0, "", b""
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def handle_error(self, *_):

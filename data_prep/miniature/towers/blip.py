@@ -36,13 +36,15 @@ def read_karpathy(annotations: Path, images: Path, size_px: int, split: str = "t
     """The pictures and captions of one split of a Karpathy JSON, squeezed to squares."""
     from PIL import Image
 
+    from pipeline.pictures.decoding import decode_rgb, read_picture
+
     entries = [e for e in json.loads(annotations.read_text(encoding="utf-8"))["images"] if e["split"] == split]
     if not entries:
         raise ValueError(f"{annotations}: split {split!r} has no images; draw the world again")
     pixels = np.empty((len(entries), 3, size_px, size_px), np.uint8)
     for i, entry in enumerate(entries):
-        with Image.open(images / entry.get("filepath", "") / entry["filename"]) as image:
-            square = image.convert("RGB").resize((size_px, size_px), Image.Resampling.BICUBIC)
+        image = decode_rgb(read_picture(images / entry.get("filepath", "") / entry["filename"]))
+        square = image.resize((size_px, size_px), Image.Resampling.BICUBIC)
         pixels[i] = np.asarray(square).transpose(2, 0, 1)
     return CaptionedPictures(pixels, [[sentence["raw"] for sentence in entry["sentences"]] for entry in entries])
 

@@ -105,7 +105,7 @@ def _clip(order: Order) -> Any:
     from transformers import CLIPModel
 
     make("clip", order)
-    return CLIPModel.from_pretrained(order.output / "clip").eval()
+    return CLIPModel.from_pretrained(order.output / "clip", trust_remote_code=False).eval()
 
 
 def _save(folder: Path, *parts: Any) -> None:

@@ -1,6 +1,7 @@
 """What is stored is an upright RGB JPEG within the limits, the same bytes each time; the rest is dropped by name."""
 
 import io
+import resource
 import struct
 import zlib
 from dataclasses import replace
@@ -13,6 +14,7 @@ from skimage import data
 from data_prep.raw.stored_image import ImageLimits, StoredImage, store
 from data_prep.shards.ledger import Drop
 from pipeline.pictures.plain_picture import on_white
+from tests.support.costly_pictures import tiff
 
 LIMITS = ImageLimits(min_side_px=16, max_side_px=64, max_pixels=1_000_000)
 
@@ -122,6 +124,29 @@ def bomb(width_px, height_px):
     header = struct.pack(">IIBBBBB", width_px, height_px, 8, 2, 0, 0, 0)
     data = zlib.compress(bytes(1000))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def huge(kind):
+    """The few bytes with which a picture of 60,000 x 60,000 pixels begins (WebP: 16,384 x 16,384)."""
+    if kind == "GIF":
+        frame = struct.pack("<BHHHHB", 44, 0, 0, 60_000, 60_000, 0)
+        return b"GIF89a" + struct.pack("<HHBBB", 64, 64, 0, 0, 0) + frame + b"\x02\x02\x4c\x01\x00;"
+    if kind == "BMP":
+        sizes = struct.pack("<IiiHHIIiiII", 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0)
+        return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + sizes
+    if kind == "TIFF":
+        entries = [(256, 4, 1, 60_000), (257, 4, 1, 60_000), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 1, 8)]
+        return tiff(entries, bytes(8))
+    chunk = b"\x2f" + struct.pack("<I", 16_383 | 16_383 << 14) + bytes(40)
+    return b"RIFF" + struct.pack("<I", 12 + len(chunk)) + b"WEBPVP8L" + struct.pack("<I", len(chunk)) + chunk
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "WEBP"])
+def test_a_few_bytes_that_claim_a_huge_picture_cost_nothing(kind):
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    assert store(huge(kind), LIMITS) == Drop("pixel_cap")
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert after.ru_utime - before.ru_utime < 1 and after.ru_maxrss - before.ru_maxrss < 100_000
 
 
 @pytest.mark.parametrize(

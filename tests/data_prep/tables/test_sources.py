@@ -1,8 +1,10 @@
 """Tables of every kind give the same rows, and none is lost on the way."""
 
+import csv
 import gzip
 import json
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -76,6 +78,44 @@ def test_short_lines_and_bad_bytes_lose_no_row(tmp_path):
     assert [(row.url, row.captions) for row in rows] == [
         ("http://a/1.jpg", ()), ("http://b/2.jpg", ("caf\ufffd",)), ("http://c/3.jpg", ("ok",)),
     ]  # fmt: skip
+
+
+QUIRKS = ['she said "hi" to a dog', "plain", "two\nlines", "tab\there", '"quoted"', "a\r\nb", ""]
+
+
+@pytest.mark.parametrize("ending", ["tsv", "csv", "tsv.gz"])
+def test_a_table_that_pandas_wrote_has_its_captions(tmp_path, ending):
+    table = pd.DataFrame({"url": [f"http://a/{i}.jpg" for i in range(len(QUIRKS))], "caption": QUIRKS})
+    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
+        table.to_csv(tmp_path / f"t.{ending}", sep="," if ending == "csv" else "\t", index=False, quoting=quoting)
+        rows = list(read_rows(choose_source("table"), tmp_path / f"t.{ending}"))
+        assert [row.captions for row in rows] == [(each,) if each else () for each in QUIRKS]
+        assert [row.url for row in rows] == list(table["url"])
+
+
+def test_quotes_in_a_plain_tsv_are_text_and_swallow_no_row(tmp_path):
+    captions = ['"a dog" runs', 'a 5" disk', '"open', "plain", 'so "x', 'y"']
+    (tmp_path / "t.tsv").write_text("url\tcaption\n" + "".join(f"http://a/1.jpg\t{each}\n" for each in captions))
+    rows = list(read_rows(choose_source("table"), tmp_path / "t.tsv"))
+    assert [row.captions for row in rows] == [(each,) for each in captions]
+    (tmp_path / "cc3m.tsv").write_text("".join(f"{each}\thttp://a/1.jpg\n" for each in ['"open', '"a dog"', 'end"']))
+    assert [row.captions for row in read_rows(choose_source("cc3m"), tmp_path / "cc3m.tsv")] == [
+        ('"open',), ('"a dog"',), ('end"',),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'url,caption\na,x\nb,"a dog\nc,a cat\nd,a bird\n',
+        'url,caption\na,x\nb,"a dog\nc,a cat\nd,a bird',
+        'url,caption\na,x\nb,"a dog\nc,"a cat",z\nd,a bird\n',
+    ],
+)
+def test_a_quote_that_is_not_closed_stops_with_its_line(tmp_path, text):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"t.csv: line 3: cannot be read as .csv \(.*\); correct its quotes"):
+        list(read_rows(choose_source("table"), tmp_path / "t.csv"))
 
 
 def test_a_list_of_captions_is_kept_whole(tmp_path):

@@ -1,5 +1,6 @@
 """The guarded opener: what may not be reached is not reached, and nothing lasts or grows for ever."""
 
+import gzip
 import socket
 import ssl
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import zlib
 from pathlib import Path
 
 import pytest
@@ -205,3 +207,37 @@ def test_the_limits_hold_over_tls(secure, monkeypatch, path, found):
     started = time.monotonic()
     assert fetch(opener, server.url.replace("http:", "https:") + path) == found
     assert time.monotonic() - started < DEADLINE_S + 5
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (b"HTTP/1.1 404 guard:timeout", "http_404"),
+        (b"HTTP/1.1 404 guard:" + b"A" * 60_000, "http_404"),
+        (b"HTTP/1.1 410 timed out, X-Robots-Tag, is not allowed, infinite loop", "http_410"),
+        (b"HTTP/1.1 404 <urlopen error guard:deadline>", "http_404"),
+        (b"HTTP/1.1 302 guard:timeout", "http_302"),
+        (b"guard:of_my_own", "fetch_failed"),
+        (b"<urlopen error guard:" + b"a" * 5000 + b">", "fetch_failed"),
+    ],
+)
+def test_a_servers_words_never_become_a_reason(opener, web, said, reason):
+    web.body = said + b"\r\nContent-Length: 0\r\n\r\n"
+    assert fetch(opener, web.url + "/said") == reason
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "found"),
+    [
+        ("gzip", gzip.compress(b"picture" * 99, mtime=0), b"picture" * 99),
+        ("deflate", zlib.compress(b"picture" * 99), b"picture" * 99),
+        ("gzip", gzip.compress(bytes(3_000_000), mtime=0), "byte_cap"),
+        ("gzip", gzip.compress(b"picture" * 99, mtime=0)[:-9], "truncated_body"),
+        ("gzip", b"not packed", b"not packed"),
+        ("identity", b"as it is", b"as it is"),
+    ],
+    ids=["gzip", "zlib", "bomb", "cut", "said only", "plain"],
+)
+def test_what_a_server_packs_unasked_is_unpacked_within_the_limit(opener, web, name, body, found):
+    web.location, web.body = name, body
+    assert fetch(opener, web.url + "/packed") == found

@@ -10,7 +10,9 @@ from urllib.error import URLError
 import pytest
 
 from data_prep.web.guarded_opener import FetchLimits, build_opener
+from data_prep.web.politeness import MOST_ROBOTS_BYTES, Robots
 from tests.data_prep.test_download import QUICK, ledger, run, write_table
+from tests.support.hostile_server import HostileServer
 from tests.support.web_folder import make_web, requested, served
 
 ROBOTS = (
@@ -130,3 +132,32 @@ def test_a_redirect_to_a_host_that_forbids_it_is_not_followed(busy):
         found = fetch_all(busy, ["/moved"] * 4, robots=True, connections_per_host=1)
         assert all("robots_unreachable" in text for text in found) and set(other.asked) == {"/robots.txt"}
         assert fetch_all(busy, ["/moved"], robots=False) == [b"ok"] and "/picture" in other.asked
+
+
+def test_a_long_robots_txt_is_read_to_its_first_512_kibibytes():
+    with HostileServer() as server:
+        server.body = b"HTTP/1.0 200 OK\r\n\r\nUser-agent: *\nDisallow: /a\n" + b"#" * 600_000 + b"\nDisallow: /b\n"
+        server.body = server.body.replace(b"#" * 600_000, b"# padding\n" * 60_000)
+        opener = build_opener(FetchLimits("tests", 10.0, 20_000_000, allow_loopback=True, robots=True))
+        assert len(opener._read_robots(server.url + "/said")) == 512 << 10
+        rules = Robots("tests", lambda _: opener._read_robots(server.url + "/said"))
+        with pytest.raises(URLError, match="robots_disallowed"):
+            rules.check("http://a/a")
+        rules.check("http://a/b")
+
+
+def test_a_process_remembers_few_bytes_of_robots_txt_and_forgets_the_oldest():
+    asked = []
+
+    def read(place):
+        asked.append(place)
+        return b"User-agent: *\nDisallow: /a\n" + b"# padding\n" * 20_000
+
+    rules = Robots("tests", read)
+    for number in range(30):
+        rules.check(f"http://{number}.example/b")
+        rules.check("http://often.example/b")
+    assert sum(host.num_bytes for host in rules._of_host.values()) <= MOST_ROBOTS_BYTES
+    assert asked.count("http://often.example/robots.txt") == 1 and len(rules._of_host) == 10
+    rules.check("http://0.example/b")
+    assert asked.count("http://0.example/robots.txt") == 2

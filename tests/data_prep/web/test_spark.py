@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from tests.data_prep.test_download import ledger, private, run, samples, write_table  # noqa: F401 - a fixture
+from tests.support.hostile_server import HostileServer
 from tests.support.web_folder import make_web, requested, served
 
 pytest.importorskip("pyspark", reason="pyspark is not installed")
@@ -38,3 +39,27 @@ def test_every_spark_task_fetches_through_the_guard(tmp_path, private, monkeypat
     assert samples(tmp_path / "spark") == samples(tmp_path / "plain")
     assert private_asked == []
     assert by_spark == Counter([*routes, "/recovering.jpg"])
+
+
+def test_a_hostile_server_harms_no_spark_task(tmp_path, monkeypatch):
+    """The bounds of the guard hold in Spark's own processes: sizes, deadlines, and reasons that are never its words."""
+    monkeypatch.setitem(os.environ, "no_proxy", "127.0.0.1,127.0.0.2")
+    paths = {
+        "/ok": "not_an_image",
+        "/endless": "byte_cap",
+        "/promised": "byte_cap",
+        "/drip": "deadline",
+        "/cut": "truncated_body",
+        "/loop": "too_many_redirects",
+        "/badgateway": "http_502",
+        "/to": "refused_scheme",
+        "/said": "http_404",
+    }
+    with HostileServer() as server:
+        server.location = "file:///etc/passwd"
+        server.body = b"HTTP/1.1 404 guard:timeout\r\nContent-Length: 0\r\n\r\n"
+        write_table(tmp_path / "t.parquet", [server.url + path for path in paths])
+        flags = ["--input", tmp_path / "t.parquet", "--allow-loopback", "--distributor", "pyspark", "--retries", "0"]
+        flags += ["--timeout-s", "5", "--deadline-s", "3", "--output", tmp_path / "spark", "--least-yield", "0"]
+        assert run("table", *flags) == 1  # as no picture is kept
+    assert [entry["reason"] for entry in ledger(tmp_path / "spark")] == list(paths.values())

@@ -29,6 +29,7 @@ REFUSED = [
     "127.0.0.2", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.100.100.200", "168.63.129.16",
     "0.0.0.0", "224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255", "192.0.2.1", "::1", "::", "fe80::1",
     "fc00::1", "fd00:ec2::254", "ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "2002:7f00:1::", "64:ff9b::7f00:1",
+    "64:ff9b::a9fe:a9fe", "64:ff9b::a01:203",
     "192.0.0.192", "192.88.99.1", "fec0::1", "64:ff9b:1::1", "3fff::1", "5f00::1",
 ]  # fmt: skip
 
@@ -41,7 +42,9 @@ def test_private_and_special_addresses_are_refused_even_with_loopback_admitted(a
         clean_url(f"http://{host}/a.jpg", allow_loopback=True)
 
 
-@pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946", "::ffff:93.184.216.34"])
+@pytest.mark.parametrize(
+    "address", ["93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946", "::ffff:93.184.216.34", "64:ff9b::808:808"]
+)
 def test_public_addresses_pass(address):
     assert not is_refused(ipaddress.ip_address(address), allow_loopback=False)
 

@@ -101,6 +101,20 @@ def test_tokens_of_entities_and_spaces_of_all_kinds_are_javas_too() -> None:
             if pair[1] != pair[2]] == []  # fmt: skip
 
 
+NAMED = ["-LRB-", "-RRB-", "-LCB-", "-RCB-", "-LSB-", "-RSB-", "-lrb-", "-Rrb-", "-LRBS-", "LRB-", "-LAB-"]
+BESIDE = """
+a {} b|{}|a{}b|x {}b|x a{} c|x {}. c|x -{}- c|{}{} z|5{} b|a {}5 b|2{}3|dog{}cat's|{}'s dog|{}n't|a_{}_b|&amp;{}&lt;
+({})|a.{}b|u.s.{}|x,{},y|10%{}|-1{}|http://a.com/{} b|a@{}.com
+"""
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="java is not installed: nothing to compare the tokenizer with")
+def test_tokens_of_brackets_that_are_spelt_out_already_are_javas_too() -> None:
+    captions = [around.replace("{}", each) for each in NAMED for around in re.split(r"[|\n]", BESIDE)]
+    assert [pair for pair in zip(captions, java_tokenize(captions), tokenize(captions), strict=True)
+            if pair[1] != pair[2]] == []  # fmt: skip
+
+
 def test_line_separators_inside_a_caption_shift_no_other_caption() -> None:
     clean = ["a dog runs", "two cats", "a red bus"]
     for separator in "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029":

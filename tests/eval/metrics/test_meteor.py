@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -240,3 +241,34 @@ def test_what_spice_lacks_is_named(spice_jar: Path) -> None:
         check_spice(spice_jar)
     with pytest.raises(ValueError, match=r"--spice gone.jar: no such file"):
         spice_scores(["a"], [["a"]], Path("gone.jar"))
+
+
+def test_what_others_put_into_the_temporary_folder_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe would be waited for, and a link would let a foreign folder be removed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    elsewhere = tmp_path / "elsewhere"
+    for folder in (tmp_path / "meteor-pipe", elsewhere, tmp_path / "meteor-link"):
+        folder.mkdir()
+    os.mkfifo(tmp_path / "meteor-pipe" / ".in_use")
+    (elsewhere / ".in_use").touch()
+    (tmp_path / "meteor-folder").symlink_to(elsewhere)
+    (tmp_path / "meteor-link" / ".in_use").symlink_to(elsewhere / ".in_use")
+    before = sorted(tmp_path.rglob("*"))
+    signal.alarm(60)  # a pipe that is opened waits for ever
+    try:
+        for name in ("meteor", "spice"):
+            with private_folder(name) as own:
+                assert own.stat().st_mode & 0o777 == 0o700
+    finally:
+        signal.alarm(0)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_was_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "meteor-left").mkdir()
+    (tmp_path / "meteor-left" / ".in_use").touch()
+    with private_folder("meteor"):
+        assert not (tmp_path / "meteor-left").exists()

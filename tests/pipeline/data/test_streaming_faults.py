@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.data import streaming
+from pipeline.data import streamed_tar
 from pipeline.data.loader import build_loader, open_source
 from pipeline.data.stream import UnreadableShardError
 from tests.support.streamed_recipes import ALL_KEYS, NAMES, add, keys, keys_of, recipe_of
@@ -131,7 +131,7 @@ def test_a_reader_that_leaves_early_leaves_no_command_behind(tmp_path: Path) -> 
     """A command that would go on for long is ended, with what it started, when nobody reads it any more."""
     ids = tmp_path / "ids"
     command = f"pipe:sleep 600 & echo $$ $! > {ids}; head -c 2000 /dev/zero; wait"
-    with pytest.raises(KeyError), streaming._opened(command) as tar:
+    with pytest.raises(KeyError), streamed_tar.opened(command) as tar:
         tar.read(512)
         raise KeyError
     for number in ids.read_text().split():

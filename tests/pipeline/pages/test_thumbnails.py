@@ -33,7 +33,7 @@ def test_a_picture_is_made_small_and_upright(tmp_path: Path) -> None:
     assert (made.width, made.height) == decoded(made).size == (30, 20)
 
 
-@pytest.mark.parametrize("source", [b"", b"no picture", encoded((30, 20), "PNG"), encoded((90, 90), "JPEG")[:-400]])
+@pytest.mark.parametrize("source", [b"", b"no picture", encoded((90, 90), "JPEG")[:-400]])
 def test_bytes_that_are_no_whole_jpeg_have_a_fault(source: bytes) -> None:
     made = thumbnail(source)
     assert made.fault and not made.uri

@@ -227,3 +227,47 @@ def test_wrong_usage_is_one_line(
         with pytest.raises(SystemExit) as ended:
             convert(*arguments)  # type: ignore[arg-type]
         assert ended.value.code == 2 and len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_odd_but_whole_lavis_files_are_taken_and_prefixed_ones_refused(
+    natives: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Optimizer states beside the model; tensors in half precision, transposed in memory, or parts of one storage."""
+    recipe = natives["stage1"] / "recipe.yaml"
+    assert convert(natives["stage1"], tmp_path / "w.pth", "native", "lavis") == 0
+    state = {name: t.half() for name, t in torch.load(tmp_path / "w.pth", weights_only=True)["model"].items()}
+    assert convert_state({"model": state}, tmp_path / "half", recipe) == 0
+    odd = {name: t.t().contiguous().t() if t.ndim == 2 else t for name, t in state.items()}
+    odd["ln_vision.weight"] = torch.stack([odd["ln_vision.weight"]] * 2)[1]
+    beside = {"optimizer": {"state": {0: {"step": 3}}, "param_groups": []}, "scaler": {}, "epoch": 3, "config": {}}
+    assert convert_state({"model": odd} | beside, tmp_path / "odd", recipe) == 0
+    [plain, taken] = [load_file(next((tmp_path / name).rglob("*.safetensors"))) for name in ("half", "odd")]
+    assert plain.keys() == taken.keys() and all(torch.equal(plain[name], taken[name]) for name in plain)
+    capsys.readouterr()
+    prefixed = {f"module.{name}": t for name, t in state.items()}
+    assert convert_state({"model": prefixed}, tmp_path / "prefixed", recipe) == 1
+    [error] = capsys.readouterr().err.strip().splitlines()
+    assert "'module." in error and "has no place" in error
+
+
+def convert_state(content: dict[str, Any], output: Path, recipe: Path) -> int:
+    torch.save(content, output.with_suffix(".pth"))
+    return convert(output.with_suffix(".pth"), output, "lavis", "native", "--recipe", recipe)
+
+
+def test_an_image_encoder_whose_tensors_share_one_storage_is_written(tmp_path: Path) -> None:
+    import timm
+
+    from pipeline.config import Vision
+    from pipeline.weights.towers import write_timm_folder
+
+    settings = Vision(name="vit_tiny_patch16_224", image_size_px=32)
+    shapes = {
+        name: t.shape for name, t in timm.create_model(settings.name, num_classes=0, img_size=32).state_dict().items()
+    }
+    storage = torch.arange(sum(shape.numel() for shape in shapes.values()), dtype=torch.float32)
+    parts = storage.split([shape.numel() for shape in shapes.values()])
+    tensors = {name: part.view(shape) for part, (name, shape) in zip(parts, shapes.items(), strict=True)}
+    write_timm_folder(tensors, settings, tmp_path / "encoder")
+    written = load_file(tmp_path / "encoder" / "model.safetensors")
+    assert torch.equal(written["blocks.0.norm1.weight"], tensors["blocks.0.norm1.weight"])
