@@ -28,7 +28,7 @@ GROUND = [
     "pipeline.data.manifest",
 ]
 BRIDGE = [
-    *("pipeline.config", "pipeline.models", "pipeline.tokens", "pipeline.weights"),
+    *("pipeline.config", "pipeline.models", "pipeline.prompts", "pipeline.tokens", "pipeline.weights"),
     *("pipeline.data.transforms", "pipeline.data.captions"),
 ]
 
@@ -39,6 +39,7 @@ ALLOWED = {
     "pipeline.command_line": [],
     "pipeline.files": [],
     "pipeline.tokens": [],
+    "pipeline.prompts": ["pipeline.config", "pipeline.data.captions"],
     "pipeline.pages": ["pipeline.pages"],
     "pipeline.pictures": ["pipeline.pictures"],
     "pipeline.data.manifest": ["pipeline.files"],

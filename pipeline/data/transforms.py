@@ -13,20 +13,25 @@ TURNING = frozenset({"exif", "xmp", "XML:com.adobe.xmp"})  # metadata that may h
 ASPECT_RATIOS = (3 / 4, 4 / 3)  # of a random resized crop, as torchvision's default
 
 
-def decode(picture: bytes | Path) -> Tensor:
+def decode(picture: bytes | Path | Image.Image) -> Tensor:
     """uint8 [3, H, W] RGB with the EXIF orientation applied. Raises ValueError when it is no readable picture."""
     source = io.BytesIO(picture) if isinstance(picture, bytes) else picture
     try:
+        if isinstance(source, Image.Image):
+            return _pixels_of(source)
         with Image.open(source) as image:
             if isinstance(picture, bytes) and _is_plain(image):
                 pixels_3HW = _decode_jpeg(picture)
                 if pixels_3HW is not None:
                     return pixels_3HW
-            rgb = ImageOps.exif_transpose(image).convert("RGB")
+            return _pixels_of(image)
     except Exception as error:  # a damaged file makes Pillow raise many kinds, struct.error and TypeError among them
-        named = "a picture" if isinstance(picture, bytes) else str(picture)
+        named = str(picture) if isinstance(picture, Path) else "a picture"
         raise ValueError(f"{named}: is not readable as a picture ({error})") from error
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+
+
+def _pixels_of(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(ImageOps.exif_transpose(image).convert("RGB"))).permute(2, 0, 1)
 
 
 def _is_plain(image: Image.Image) -> bool:
@@ -53,7 +58,7 @@ def _resize(pixels_3HW: Tensor, size_px: int) -> Tensor:
     return resized
 
 
-def load_evaluation_pixels(picture: bytes | Path, size_px: int) -> Tensor:
+def load_evaluation_pixels(picture: bytes | Path | Image.Image, size_px: int) -> Tensor:
     """The whole picture as a square, bicubic: uint8 [3, S, S]. Raises ValueError when it is no readable picture."""
     return _resize(decode(picture), size_px)
 
