@@ -26,7 +26,7 @@ def write_npz(path: Path, parts: Iterator[Part]) -> None:
     for kind, some, features in parts:
         names[kind] += some
         found[kind].append(features)
-    arrays = {kind: np.array(names[kind], dtype=str) for kind in names if names[kind]}
+    arrays: dict[str, Any] = {kind: np.array(names[kind], dtype=str) for kind in names if names[kind]}
     arrays |= {f"{kind}_features": np.concatenate(found[kind]) for kind in arrays}
     with replacing(path) as file:
         np.savez(file, **arrays)
@@ -38,18 +38,19 @@ def write_parquet(path: Path, parts: Iterator[Part]) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    columns = [("kind", pa.string()), ("name", pa.string()), ("query", pa.int32()), ("feature", pa.list_(pa.float32()))]
-    with replacing(path) as file, parquet.ParquetWriter(file, pa.schema(columns)) as writer:
+    columns: dict[str, Any] = {"kind": pa.string(), "name": pa.string(), "query": pa.int32()}
+    schema = pa.schema(columns | {"feature": pa.list_(pa.float32())})
+    with replacing(path) as file, parquet.ParquetWriter(file, schema) as writer:
         for kind, names, features in parts:
             queries = features.shape[1] if features.ndim == 3 else 1
             query = list(range(queries)) if features.ndim == 3 else [None]
-            content = {
+            content: dict[str, Any] = {
                 "kind": [kind] * len(names) * queries,
                 "name": np.repeat(np.array(names, dtype=object), queries),
                 "query": query * len(names),
                 "feature": list(features.reshape(len(names) * queries, -1)),
             }
-            writer.write_table(pa.table(content, schema=pa.schema(columns)))
+            writer.write_table(pa.table(content, schema=schema))
 
 
 WRITERS = {".npz": write_npz, ".parquet": write_parquet}

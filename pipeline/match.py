@@ -1,8 +1,8 @@
 """`python -m pipeline.match --weights W --image FILE... --text TEXT...`: how pictures and texts fit, from stage 1.
 
 A JSON line a pair: `itc` is the cosine, `itm` the probability that they belong together. `--search TEXT FOLDER` prints
-the folder's best pictures: ITC finds candidates among all, ITM ranks them as evaluation does. A picture that cannot be
-used is left out with a line on stderr, and the exit code is 1.
+the folder's best pictures: ITC finds candidates among all, ITM ranks them, as evaluation does,
+by `rerank`. A picture that cannot be used is left out with a line on stderr, and the exit code is 1.
 """
 
 import sys
@@ -43,8 +43,9 @@ def search(
         return
     scores = model.match(candidates, text)
     for place in (-scores.rerank).argsort(kind="stable"):
-        found = {"itc": round(float(scores.itc[place]), 6), "itm": round(float(scores.itm[place]), 6)}
-        yield {"image": candidates[place], **found}
+        yield {"image": candidates[place]} | {
+            name: round(float(column[place]), 6) for name, column in zip(scores._fields, scores, strict=True)
+        }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model, faults = load_weights(options, 1), Faults()
         size = options.batch_size
         if options.search:
-            lines = search(model, *options.search, options.best, size, faults)
+            text, folder = options.search
+            lines = search(model, text, folder, options.best, size, faults)
         else:
             lines = pairs(model, options.image, options.text, size, faults)
         write_lines(lines, options.output)

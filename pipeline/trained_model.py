@@ -7,7 +7,7 @@ texts, Q queries, E projection width.
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -79,14 +79,14 @@ class Model:
         model = self._stage2("answer")
         count = max(len(_listed(picture, "picture")), len(_listed(question, "question")))
         template = prompts.question_prompt(self.recipe, model.language_kind) if prompt is None else prompt
-        begins, filled, read = _each(template, count, "prompt"), [], []
-        for begin, asked in zip(begins, _each(question, count, "question"), strict=True):
+        filled: list[str] = []
+        read = []
+        for begin, asked in zip(_each(template, count, "prompt"), _each(question, count, "question"), strict=True):
             cleaned = prompts.as_trained(asked, self.recipe)
             filled.append(prompts.conversation(earlier, begin, prompts.fill(begin, cleaned)))
             read.append(prompts.read_by_qformer(cleaned, filled[-1], self.recipe))
         of_qformer = [each for each in read if each is not None] or None
-        pictures = _each(cast(Any, picture), count, "picture")
-        texts = self.write(pictures, filled, of_qformer, **(prompts.ANSWER_DECODING | how))
+        texts = self.write(_each(picture, count, "picture"), filled, of_qformer, **(prompts.ANSWER_DECODING | how))
         return texts if _is_list(picture) or _is_list(question) else texts[0]
 
     def write(
@@ -139,7 +139,7 @@ class Model:
             parts = _parts(_listed(text, "text"), TEXTS_AT_ONCE)
             found = [model.embed_texts(model.tokenise(part)) for part in parts]
         else:
-            some = _parts(_listed(cast(Pictures, picture), "picture"), PICTURES_AT_ONCE)
+            some = _parts(_listed(picture, "picture"), PICTURES_AT_ONCE)
             found = [model.embed_images(model.encode_images(self._pixels(part))) for part in some]
             if pooled == "mean":
                 found = [torch.nn.functional.normalize(rows_BQE.mean(dim=1), dim=-1) for rows_BQE in found]
@@ -201,13 +201,13 @@ def _is_list(value: object) -> bool:
     return isinstance(value, list | tuple)
 
 
-def _listed(value: Item | Sequence[Item], what: str) -> Sequence[Item]:
+def _listed(value: Any, what: str) -> Sequence[Any]:
     if _is_list(value) and not value:
         raise ValueError(f"{what}: is an empty list; give at least one")
-    return cast(Sequence[Item], value if _is_list(value) else [value])
+    return value if _is_list(value) else [value]  # type: ignore[no-any-return]
 
 
-def _each(value: Item | Sequence[Item], count: int, what: str) -> Sequence[Item]:
+def _each(value: Any, count: int, what: str) -> Sequence[Any]:
     """A list of `count`; one alone goes with all."""
     items = _listed(value, what)
     if len(items) not in (1, count):

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
 
 
-class Nucleus(LogitsProcessor):  # type: ignore[misc]  (transformers has no types)
-    """Leaves one token of each row, which greedy search takes.
+class Nucleus:
+    """A logits processor of transformers: leaves one token of each row, which greedy search takes.
 
     It is drawn from the smallest set of tokens with `top_p` of the probability.
     """
