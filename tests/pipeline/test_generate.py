@@ -9,8 +9,14 @@ import pytest
 from PIL import Image
 
 import pipeline
+from pipeline.config import parse_recipe
+from pipeline.convert import main as convert
 from pipeline.generate import main
+from pipeline.models.build import build_bridge
 from pipeline.trained_model import Model
+from pipeline.weights.native import save_weights
+from tests.support.random_bridges import randomise
+from tests.support.tiny_towers import save_tiny_eva, tiny_recipe
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +156,22 @@ def test_weights_of_stage_1_write_no_text(
 ) -> None:
     assert main(["--weights", str(weights["stage1"]), "--image", str(folder)]) == 1
     assert "are of stage 1; this needs weights of stage 2" in capsys.readouterr().err
+
+
+def test_weights_of_other_formats_need_a_recipe_and_write_the_same(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_tiny_eva(tmp_path / "towers" / "vision")
+    recipe = parse_recipe(tiny_recipe(tmp_path / "towers", tmp_path / "m.json", tmp_path / "run", 2, "opt"))
+    (native := tmp_path / "native").mkdir()
+    save_weights(randomise(build_bridge(recipe), seed=3).float(), recipe, 7, native)
+    (yaml := tmp_path / "recipe.yaml").write_text(recipe.model_dump_json())  # JSON is YAML
+    expected = pipeline.load(native).caption(folder / "a.png")
+    for kind, name in (("lavis", "weights.pth"), ("huggingface", "exported")):
+        assert convert([str(native), str(tmp_path / name), "--from", "native", "--to", kind]) == 0
+        command = ["--weights", str(tmp_path / name), "--image", str(folder / "a.png")]
+        capsys.readouterr()
+        assert main([*command, "--recipe", str(yaml)]) == 0
+        assert lines(capsys.readouterr().out)[0]["text"] == expected
+        assert main(command) == 1
+        assert "--recipe: is missing" in capsys.readouterr().err
