@@ -16,6 +16,8 @@ from transformers import TopPLogitsWarper
 
 import pipeline
 from eval.run import main as run
+from pipeline.models.inference import LanguageModel
+from pipeline.models.language import Decoding
 from pipeline.models.sampling import Nucleus
 from tests.support.tiny_evaluation_sets import save_karpathy, save_vqa
 
@@ -56,6 +58,23 @@ def test_answers_are_those_of_evaluation(
     answers = model.answer(pictures, [each["question"] for each in asked])
     assert answers == [expected[each["question_id"]] for each in asked]
     assert len({*answers}) > 1
+
+
+@pytest.mark.parametrize(("name", "shortest"), [("t5", 8), ("opt", 4)])
+def test_lengths_are_the_papers_where_none_are_given(
+    name: str, shortest: int, weights: dict[str, Path], pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[Decoding] = []
+    monkeypatch.setattr(LanguageModel, "generate", lambda *given: used.append(given[3]) or [""])
+    model = pipeline.load(weights[name])
+    model.caption(pictures[0])
+    model.caption(pictures[0], max_new_tokens=2)
+    model.caption(pictures[0], "a picture of")
+    model.answer(pictures[0], "who ?", num_beams=2)
+    expected = [(5, 30, shortest, 1.0), (5, 2, 2, 1.0), (5, 30, 1, 1.0), (2, 10, 1, -1.0)]
+    assert [
+        (each.num_beams, each.max_new_tokens, each.min_new_tokens, each.length_penalty) for each in used
+    ] == expected
 
 
 def _pictures(folder: Path, numbers: list[int]) -> list[Path]:
