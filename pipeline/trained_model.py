@@ -6,6 +6,7 @@ texts, Q queries, E projection width.
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -59,6 +60,7 @@ class Model:
         pictures = _listed(picture, "picture")
         shortest = prompts.MIN_CAPTION_TOKENS[model.language_kind] if prompt is None else 1
         begin = prompts.caption_prompt(self.recipe) if prompt is None else prompt
+        shortest = min(shortest, how.get("max_new_tokens", shortest))
         defaults = prompts.CAPTION_DECODING | {"min_new_tokens": shortest}
         texts = self.write(pictures, _each(begin, len(pictures), "prompt"), **(defaults | how))
         return texts if _is_list(picture) else texts[0]
@@ -107,8 +109,9 @@ class Model:
         """
         model = self._stage2("write")
         check_sampling(top_p, temperature, seed)
-        if decoding.get("min_new_tokens", 1) > decoding.get("max_new_tokens", 30):
-            decoding["min_new_tokens"] = decoding["max_new_tokens"]
+        how = Decoding(**decoding)
+        if how.min_new_tokens > how.max_new_tokens:
+            raise ValueError(f"min_new_tokens {how.min_new_tokens}: is above {how.max_new_tokens}, the most; lower it")
         written: list[str] = []
         for start in range(0, len(texts), PICTURES_AT_ONCE):
             part = slice(start, start + PICTURES_AT_ONCE)
@@ -120,9 +123,9 @@ class Model:
                     _seed(seed or 0, pixels_N3SS[n], text) for n, text in zip(picture_of, texts[part], strict=True)
                 ]
                 choice = Nucleus(top_p, 1.0 if temperature is None else temperature, seeds)
-                decoding |= {"choice": choice, "num_beams": 1}
+                how = replace(how, choice=choice, num_beams=1)
             asked = None if read is None else read[part]
-            written += model.generate(pixels_N3SS, texts[part], Decoding(**decoding), picture_of, asked)
+            written += model.generate(pixels_N3SS, texts[part], how, picture_of, asked)
         return written
 
     def embed(

@@ -160,6 +160,7 @@ def test_what_does_not_fit_is_one_line(weights: dict[str, Path], pictures: list[
         (lambda: second.answer(pictures, ["one ?", "two ?"]), "question: has 2 entries for 3"),
         (lambda: second.answer(pictures, "who ?", prompt="who ?"), "needs one {}"),
         (lambda: second.caption(pictures, seed=3), "give top_p as well"),
+        (lambda: second.caption(pictures, min_new_tokens=5, max_new_tokens=3), "min_new_tokens 5: is above 3"),
         (lambda: second.caption(pictures, top_p=0), "top_p 0: "),
         (lambda: second.caption(pictures, top_p=0.5, temperature=0.0), "temperature 0.0: "),
         (lambda: second.caption(broken), "broken.jpg: is not readable as a picture"),
