@@ -113,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from pipeline.data.transforms import load_evaluation_pixels
         from pipeline.distributed import process_group
         from pipeline.models.inference import LanguageModel
+        from pipeline.prompts import QUESTION_PROMPTS
         from pipeline.weights.any_format import find_weights, load_any
 
         if not sys.stderr.isatty():
@@ -126,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data = load_vqa(options.data, options.split, options.samples)
         paths = [data.image_paths[sample.image_id] for sample in data.samples]
         pixels = torch.stack([load_evaluation_pixels(path, model.image_size_px) for path in paths])
-        prompts = list(vqa.prompts(data, vqa.DEFAULT_PROMPTS[model.language_kind], model.recipe).values())
+        prompts = list(vqa.prompts(data, QUESTION_PROMPTS[model.language_kind], model.recipe).values())
         print(verdict(compare(model, pixels, prompts), model.language_kind))
 
     return finish(work)

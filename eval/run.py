@@ -68,8 +68,8 @@ def predict_missing(
     from eval.tasks import captioning, vqa
     from pipeline.distributed import collectives, process_group
     from pipeline.models.inference import LanguageModel
-    from pipeline.weights.any_format import load_any
-    from pipeline.weights.foreign import LEFT_ENCODER
+    from pipeline.prompts import MIN_CAPTION_TOKENS
+    from pipeline.weights.any_format import load_any, warning_of
 
     with collectives.together():
         if process_group.rank() == 0:
@@ -79,11 +79,8 @@ def predict_missing(
 
         logging.disable_progress_bar()
     model, notes = load_any(source, process_group.device_name())
-    left = [note for note in notes if note.startswith(LEFT_ENCODER)]
-    if left and process_group.rank() == 0:
-        print(f"--weights {source.path}: {len(left)} tensors of its image encoder are not used; the recipe's encoder "
-              "is. For fine-tuned weights, give a recipe that trains it (vision.trained: true)",
-              file=sys.stderr)  # fmt: skip
+    if (warning := warning_of(source, notes)) and process_group.rank() == 0:
+        print(warning, file=sys.stderr)
     needed = 1 if options.task == "retrieval" else 2
     if model.stage != needed:
         raise ValueError(
@@ -103,7 +100,7 @@ def predict_missing(
             settings["prompt"] = task.default_prompt(model.recipe, model.language_kind)
         if not answers:
             if settings["min_new_tokens"] is None:
-                settings["min_new_tokens"] = captioning.MIN_NEW_TOKENS[model.language_kind]
+                settings["min_new_tokens"] = MIN_CAPTION_TOKENS[model.language_kind]
             check_lengths(settings)
     settings = folder.adopt(settings)  # again: frozen towers may have been replaced at their old path
     if folder.is_complete():  # checked only here: the towers' fingerprints are known once they are loaded

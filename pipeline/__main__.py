@@ -24,7 +24,9 @@ MAP = {
         "eval.run", "eval.score", "eval.audit", "eval.submit", "eval.watch", "eval.select",
         "slurm/eval.sbatch", "slurm/score.sbatch", "slurm/eval_watch",
     ],
-    "look": ["data_prep.gallery", "pipeline.generate", "eval.report", "eval.curves"],
+    "look": [
+        "data_prep.gallery", "pipeline.generate", "pipeline.match", "pipeline.embed", "eval.report", "eval.curves",
+    ],
     "change the project": [
         "make format", "make check", "make quick", "make test", "make bench", "make gpu", "make gpu-wheels",
         "make clean", "make help",

@@ -1,53 +1,134 @@
-"""`python -m pipeline.generate --weights W --image FILE...`: write text from pictures, one JSON line a picture."""
+"""`python -m pipeline.generate --weights W --image FILE...`: write text from pictures, one JSON line a picture.
 
-import json
+Without a prompt it writes captions; with a question, the answer; both as `eval.run` does. A picture that cannot be used
+is left out with a line on stderr, and the exit code is 1.
+"""
+
+import argparse
 import sys
+from collections.abc import Iterator, Sequence
+from itertools import chain, groupby
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipeline.command_line import Parser, finish, positive
-from pipeline.files import check_target, replace_file
+from pipeline.files import check_target
+from pipeline.inputs import (
+    Faults,
+    Wanted,
+    add_weights,
+    decoded,
+    listed_pictures,
+    load_weights,
+    named_pictures,
+    write_lines,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.trained_model import Model
+
+DECODING = ("num_beams", "max_new_tokens", "min_new_tokens", "length_penalty", "top_p", "temperature", "seed")
+CHAT_DECODING = {"max_new_tokens": 30, "length_penalty": 1.0}
+CHAT_TURNS = 16  # earlier turns that are repeated; OPT reads 2,048 tokens
 
 
-def generate(weights: Path, images: list[Path], prompt: str, num_beams: int, max_new_tokens: int) -> list[str]:
-    """One text for each picture. Raises ValueError in one line for weights or pictures that cannot be used."""
-    import torch
-
-    from pipeline.data.transforms import load_evaluation_pixels
-    from pipeline.distributed import process_group
-    from pipeline.models.inference import LanguageModel
-    from pipeline.models.language import Decoding
-    from pipeline.weights.native import load_model
-
-    model = load_model(weights, process_group.device_name())
-    if not isinstance(model, LanguageModel):
-        raise ValueError(f"--weights {weights}: is a stage-1 run, which writes no text; give a stage-2 run")
-    pixels = torch.stack([load_evaluation_pixels(image, model.image_size_px) for image in images])
-    return model.generate(pixels, [prompt] * len(images), Decoding(num_beams, max_new_tokens))
-
-
-def main() -> int:
+def flags() -> Parser:
     parser = Parser(prog="python -m pipeline.generate", description=__doc__)
+    add_weights(parser, 2)
     what = parser.add_argument_group("what to read and write")
-    what.add_argument("--weights", type=Path, required=True, help="a stage-2 run folder or checkpoint")
-    what.add_argument("--image", type=Path, nargs="+", required=True, metavar="FILE", help="the pictures")
+    what.add_argument("--image", nargs="+", default=[], metavar="FILE", help="pictures, or folders of pictures")
+    what.add_argument("--jsonl", type=Path, metavar="FILE",
+                      help='lines {"image": PATH}, also with "prompt" or "question"')  # fmt: skip
     what.add_argument("--output", type=Path, metavar="FILE", help="write the lines to this file; default: print them")
+    what.add_argument("--chat", action="store_true", help="answer questions on stdin about one picture, line by line")
     text = parser.add_argument_group("the text")
-    text.add_argument("--prompt", default="a photo of", help="the beginning of the text; default: a photo of")
-    text.add_argument("--num-beams", type=positive, default=5, metavar="N", help="beams of the search; default: 5")
-    text.add_argument("--max-new-tokens", type=positive, default=30, metavar="N", help="longest text; default: 30")
-    options = parser.parse_args()
+    text.add_argument("--prompt", help="its beginning; with a question {} stands for it; default: evaluation's")
+    text.add_argument("--question", help="a question about every picture")
+    text.add_argument("--num-beams", type=positive, metavar="N", help="beams of the search; default: 5")
+    text.add_argument("--max-new-tokens", type=positive, metavar="N", help="default: 30, answers 10")
+    text.add_argument("--min-new-tokens", type=positive, metavar="N",
+                      help="default: captions 8 (causal models 4); answers, and with a --prompt, 1")  # fmt: skip
+    text.add_argument("--length-penalty", type=float, metavar="X", help="default: 1, answers -1")
+    drawn = parser.add_argument_group("nucleus sampling, in place of beams")
+    drawn.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens with this probability")
+    drawn.add_argument("--temperature", type=float, metavar="T", help="divides the logits; default: 1")
+    drawn.add_argument("--seed", type=int, help="the same seed draws the same text; default: 0")
+    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="pictures at a time; default: 32")
+    return parser
 
-    def work() -> None:
+
+def texts_of(
+    model: "Model",
+    wanted: Sequence[Wanted],
+    pixels: Sequence["Tensor"],
+    options: argparse.Namespace,
+    how: dict[str, Any],
+) -> Iterator[dict[str, Any]]:
+    """A line for each picture, in order; neighbours of one kind are written together."""
+
+    def kind(pair: tuple[Wanted, "Tensor"]) -> tuple[bool, bool]:
+        each = pair[0]
+        asks = each.question is not None or (options.question is not None and each.prompt is None)
+        return asks, each.prompt is not None or options.prompt is not None
+
+    for (asks, has_prompt), pairs in groupby(zip(wanted, pixels, strict=True), kind):
+        some, shown = zip(*pairs, strict=True)
+        prompts = [options.prompt if each.prompt is None else each.prompt for each in some] if has_prompt else None
+        if asks:
+            questions = [options.question if each.question is None else each.question for each in some]
+            texts = model.answer(shown, questions, prompts, **how)
+        else:
+            questions, texts = [None] * len(some), model.caption(shown, prompts, **how)
+        for each, question, text in zip(some, questions, texts, strict=True):
+            asked = {} if question is None else {"question": question}
+            yield {"image": each.image, **asked, **each.fields, "text": text}
+
+
+def chat(model: "Model", image: str, prompt: str | None, how: dict[str, Any]) -> None:
+    """Answer each line of stdin, with the turns before it."""
+    from pipeline.data.transforms import load_evaluation_pixels
+    from pipeline.prompts import chat_prompt
+
+    pixels = load_evaluation_pixels(Path(image), model.image_size_px)
+    turns: list[tuple[str, str]] = []
+    for line in sys.stdin:
+        if question := line.strip():
+            template = chat_prompt(model.recipe) if prompt is None else prompt
+            answer = model.answer(pixels, question, template, turns[-CHAT_TURNS:], **(CHAT_DECODING | how))
+            print(answer, flush=True)
+            turns.append((question, answer))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = flags()
+    options = parser.parse_args(arguments)
+    if not options.image and not options.jsonl:
+        parser.error("argument --image: is missing; give pictures, or --jsonl")
+    if options.chat and (len(options.image) != 1 or options.jsonl or options.question or options.output):
+        parser.error("argument --chat: takes one --image, and neither --jsonl, --question nor --output")
+    if options.top_p is not None and options.num_beams is not None:
+        parser.error("argument --num-beams: has no effect with --top-p, which draws; leave it out")
+    how = {name: getattr(options, name) for name in DECODING if getattr(options, name) is not None}
+
+    def work() -> int:
+        from pipeline.models.sampling import check_sampling
+
+        check_sampling(options.top_p, options.temperature, options.seed)
         if options.output:
             check_target(options.output)
-        texts = generate(options.weights, options.image, options.prompt, options.num_beams, options.max_new_tokens)
-        pairs = zip(options.image, texts, strict=True)
-        lines = "".join(json.dumps({"image": str(image), "text": text}) + "\n" for image, text in pairs)
-        if options.output:
-            replace_file(options.output, lines)
-            print(options.output)
-        else:
-            print(lines, end="")
+        if options.jsonl:
+            options.jsonl.open().close()  # before the model is loaded
+        wanted = chain(named_pictures(options.image), listed_pictures(options.jsonl) if options.jsonl else ())
+        model, faults = load_weights(options, 2), Faults()
+        if options.chat:
+            chat(model, options.image[0], options.prompt, how)
+            return 0
+        batches = decoded(wanted, model.image_size_px, options.batch_size, faults)
+        lines = (line for some, pixels in batches for line in texts_of(model, some, pixels, options, how))
+        write_lines(lines, options.output)
+        return faults.exit_code()
 
     return finish(work)
 

@@ -34,7 +34,7 @@ GROUND = [
     "pipeline.data.manifest",
 ]
 BRIDGE = [
-    *("pipeline.config", "pipeline.models", "pipeline.tokens", "pipeline.weights"),
+    *("pipeline.config", "pipeline.models", "pipeline.prompts", "pipeline.tokens", "pipeline.weights"),
     *("pipeline.data.transforms", "pipeline.data.captions"),
 ]
 
@@ -46,6 +46,7 @@ ALLOWED = {
     "pipeline.files": [],
     "pipeline.tokens": [],
     "pipeline.weight_sets": [],
+    "pipeline.prompts": ["pipeline.config", "pipeline.data.captions"],
     "pipeline.pages": ["pipeline.pages", "pipeline.pictures"],
     "pipeline.pictures": ["pipeline.pictures"],
     "pipeline.data.captions": [],

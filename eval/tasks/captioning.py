@@ -9,17 +9,12 @@ from eval.sets.samples import TaskData
 from eval.tasks.predictions import Entry
 from pipeline.config import Recipe
 from pipeline.files import replace_file
-
-DEFAULT_PROMPT = "a photo of"  # paper, appendix: COCO captioning
-DECODING = {"num_beams": 5, "max_new_tokens": 30, "min_new_tokens": None, "length_penalty": 1.0}
-# By the kind of language model. The paper's code counts the 4 tokens of BOS and prompt among a causal model's 8.
-MIN_NEW_TOKENS = {"causal": 4, "seq2seq": 8}
+from pipeline.prompts import caption_prompt
 
 
 def default_prompt(recipe: Recipe, _language_kind: str) -> str:
     """The prompt that a model was fine-tuned with, else the paper's."""
-    tuned = recipe.language.prompt if recipe.language else ""
-    return tuned if tuned and "{}" not in tuned else DEFAULT_PROMPT
+    return caption_prompt(recipe)
 
 
 def questions(_data: TaskData, _recipe: Recipe, _filled: dict[SampleId, str]) -> None:

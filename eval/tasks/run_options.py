@@ -105,9 +105,9 @@ def settings_of(
     answers: "AnswerList | None" = None,
 ) -> dict[str, Any]:
     """All that the predictions depend on, by digest, and the paths. None: not known before the weights are loaded."""
-    from eval.tasks import captioning, vqa
     from eval.tasks.task_file import FORMAT
     from pipeline.files import sha256_of
+    from pipeline.prompts import ANSWER_DECODING, CAPTION_DECODING
 
     settings: dict[str, Any] = {
         "format": FORMAT,
@@ -136,7 +136,7 @@ def settings_of(
         candidates = {"answer_candidates": options.answer_candidates or ANSWER_CANDIDATES}
         return settings | of_list | candidates | {"prompt": options.prompt}
     asks = options.task in QUESTION_TASKS
-    decoding = dict(vqa.DECODING if asks else captioning.DECODING)
+    decoding = dict(ANSWER_DECODING if asks else CAPTION_DECODING)
     decoding |= {name: getattr(options, name) for name in DECODING_FLAGS if getattr(options, name) is not None}
     check_lengths(decoding)
     return settings | decoding | {"prompt": options.prompt}

@@ -14,19 +14,22 @@ TURNING = frozenset({"exif", "xmp", "XML:com.adobe.xmp"})  # metadata that may h
 ASPECT_RATIOS = (3 / 4, 4 / 3)  # of a random resized crop, as torchvision's default
 
 
-def decode(picture: bytes | Path) -> Tensor:
+def decode(picture: bytes | Path | Image.Image) -> Tensor:
     """uint8 [3, H, W] RGB, upright, transparency on white. Raises ValueError when it is no readable picture."""
     try:
+        if isinstance(picture, Image.Image):
+            return _pixels_of(picture)
         content = picture if isinstance(picture, bytes) else read_picture(picture)
         with opened(content) as image:
             pixels_3HW = _decode_jpeg(content) if _is_plain(image) else None
-            if pixels_3HW is not None:
-                return pixels_3HW
-            rgb = plain(image)
+            return _pixels_of(image) if pixels_3HW is None else pixels_3HW
     except Exception as error:  # a damaged file makes Pillow raise many kinds, struct.error and TypeError among them
-        named = "a picture" if isinstance(picture, bytes) else str(picture)
+        named = str(picture) if isinstance(picture, Path) else "a picture"
         raise ValueError(f"{named}: is not readable as a picture ({error})") from error
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+
+
+def _pixels_of(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(plain(image))).permute(2, 0, 1)
 
 
 def _is_plain(image: Image.Image) -> bool:
@@ -53,7 +56,7 @@ def _resize(pixels_3HW: Tensor, size_px: int) -> Tensor:
     return resized
 
 
-def load_evaluation_pixels(picture: bytes | Path, size_px: int) -> Tensor:
+def load_evaluation_pixels(picture: bytes | Path | Image.Image, size_px: int) -> Tensor:
     """The whole picture as a square, bicubic: uint8 [3, S, S]. Raises ValueError when it is no readable picture."""
     return _resize(decode(picture), size_px)
 

@@ -81,14 +81,20 @@ class RetrievalModel:
         with self._autocast():
             return self.bridge.embed_text(texts, self.weights)
 
-    @torch.no_grad()
     def match_logits(self, frozen_PI: Tensor, batches: Sequence[Tokens]) -> Tensor:
-        """The match logit of one picture with each of K texts, a batch of them at a time: [K]. The picture's keys and
-        values are made once."""
+        """The match logit of one picture with each of K texts: [K]. See `class_logits`."""
+        return self.class_logits(frozen_PI, batches)[:, MATCH]
+
+    @torch.no_grad()
+    def class_logits(self, frozen_PI: Tensor, batches: Sequence[Tokens]) -> Tensor:
+        """ITM's two logits, class 1 = match, of one picture with each of K texts, a batch of them at a time: [K, 2].
+
+        The picture's keys and values are made once.
+        """
         with self._autocast():
             image = self.bridge.qformer.project_image(frozen_PI[None], self.weights)
             matched = [self.bridge.match([(image, len(texts.ids))], texts, self.weights) for texts in batches]
-            return torch.cat(matched)[:, MATCH]
+            return torch.cat(matched)
 
 
 class LanguageModel:

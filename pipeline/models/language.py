@@ -31,6 +31,7 @@ class Decoding:
     max_new_tokens: int = 30
     min_new_tokens: int = 1
     length_penalty: float = 1.0
+    choice: Any = None  # a logits processor that draws each token, for one beam
 
 
 class LanguageTower(Protocol):
@@ -101,6 +102,7 @@ class _Tower:
             min_new_tokens=decoding.min_new_tokens,
             length_penalty=decoding.length_penalty,
             pad_token_id=self.tokenizer.pad_token_id,
+            logits_processor=[decoding.choice] if decoding.choice else None,
             **special,
         )
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]

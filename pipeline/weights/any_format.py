@@ -63,6 +63,19 @@ def find_weights(path: Path, recipe: Recipe | None) -> WeightsSource:
     return WeightsSource(path, kind, files, recipe)
 
 
+def warning_of(source: WeightsSource, notes: list[str]) -> str:
+    """The notes in one line, where they say that the weights' own image encoder is not used; else empty."""
+    from pipeline.weights.foreign import LEFT_ENCODER
+
+    left = sum(note.startswith(LEFT_ENCODER) for note in notes)
+    if not left:
+        return ""
+    return (
+        f"--weights {source.path}: {left} tensors of its image encoder are not used; the recipe's encoder is. For "
+        "fine-tuned weights, give a recipe that trains it (vision.trained: true)"
+    )
+
+
 def load_any(source: WeightsSource, device: str) -> tuple["RetrievalModel | LanguageModel", list[str]]:
     """The model, and notes on what of the weights has no place. Raises ValueError when something does not fit."""
     if source.kind == "native":

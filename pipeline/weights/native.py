@@ -26,7 +26,10 @@ def weights_file(path: Path) -> Path:
     newest = sorted(path.glob("checkpoints/step_*/COMPLETE"))[-1:]
     file = newest[0].parent / FILE_NAME if newest else path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(f"weights {path}: has no {FILE_NAME}; give a run folder, or one of its checkpoints/step_*")
+        raise ValueError(
+            f"weights {path}: has no {FILE_NAME}; give a run folder, or one of its checkpoints/step_*; an id of the "
+            "hub needs a recipe beside it"
+        )
     return file
 
 

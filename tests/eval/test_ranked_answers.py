@@ -13,9 +13,9 @@ from eval.run import main as run
 from eval.score import main as score
 from eval.sets.answer_list import read_answers
 from eval.submit import main as submit
-from eval.tasks.vqa import DEFAULT_PROMPTS
 from pipeline.data.transforms import load_evaluation_pixels
 from pipeline.models.inference import LanguageModel
+from pipeline.prompts import QUESTION_PROMPTS
 from pipeline.weights.native import load_model
 from tests.reference.ranking import best_answer
 from tests.support.tiny_evaluation_sets import save_vqa
@@ -39,7 +39,7 @@ def plainly(folder: Path, data: Path, candidates: int) -> list[dict[str, Any]]:
         pixels = load_evaluation_pixels(picture, model.image_size_px)[None]
         with torch.no_grad():
             [soft_QH] = model.bridge(model.vision(pixels))
-        prompt = DEFAULT_PROMPTS[kind].replace("{}", asked["question"])
+        prompt = QUESTION_PROMPTS[kind].replace("{}", asked["question"])
         context = tokenizer(prompt).input_ids
         ids = [tokenizer(answer).input_ids for answer in ANSWERS]
         if kind == "causal":

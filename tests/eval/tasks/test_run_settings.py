@@ -31,11 +31,11 @@ def test_other_settings_in_the_same_folder_are_refused_and_the_same_ones_skipped
 def test_answers_to_another_models_prompt_are_never_taken_for_those_to_ones_own(
     checkpoints: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from eval.tasks.vqa import DEFAULT_PROMPTS
+    from pipeline.prompts import QUESTION_PROMPTS
 
     for language, others in (("opt", "seq2seq"), ("t5", "causal")):
         asked = (checkpoints[language], "vqa", sets["vqav2"], tmp_path / language, "--limit", 1)
-        assert run(*asked, "--prompt", DEFAULT_PROMPTS[others]) == 0
+        assert run(*asked, "--prompt", QUESTION_PROMPTS[others]) == 0
         assert run(*asked) == 1
         assert "it holds predictions with prompt" in capsys.readouterr().err
         (tmp_path / language / "COMPLETE").unlink()  # nor are half of them continued

@@ -1,0 +1,177 @@
+"""`pipeline.generate`: what it reads, what it leaves out, its flags; and its conversation."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import pipeline
+from pipeline.config import parse_recipe
+from pipeline.convert import main as convert
+from pipeline.generate import main
+from pipeline.models.build import build_bridge
+from pipeline.trained_model import Model
+from pipeline.weights.native import save_weights
+from tests.support.random_bridges import randomise
+from tests.support.tiny_towers import save_tiny_eva, tiny_recipe
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three pictures, one of them deeper, and a file that is none."""
+    root = tmp_path_factory.mktemp("pictures")
+    (root / "deeper").mkdir()
+    for number, name in enumerate(("a.png", "b.JPG", "deeper/c.webp")):
+        Image.effect_noise((40, 30), 60 + 40 * number).convert("RGB").save(root / name)
+    (root / "broken.jpg").write_bytes(b"no picture")
+    (root / "notes.txt").write_text("no picture, and not named as one")
+    return root
+
+
+@pytest.fixture(scope="module")
+def opt(weights: dict[str, Path]) -> Model:
+    return pipeline.load(weights["opt"])
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("batch_size", ["1", "2", "32"])
+def test_a_folder_is_captioned_and_a_bad_picture_stops_nothing(
+    batch_size: str, weights: dict[str, Path], opt: Model, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--weights", str(weights["opt"]), "--image", str(folder), "gone.jpg", "http://host/a.jpg"]
+    assert main([*command, "--batch-size", batch_size]) == 1
+    output, errors = capsys.readouterr()
+    names = [str(folder / name) for name in ("a.png", "b.JPG", "deeper/c.webp")]
+    expected = [{"image": name, "text": opt.caption(name)} for name in names]
+    assert lines(output) == expected
+    told = [line for line in errors.splitlines() if "left out" in line]
+    for line, word in zip(told, ("broken.jpg", "gone.jpg", "is a URL", "3 of 6 were left out"), strict=True):
+        assert word in line
+
+
+def test_flags_change_prompt_question_and_search(
+    weights: dict[str, Path], opt: Model, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture, output = str(folder / "a.png"), tmp_path / "new" / "lines.jsonl"
+    command = ["--weights", str(weights["opt"]), "--image", picture]
+    assert main([*command, "--question", "colour ?", "--prompt", "question {} answer", "--output", str(output)]) == 0
+    answer = opt.answer(picture, "colour ?", prompt="question {} answer")
+    assert lines(output.read_text()) == [{"image": picture, "question": "colour ?", "text": answer}]
+    capsys.readouterr()
+    sampling = ["--top-p", "0.9", "--temperature", "3", "--seed", "4"]
+    texts = []
+    for flags in (sampling, sampling, [*sampling[:-1], "5"], ["--num-beams", "2", "--max-new-tokens", "3"]):
+        assert main([*command, "--prompt", "the picture", *flags]) == 0
+        texts.append(lines(capsys.readouterr().out)[0]["text"])
+    assert texts[0] == texts[1] != texts[2]
+    assert texts[3] == opt.caption(picture, "the picture", num_beams=2, max_new_tokens=3)
+
+
+def test_lines_of_json_say_what_is_asked_and_come_back_with_their_fields(
+    weights: dict[str, Path], opt: Model, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"image": "a.png", "question": "colour ?", "id": 7},
+        {"image": "b.JPG", "prompt": "the picture"},
+        {"image": "b.JPG"},
+        {"image": "broken.jpg"},
+        {"image": "a.png", "question": "number ?", "prompt": "question {}"},
+    ]
+    bad = ['{"image": 3}', '{"file": "a.png"}', "[1]", "{", '{"image": "a.png", "question": "a", "prompt": "b"}']
+    path = folder / "asked.jsonl"
+    path.write_text("\n".join([*map(json.dumps, rows), "", *bad]))
+    assert main(["--weights", str(weights["opt"]), "--jsonl", str(path)]) == 1
+    output, errors = capsys.readouterr()
+    a, b = folder / "a.png", folder / "b.JPG"
+    texts = [
+        opt.answer(a, "colour ?"),
+        opt.caption(b, "the picture"),
+        opt.caption(b),
+        opt.answer(a, "number ?", "question {}"),
+    ]
+    kept = [row for row in rows if row["image"] != "broken.jpg"]
+    assert lines(output) == [{**row, "text": text} for row, text in zip(kept, texts, strict=True)]
+    assert [f"asked.jsonl:{number}: " in errors for number in range(6, 12)] == [False, True, True, True, True, True]
+    assert "6 of 10 were left out" in errors
+
+
+@pytest.mark.parametrize("name", ["opt", "tuned"])
+def test_a_conversation_repeats_its_earlier_turns(
+    name: str,
+    weights: dict[str, Path],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model, picture = pipeline.load(weights[name]), folder / "a.png"
+    monkeypatch.setattr("sys.stdin", io.StringIO("colour ?\n\nnumber ?\n"))
+    assert main(["--weights", str(weights[name]), "--image", str(picture), "--chat", "--max-new-tokens", "4"]) == 0
+    answers = capsys.readouterr().out.splitlines()
+
+    def expected(prompt: str, question: str) -> str:
+        read = [question] if name == "tuned" else None
+        how = {"num_beams": 5, "max_new_tokens": 4, "min_new_tokens": 1, "length_penalty": 1.0}
+        return model.write([picture], [prompt], read, **how)[0]
+
+    if name == "opt":
+        first = expected("Question: colour ? Answer:", "")
+        second = expected(f"Question: colour ? Answer: {first}. Question: number ? Answer:", "")
+    else:  # its own prompt, its questions cleaned as in training
+        first = expected("question colour ? short answer", "colour ?")
+        second = expected(f"question colour ? short answer {first}. question number ? short answer", "number ?")
+    assert answers == [first, second] and first
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        ([], 2, "argument --image: is missing"),
+        (["--image", "a", "b", "--chat"], 2, "argument --chat: takes one --image"),
+        (["--image", "a", "--top-p", "0.5", "--num-beams", "2"], 2, "argument --num-beams: has no effect"),
+        (["--image", "a", "--seed", "1"], 1, "give top_p as well"),
+        (["--image", "a", "--top-p", "1.5"], 1, "top_p 1.5"),
+        (["--jsonl", "gone.jsonl"], 1, "No such file"),
+        (["--image", "a", "--set", "seed=2"], 1, "needs --recipe"),
+    ],
+)
+def test_wrong_usage_is_one_line_before_any_work(
+    flags: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        assert main(["--weights", "gone", *flags]) == code
+    except SystemExit as end:
+        assert end.code == code
+    errors = capsys.readouterr().err
+    assert message in errors and len(errors.splitlines()) == 1
+
+
+def test_weights_of_stage_1_write_no_text(
+    weights: dict[str, Path], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--weights", str(weights["stage1"]), "--image", str(folder)]) == 1
+    assert "are of stage 1; this needs weights of stage 2" in capsys.readouterr().err
+
+
+def test_weights_of_other_formats_need_a_recipe_and_write_the_same(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_tiny_eva(tmp_path / "towers" / "vision")
+    recipe = parse_recipe(tiny_recipe(tmp_path / "towers", tmp_path / "m.json", tmp_path / "run", 2, "opt"))
+    (native := tmp_path / "native").mkdir()
+    save_weights(randomise(build_bridge(recipe), seed=3).float(), recipe, 7, native)
+    (yaml := tmp_path / "recipe.yaml").write_text(recipe.model_dump_json())  # JSON is YAML
+    expected = pipeline.load(native).caption(folder / "a.png")
+    for kind, name in (("lavis", "weights.pth"), ("huggingface", "exported")):
+        assert convert([str(native), str(tmp_path / name), "--from", "native", "--to", kind]) == 0
+        command = ["--weights", str(tmp_path / name), "--image", str(folder / "a.png")]
+        capsys.readouterr()
+        assert main([*command, "--recipe", str(yaml)]) == 0
+        assert lines(capsys.readouterr().out)[0]["text"] == expected
+        assert main(command) == 1
+        assert "--recipe: is missing" in capsys.readouterr().err
