@@ -45,8 +45,13 @@ class Comparison:
     total: int
 
 
-def compare(model: "LanguageModel", pixels_B3SS: "Tensor", prompts: Sequence[str]) -> Comparison:
-    """Each prompt alone and in batches of up to 32; `padded` are those whose prompt was shorter than the longest."""
+def compare(
+    model: "LanguageModel", pixels_B3SS: "Tensor", prompts: Sequence[str], questions: Sequence[str] | None = None
+) -> Comparison:
+    """Each prompt alone and in batches of up to 32; `padded` are those whose prompt was shorter than the longest.
+
+    `questions` are what the Q-Former reads, if it reads.
+    """
     from pipeline.models.language import Decoding
 
     decoding = Decoding(num_beams=5, max_new_tokens=10, min_new_tokens=1, length_penalty=-1.0)
@@ -54,11 +59,15 @@ def compare(model: "LanguageModel", pixels_B3SS: "Tensor", prompts: Sequence[str
     changed, num_padded, answers = [], 0, set[str]()
     for start in range(0, len(prompts), BATCH):
         places = range(start, min(start + BATCH, len(prompts)))
-        together = model.generate(pixels_B3SS[start : start + BATCH], [prompts[place] for place in places], decoding)
+        asked = None if questions is None else questions[start : start + BATCH]
+        texts = model.generate(
+            pixels_B3SS[start : start + BATCH], prompts[start : start + BATCH], decoding, questions=asked
+        )
         longest = max(lengths[place] for place in places)
         num_padded += sum(lengths[place] < longest for place in places)
-        for place, text in zip(places, together, strict=True):
-            [alone] = model.generate(pixels_B3SS[place : place + 1], [prompts[place]], decoding)
+        for place, text in zip(places, texts, strict=True):
+            own = None if questions is None else [questions[place]]
+            [alone] = model.generate(pixels_B3SS[place : place + 1], [prompts[place]], decoding, questions=own)
             answers.add(alone)
             if alone != text:
                 changed.append(Changed(place, prompts[place], alone, text, lengths[place] < longest))
@@ -113,7 +122,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from pipeline.data.transforms import load_evaluation_pixels
         from pipeline.distributed import process_group
         from pipeline.models.inference import LanguageModel
-        from pipeline.prompts import QUESTION_PROMPTS
         from pipeline.weights.any_format import find_weights, load_any
 
         if not sys.stderr.isatty():
@@ -127,8 +135,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data = load_vqa(options.data, options.split, options.samples)
         paths = [data.image_paths[sample.image_id] for sample in data.samples]
         pixels = torch.stack([load_evaluation_pixels(path, model.image_size_px) for path in paths])
-        prompts = list(vqa.prompts(data, QUESTION_PROMPTS[model.language_kind], model.recipe).values())
-        print(verdict(compare(model, pixels, prompts), model.language_kind))
+        prompts = vqa.prompts(data, vqa.default_prompt(model.recipe, model.language_kind), model.recipe)
+        asked = vqa.questions(data, model.recipe, prompts)
+        found = compare(model, pixels, list(prompts.values()), list(asked.values()) if asked else None)
+        print(verdict(found, model.language_kind))
 
     return finish(work)
 

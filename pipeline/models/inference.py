@@ -129,7 +129,7 @@ class LanguageModel:
         """Continue each prompt after its picture; without pixels, the frozen language model answers blind.
 
         `picture_of` [prompts] says which of the N pictures a prompt goes with, where some share one. `questions`
-        [prompts] are what the Q-Former reads beside the picture; one that reads none leaves them out.
+        [prompts] are what the Q-Former reads beside the picture. Raises ValueError when it reads, and they are missing.
         """
         soft_prompts = self._soft_prompts(pixels_N3SS, picture_of, questions)
         return self.language.generate(soft_prompts, prompts, decoding)
@@ -164,7 +164,10 @@ class LanguageModel:
         device = self.bridge.ln_vision.weight.device
         image_of_B = None if picture_of is None else torch.tensor(picture_of, device=device)
         asked = None
-        if questions is not None and self.reader is not None:
+        if self.reader is not None:
+            if questions is None:
+                raise ValueError("qformer.question: this Q-Former was trained to read a question beside each picture; "
+                                 "ask one, or take weights without")  # fmt: skip
             asked = tokenise(self.reader, questions, self.recipe.data.max_text_tokens).to(str(device))
         with autocast(device.type, self.recipe.qformer.precision):
             soft_prompts: Tensor = self.bridge(self.vision(pixels_N3SS.to(device)), asked, image_of_B)

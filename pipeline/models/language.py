@@ -254,8 +254,7 @@ def language_width(settings: Language) -> int:
 
 def build_language(settings: Language, device: str) -> LanguageTower:
     """Load the model and its tokenizer, frozen. Each tensor is read straight to the device; on `meta` none is read, and
-    the model has shapes alone. Raises ValueError in one line when something is missing or does not fit.
-    """
+    the model has shapes alone. Raises ValueError in one line when something is missing or does not fit."""
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     config = language_config(settings)
@@ -264,8 +263,7 @@ def build_language(settings: Language, device: str) -> LanguageTower:
         if device == "meta":
             model = language_on_meta(settings)
         else:
-            dtype = DTYPES[settings.precision]
-            options = {"config": config, "dtype": dtype, "device_map": {"": device}}
+            options = {"config": config, "dtype": DTYPES[settings.precision], "device_map": {"": device}}
             model, missing = load_of_transformers(auto_class, settings.name, **options)
             refuse_missing(missing)
         tokenizer = AutoTokenizer.from_pretrained(settings.name, trust_remote_code=False)

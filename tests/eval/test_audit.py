@@ -3,11 +3,14 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from eval.audit import Changed, Comparison, main, verdict
+from pipeline.models.inference import LanguageModel
 from pipeline.models.language import CausalTower, Decoding
+from tests.eval.test_fine_tuned import weights
 from tests.support.tiny_evaluation_sets import save_vqa
 
 Folders = dict[str, Path]
@@ -32,6 +35,25 @@ def test_sound_models_answer_the_same_alone_and_together(
 ) -> None:
     assert main(["--weights", str(checkpoints[language]), "--data", str(questions)]) == 0
     assert "the answers are the same, one at a time and in batches of 32 (40 questions)" in capsys.readouterr().out
+
+
+def test_a_qformer_that_reads_gets_its_questions(
+    tmp_path: Path, questions: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Padding among them changes the answers, and the prompt is that of fine-tuning."""
+    tuned = weights(tmp_path, "audited", "question", "ask {} now", "question")
+    assert main(["--weights", str(tuned), "--data", str(questions)]) == 0
+    asked = set[str]()
+    generate = LanguageModel.generate
+
+    def wrong(model: Any, pixels: Any, prompts: Any, decoding: Any, questions: Any) -> list[str]:
+        asked.update(prompts)
+        longest = max(questions, key=len)
+        return generate(model, pixels, prompts, decoding, questions=[longest] * len(prompts))
+
+    monkeypatch.setattr(LanguageModel, "generate", wrong)
+    assert main(["--weights", str(tuned), "--data", str(questions)]) == 1
+    assert "answers change with the batch" in capsys.readouterr().err and "ask what colour now" in asked
 
 
 def test_padding_on_the_right_is_named(
