@@ -12,7 +12,7 @@ from tests.gpu.wheels import FROM_SOURCE, IMPORTS, ON_MACHINE, READY
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("pipeline", "data_prep", "eval", "tests")
-ASKED_FOR = {"device_map=": "accelerate", "torch.utils.tensorboard": "tensorboard"}
+ASKED_FOR = {"device_map": "accelerate", "torch.utils.tensorboard": "tensorboard"}
 """Words of a source file, and the package that another package then imports for them."""
 
 

@@ -102,7 +102,7 @@ def test_the_time_left_is_that_of_the_steps_in_their_order():
 
 
 def test_every_long_step_is_a_step_of_the_demo(tmp_path):
-    assert set(USUAL_S) <= {step.name for step in Story(tmp_path, 1, 1.0, 8765, tunes=True).steps()}
+    assert set(USUAL_S) <= {step.name for step in Story(tmp_path, 1, 1.0, 8765).steps()}
 
 
 def test_a_step_of_another_seed_takes_as_long_as_the_demos():
@@ -115,7 +115,7 @@ def test_a_step_of_another_seed_takes_as_long_as_the_demos():
 ABLATIONS = ablations.steps_of(Path("demo"), Path("out"), (1, 2), (ablations.FIGURE_5, ablations.TABLE_6), 1.0, 9000, 5)
 
 
-@pytest.mark.parametrize("steps", [Story(Path("demo"), 1, 1.0, 8765, tunes=True).steps(), ABLATIONS])
+@pytest.mark.parametrize("steps", [Story(Path("demo"), 1, 1.0, 8765).steps(), ABLATIONS])
 def test_every_step_stands_after_those_it_needs(steps):
     known: set[str] = set()
     for step in steps:

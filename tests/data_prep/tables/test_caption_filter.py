@@ -42,7 +42,6 @@ ENGLISH_OR_OPEN = (
     "IMG_2034.jpg",
     "Toyota Corolla",
     "a dog",
-    "",
 )
 
 

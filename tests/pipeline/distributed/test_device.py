@@ -102,7 +102,7 @@ def test_a_gpu_that_is_seen_and_cannot_compute_is_refused(monkeypatch: pytest.Mo
 def test_the_drivers_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     read_text, told = Path.read_text, {}
     monkeypatch.setattr(
-        Path, "read_text", lambda path, *rest: told["text"] if "nvidia" in str(path) else read_text(path, *rest)
+        Path, "read_text", lambda path, **how: told["text"] if "nvidia" in str(path) else read_text(path, **how)
     )
     kernel = "NVRM version: NVIDIA UNIX {}  {}  Sat Aug 19 01:15:15 UTC 2023\nGCC version: gcc 12.3.0"
     for names in (("x86_64 Kernel Module", "535.104.05"), ("Open Kernel Module for x86_64", "550.54.15")):
@@ -217,8 +217,8 @@ class Told:
 def test_ranks_with_and_without_a_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "3")
-    assert process_group._agree_on_device(Told(("cpu", "b", ""), ("cpu", "c", ""))) == "cpu"
+    assert process_group._agree_on_device(Told(("cpu", "b", ""), ("cpu", "c", "")), None) == "cpu"
     with pytest.raises(device.DeviceError, match=r"rank 0 on .* computes on the CPU, and rank 2 on c on a GPU"):
-        process_group._agree_on_device(Told(("cpu", "b", ""), ("cuda", "c", "")))
+        process_group._agree_on_device(Told(("cpu", "b", ""), ("cuda", "c", "")), None)
     with pytest.raises(device.DeviceError, match=r"rank 1 on b \(2 of 3 ranks\): too old"):
-        process_group._agree_on_device(Told(("none", "b", "too old"), ("none", "c", "too old")))
+        process_group._agree_on_device(Told(("none", "b", "too old"), ("none", "c", "too old")), None)

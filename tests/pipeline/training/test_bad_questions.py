@@ -65,7 +65,8 @@ def test_a_run_that_goes_on_with_its_encoder_frozen_or_trained_other_than_before
     saved = case.folder / "run" / "checkpoints" / "step_00000002"
     saved.mkdir(parents=True)
     digest = json.loads(json.dumps(asdict(initial_state(recipe, "digest"))))
-    (saved / "state.json").write_text(json.dumps(digest | {"step": 2}))
+    digests = dict.fromkeys(("trainable.safetensors", "optimizer.safetensors"), "00" * 32)
+    (saved / "state.json").write_text(json.dumps(digest | {"step": 2, "digests": digests}))
     (saved / "COMPLETE").touch()
     line = case.fault(now)
     assert f"vision.trained was {was_trained} when it was saved and is {not was_trained} now" in line

@@ -208,7 +208,8 @@ def test_stage_2_starts_from_stage_1_and_is_read_back_whole(
     undisturbed: Path, folder: Path, towers: Path, write_recipe: Callable[..., list[str]], language: str
 ) -> None:
     arguments = write_recipe(language, 2, language, init_weights=str(undisturbed), run={"steps": 1})
-    for code, _, errors in run_on_ranks(2, train_here, [*arguments, "--set", "optimizer.peak_learning_rate=1e-30"]):
+    standing = ("optimizer.peak_learning_rate=1e-30", "optimizer.minimum_learning_rate=0")
+    for code, _, errors in run_on_ranks(2, train_here, [*arguments, "--set", *standing]):
         assert code == 0, errors
     first, second = weights_of(undisturbed), weights_of(folder / language, 1)
     shared = first.keys() & second.keys()
