@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.miniature.schedule import Step
-from data_prep.miniature.steps import Runner, StepFailed, steps_at_once, stop_on_signals
+from data_prep.miniature.steps import run_all
 from data_prep.miniature.story import STEPS, Commands, python
 from data_prep.miniature.towers.fitting import computes_in_bf16
 from pipeline.command_line import Parser, positive
@@ -149,20 +149,13 @@ def main() -> int:
     missing = [name for name in NEEDED if not (arguments.demo / name).exists()]
     if missing:
         parser.error(f"argument --demo: {arguments.demo} has no {missing[0]}; run make demo, or name its folder")
-    stop_on_signals()
     started = time.monotonic()
     os.environ.update(MINIATURE=str(arguments.demo), OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1")
     parts = (arguments.only,) if arguments.only else (FIGURE_5, TABLE_6)
     steps = steps_of(arguments.demo, arguments.output, arguments.seeds, parts, arguments.scale, arguments.port,
                      arguments.points)  # fmt: skip
-    try:
-        Runner(arguments.output, steps, steps_at_once()).run()
-    except StepFailed as failure:
-        print(failure, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; run the same command again to continue", file=sys.stderr)
-        return 75
+    if code := run_all(arguments.output, steps):
+        return code
     print(f"\n{time_of_parts(arguments.output, steps)}\n")
     print(f"means, intervals and the paper's numbers: {arguments.output / 'report.html'}")
     print(f"this call took {time.monotonic() - started:.0f} s; two steps run side by side")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_prep.miniature.fine_tuning import BEFORE_TUNING, CAPTION_LENGTHS, TUNED, fine_tuning
 from data_prep.miniature.schedule import Step
-from data_prep.miniature.steps import Runner, StepFailed, steps_at_once, stop_on_signals
+from data_prep.miniature.steps import run_all
 from data_prep.miniature.story import TRAINED, WEB_SOURCES, Commands, python
 from pipeline.command_line import Parser
 
@@ -190,18 +190,11 @@ def main() -> int:
         "--scale", type=float, default=1.0, help="shrinks the world and the training, for example to 0.02 (default: 1)"
     )
     arguments = parser.parse_args()
-    stop_on_signals()
     started = time.monotonic()
     os.environ.update(MINIATURE=str(arguments.output), OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1")
     steps = Story(arguments.output, arguments.seed, arguments.scale, arguments.port).steps()
-    try:
-        Runner(arguments.output, steps, steps_at_once()).run()
-    except StepFailed as failure:
-        print(failure, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; run the same command again to continue", file=sys.stderr)
-        return 75
+    if code := run_all(arguments.output, steps):
+        return code
     from data_prep.miniature.summary import as_table
 
     print(f"\n{as_table(json.loads((arguments.output / 'summary.json').read_text(encoding='utf-8')))}\n")

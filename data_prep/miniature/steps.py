@@ -162,10 +162,19 @@ def _print(text: str) -> None:
     print(f"{clear}{text}", flush=True)
 
 
-def stop_on_signals() -> None:
-    """Let SIGTERM end the demo as Ctrl-C does: its processes are ended too."""
+def run_all(folder: Path, steps: Sequence[Step]) -> int:
+    """Run the steps in a folder. The exit code: 0, 1 after a failed step, 75 after Ctrl-C or SIGTERM."""
 
     def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    try:
+        Runner(folder, steps, steps_at_once()).run()
+    except StepFailed as failure:
+        print(failure, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; run the same command again to continue", file=sys.stderr)
+        return 75
+    return 0
