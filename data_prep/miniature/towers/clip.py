@@ -79,7 +79,7 @@ def train_clip(settings: ClipSettings, seed: int) -> Any:
         scenes, pixels = _augmented(drawings, next(rows), rng)
         captions = [(describe_fully if rng.random() < 0.25 else describe)(scene, rng) for scene in scenes]
         junk = [junk_text(rng) for _ in range(settings.junk_texts)]
-        seen = model.vision_model(pixel_values=_normalised(pixels), output_hidden_states=True)
+        seen = model.vision_model(pixel_values=normalise(pixels), output_hidden_states=True)
         image = torch.nn.functional.normalize(model.visual_projection(seen.pooler_output).float(), dim=-1)
         text = torch.nn.functional.normalize(_embedded(model, tokenizer, captions + junk).float(), dim=-1)
         logits = model.logit_scale.exp().clamp(max=100) * image @ text.T
@@ -132,7 +132,8 @@ def _augmented(drawings: Drawings, rows: Any, rng: np.random.Generator) -> tuple
     return scenes, pixels
 
 
-def _normalised(pixels: Any) -> Any:
+def normalise(pixels: Any) -> Any:
+    """uint8 [N, 3, S, S] -> fp32, with CLIP's mean and standard deviation."""
     import torch
 
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
