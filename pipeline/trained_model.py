@@ -188,13 +188,16 @@ def load(weights: str | Path, recipe: str | Path | Recipe | None = None, edits: 
     recipe. Raises ValueError in one line for weights that cannot be used. See `pipeline.load`."""
     import sys
 
+    import torch
+
     from pipeline.config import load_recipe
     from pipeline.distributed import process_group
     from pipeline.weights.any_format import find_weights, load_any, warning_of
 
     settings = load_recipe(Path(recipe), edits) if isinstance(recipe, str | Path) else recipe
     source = find_weights(Path(weights), settings)
-    model, notes = load_any(source, process_group.device_name())
+    with torch.inference_mode(False), torch.enable_grad():  # the trial of a language model computes a gradient
+        model, notes = load_any(source, process_group.device_name())
     if warning := warning_of(source, notes):
         print(warning, file=sys.stderr)
     return Model(model)

@@ -16,6 +16,7 @@ from data_prep.miniature.ablations import VARIANTS
 from data_prep.miniature.story import TRAINED
 
 DEADLINE_S = 1200.0
+PROMPT = "a photo of"
 
 
 def free_ports(count: int) -> int:
@@ -90,6 +91,39 @@ def test_the_report_is_one_file_without_outside_requests(finished):
     for outside in ('src="http', "src='http", 'href="http', "url(http", "@import", "<link"):
         assert outside not in page
     assert "data:image/" in page and "<svg" in page
+
+
+def test_its_models_open_in_transformers(finished, tmp_path):
+    import torch
+    from PIL import Image
+    from transformers import Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval, Blip2Processor
+
+    import pipeline
+    from pipeline.convert import main as convert
+
+    folder, _, _ = finished
+    for name in ("stage1", "stage2_t5"):
+        command = [str(folder / name), str(tmp_path / name), "--from", "native", "--to", "huggingface"]
+        assert convert(command) == 0
+    paths = sorted((folder / "world" / "flickr30k").rglob("*.jpg"))[:8]
+    pictures = [Image.open(path).convert("RGB") for path in paths]
+    with torch.no_grad():
+        read = Blip2Processor.from_pretrained(tmp_path / "stage2_t5")
+        theirs = Blip2ForConditionalGeneration.from_pretrained(tmp_path / "stage2_t5").eval()
+        given = read(pictures, [PROMPT] * len(pictures), return_tensors="pt")
+        said = read.batch_decode(
+            theirs.generate(**given, num_beams=5, max_new_tokens=30, min_new_tokens=8), skip_special_tokens=True
+        )
+        ours = pipeline.load(folder / "stage2_t5").caption(paths)
+        assert sum(one.strip() == other for one, other in zip(said, ours, strict=True)) >= 7  # last digits of beams
+        texts = ["a red circle", "a blue square on a grey background"]
+        read = Blip2Processor.from_pretrained(tmp_path / "stage1")
+        theirs = Blip2ForImageTextRetrieval.from_pretrained(tmp_path / "stage1").eval()
+        theirs.vision_model.post_layernorm.eps = 1e-5  # ours, as convert says
+        given = read(pictures[:1], return_tensors="pt") | read.tokenizer(texts, padding=True, return_tensors="pt")
+        found = theirs(**given, use_image_text_matching_head=False).logits_per_image[0]
+        wanted = pipeline.load(folder / "stage1").match(paths[0], texts).itc
+    assert torch.allclose(found, torch.as_tensor(wanted).flatten(), atol=3e-3)  # the demo may train in bf16
 
 
 def test_the_ablations_run_on_it_as_their_page_writes_them(finished, tmp_path):

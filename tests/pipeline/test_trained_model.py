@@ -115,6 +115,13 @@ def pictures(tmp_path: Path) -> list[Path]:
     return paths
 
 
+def test_a_model_loads_and_writes_where_gradients_are_off(weights: dict[str, Path], pictures: list[Path]) -> None:
+    """As in a notebook's cell under inference_mode."""
+    wanted = pipeline.load(weights["opt"]).caption(pictures[0])
+    with torch.inference_mode():
+        assert pipeline.load(weights["opt"]).caption(pictures[0]) == wanted
+
+
 def test_all_kinds_of_a_picture_give_one_text(weights: dict[str, Path], pictures: list[Path]) -> None:
     model, path = pipeline.load(weights["t5"]), pictures[1]
     kinds = [path, str(path), path.read_bytes(), Image.open(path), Image.open(path).convert("RGBA")]

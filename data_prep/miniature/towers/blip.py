@@ -1,8 +1,7 @@
 """Trains the captioner: a BlipForConditionalGeneration on the small clean "COCO" split.
 
 Its vision tower is that of the ranker without the last block, and only its last norm is trained. So a few thousand
-human captions are enough (BLIP's own vision tower also started from a trained ViT). BLIP has no norm before its blocks:
-the ranker's norm is folded into the embeddings, with its mean scale.
+human captions are enough (BLIP's own vision tower also started from a trained ViT).
 """
 
 import json
@@ -13,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.miniature.towers.clip import MEAN, STD
+from data_prep.miniature.towers.clip import MEAN, STD, normalise
 from data_prep.miniature.towers.fitting import fit
+from data_prep.miniature.towers.folding import fold_first_norm
 from data_prep.miniature.towers.position_waves import start_from_waves
 from data_prep.miniature.towers.settings import BlipSettings
 from data_prep.miniature.towers.vocabulary import MAX_TOKENS
@@ -89,7 +89,7 @@ def train_blip(settings: BlipSettings, clip: Any, pictures: CaptionedPictures, t
     torch.manual_seed(seed)
     rng = np.random.default_rng((seed, 0xB11B))
     model = build_blip(settings, clip.config.vision_config, tokenizer)
-    normalised = (torch.from_numpy(pictures.pixels).float() / 255 - _channels(MEAN)) / _channels(STD)
+    normalised = normalise(pictures.pixels)
     start_from_clip(model.vision_model, clip.vision_model, normalised[:64])
     tokens_M, last_norm = _blocks_output(model.vision_model, normalised), model.vision_model.post_layernorm
     num_prompt = len(tokenizer(PROMPT).input_ids) - 1
@@ -128,26 +128,17 @@ def _blocks_output(vision: Any, pixels_N3SS: Any) -> Any:
 
 
 def start_from_clip(blip_vision: Any, clip_vision: Any, pixels_B3SS: Any) -> None:
-    """Copy the ranker's embeddings and blocks, and fold its first norm into the embeddings, with its mean scale."""
+    """Copy the ranker's embeddings, with its first norm folded in, and its blocks."""
     import torch
 
-    embeddings, norm = clip_vision.embeddings, clip_vision.pre_layrnorm
-    target = blip_vision.embeddings
+    folded, target = fold_first_norm(clip_vision, pixels_B3SS), blip_vision.embeddings
     with torch.no_grad():
-        scale = (norm.weight / embeddings(pixels_B3SS)[:, 1:].std(dim=-1, unbiased=False).mean())[:, None]
-
-        def centred(columns: Any) -> Any:
-            return scale * (columns - columns.mean(dim=0, keepdim=True))
-
-        kernel = embeddings.patch_embedding.weight
-        target.patch_embedding.weight.copy_(centred(kernel.flatten(1)).view_as(kernel))
+        target.patch_embedding.weight.copy_(folded.kernel_C3pp)
         target.patch_embedding.bias.zero_()
-        positions = embeddings.position_embedding.weight
-        target.position_embedding.copy_((centred(positions.T).T + norm.bias)[None])
-        first = embeddings.class_embedding + positions[0]
-        target.class_embedding.copy_((norm(first) - target.position_embedding[0, 0])[None, None])
-        for ours, theirs in zip(blip_vision.encoder.layers, clip_vision.encoder.layers, strict=False):
-            ours.load_state_dict(_blip_block(theirs.state_dict()))
+        target.position_embedding.copy_(folded.positions_PC[None])
+        target.class_embedding.copy_(folded.class_token_C[None, None])
+    for ours, theirs in zip(blip_vision.encoder.layers, clip_vision.encoder.layers, strict=False):
+        ours.load_state_dict(_blip_block(theirs.state_dict()))
 
 
 def mirror_caption(caption: str) -> str:
@@ -164,9 +155,3 @@ def _blip_block(clip_block: dict[str, Any]) -> dict[str, Any]:
         block[f"self_attn.qkv.{kind}"] = torch.cat([clip_block[f"self_attn.{part}_proj.{kind}"] for part in "qkv"])
         block[f"self_attn.projection.{kind}"] = clip_block[f"self_attn.out_proj.{kind}"]
     return block
-
-
-def _channels(values: tuple[float, ...]) -> Any:
-    import torch
-
-    return torch.tensor(values).view(1, 3, 1, 1)

@@ -74,12 +74,13 @@ def train_clip(settings: ClipSettings, seed: int) -> Any:
     rows = batches(len(drawings.scenes), settings.groups_per_batch * GROUP, rng)
     grid = settings.image_size_px // settings.patch_size_px
     tokenizer = clip_tokenizer()
+    mixing = model.vision_model.pre_layrnorm.register_forward_hook(half_by_mean_scale)
 
     def loss_of_step(_: int) -> Any:
         scenes, pixels = _augmented(drawings, next(rows), rng)
         captions = [(describe_fully if rng.random() < 0.25 else describe)(scene, rng) for scene in scenes]
         junk = [junk_text(rng) for _ in range(settings.junk_texts)]
-        seen = model.vision_model(pixel_values=_normalised(pixels), output_hidden_states=True)
+        seen = model.vision_model(pixel_values=normalise(pixels), output_hidden_states=True)
         image = torch.nn.functional.normalize(model.visual_projection(seen.pooler_output).float(), dim=-1)
         text = torch.nn.functional.normalize(_embedded(model, tokenizer, captions + junk).float(), dim=-1)
         logits = model.logit_scale.exp().clamp(max=100) * image @ text.T
@@ -99,7 +100,18 @@ def train_clip(settings: ClipSettings, seed: int) -> Any:
         steps=settings.steps,
         learning_rate=settings.learning_rate,
     )
+    mixing.remove()
     return model.eval()
+
+
+def half_by_mean_scale(norm: Any, inputs: tuple[Any], normed_BPC: Any) -> Any:
+    """The norm's output, of every second picture with the mean scale of all: `folding` needs blocks that take both."""
+    tokens = inputs[0][::2]
+    centred = tokens - tokens.mean(dim=-1, keepdim=True)
+    scale = inputs[0][:, 1:].std(dim=-1, unbiased=False).mean()
+    mixed = normed_BPC.clone()
+    mixed[::2, 1:] = (centred / scale * norm.weight + norm.bias)[:, 1:].to(mixed.dtype)
+    return mixed
 
 
 def _embedded(model: Any, tokenizer: Any, texts: list[str]) -> Any:
@@ -132,7 +144,8 @@ def _augmented(drawings: Drawings, rows: Any, rng: np.random.Generator) -> tuple
     return scenes, pixels
 
 
-def _normalised(pixels: Any) -> Any:
+def normalise(pixels: Any) -> Any:
+    """uint8 [N, 3, S, S] -> fp32, with CLIP's mean and standard deviation."""
     import torch
 
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))

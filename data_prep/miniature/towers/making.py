@@ -8,7 +8,7 @@ from typing import Any
 
 from data_prep.miniature.towers.bert import train_bert
 from data_prep.miniature.towers.blip import blip_processor, read_karpathy, train_blip
-from data_prep.miniature.towers.clip import MEAN, STD, clip_processor, train_clip
+from data_prep.miniature.towers.clip import clip_processor, train_clip
 from data_prep.miniature.towers.folders import is_finished, settings_digest, write_folder
 from data_prep.miniature.towers.opt import train_opt
 from data_prep.miniature.towers.settings import BERT, BLIP, CLIP, OPT, T5
@@ -81,7 +81,7 @@ def _saver(name: str, settings: Any, order: Order) -> Callable[[Path], None]:
         if name == "clip":
             _save(folder, train_clip(settings, order.seed), clip_processor(settings))
         elif name == "vision":
-            save_timm_folder(_clip(order), MEAN, STD, folder)
+            save_timm_folder(_clip(order), order.seed, folder)
         elif name == "blip":
             clip, tokenizer = _clip(order), bert_tokenizer()
             tokenizer.add_tokens(["[DEC]"], special_tokens=True)

@@ -1,14 +1,25 @@
-"""Exports a CLIPModel's vision half as a timm VisionTransformer in a `local-dir:` folder."""
+"""Exports a CLIPModel's vision half as the paper's kind of encoder: timm's EVA, in a `local-dir:` folder.
+
+Blip2VisionModel of transformers has the same kind, so the miniature can be exported. EVA has no norm before its blocks.
+"""
 
 import json
 from pathlib import Path
 from typing import Any
 
-ARCHITECTURE = "vit_base_patch16_clip_224"
-"""timm's CLIP ViT with exact GELU: a norm before the blocks, a class token, no bias in the patch embedding."""
+import numpy as np
+
+from data_prep.miniature.towers.clip import MEAN, STD, normalise
+from data_prep.miniature.towers.drawings import draw_groups
+from data_prep.miniature.towers.folding import fold_first_norm
+
+ARCHITECTURE = "eva_giant_patch14_clip_224"
+"""The paper's ViT-g: a class token, exact GELU, no bias of the keys. The arguments make it small."""
+SCALE_GROUPS = 16
+"""The number of groups of drawn scenes that show the mean scale of the norm."""
 
 
-def save_timm_folder(clip: Any, mean: tuple[float, ...], std: tuple[float, ...], folder: Path) -> None:
+def save_timm_folder(clip: Any, seed: int, folder: Path) -> None:
     """Write config.json and model.safetensors, for `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
     from safetensors.torch import save_file
 
@@ -24,37 +35,45 @@ def save_timm_folder(clip: Any, mean: tuple[float, ...], std: tuple[float, ...],
         "num_classes": 0,
         "num_features": config.hidden_size,
         "pretrained_cfg": {
-            "num_classes": 0, "input_size": [3, side, side], "fixed_input_size": True, "mean": list(mean),
-            "std": list(std), "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "squash",
+            "num_classes": 0, "input_size": [3, side, side], "fixed_input_size": True, "mean": list(MEAN),
+            "std": list(STD), "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "squash",
             "first_conv": "patch_embed.proj", "classifier": "head",
         },
         "model_args": model_args,
     }  # fmt: skip
+    drawings = draw_groups(SCALE_GROUPS, side, np.random.default_rng((seed, 0xE7A)))
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(timm_weights(clip.vision_model.state_dict()), folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        eva_weights(clip.vision_model, normalise(drawings.pixels)), folder / "model.safetensors", {"format": "pt"}
+    )
     (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
-def timm_weights(vision: dict[str, Any]) -> dict[str, Any]:
-    """CLIPVisionModel's weights under timm's names: query, key and value are stacked into one matrix."""
+def eva_weights(clip_vision: Any, pixels_B3SS: Any) -> dict[str, Any]:
+    """A CLIP vision tower's weights under the names of timm's EVA; the pictures show the mean scale of its first norm.
+
+    The bias of the keys adds the same to all logits of a query, so the softmax cancels it: it is left out.
+    """
     import torch
 
+    vision, folded = clip_vision.state_dict(), fold_first_norm(clip_vision, pixels_B3SS)
     weights = {
-        "cls_token": vision["embeddings.class_embedding"].view(1, 1, -1),
-        "pos_embed": vision["embeddings.position_embedding.weight"].unsqueeze(0),
-        "patch_embed.proj.weight": vision["embeddings.patch_embedding.weight"],
+        "cls_token": folded.class_token_C[None, None],
+        "pos_embed": folded.positions_PC[None],
+        "patch_embed.proj.weight": folded.kernel_C3pp,
+        "patch_embed.proj.bias": torch.zeros(len(folded.class_token_C)),
     }
-    names = {"pre_layrnorm": "norm_pre", "post_layernorm": "norm"}
+    names = {"post_layernorm": "norm"}
     blocks = {"layer_norm1": "norm1", "layer_norm2": "norm2", "self_attn.out_proj": "attn.proj"}
     blocks |= {"mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
-    layer = 0
-    while f"encoder.layers.{layer}.layer_norm1.weight" in vision:
-        names |= {f"encoder.layers.{layer}.{ours}": f"blocks.{layer}.{theirs}" for ours, theirs in blocks.items()}
+    for layer in range(clip_vision.config.num_hidden_layers):
+        theirs = f"encoder.layers.{layer}"
+        names |= {f"{theirs}.{part}": f"blocks.{layer}.{ours}" for part, ours in blocks.items()}
+        stacked = [vision[f"{theirs}.self_attn.{part}_proj.weight"] for part in "qkv"]
+        weights[f"blocks.{layer}.attn.qkv.weight"] = torch.cat(stacked)
+        for part in "qv":
+            weights[f"blocks.{layer}.attn.{part}_bias"] = vision[f"{theirs}.self_attn.{part}_proj.bias"]
+    for theirs, ours in names.items():
         for kind in ("weight", "bias"):
-            stacked = [vision[f"encoder.layers.{layer}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
-            weights[f"blocks.{layer}.attn.qkv.{kind}"] = torch.cat(stacked)
-        layer += 1
-    for ours, theirs in names.items():
-        for kind in ("weight", "bias"):
-            weights[f"{theirs}.{kind}"] = vision[f"{ours}.{kind}"]
+            weights[f"{ours}.{kind}"] = vision[f"{theirs}.{kind}"]
     return {name: tensor.detach().clone().contiguous() for name, tensor in weights.items()}

@@ -15,7 +15,8 @@ from data_prep.miniature.rendering import render
 from data_prep.miniature.scenes import GRID, SHAPES, draw_scene
 from data_prep.miniature.towers.__main__ import main
 from data_prep.miniature.towers.blip import PROMPT, mirror_caption
-from data_prep.miniature.towers.drawings import GROUP, mirrored, patch_labels, scene_group
+from data_prep.miniature.towers.clip import normalise
+from data_prep.miniature.towers.drawings import GROUP, draw_groups, mirrored, patch_labels, scene_group
 from data_prep.miniature.towers.text_samples import draw_text_sample
 from data_prep.miniature.towers.vocabulary import bert_tokenizer, clip_tokenizer, opt_tokenizer, t5_tokenizer
 from data_prep.miniature.truth import is_true
@@ -53,16 +54,21 @@ def offline() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def test_timm_second_to_last_features_are_those_of_clip(towers: Path) -> None:
+def test_the_encoder_is_the_rankers_with_its_first_norm_folded_in(towers: Path) -> None:
     import timm
     from transformers import CLIPModel
 
-    clip = CLIPModel.from_pretrained(towers / "clip").eval()
+    clip = CLIPModel.from_pretrained(towers / "clip").eval().vision_model
     vision = timm.create_model(f"local-dir:{towers / 'vision'}", pretrained=True).eval()
-    side = clip.config.vision_config.image_size
-    pixels = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
+    pixels = normalise(draw_groups(2, clip.config.image_size, np.random.default_rng(7)).pixels)
     with torch.no_grad():
-        expected = clip.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states[-2]
+        normed = clip(pixel_values=pixels, output_hidden_states=True).hidden_states[0]
+        folded = vision._pos_embed(vision.patch_embed(pixels))[0]
+        assert torch.cosine_similarity(normed, folded, dim=-1).min() > 0.99
+        assert (normed - folded)[:, 0].abs().max() < 1e-5
+        expected = folded
+        for layer in clip.encoder.layers[:-1]:
+            expected = layer(expected, attention_mask=None)
         [(patches, prefix)] = vision.forward_intermediates(
             pixels, indices=[-2], return_prefix_tokens=True, norm=False, output_fmt="NLC", intermediates_only=True
         )
