@@ -1,4 +1,4 @@
-"""The launcher, deepspeed or torchrun, that started this rank: a rank whose launcher was killed is nobody's any more."""
+"""The deepspeed or torchrun launcher that started this rank: a rank whose launcher was killed is nobody's any more."""
 
 import os
 from pathlib import Path
