@@ -1,22 +1,27 @@
-# One environment in .venv, made once from requirements.txt; every target sets up what it needs.
+# One environment in .venv, made once from requirements.lock; every target sets up what it needs.
 VENV := .venv
+UV := 0.13.9
 PYTHON := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export NO_ALBUMENTATIONS_UPDATE := 1
 export WANDB_MODE := disabled
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo ablations format check test quick bench gpu gpu-wheels clean help
+.PHONY: setup lock demo ablations format check test quick bench gpu gpu-wheels clean help
 .DEFAULT_GOAL := help
 
-$(VENV)/installed: requirements.txt .ci/packages
+$(VENV)/installed: requirements.lock .ci/packages
 	.ci/packages
 	python3 -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check uv
-	$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(PYTHON) -r requirements.txt
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check uv==$(UV)
+	$(VENV)/bin/uv pip install --quiet --compile-bytecode --require-hashes --python $(PYTHON) -r requirements.lock
 	touch $@
 
 setup: $(VENV)/installed ## build the environment and nothing else
+
+lock: ## after a change of requirements.txt: write requirements.lock, all packages with their versions and hashes
+	$(VENV)/bin/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --generate-hashes \
+	    --custom-compile-command "make lock" requirements.txt --output-file requirements.lock
 
 demo: $(VENV)/installed ## the whole of BLIP-2 in miniature, on CPU: data, two stages, scores, a report
 	HF_HUB_OFFLINE=1 $(PYTHON) -m data_prep.miniature.demo

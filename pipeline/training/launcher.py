@@ -1,12 +1,14 @@
-"""The deepspeed launcher that started this rank: a rank whose launcher was killed is nobody's any more."""
+"""The deepspeed or torchrun launcher that started this rank: a rank whose launcher was killed is nobody's any more."""
 
 import os
 from pathlib import Path
 
+SCRIPTS = (b"/deepspeed", b"/torchrun")
 MODULES = {
     b"deepspeed.launcher.launch",
     b"deepspeed.launcher.runner",
-}  # the process of each node, and the one of the user
+    b"torch.distributed.run",
+}  # deepspeed: the process of each node, and the one of the user
 
 
 class Launcher:
@@ -30,7 +32,7 @@ def _is_launcher(pid: int) -> bool:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    is_script = len(words) > 1 and words[1].endswith(b"/deepspeed") and b"python" in words[0]
+    is_script = len(words) > 1 and words[1].endswith(SCRIPTS) and b"python" in words[0]
     return is_script or not MODULES.isdisjoint(words)
 
 

@@ -23,13 +23,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def home(tmp_path: Path) -> Path:
     """A BLIP2_HOME whose python runs `training` in a rank or task, and says of any recipe that it can use two nodes.
 
-    Stage 1's recipe writes to `one`, from which stage 2's starts.
+    Stage 1's recipe writes to `one`, from which stage 2's and fine-tuning's start.
     """
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(
         f'#!/bin/bash\ncd {tmp_path}\necho "$@" >>asked\n'
-        'case "$*" in *recipe_facts*stage2*run.output) echo two ;; *recipe_facts*--field*) echo one ;;\n'
+        'case "$*" in *recipe_facts*stage2*run.output) echo two ;;\n'
+        "*recipe_facts*tune*run.output) echo tuned ;; "
+        "*recipe_facts*--field*) echo one ;;\n"
         "*recipe_facts*) echo 2 ;; *TASKS*) echo vqa ;; *) . ./training ;; esac\n"
     )
     python.chmod(0o755)

@@ -126,6 +126,25 @@ def test_when_a_job_of_a_chain_fails_those_after_it_are_cancelled(cluster: Clust
     assert states == {"stage1": "FAILED", "stage2": "CANCELLED", "eval": "CANCELLED"}
 
 
+def test_a_chain_without_stage_2_fine_tunes_stage_1_and_passes_on_the_flags_of_eval_run(
+    cluster: Cluster, home: Path
+) -> None:
+    (home / "training").write_text('echo "$@" >>said\n')
+    small = "--nodes=2 --ntasks-per-node=1 --gpus-per-node=0"
+    options = ["-1", small, "-3", small, "-e", small, "-f", "tune.yaml seed=5", "-r", "--split test --top-k 64"]
+    command = [str(home / "slurm" / "chain"), *options, "stage1.yaml", "-", "vqa", "data", "out", "data.manifest=m"]
+    done = cluster.run(command, LOADED | {"BLIP2_HOME": str(home)}, cwd=home)
+    assert done.returncode == 0, done.stderr
+    jobs = dict(line.split() for line in done.stdout.splitlines())
+    assert list(jobs) == ["stage1", "tune", "eval"]
+    assert cluster.wait_until_ended(jobs["eval"])["JobState"] == "COMPLETED"
+    assert list(dict.fromkeys((home / "said").read_text().splitlines())) == [
+        "-u -m pipeline.train --recipe stage1.yaml --set data.manifest=m",
+        "-u -m pipeline.train --recipe tune.yaml --set seed=5",
+        "-m eval.run --weights tuned --task vqa --data data --output out --split test --top-k 64",
+    ]
+
+
 def one_line_of(script: list[str], **variables: str) -> str:
     done = subprocess.run(
         ["bash", *script],

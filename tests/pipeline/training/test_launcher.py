@@ -29,18 +29,19 @@ LAUNCH = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv
 RUNNER = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
 
 
-@pytest.mark.parametrize("above", ["launcher", "shell"])
+@pytest.mark.parametrize("above", ["deepspeed", "torchrun", "shell"])
 def test_a_rank_notices_that_its_launcher_was_killed(above: str, tmp_path: Path) -> None:
     """The user's process, not the rank's parent, is killed. A shell with the same words is no launcher."""
-    script = tmp_path / ("deepspeed" if above == "launcher" else "something")
+    script = tmp_path / ("something" if above == "shell" else above)
     script.write_text(RUNNER)
-    module = "deepspeed.launcher.launch" if above == "launcher" else "deepspeed and its words"
+    words = {"deepspeed": "deepspeed.launcher.launch", "torchrun": "torch.distributed.run"}
+    module = words.get(above, "deepspeed and its words")
     command = [sys.executable, str(script), LAUNCH, module, RANK]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     runner = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     with runner:
         assert runner.stdout is not None and runner.stdin is not None
-        found = 2 if above == "launcher" else 0
+        found = 0 if above == "shell" else 2
         assert runner.stdout.readline().split() == [str(found), "False"]
         if above == "shell":
             runner.stdin.close()

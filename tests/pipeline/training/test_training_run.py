@@ -67,6 +67,15 @@ def undisturbed(folder: Path, write_recipe: Callable[..., list[str]]) -> Path:
     return folder / "undisturbed"
 
 
+def test_torchrun_trains_as_deepspeed_does(undisturbed: Path, write_recipe: Callable[..., list[str]]) -> None:
+    command = [Path(sys.executable).with_name("torchrun"), "--nproc_per_node", "2", "--master_port", str(free_port())]
+    arguments = ["-m", "pipeline.train", *write_recipe("torchrun")]
+    run = subprocess.run([*command, *arguments], check=False, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    found, wanted = weights_of(undisturbed.with_name("torchrun")), weights_of(undisturbed)
+    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
+
+
 def train_until_killed_in_a_step(arguments: list[str]) -> None:
     """Rank 1 is killed after its fourth step's gradients are there; rank 0 is left alone with its collective."""
     from pipeline.training import loop
