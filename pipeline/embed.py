@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.command_line import Parser, finish, positive
+from pipeline.command_line import Parser, finish
 from pipeline.files import check_target, replacing
-from pipeline.inputs import Faults, add_weights, decoded, load_weights, named_pictures
+from pipeline.inputs import Faults, add_pictures, add_weights, decoded, load_weights, named_pictures
 
 Part = tuple[str, list[str], Any]
 """Pictures or texts ("image", "text"), their names, and features [N, Q, E] or [N, E]."""
@@ -59,13 +59,12 @@ WRITERS = {".npz": write_npz, ".parquet": write_parquet}
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m pipeline.embed", description=__doc__)
     add_weights(parser, 1)
-    parser.add_argument("--image", nargs="+", default=[], metavar="FILE", help="pictures, or folders of pictures")
+    add_pictures(parser, parser)
     parser.add_argument("--text", nargs="+", default=[], metavar="TEXT", help="texts")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE",
                         help="FILE.npz, written from memory, or FILE.parquet, for many pictures")  # fmt: skip
     parser.add_argument("--pooled", choices=("none", "mean"), default="none",
                         help="mean: one row a picture, for other programs; ITC needs them all")  # fmt: skip
-    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="pictures at a time; default: 32")
     options = parser.parse_args(arguments)
     if not options.image and not options.text:
         parser.error("argument --image: is missing; give pictures, or --text")
@@ -81,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 texts = options.text[start : start + options.batch_size]
                 yield "text", texts, model.embed(text=texts)
             wanted = named_pictures(options.image)
-            for some, pixels in decoded(wanted, model.image_size_px, options.batch_size, faults):
+            for some, pixels in decoded(wanted, model.image_size_px, options, faults):
                 yield "image", [each.image for each in some], model.embed(pixels, pooled=options.pooled)
 
         WRITERS[options.output.suffix](options.output, parts())

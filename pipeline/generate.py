@@ -16,6 +16,7 @@ from pipeline.files import check_target
 from pipeline.inputs import (
     Faults,
     Wanted,
+    add_pictures,
     add_weights,
     decoded,
     listed_pictures,
@@ -38,7 +39,7 @@ def flags() -> Parser:
     parser = Parser(prog="python -m pipeline.generate", description=__doc__)
     add_weights(parser, 2)
     what = parser.add_argument_group("what to read and write")
-    what.add_argument("--image", nargs="+", default=[], metavar="FILE", help="pictures, or folders of pictures")
+    add_pictures(parser, what)
     what.add_argument("--jsonl", type=Path, metavar="FILE",
                       help='lines {"image": PATH}, also with "prompt" or "question"')  # fmt: skip
     what.add_argument("--output", type=Path, metavar="FILE", help="write the lines to this file; default: print them")
@@ -55,7 +56,6 @@ def flags() -> Parser:
     drawn.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens with this probability")
     drawn.add_argument("--temperature", type=float, metavar="T", help="divides the logits; default: 1")
     drawn.add_argument("--seed", type=int, help="the same seed draws the same text; default: 0")
-    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="pictures at a time; default: 32")
     return parser
 
 
@@ -86,17 +86,15 @@ def texts_of(
             yield {"image": each.image, **asked, **each.fields, "text": text}
 
 
-def chat(model: "Model", image: str, prompt: str | None, how: dict[str, Any]) -> None:
+def chat(model: "Model", pixels_3SS: "Tensor", prompt: str | None, how: dict[str, Any]) -> None:
     """Answer each line of stdin, with the turns before it."""
-    from pipeline.data.transforms import load_evaluation_pixels
     from pipeline.prompts import chat_prompt
 
-    pixels = load_evaluation_pixels(Path(image), model.image_size_px)
     turns: list[tuple[str, str]] = []
     for line in sys.stdin:
         if question := line.strip():
             template = chat_prompt(model.recipe) if prompt is None else prompt
-            answer = model.answer(pixels, question, template, turns[-CHAT_TURNS:], **(CHAT_DECODING | how))
+            answer = model.answer(pixels_3SS, question, template, turns[-CHAT_TURNS:], **(CHAT_DECODING | how))
             print(answer, flush=True)
             turns.append((question, answer))
 
@@ -114,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         from pipeline.models.sampling import check_sampling
+        from pipeline.trained_model import load_pixels
 
         check_sampling(options.top_p, options.temperature, options.seed)
         if options.output:
@@ -123,9 +122,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wanted = chain(named_pictures(options.image), listed_pictures(options.jsonl) if options.jsonl else ())
         model, faults = load_weights(options, 2), Faults()
         if options.chat:
-            chat(model, options.image[0], options.prompt, how)
+            pixels_3SS = load_pixels(options.image[0], model.image_size_px, options.allow_loopback)
+            chat(model, pixels_3SS, options.prompt, how)
             return 0
-        batches = decoded(wanted, model.image_size_px, options.batch_size, faults)
+        batches = decoded(wanted, model.image_size_px, options, faults)
         lines = (line for some, pixels in batches for line in texts_of(model, some, pixels, options, how))
         write_lines(lines, options.output)
         return faults.exit_code()

@@ -1,4 +1,4 @@
-"""What commands that use a trained model read: weights, and pictures from files, folders and JSON lines.
+"""What commands that use a trained model read: weights, and pictures from files, folders, URLs and JSON lines.
 
 A picture that cannot be used is one line on stderr, and the others go on.
 """
@@ -14,8 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.command_line import Parser
+from pipeline.command_line import Parser, positive, printable
 from pipeline.files import parse_json, replacing
+from pipeline.web.picture import is_url
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +47,7 @@ class Faults:
 
     def add(self, message: object) -> None:
         self.count += 1
-        print(f"left out: {message}", file=sys.stderr, flush=True)
+        print(f"left out: {printable(str(message))}", file=sys.stderr, flush=True)
 
     def exit_code(self) -> int:
         """1 after any fault, with the count on stderr."""
@@ -62,6 +63,13 @@ def add_weights(parser: Parser, stage: int) -> None:
                        help=f"of stage {stage}: run, checkpoint, LAVIS' .pth, transformers' folder or id")  # fmt: skip
     model.add_argument("--recipe", type=Path, help="names towers and sizes; for LAVIS' and transformers' weights")
     model.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="edits of the recipe")
+
+
+def add_pictures(parser: Parser, group: Any) -> None:
+    """The flags that name pictures, and how they are read."""
+    group.add_argument("--image", nargs="+", default=[], metavar="FILE", help="pictures, folders of pictures, or URLs")
+    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="pictures at a time; default: 32")
+    parser.add_argument("--allow-loopback", action="store_true", help="fetch from 127.0.0.1, too; for tests")
 
 
 def load_weights(options: argparse.Namespace, stage: int) -> "Model":
@@ -83,10 +91,10 @@ def load_weights(options: argparse.Namespace, stage: int) -> "Model":
 
 
 def named_pictures(names: Iterable[str]) -> Iterator[Wanted]:
-    """The files, and all pictures below the folders, sorted."""
+    """The files and URLs, and all pictures below the folders, sorted."""
     for name in names:
         path = Path(name)
-        if path.is_dir():
+        if not is_url(name) and path.is_dir():
             found = sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES)
             yield from (Wanted(str(each)) for each in found)
             if not found:
@@ -98,7 +106,7 @@ def named_pictures(names: Iterable[str]) -> Iterator[Wanted]:
 def listed_pictures(path: Path) -> Iterator[Wanted]:
     """The lines of a file: {"image": FILE}, and "prompt" or "question" where it has one. Other fields are shown again.
 
-    A relative FILE begins at the folder of `path`. A prompt beside a question has {} in its place.
+    FILE may be a URL. A relative FILE begins at the folder of `path`. A prompt beside a question has {} in its place.
     """
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -121,27 +129,29 @@ def _of_line(line: bytes, folder: Path) -> Wanted:
     prompt, question = found.get("prompt"), found.get("question")
     if prompt is not None and question is not None and prompt.count("{}") != 1:
         raise ValueError(f"prompt {prompt!r:.80} needs one {{}} where the question goes")
-    image = found["image"] if "://" in found["image"] else str(folder / found["image"])
+    image = found["image"] if is_url(found["image"]) else str(folder / found["image"])
     return Wanted(image, found, prompt, question)
 
 
 def decoded(
-    wanted: Iterable[Wanted], size_px: int, batch_size: int, faults: Faults
+    wanted: Iterable[Wanted], size_px: int, options: argparse.Namespace, faults: Faults
 ) -> Iterator[tuple[list[Wanted], list["Tensor"]]]:
-    """Batches of what can be used, with uint8 pixels [3, S, S], in order. Some are decoded ahead, and no more."""
-    from pipeline.data.transforms import load_evaluation_pixels
+    """Batches of what can be used, with uint8 pixels [3, S, S], in order. Some are decoded ahead, and no more.
+
+    `options` are those of `add_pictures`.
+    """
+
+    from pipeline.trained_model import load_pixels
 
     def load(each: Wanted) -> "Tensor":
         if each.fault:
             raise each.fault
-        if "://" in each.image:
-            raise ValueError(f"{each.image}: is a URL, and none is fetched here; download the picture first")
-        return load_evaluation_pixels(Path(each.image), size_px)
+        return load_pixels(each.image, size_px, options.allow_loopback)
 
     rest, waiting = iter(wanted), deque[list[tuple[Wanted, Future[Any]]]]()
     with ThreadPoolExecutor(LOADING_THREADS) as pool:
         while True:
-            batch = [(each, pool.submit(load, each)) for each in islice(rest, batch_size)]
+            batch = [(each, pool.submit(load, each)) for each in islice(rest, options.batch_size)]
             waiting.append(batch)
             if batch and len(waiting) <= BATCHES_AHEAD:
                 continue

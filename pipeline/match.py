@@ -5,6 +5,7 @@ the folder's best pictures: ITC finds candidates among all, ITM ranks them, as e
 by `rerank`. A picture that cannot be used is left out with a line on stderr, and the exit code is 1.
 """
 
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,33 +13,31 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.command_line import Parser, finish, positive
 from pipeline.files import check_target
-from pipeline.inputs import Faults, add_weights, decoded, load_weights, named_pictures, write_lines
+from pipeline.inputs import Faults, add_pictures, add_weights, decoded, load_weights, named_pictures, write_lines
 
 if TYPE_CHECKING:
     from pipeline.trained_model import Model
 
 
-def pairs(
-    model: "Model", images: Sequence[str], texts: Sequence[str], batch_size: int, faults: Faults
-) -> Iterator[dict[str, Any]]:
+def pairs(model: "Model", options: argparse.Namespace, faults: Faults) -> Iterator[dict[str, Any]]:
     """A line for each picture with each text."""
-    for some, pixels in decoded(named_pictures(images), model.image_size_px, batch_size, faults):
-        scores = model.match(pixels, list(texts))
+    texts = options.text
+    for some, pixels in decoded(named_pictures(options.image), model.image_size_px, options, faults):
+        scores = model.match(pixels, texts)
         for each, itc_T, itm_T in zip(some, scores.itc.tolist(), scores.itm.tolist(), strict=True):
             for text, itc, itm in zip(texts, itc_T, itm_T, strict=True):
                 yield {"image": each.image, "text": text, "itc": round(itc, 6), "itm": round(itm, 6)}
 
 
-def search(
-    model: "Model", text: str, folder: str, best: int, batch_size: int, faults: Faults
-) -> Iterator[dict[str, Any]]:
+def search(model: "Model", options: argparse.Namespace, faults: Faults) -> Iterator[dict[str, Any]]:
     """A line for each of the best pictures, best first. A picture is a number in memory until it is a candidate."""
+    text, folder = options.search
     text_E = model.embed(text=text)
     itc: dict[str, float] = {}
-    for some, pixels in decoded(named_pictures([folder]), model.image_size_px, batch_size, faults):
+    for some, pixels in decoded(named_pictures([folder]), model.image_size_px, options, faults):
         cosines = (model.embed(pixels) @ text_E).max(axis=1).tolist()
         itc.update(zip((each.image for each in some), cosines, strict=True))
-    candidates = sorted(itc, key=lambda image: -itc[image])[:best]
+    candidates = sorted(itc, key=lambda image: -itc[image])[: options.best]
     if not candidates:
         return
     scores = model.match(candidates, text)
@@ -51,7 +50,7 @@ def search(
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m pipeline.match", description=__doc__)
     add_weights(parser, 1)
-    parser.add_argument("--image", nargs="+", default=[], metavar="FILE", help="pictures, or folders of pictures")
+    add_pictures(parser, parser)
     parser.add_argument(
         "--text", nargs="+", default=[], metavar="TEXT", help="texts; each is matched with each picture"
     )
@@ -60,7 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--best", type=positive, default=16, metavar="K", help="of --search: candidates; default: 16")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the lines to this file; default: print them")
-    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="pictures at a time; default: 32")
     options = parser.parse_args(arguments)
     asked = (options.search is not None, bool(options.image), bool(options.text))
     if asked not in ((True, False, False), (False, True, True)):
@@ -70,13 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.output:
             check_target(options.output)
         model, faults = load_weights(options, 1), Faults()
-        size = options.batch_size
-        if options.search:
-            text, folder = options.search
-            lines = search(model, text, folder, options.best, size, faults)
-        else:
-            lines = pairs(model, options.image, options.text, size, faults)
-        write_lines(lines, options.output)
+        found = search if options.search else pairs
+        write_lines(found(model, options, faults), options.output)
         return faults.exit_code()
 
     return finish(work)

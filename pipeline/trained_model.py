@@ -1,7 +1,7 @@
 """A trained model for use from Python: pictures and text in, text or numpy arrays out. `pipeline.load` makes one.
 
-A picture is a PIL image, a path, a file's bytes, or pixels as `load_evaluation_pixels` has them. Shapes: N pictures, T
-texts, Q queries, E projection width.
+A picture is a PIL image, a path, a URL, a file's bytes, or pixels as `load_evaluation_pixels` has them. Shapes: N
+pictures, T texts, Q queries, E projection width.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from pipeline.data.transforms import load_evaluation_pixels
 from pipeline.models.inference import LanguageModel, RetrievalModel
 from pipeline.models.language import Decoding
 from pipeline.models.sampling import Nucleus, check_sampling
+from pipeline.web.picture import fetch_picture, is_url
 
 Picture = Image.Image | Path | str | bytes | Tensor
 Pictures = Picture | Sequence[Picture]
@@ -166,11 +167,15 @@ class Model:
 
     def _pixels(self, pictures: Sequence[Picture]) -> Tensor:
         """uint8 [N, 3, S, S]. Raises ValueError that names the picture that cannot be read."""
-        return torch.stack([
-            each if isinstance(each, Tensor)
-            else load_evaluation_pixels(Path(each) if isinstance(each, str) else each, self.image_size_px)
-            for each in pictures
-        ])  # fmt: skip
+
+        def load(picture: Picture) -> Tensor:
+            if isinstance(picture, Tensor):
+                return picture
+            if isinstance(picture, str):
+                return load_pixels(picture, self.image_size_px, allow_loopback=False)
+            return load_evaluation_pixels(picture, self.image_size_px)
+
+        return torch.stack([load(each) for each in pictures])
 
     def _stage1(self, what: str) -> RetrievalModel:
         if not isinstance(self.model, RetrievalModel):
@@ -201,6 +206,17 @@ def load(weights: str | Path, recipe: str | Path | Recipe | None = None, edits: 
     if warning := warning_of(source, notes):
         print(warning, file=sys.stderr)
     return Model(model)
+
+
+def load_pixels(image: str, size_px: int, allow_loopback: bool) -> Tensor:
+    """A file's or URL's picture as evaluation has it: uint8 [3, S, S]. Raises OSError or ValueError in one line."""
+    if not is_url(image):
+        return load_evaluation_pixels(Path(image), size_px)
+    content = fetch_picture(image, allow_loopback)
+    try:
+        return load_evaluation_pixels(content, size_px)
+    except ValueError as error:
+        raise ValueError(f"{image}: {error}") from error
 
 
 def _is_list(value: object) -> bool:

@@ -14,7 +14,7 @@ from data_prep.tables.caption_filter import CaptionRules, passing
 from data_prep.tables.row import Row
 from data_prep.web.fetching import FetchSettings, fetch
 from data_prep.web.row_writer import Fetched
-from data_prep.web.url_guard import RefusedError, clean_url
+from pipeline.web.url_guard import RefusedError, clean_url
 
 LEAST_TRIED = 30
 """Fewer images than this may all be lost. When almost none of more images arrives, the network is probably down."""

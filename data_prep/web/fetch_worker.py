@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.shards.processes import end_with_parent
-from data_prep.web.guarded_connections import refuse_other_connections
-from data_prep.web.guarded_opener import FetchLimits, build_opener
 from data_prep.web.img2dataset_imports import leave_out_unused
 from data_prep.web.row_writer import RowWriter
+from pipeline.web.guarded_connections import refuse_other_connections
+from pipeline.web.guarded_opener import FetchLimits, build_opener
 
 LIMITS_VARIABLE = "BLIP2_FETCH_LIMITS"
 """The environment variable with the fields of FetchLimits as JSON. img2dataset's processes inherit it."""

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from data_prep.shards.ledger import Drop
 from data_prep.web.fetch_worker import LIMITS_VARIABLE
-from data_prep.web.guarded_opener import AGENT_TOKEN, FetchLimits
 from data_prep.web.row_writer import Fetched, read_results
+from pipeline.web.guarded_opener import AGENT_TOKEN, FetchLimits
 
 OPT_OUTS = ["noai", "noimageai", "noindex", "noimageindex", "none"]
 """Values of an X-Robots-Tag header that forbid the use of a picture."""

@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from data_prep.web.guarded_opener import FetchLimits, build_opener
 from data_prep.web.img2dataset_imports import leave_out_unused
+from pipeline.web.guarded_opener import FetchLimits, build_opener
 
 if "img2dataset" not in sys.modules:  # in a Spark worker, which imports this module to unpickle the downloader
     leave_out_unused()

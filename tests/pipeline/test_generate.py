@@ -15,6 +15,7 @@ from pipeline.generate import main
 from pipeline.models.build import build_bridge
 from pipeline.trained_model import Model
 from pipeline.weights.native import save_weights
+from tests.support.hostile_server import HostileServer
 from tests.support.random_bridges import randomise
 from tests.support.tiny_towers import save_tiny_eva, tiny_recipe
 
@@ -44,15 +45,37 @@ def lines(text: str) -> list[dict[str, Any]]:
 def test_a_folder_is_captioned_and_a_bad_picture_stops_nothing(
     batch_size: str, weights: dict[str, Path], opt: Model, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["--weights", str(weights["opt"]), "--image", str(folder), "gone.jpg", "http://host/a.jpg"]
+    command = ["--weights", str(weights["opt"]), "--image", str(folder), "gone.jpg", "file://host/a.jpg"]
     assert main([*command, "--batch-size", batch_size]) == 1
     output, errors = capsys.readouterr()
     names = [str(folder / name) for name in ("a.png", "b.JPG", "deeper/c.webp")]
     expected = [{"image": name, "text": opt.caption(name)} for name in names]
     assert lines(output) == expected
     told = [line for line in errors.splitlines() if "left out" in line]
-    for line, word in zip(told, ("broken.jpg", "gone.jpg", "is a URL", "3 of 6 were left out"), strict=True):
+    for line, word in zip(told, ("broken.jpg", "gone.jpg", "refused_scheme", "3 of 6 were left out"), strict=True):
         assert word in line
+
+
+def test_a_url_is_fetched_through_the_guard(
+    weights: dict[str, Path], opt: Model, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with HostileServer() as web:
+        web.body, web.location = (folder / "a.png").read_bytes(), "identity"
+        listed = tmp_path / "list.jsonl"
+        listed.write_text(json.dumps({"image": f"{web.url}/packed"}) + "\n")
+        command = ["--weights", str(weights["opt"]), "--image", f"{web.url}/badgateway", "--jsonl", str(listed)]
+        assert main([*command, "--allow-loopback"]) == 1
+        output, errors = capsys.readouterr()
+        assert "/badgateway: cannot be fetched (HTTP 502)" in errors
+        assert [line["text"] for line in lines(output)] == [opt.caption(folder / "a.png")]
+        asked = len(web.asked)
+        assert main(command) == 1
+        assert capsys.readouterr().err.count("cannot be fetched (refused_address)") == 2 and len(web.asked) == asked
+        with pytest.raises(ValueError, match="refused_address"):
+            opt.caption(f"{web.url}/packed")
+        web.body = b"no picture\x1b[2J"
+        assert main([*command[:2], "--image", f"{web.url}/packed", "--allow-loopback"]) == 1
+        assert f"{web.url}/packed" in capsys.readouterr().err
 
 
 def test_flags_change_prompt_question_and_search(

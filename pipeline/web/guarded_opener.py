@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import IO, Any, Self
 from urllib.error import URLError
 
-from data_prep.web.guarded_connections import HEADER_ALLOWANCE, Bounds, GuardedHTTP, GuardedHTTPS, tls_context
-from data_prep.web.politeness import HostSlots, Robots, given_back_on_error
+from pipeline.web.guarded_connections import HEADER_ALLOWANCE, Bounds, GuardedHTTP, GuardedHTTPS, tls_context
+from pipeline.web.politeness import HostSlots, Robots, given_back_on_error
 
 CHUNK_BYTES = 1 << 16
 ROBOTS_TIMEOUT_S = 10.0

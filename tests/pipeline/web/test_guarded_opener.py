@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.shards.ledger import drop_of_message
-from data_prep.web.guarded_opener import FetchLimits, build_opener
+from pipeline.web.guarded_opener import FetchLimits, build_opener
 from tests.support.hostile_server import HostileServer
 
 ROOT = Path(__file__).parents[3]
@@ -90,7 +90,7 @@ def test_the_opener_knows_no_other_scheme(opener, url):
 
 OTHER_CODE = """
 import http.client, socket, sys
-from data_prep.web.guarded_connections import refuse_other_connections
+from pipeline.web.guarded_connections import refuse_other_connections
 refuse_other_connections(allow_loopback=True)
 for host, port in (("127.0.0.1", int(sys.argv[1])), ("127.0.0.2", int(sys.argv[2]))):
     try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.error import URLError
 
-from data_prep.web.url_guard import RefusedError, is_refused, resolve
+from pipeline.web.url_guard import RefusedError, is_refused, resolve
 
 HEADER_ALLOWANCE = 1 << 20
 """Bytes that headers may add to a body that has exactly the largest allowed size."""

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from data_prep.web.url_guard import RefusedError, clean_url, is_refused, resolve
+from pipeline.web.url_guard import RefusedError, clean_url, is_refused, resolve
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from urllib.error import URLError
 
 import pytest
 
-from data_prep.web.guarded_opener import FetchLimits, build_opener
-from data_prep.web.politeness import MOST_ROBOTS_BYTES, Robots
+from pipeline.web.guarded_opener import FetchLimits, build_opener
+from pipeline.web.politeness import MOST_ROBOTS_BYTES, Robots
 from tests.data_prep.test_download import QUICK, ledger, run, write_table
 from tests.support.hostile_server import HostileServer
 from tests.support.web_folder import make_web, requested, served
