@@ -17,6 +17,7 @@ from pipeline.models.beam_cache import copied_for_beams, has_plain_cache
 from pipeline.models.loading import load_of_transformers, not_loaded, refuse_missing
 from pipeline.models.one_kernel import fuse_operations
 from pipeline.models.precision import DTYPES, at_least_fp32
+from pipeline.models.prompt_length import check_length
 from pipeline.tokens import Tokens, close_up
 
 IGNORED = -100  # label of a position that is not scored
@@ -127,24 +128,22 @@ class CausalTower(_Tower):
         text, scored = close_up(context, target)
         embeddings, _ = self._inputs(prompts_BQH, text)
         length = scored.ids.shape[1]
-        # Padding comes last, where causal attention hides it: the model needs no mask to find it.
-        # The language head runs only on the positions that predict the target: its logits are the largest tensor.
+        # Padding comes last, where causal attention hides it. The head runs only on what predicts the target.
         output = self.model(inputs_embeds=embeddings, attention_mask=None, logits_to_keep=length + 1, use_cache=False)
         logits_BLV = output.logits
         return _scored(logits_BLV[:, -length - 1 : -1], scored, weights_B)
 
     def generate(self, prompts_BQH: Tensor | None, texts: Sequence[str], decoding: Decoding) -> list[str]:
         inputs = self._inputs(prompts_BQH, self._tokenise(texts, padding_side="left"))
-        already_read = self._read_for_beams(*inputs, decoding.num_beams)
-        return self._generate(inputs, decoding, eos_token_id=self.end_token_id, **already_read)
+        check_length(self.model.config, inputs[0], decoding.max_new_tokens)
+        special = self._read_for_beams(*inputs, decoding.num_beams) | {"eos_token_id": self.end_token_id}
+        return self._generate(inputs, decoding, **special)
 
     @torch.no_grad()
     def _read_for_beams(self, embeddings_BLH: Tensor, mask_BL: Tensor, num_beams: int) -> dict[str, Any]:
-        """Keys and values of all positions but the last, computed once and copied for each beam.
-
-        generate() alone would copy the prompt and read it once a beam; the answers are the same. It is left to
-        do so with other caches than whole keys and values, as those of sliding windows or recurrent states.
-        """
+        """Keys and values of all positions but the last, computed once and copied for each beam. generate() alone would
+        read the prompt once a beam; the answers are the same. It is left to do so with other caches than whole keys
+        and values, as those of sliding windows or recurrent states."""
         if num_beams == 1 or not self.cache_can_be_copied or embeddings_BLH.shape[1] == 1:
             return {}
         read = self.model.generate(
@@ -186,6 +185,7 @@ class Seq2SeqTower(_Tower):
 
     def generate(self, prompts_BQH: Tensor | None, texts: Sequence[str], decoding: Decoding) -> list[str]:
         inputs = self._inputs(prompts_BQH, self._tokenise(texts, padding_side="right"))
+        check_length(self.model.config, inputs[0], decoding.max_new_tokens)
         return self._generate(inputs, decoding, **self._read_for_beams(*inputs, decoding.num_beams))
 
     @torch.no_grad()
@@ -253,8 +253,8 @@ def language_width(settings: Language) -> int:
 
 
 def build_language(settings: Language, device: str) -> LanguageTower:
-    """Load the model and its tokenizer, frozen. Each tensor is read straight to the device; on `meta` none is read, and
-    the model has shapes alone. Raises ValueError in one line when something is missing or does not fit."""
+    """Load the model and its tokenizer, frozen, each tensor straight to the device; on `meta` the model has shapes
+    alone. Raises ValueError in one line when something is missing or does not fit."""
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     config = language_config(settings)
