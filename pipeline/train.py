@@ -84,6 +84,7 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
     from pipeline.models.precision import add_in_fp32, choose_attention_kernel
     from pipeline.training import checkpoint, engine_state, loop, run_folder
     from pipeline.training.engine import build_engine
+    from pipeline.training.profiling import Profile
     from pipeline.training.progress import Progress
     from pipeline.training.saving import Saver
     from pipeline.training.task import vision_of
@@ -125,8 +126,9 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
         Watchdog(recipe.run.output, recipe.run.hang_deadline_s) as watchdog,
         named_worker_faults(recipe.data.num_workers),
         Saver(engine, recipe) as saver,
+        Profile(recipe.run.output, recipe.run.profile_steps, device) as profile,
     ):
-        parts = loop.RunParts(recipe, engine, loader, validation, telemetry, saver, watchdog, stop)
+        parts = loop.RunParts(recipe, engine, loader, validation, telemetry, saver, watchdog, profile, stop)
         return loop.fit(parts, Progress(recipe, state, task.loss_scale))
 
 

@@ -1,4 +1,7 @@
-"""A deadline for every step: a rank that hangs, or waits for a rank that hangs, writes its stacks and ends the job."""
+"""A deadline for every step: a rank that hangs, or waits for a rank that hangs, writes its stacks and ends the job.
+
+The last collectives are written, too. The one that a rank has not entered, or not ended, shows who waits for whom.
+"""
 
 import faulthandler
 import os
@@ -12,6 +15,7 @@ from pipeline.distributed import process_group
 
 FIRST_STEP_FACTOR = 4  # the first step also starts loaders and kernels
 GRACE_S = 10.0  # between a rank's stacks and its end, in which the others write theirs
+STUCK_S = 10.0  # after it: a thread that holds Python's lock for ever is ended all the same
 MARGIN_S = 300.0
 
 
@@ -45,7 +49,12 @@ class Watchdog:
         self._arm(self.deadline_s)
 
     def _watch(self) -> None:
+        told = 0.0  # the deadline whose collectives are written
         while not self.done.wait(1.0):
+            if time.monotonic() > self.ends != told:
+                told = self.ends
+                faulthandler.dump_traceback_later(GRACE_S + STUCK_S, file=self.file, exit=True)
+                process_group.write_last_collectives(self.path.with_suffix(".collectives.json"))
             if time.monotonic() > self.ends + GRACE_S:
                 where = f"in step {self.step}" if self.step >= 0 else "before its first step"
                 print(

@@ -65,6 +65,9 @@ def test_a_hung_rank_leaves_every_ranks_stacks_and_ends_the_job(folder: Path, wr
     stacks = [(folder / "hung" / "stacks" / f"rank{rank}.txt").read_text() for rank in range(2)]
     assert "hanging" in stacks[1] and "test_stops.py" in stacks[1]
     assert "train_step" in stacks[0]  # in a collective of it
+    last = [json.loads((folder / "hung" / "stacks" / f"rank{rank}.collectives.json").read_bytes()) for rank in range(2)]
+    waiting, hung = (each["entries"] for each in last)
+    assert len(waiting) == len(hung) + 1 and waiting[-1]["profiling_name"].startswith("gloo:")
     assert [path.name for path in checkpoint.complete_checkpoints(folder / "hung")] == ["step_00000002"]
 
 
