@@ -33,6 +33,7 @@ class Wanted:
     """One picture, and what to do with it. `fields` are shown beside the result."""
 
     image: str
+    others: tuple[str, ...] = ()  # pictures after it, of one prompt with a mark <image> for each
     fields: dict[str, Any] = field(default_factory=dict)
     prompt: str | None = None
     question: str | None = None
@@ -106,7 +107,8 @@ def named_pictures(names: Iterable[str]) -> Iterator[Wanted]:
 def listed_pictures(path: Path) -> Iterator[Wanted]:
     """The lines of a file: {"image": FILE}, and "prompt" or "question" where it has one. Other fields are shown again.
 
-    FILE may be a URL. A relative FILE begins at the folder of `path`. A prompt beside a question has {} in its place.
+    {"images": [FILE, ...]} are the pictures of one prompt. FILE may be a URL. A relative FILE begins at the folder of
+    `path`. A prompt beside a question has {} in its place.
     """
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -120,33 +122,43 @@ def listed_pictures(path: Path) -> Iterator[Wanted]:
 
 def _of_line(line: bytes, folder: Path) -> Wanted:
     """Raises ValueError for what is no such line."""
+    from pipeline.models.marked_text import MARK, pieces_of
+
     found = parse_json(line)
-    if not isinstance(found, dict) or "image" not in found:
-        raise ValueError('has no image; write {"image": FILE}')
-    for name in ("image", "prompt", "question"):
+    if not isinstance(found, dict) or ("image" in found) == ("images" in found):
+        raise ValueError('has no image; write {"image": FILE}, or {"images": [FILE, ...]} for several of one prompt')
+    names = found.get("images", [found.get("image")])
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"image {names!r:.80} is not the name of a file, or a list of such; write names")
+    for name in ("prompt", "question"):
         if not isinstance(found.get(name, ""), str):
             raise ValueError(f"{name} {found[name]!r:.80} is not a text; write a text, or leave it out")
     prompt, question = found.get("prompt"), found.get("question")
     if prompt is not None and question is not None and prompt.count("{}") != 1:
         raise ValueError(f"prompt {prompt!r:.80} needs one {{}} where the question goes")
-    image = found["image"] if is_url(found["image"]) else str(folder / found["image"])
-    return Wanted(image, found, prompt, question)
+    if MARK in (question or ""):
+        raise ValueError(f"question {question!r:.80} has a mark {MARK}; marks of pictures stand in the prompt")
+    if len(names) > 1 or prompt is not None:
+        pieces_of(prompt or "", len(names))
+    first, *others = (name if is_url(name) else str(folder / name) for name in names)
+    return Wanted(first, tuple(others), found, prompt, question)
 
 
 def decoded(
     wanted: Iterable[Wanted], size_px: int, options: argparse.Namespace, faults: Faults
-) -> Iterator[tuple[list[Wanted], list["Tensor"]]]:
-    """Batches of what can be used, with uint8 pixels [3, S, S], in order. Some are decoded ahead, and no more.
+) -> Iterator[tuple[list[Wanted], list[Any]]]:
+    """Batches of what can be used, with uint8 pixels [3, S, S], a list where there are `others`, in order.
 
-    `options` are those of `add_pictures`.
+    Some are decoded ahead, and no more. `options` are those of `add_pictures`.
     """
 
     from pipeline.trained_model import load_pixels
 
-    def load(each: Wanted) -> "Tensor":
+    def load(each: Wanted) -> "Tensor | list[Tensor]":
         if each.fault:
             raise each.fault
-        return load_pixels(each.image, size_px, options.allow_loopback)
+        pixels = [load_pixels(name, size_px, options.allow_loopback) for name in (each.image, *each.others)]
+        return pixels if each.others else pixels[0]
 
     rest, waiting = iter(wanted), deque[list[tuple[Wanted, Future[Any]]]]()
     with ThreadPoolExecutor(LOADING_THREADS) as pool:
@@ -162,7 +174,7 @@ def decoded(
                 yield [each for each, _ in usable], [pixels for _, pixels in usable]
 
 
-def _result(future: "Future[Tensor]", faults: Faults) -> "Tensor | None":
+def _result(future: "Future[Any]", faults: Faults) -> Any:
     faults.seen += 1
     try:
         return future.result()
