@@ -74,7 +74,7 @@ def keep(weights: Path, run: Path, selection: str) -> None:
     selection.json last; its digest says whether they belong together.
     """
     from eval.reporting.selection import SELECTED, SELECTION
-    from pipeline.files import PARTIAL_SUFFIX, replace_file, sync_file
+    from pipeline.files import PARTIAL_SUFFIX, naming_full_disk, replace_file, sync_file
 
     folder = run / SELECTED
     folder.mkdir(exist_ok=True)
@@ -87,8 +87,9 @@ def keep(weights: Path, run: Path, selection: str) -> None:
         except FileNotFoundError:
             raise
         except OSError:
-            shutil.copyfile(weights, temporary)
-            sync_file(temporary)
+            with naming_full_disk(folder / weights.name):
+                shutil.copyfile(weights, temporary)
+                sync_file(temporary)
         temporary.replace(folder / weights.name)
     except FileNotFoundError as error:
         raise ValueError(f"{weights}: was removed meanwhile; run the same command again") from error

@@ -62,20 +62,27 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     check_target(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
     try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ValueError(
-                f"{path}: the disk is full; nothing half written was left; free space, run again"
-            ) from error
-        raise
+        with naming_full_disk(path):
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Raises ValueError with the path of what is written when the disk is full: the error of a write names no file."""
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full and "os error 28" not in str(error):  # safetensors' own name for it
+            raise
+        raise ValueError(f"{path}: the disk is full; free space, run again") from error
 
 
 def lock_file(file: IO[Any] | int, path: Path, wait: bool = False) -> None:

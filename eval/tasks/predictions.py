@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from eval.sets.official_files import SampleId, check_whole_characters, field_of
-from pipeline.files import lock_file, replace_file
+from pipeline.files import lock_file, naming_full_disk, replace_file
 
 Entry = Mapping[str, Any]
 RANK_FILES = "predictions.rank*.jsonl"
@@ -40,9 +40,10 @@ class PredictionLog:
 
     def append(self, entries: Iterable[Entry]) -> None:
         """Add whole lines; they are on disk when this returns."""
-        self.file.write("".join(json.dumps(entry) + "\n" for entry in entries).encode())
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        with naming_full_disk(self.path):
+            self.file.write("".join(json.dumps(entry) + "\n" for entry in entries).encode())
+            self.file.flush()
+            os.fsync(self.file.fileno())
 
     def __enter__(self) -> "PredictionLog":
         return self
