@@ -1,6 +1,7 @@
 """A deadline for every step: a rank that hangs, or waits for a rank that hangs, writes its stacks and ends the job."""
 
 import faulthandler
+import multiprocessing
 import os
 import sys
 import threading
@@ -47,14 +48,22 @@ class Watchdog:
     def _watch(self) -> None:
         while not self.done.wait(1.0):
             if time.monotonic() > self.ends + GRACE_S:
+                for worker in multiprocessing.active_children():
+                    worker.kill()  # one that is stopped would never notice that its rank has ended
                 where = f"in step {self.step}" if self.step >= 0 else "before its first step"
                 print(
                     f"error: run.hang_deadline_s {self.deadline_s:.0f}: rank {process_group.rank()} hung for so many "
-                    f"seconds {where}; {self.path.parent} has the stacks of all ranks",
+                    f"seconds {where}; {self.path.parent} has the stacks of all ranks{self._silent()}",
                     file=sys.stderr,
                     flush=True,
                 )
                 os._exit(1)  # the main thread may be stuck for ever
+
+    def _silent(self) -> str:
+        """The ranks that wrote no stacks, though they share the folder: only a process that runs can write them."""
+        files = {rank: self.path.with_name(f"rank{rank}.txt") for rank in range(process_group.world_size())}
+        ranks = [str(rank) for rank, file in files.items() if file.exists() and not file.stat().st_size]
+        return f", but of {', '.join(ranks)}: stopped (SIGSTOP), or on a machine that does not answer" if ranks else ""
 
     def __enter__(self) -> "Watchdog":
         return self
