@@ -20,7 +20,7 @@ from data_prep.shards.tar_files import Sample
 from data_prep.shards.ustar import BLOCK, HashingFile, write_member
 from pipeline.command_line import Parser, finish, print_settings
 from pipeline.data.manifest import Manifest, Shard, load_manifest
-from pipeline.files import PARTIAL_SUFFIX, replace_file, replacing
+from pipeline.files import PARTIAL_SUFFIX, naming_full_disk, replace_file, replacing
 
 STATE = "export.json"
 
@@ -98,8 +98,10 @@ def _export_folder(manifest: Manifest, shards: "tqdm[Shard]", output: Path) -> s
         folder = Path("images", f"{number:05d}")
         (output / folder).mkdir(parents=True, exist_ok=True)
         for key, jpeg, record in _samples(manifest, shard):
-            (output / folder / f"{key}.jpg").write_bytes(jpeg)
-            image = (folder / f"{key}.jpg").relative_to("images").as_posix()
+            picture = output / folder / f"{key}.jpg"
+            with naming_full_disk(picture):
+                picture.write_bytes(jpeg)
+            image = picture.relative_to(output / "images").as_posix()
             entries += [{"image": image, "caption": caption, "image_id": key} for caption in record["captions"]]
     replace_file(output / "annotations.json", (json.dumps(entries) + "\n").encode())
     return f"{output}/annotations.json"

@@ -209,12 +209,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     check_usage(parser, options)
     from pipeline.distributed import process_group
+    from pipeline.distributed.launcher import end_with_launcher
 
     if process_group.rank() == 0:
         print_settings(options)
 
     def work() -> None:
-        official = predict(options)
+        end_with_launcher()
+        with process_group.naming_lost_ranks():
+            official = predict(options)
         if process_group.rank() == 0:
             print(official)
 

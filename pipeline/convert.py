@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.command_line import Parser, finish, print_settings, printable
 from pipeline.config import Recipe, load_recipe
-from pipeline.files import replace_file
+from pipeline.files import naming_full_disk, replace_file
 
 if TYPE_CHECKING:
     from pipeline.models.build import Bridge
@@ -104,23 +104,21 @@ def convert(
         _write_notes(conversion_note(destination), source, read_as, step, notes, settings)
     else:
         try:
-            if write_as == "native":
-                from pipeline.weights.native import save_weights
+            with naming_full_disk(destination):
+                if write_as == "native":
+                    from pipeline.weights.native import save_weights
 
-                origin = {"converted_from": f"{read_as}: {source}", "notes": "\n".join(notes)}
-                partial.mkdir()
-                save_weights(bridge, settings, step, partial, **origin)
-            else:
-                from pipeline.weights.export import export_huggingface
+                    origin = {"converted_from": f"{read_as}: {source}", "notes": "\n".join(notes)}
+                    partial.mkdir()
+                    save_weights(bridge, settings, step, partial, **origin)
+                else:
+                    from pipeline.weights.export import export_huggingface
 
-                notes += export_huggingface(bridge, settings, partial)
-                _write_notes(partial / "conversion.json", source, read_as, step, notes, settings)
-        except Exception as error:
+                    notes += export_huggingface(bridge, settings, partial)
+                    _write_notes(partial / "conversion.json", source, read_as, step, notes, settings)
+            partial.rename(destination)
+        finally:
             shutil.rmtree(partial, ignore_errors=True)
-            if "os error 28" in str(error):  # safetensors' own name for a full disk
-                raise ValueError(f"{destination}: the disk is full; nothing was left; free space, run again") from error
-            raise
-        partial.rename(destination)
     for line in shown(notes):
         print(printable(line), file=sys.stderr)
 

@@ -153,8 +153,9 @@ def _is_printed_here(error: Exception, rank: int) -> bool:
     from pipeline.data.stream import UnreadableShardError
     from pipeline.distributed.collectives import OtherRankFaultError, RankFaultError
     from pipeline.distributed.device import DeviceError
+    from pipeline.distributed.process_group import LostRankError
 
-    own = isinstance(error, UnreadableShardError | WorkerError | RankFaultError | DeviceError)
+    own = isinstance(error, UnreadableShardError | WorkerError | RankFaultError | DeviceError | LostRankError)
     return own or (rank == 0 and not isinstance(error, OtherRankFaultError))
 
 
@@ -202,7 +203,8 @@ def main() -> int:
     level = logging.INFO if rank == 0 else logging.WARNING
     start_log(level)
     try:
-        code = _run(arguments, stop)
+        with process_group.naming_lost_ranks():
+            code = _run(arguments, stop)
     except process_group.StoppedWhileJoiningError:
         print("stopped by a signal before all ranks were there; run the same command again", file=sys.stderr)
         code = EXIT_STOPPED

@@ -7,6 +7,7 @@ from typing import Any
 
 from data_prep.tables.row import Row
 from data_prep.tables.unicode_text import without_surrogates
+from pipeline.files import LARGEST_FOREIGN, read_whole
 
 TRAINING_SPLITS = ("train", "restval")
 """In Karpathy's COCO, `restval` marks images of the validation set that belong to training."""
@@ -51,7 +52,7 @@ def visual_genome_rows(path: Path) -> Iterator[Row]:
 
 def _load(path: Path, key: str | None) -> list[Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_whole(path, LARGEST_FOREIGN).decode())
         images = content[key] if key else content
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise ValueError(f"--input {path}: is not an annotation file ({error!r})") from error

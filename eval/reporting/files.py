@@ -8,9 +8,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from eval.sets.official_files import SampleId, field_of, read_json
 from eval.tasks.predictions import read_log
-from pipeline.files import sha256_of
+from pipeline.files import LARGEST_JSON, sha256_of
 
 SCORED_AS = {"captioning": "captions"}  # tasks of eval.run that have another name in eval.score
+MOST_DIGITS = 18  # of a step, which event files hold in 64 bits
 Score = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -130,7 +131,7 @@ class _Predicted(_Part):
 
 def read_task(path: Path) -> dict[str, Any]:
     """Read task.json of eval.run. Raises ValueError in one line for any other file."""
-    content = read_json(path)
+    content = read_json(path, LARGEST_JSON)
     told = content if isinstance(content, dict) else {}
     prompted = _RankedAnswersTask if told.get("answers_sha256") is not None else _PromptedTask
     return _checked(path, content, prompted if told.get("prompt") is not None else _Task, "eval.run")
@@ -138,7 +139,7 @@ def read_task(path: Path) -> dict[str, Any]:
 
 def read_metrics(path: Path, task: str | None = None) -> dict[str, Any]:
     """Read metrics.json of eval.score. With `task`, the scores must be of that task of eval.run."""
-    content = _checked(path, read_json(path), _Metrics, "eval.score")
+    content = _checked(path, read_json(path, LARGEST_JSON), _Metrics, "eval.score")
     if task is not None and content["task"] != _scored_as(task):
         raise ValueError(
             f"{path}: task {content['task']!r}, but task.json beside it has {task!r}; run eval.score {_scored_as(task)}"
@@ -161,7 +162,7 @@ def score_files(folder: Path) -> list[Path]:
 def scores_at_step(path: Path) -> tuple[int, list[dict[str, Any]]]:
     """N and the rows of step_N/NAME/metrics.json. Raises ValueError when N is not a number, or for another file."""
     number = path.parent.parent.name.removeprefix("step_")
-    if not number.isdecimal():
+    if not number.isdecimal() or len(number) > MOST_DIGITS:
         raise ValueError(f"{path}: step {number!r} is not a whole number; rename the folder to step_N")
     return int(number), read_metrics(path)["metrics"]
 

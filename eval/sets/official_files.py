@@ -7,20 +7,22 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.files import LARGEST_FOREIGN, read_whole
+
 SampleId = int | str
 IDS_SHOWN = 5
 ID_FIELDS = ("question_id", "questionId", "image_id", "id", "cocoid", "imgid", "image")  # to name entries in messages
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # JSON's escape; two in a row make one character
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, most_bytes: int = LARGEST_FOREIGN) -> Any:
     """A JSON file's content.
 
-    Raises ValueError in one line when the file is missing, is not JSON, has a key twice, or a string that is not
-    Unicode.
+    Raises ValueError in one line when the file is missing, too large or no regular file, is not JSON, has a key twice,
+    or a string that is not Unicode.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_whole(path, most_bytes).decode()
         content = json.loads(text, object_pairs_hook=_once_each)
         check_whole_characters(text, content)
     except (OSError, ValueError, RecursionError) as error:

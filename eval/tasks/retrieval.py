@@ -158,7 +158,8 @@ def candidates_by_image(
             collectives.check_others()
             columns = np.ascontiguousarray(itc_NT[:, start : start + TEXTS_AT_ONCE].T)
             pairs += [_pairs(top_k(column, k), text) for text, column in enumerate(columns, start=start)]
-        np.save(_part(work, "candidates", rank, world_size), np.concatenate(pairs))
+        with replacing(_part(work, "candidates", rank, world_size)) as file:
+            np.save(file, np.concatenate(pairs))
     with collectives.together():
         keys = [np.empty(0, dtype=np.int64)]  # image * T + text, of wanted images
         for each in range(world_size):

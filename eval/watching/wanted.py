@@ -11,7 +11,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.files import first_fault
+from pipeline.files import first_fault, read_whole
 
 STEP = "step_"
 BATCH_SIZE = "--batch-size"
@@ -105,7 +105,7 @@ def _without(flags: Sequence[str], flag: str) -> list[str]:
 def read_watch_list(path: Path) -> WatchList:
     """Raises ValueError in one line, naming the field, for a list that cannot be used."""
     try:
-        return WatchList.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return WatchList.model_validate(yaml.safe_load(read_whole(path).decode()))
     except ValidationError as error:
         raise ValueError(f"{path}: not a watch list ({first_fault(error)}); eval/README.md has an example") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: a date that cannot be

@@ -7,7 +7,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,16 @@ DAY_S = 86_400.0  # ranks of an evaluation may end hours apart
 _GROUPS: dict[str, Any] = {}  # as torch's default group, of the process; and the store that all ranks read
 COLLECTIVES_KEPT = 2000  # the last ones of each rank, by torch's flight recorder
 FAULT = "fault"  # in the store: the number of a rank that has failed
+
+
+LOST = (  # how gloo and NCCL say that the process at the other end is gone
+    *("Connection closed by peer", "Connection reset by peer", "Broken pipe"),
+    *("remote process exit", "ncclRemoteError"),
+)
+
+
+class LostRankError(ValueError):
+    """Another rank ended in the midst of a collective. It may be this rank alone that learns of it, and prints it."""
 
 
 class StoppedWhileJoiningError(Exception):
@@ -98,6 +109,24 @@ def initialise(even_alone: bool = False, timeout_s: float = DAY_S, stopped: Call
     dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=timeout)
     if backend == "nccl" and world_size() > 1:
         _GROUPS["host"] = dist.new_group(backend="gloo", timeout=timeout)
+
+
+@contextmanager
+def naming_lost_ranks() -> Iterator[None]:
+    """One line, not a traceback, where another rank has ended: one that is killed can say nothing itself.
+
+    Raises LostRankError.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in LOST):
+            raise
+        raise LostRankError(
+            f"rank {rank()} of {world_size()}: another rank has ended; its own output says why. If it says nothing, it "
+            "was killed, as by signal 9 when memory runs out: use fewer workers and smaller batches, or give the job "
+            "more memory"
+        ) from error
 
 
 def host_group() -> Any:

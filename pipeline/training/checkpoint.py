@@ -18,7 +18,7 @@ from pydantic import Field
 from pipeline.config import Recipe, defaults
 from pipeline.data.manifest import Count
 from pipeline.distributed import collectives, process_group
-from pipeline.files import first_fault, replace_file, sha256_of, sync_file
+from pipeline.files import first_fault, read_whole, replace_file, sha256_of, sync_file
 from pipeline.weights import native
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _read_state(folder: Path) -> State:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        text = (folder / "state.json").read_bytes()
+        text = read_whole(folder / "state.json")
         content = json.loads(text)
         if not isinstance(content, dict) or content.keys() != State.__dataclass_fields__.keys():
             raise StateVersionError(

@@ -4,6 +4,7 @@ The last collectives are written, too. The one that a rank has not entered, or n
 """
 
 import faulthandler
+import multiprocessing
 import os
 import sys
 import threading
@@ -56,14 +57,22 @@ class Watchdog:
                 faulthandler.dump_traceback_later(GRACE_S + STUCK_S, file=self.file, exit=True)
                 process_group.write_last_collectives(self.path.with_suffix(".collectives.json"))
             if time.monotonic() > self.ends + GRACE_S:
+                for worker in multiprocessing.active_children():
+                    worker.kill()  # one that is stopped would never notice that its rank has ended
                 where = f"in step {self.step}" if self.step >= 0 else "before its first step"
                 print(
                     f"error: run.hang_deadline_s {self.deadline_s:.0f}: rank {process_group.rank()} hung for so many "
-                    f"seconds {where}; {self.path.parent} has the stacks of all ranks",
+                    f"seconds {where}; {self.path.parent} has the stacks of all ranks{self._silent()}",
                     file=sys.stderr,
                     flush=True,
                 )
                 os._exit(1)  # the main thread may be stuck for ever
+
+    def _silent(self) -> str:
+        """The ranks that wrote no stacks, though they share the folder: only a process that runs can write them."""
+        files = {rank: self.path.with_name(f"rank{rank}.txt") for rank in range(process_group.world_size())}
+        ranks = [str(rank) for rank, file in files.items() if file.exists() and not file.stat().st_size]
+        return f", but of {', '.join(ranks)}: stopped (SIGSTOP), or on a machine that does not answer" if ranks else ""
 
     def __enter__(self) -> "Watchdog":
         return self
