@@ -17,6 +17,7 @@ from pipeline.inputs import (
     Faults,
     Wanted,
     add_weights,
+    count_lines,
     decoded,
     listed_pictures,
     load_weights,
@@ -120,12 +121,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_target(options.output)
         if options.jsonl:
             options.jsonl.open().close()  # before the model is loaded
-        wanted = chain(named_pictures(options.image), listed_pictures(options.jsonl) if options.jsonl else ())
+        named = named_pictures(options.image)
+        wanted = chain(named, listed_pictures(options.jsonl) if options.jsonl else ())
         model, faults = load_weights(options, 2), Faults()
         if options.chat:
             chat(model, options.image[0], options.prompt, how)
             return 0
-        batches = decoded(wanted, model.image_size_px, options.batch_size, faults)
+        total = len(named) + (count_lines(options.jsonl) if options.jsonl else 0)
+        batches = decoded(wanted, total, model.image_size_px, options.batch_size, faults, options.output)
         lines = (line for some, pixels in batches for line in texts_of(model, some, pixels, options, how))
         write_lines(lines, options.output)
         return faults.exit_code()

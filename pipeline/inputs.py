@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.command_line import Parser
 from pipeline.files import parse_json, replacing
+from pipeline.progress_line import ProgressLine
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,8 +83,12 @@ def load_weights(options: argparse.Namespace, stage: int) -> "Model":
     return model
 
 
-def named_pictures(names: Iterable[str]) -> Iterator[Wanted]:
+def named_pictures(names: Iterable[str]) -> list[Wanted]:
     """The files, and all pictures below the folders, sorted."""
+    return list(_named(names))
+
+
+def _named(names: Iterable[str]) -> Iterator[Wanted]:
     for name in names:
         path = Path(name)
         if path.is_dir():
@@ -110,6 +115,12 @@ def listed_pictures(path: Path) -> Iterator[Wanted]:
                 yield Wanted(place, fault=ValueError(f"{place}: {error}"))
 
 
+def count_lines(path: Path) -> int:
+    """How many pictures `listed_pictures` finds, at most."""
+    with path.open("rb") as lines:
+        return sum(1 for line in lines if line.strip())
+
+
 def _of_line(line: bytes, folder: Path) -> Wanted:
     """Raises ValueError for what is no such line."""
     found = parse_json(line)
@@ -126,9 +137,12 @@ def _of_line(line: bytes, folder: Path) -> Wanted:
 
 
 def decoded(
-    wanted: Iterable[Wanted], size_px: int, batch_size: int, faults: Faults
+    wanted: Iterable[Wanted], total: int, size_px: int, batch_size: int, faults: Faults, output: Path | None = None
 ) -> Iterator[tuple[list[Wanted], list["Tensor"]]]:
-    """Batches of what can be used, with uint8 pixels [3, S, S], in order. Some are decoded ahead, and no more."""
+    """Batches of what can be used, with uint8 pixels [3, S, S], in order. Some are decoded ahead, and no more.
+
+    Says how far it is, of `total`, unless lines without an `output` go to a terminal.
+    """
     from pipeline.data.transforms import load_evaluation_pixels
 
     def load(each: Wanted) -> "Tensor":
@@ -139,7 +153,8 @@ def decoded(
         return load_evaluation_pixels(Path(each.image), size_px)
 
     rest, waiting = iter(wanted), deque[list[tuple[Wanted, Future[Any]]]]()
-    with ThreadPoolExecutor(LOADING_THREADS) as pool:
+    shown = output is not None or not sys.stdout.isatty()
+    with ThreadPoolExecutor(LOADING_THREADS) as pool, ProgressLine("reading", total, "pictures", shown=shown) as line:
         while True:
             batch = [(each, pool.submit(load, each)) for each in islice(rest, batch_size)]
             waiting.append(batch)
@@ -150,6 +165,7 @@ def decoded(
             usable = [(each, pixels) for each, future in first if (pixels := _result(future, faults)) is not None]
             if usable:
                 yield [each for each, _ in usable], [pixels for _, pixels in usable]
+            line.advance(len(first))
 
 
 def _result(future: "Future[Tensor]", faults: Faults) -> "Tensor | None":

@@ -19,10 +19,16 @@ if TYPE_CHECKING:
 
 
 def pairs(
-    model: "Model", images: Sequence[str], texts: Sequence[str], batch_size: int, faults: Faults
+    model: "Model",
+    images: Sequence[str],
+    texts: Sequence[str],
+    batch_size: int,
+    faults: Faults,
+    output: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
     """A line for each picture with each text."""
-    for some, pixels in decoded(named_pictures(images), model.image_size_px, batch_size, faults):
+    wanted = named_pictures(images)
+    for some, pixels in decoded(wanted, len(wanted), model.image_size_px, batch_size, faults, output):
         scores = model.match(pixels, list(texts))
         for each, itc_T, itm_T in zip(some, scores.itc.tolist(), scores.itm.tolist(), strict=True):
             for text, itc, itm in zip(texts, itc_T, itm_T, strict=True):
@@ -30,12 +36,13 @@ def pairs(
 
 
 def search(
-    model: "Model", text: str, folder: str, best: int, batch_size: int, faults: Faults
+    model: "Model", text: str, folder: str, best: int, batch_size: int, faults: Faults, output: Path | None = None
 ) -> Iterator[dict[str, Any]]:
     """A line for each of the best pictures, best first. A picture is a number in memory until it is a candidate."""
     text_E = model.embed(text=text)
     itc: dict[str, float] = {}
-    for some, pixels in decoded(named_pictures([folder]), model.image_size_px, batch_size, faults):
+    wanted = named_pictures([folder])
+    for some, pixels in decoded(wanted, len(wanted), model.image_size_px, batch_size, faults, output):
         cosines = (model.embed(pixels) @ text_E).max(axis=1).tolist()
         itc.update(zip((each.image for each in some), cosines, strict=True))
     candidates = sorted(itc, key=lambda image: -itc[image])[:best]
@@ -73,9 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         size = options.batch_size
         if options.search:
             text, folder = options.search
-            lines = search(model, text, folder, options.best, size, faults)
+            lines = search(model, text, folder, options.best, size, faults, options.output)
         else:
-            lines = pairs(model, options.image, options.text, size, faults)
+            lines = pairs(model, options.image, options.text, size, faults, options.output)
         write_lines(lines, options.output)
         return faults.exit_code()
 

@@ -1,10 +1,9 @@
-"""What a run tells: metrics.jsonl, samples.jsonl, TensorBoard and a progress bar, written by rank 0 alone."""
+"""What a run tells: metrics.jsonl, samples.jsonl, TensorBoard and how far it is, written by rank 0 alone."""
 
 import json
 import logging
 import math
 import resource
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ from torch import Tensor
 from pipeline.distributed import collectives, process_group
 from pipeline.distributed.stopwatch import COMMUNICATION, STOPWATCH
 from pipeline.files import replace_file
+from pipeline.progress_line import ProgressLine
 from pipeline.training.sample_texts import SHARE, SampleText, share_that_differs
 from pipeline.training.tensorboard import Curves
 
@@ -38,19 +38,17 @@ class Telemetry:
         STOPWATCH.take()  # what came before the first step
         if not self.active:
             return
-        from tqdm import tqdm
-
         self.metrics_path, self.samples_path = run_folder / "metrics.jsonl", run_folder / "samples.jsonl"
         for path in (self.metrics_path, self.samples_path):
             _forget_steps_from(path, first_step)
         self.curves: Curves | None = Curves(run_folder, first_step)
-        self.progress = tqdm(total=steps, initial=first_step, unit="step", disable=not sys.stderr.isatty())
+        self.line = ProgressLine("training", steps, "steps", done=first_step)
 
     def advance(self, tokens: float) -> None:
         """One more step, in which all ranks scored so many tokens."""
         self.tokens += tokens
         if self.active:
-            self.progress.update()
+            self.line.advance()
 
     def log(self, step: int, samples: int, values: dict[str, float], global_batch_size: int) -> None:
         """Record the values of the interval that ends with `step`, speed, memory and where time went. Collective."""
@@ -70,7 +68,7 @@ class Telemetry:
         self.last_time, self.last_step, self.tokens = now, step, 0.0
         self._write({"step": step, "samples": samples, **values, **speed})
         if self.active:
-            self.progress.set_postfix(loss=f"{values.get('loss', math.nan):.3f}")
+            self.line.note = f"loss {values.get('loss', math.nan):.3f}"
 
     def log_validation(
         self,
@@ -103,7 +101,7 @@ class Telemetry:
                 file.write(json.dumps(line) + "\n")
             self.curves = self.curves or Curves(self.metrics_path.parent, line["step"])
             self.curves.add_numbers(line["step"], numbers, line.get("split", ""))
-        if self.progress.disable:
+        if not self.line.in_terminal:
             shown = " ".join(f"{name} {value:.4g}" for name, value in numbers.items())
             print(f"{prefix}step {line['step']} {shown}", flush=True)
 
@@ -117,13 +115,15 @@ class Telemetry:
             self.curves = None
 
     def __enter__(self) -> "Telemetry":
+        if self.active:
+            self.line.__enter__()
         return self
 
     def __exit__(
         self, _type: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
     ) -> None:
         if self.active:
-            self.progress.close()
+            self.line.__exit__(None, None, None)
             with suppress(OSError):
                 if self.curves:
                     self.curves.close()
