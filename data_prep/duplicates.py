@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from pipeline.command_line import Parser, finish, print_settings
+from pipeline.progress_line import ProgressLine
 
 if TYPE_CHECKING:
     from data_prep.copies.picture_rules import Rules, Verdicts
@@ -45,13 +44,14 @@ def find_drops(
 
     tars = _tars(folders)
     named = [(f"{folder}/{name}", phash) for folder in evaluation for name, phash in evaluation_hashes(folder)]
-    parts = [shard_hashes(tar) for tar in tqdm(tars, "reading", unit="shard", disable=not sys.stderr.isatty())]
+    parts = [shard_hashes(tar) for tar in ProgressLine("reading", len(tars), "shards").follow(tars)]
     starts = np.cumsum([0, *map(len, parts)])
     hashes = joined(parts)
     del parts
-    verdicts = judge(hashes, np.array([phash for _, phash in named], np.uint64), rules)
+    with ProgressLine(f"comparing {len(hashes):,} pictures"):
+        verdicts = judge(hashes, np.array([phash for _, phash in named], np.uint64), rules)
     dropped = Counter[str]()
-    for number, tar in enumerate(tars):
+    for number, tar in enumerate(ProgressLine("writing", len(tars), "drop lists").follow(tars)):
         lines = _lines(tars, starts.tolist(), number, verdicts, [name for name, _ in named])
         write_drop_list(output, tar, read_receipt(tar).tar_sha256, lines)
         dropped.update(line.reason for line in lines)

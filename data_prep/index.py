@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from data_prep.shards.processes import add_workers, map_in_order
 from data_prep.shards.receipts import Receipt, finished_shards, read_receipt, source_of
@@ -22,6 +21,7 @@ from data_prep.shards.tar_files import REMEDY, counted_table
 from pipeline.command_line import Parser, finish, print_settings
 from pipeline.data.manifest import PLACES, Shard, manifest_json
 from pipeline.files import PARTIAL_SUFFIX, remove_partials, replace_file
+from pipeline.progress_line import ProgressLine
 
 
 def index_shards(folders: Sequence[Path], output: Path, workers: int = 1) -> list[Shard]:
@@ -36,7 +36,7 @@ def index_shards(folders: Sequence[Path], output: Path, workers: int = 1) -> lis
     _refuse_repeats(tars)
     tables = output.with_suffix(".index")
     indexed = map_in_order(partial(_index_shard, output=output, tables=tables), tars, workers)
-    found = list(tqdm(indexed, "indexing", len(tars), unit="shard", disable=not sys.stderr.isatty()))
+    found = list(ProgressLine("indexing", len(tars), "shards").follow(indexed))
     shards = [shard for shard in found if shard.samples]
     if not shards:
         raise ValueError(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.command_line import Parser, finish, positive, print_settings
+from pipeline.progress_line import ProgressLine
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,20 +58,22 @@ def compare(
     decoding = Decoding(num_beams=5, max_new_tokens=10, min_new_tokens=1, length_penalty=-1.0)
     lengths = [len(ids) for ids in model.language.tokenizer(list(prompts)).input_ids]
     changed, num_padded, answers = [], 0, set[str]()
-    for start in range(0, len(prompts), BATCH):
-        places = range(start, min(start + BATCH, len(prompts)))
-        asked = None if questions is None else questions[start : start + BATCH]
-        texts = model.generate(
-            pixels_B3SS[start : start + BATCH], prompts[start : start + BATCH], decoding, questions=asked
-        )
-        longest = max(lengths[place] for place in places)
-        num_padded += sum(lengths[place] < longest for place in places)
-        for place, text in zip(places, texts, strict=True):
-            own = None if questions is None else [questions[place]]
-            [alone] = model.generate(pixels_B3SS[place : place + 1], [prompts[place]], decoding, questions=own)
-            answers.add(alone)
-            if alone != text:
-                changed.append(Changed(place, prompts[place], alone, text, lengths[place] < longest))
+    with ProgressLine("answering", len(prompts), "questions") as line:
+        for start in range(0, len(prompts), BATCH):
+            places = range(start, min(start + BATCH, len(prompts)))
+            asked = None if questions is None else questions[start : start + BATCH]
+            texts = model.generate(
+                pixels_B3SS[start : start + BATCH], prompts[start : start + BATCH], decoding, questions=asked
+            )
+            longest = max(lengths[place] for place in places)
+            num_padded += sum(lengths[place] < longest for place in places)
+            for place, text in zip(places, texts, strict=True):
+                own = None if questions is None else [questions[place]]
+                [alone] = model.generate(pixels_B3SS[place : place + 1], [prompts[place]], decoding, questions=own)
+                answers.add(alone)
+                line.advance()
+                if alone != text:
+                    changed.append(Changed(place, prompts[place], alone, text, lengths[place] < longest))
     return Comparison(changed, num_padded, len(answers), len(prompts))
 
 

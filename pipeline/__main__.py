@@ -26,6 +26,7 @@ MAP = {
     ],
     "look": [
         "data_prep.gallery", "pipeline.generate", "pipeline.match", "pipeline.embed", "eval.report", "eval.curves",
+        "pipeline.mirror",
     ],
     "change the project": [
         "make format", "make check", "make quick", "make test", "make bench", "make gpu", "make gpu-wheels",

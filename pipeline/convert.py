@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 from pipeline.command_line import Parser, finish, print_settings, printable
 from pipeline.config import Recipe, load_recipe
 from pipeline.files import naming_full_disk, replace_file
+from pipeline.progress_line import ProgressLine
 
 if TYPE_CHECKING:
     from pipeline.models.build import Bridge
@@ -54,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         recipe = load_recipe(options.recipe, options.set) if options.recipe else None
-        convert(options.source, options.destination, options.read_as, options.write_as, recipe, options.image_encoder)
+        of, formats = options, (options.read_as, options.write_as)
+        with ProgressLine(f"converting {of.source}"):
+            convert(of.source, of.destination, *formats, recipe, of.image_encoder)
         print(options.destination)
 
     return finish(work)

@@ -18,6 +18,7 @@ from pipeline.inputs import (
     Wanted,
     add_pictures,
     add_weights,
+    count_lines,
     decoded,
     listed_pictures,
     load_weights,
@@ -125,19 +126,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_target(options.output)
         if options.jsonl:
             options.jsonl.open().close()  # before the model is loaded
-        wanted: Iterator[Wanted] = chain(
-            named_pictures(options.image), listed_pictures(options.jsonl) if options.jsonl else ()
-        )
+        named = named_pictures(options.image)
         if options.together:
-            first, *others = (each.image for each in wanted)
-            pieces_of(options.prompt, 1 + len(others))
-            wanted = iter([Wanted(first, tuple(others))])
+            pieces_of(options.prompt, len(named))
+            named = [Wanted(named[0].image, tuple(each.image for each in named[1:]))]
+        wanted = chain(named, listed_pictures(options.jsonl) if options.jsonl else ())
         model, faults = load_weights(options, 2), Faults()
         if options.chat:
             pixels_3SS = load_pixels(options.image[0], model.image_size_px, options.allow_loopback)
             chat(model, pixels_3SS, options.prompt, how)
             return 0
-        batches = decoded(wanted, model.image_size_px, options, faults)
+        total = len(named) + (count_lines(options.jsonl) if options.jsonl else 0)
+        batches = decoded(wanted, total, model.image_size_px, options, faults)
         lines = (line for some, pixels in batches for line in texts_of(model, some, pixels, options, how))
         write_lines(lines, options.output)
         return faults.exit_code()

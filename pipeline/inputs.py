@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.command_line import Parser, positive, printable
 from pipeline.files import parse_json, replacing
+from pipeline.progress_line import ProgressLine
 from pipeline.web.picture import is_url
 
 if TYPE_CHECKING:
@@ -91,8 +92,12 @@ def load_weights(options: argparse.Namespace, stage: int) -> "Model":
     return model
 
 
-def named_pictures(names: Iterable[str]) -> Iterator[Wanted]:
+def named_pictures(names: Iterable[str]) -> list[Wanted]:
     """The files and URLs, and all pictures below the folders, sorted."""
+    return list(_named(names))
+
+
+def _named(names: Iterable[str]) -> Iterator[Wanted]:
     for name in names:
         path = Path(name)
         if not is_url(name) and path.is_dir():
@@ -120,6 +125,12 @@ def listed_pictures(path: Path) -> Iterator[Wanted]:
                 yield Wanted(place, fault=ValueError(f"{place}: {error}"))
 
 
+def count_lines(path: Path) -> int:
+    """How many pictures `listed_pictures` finds, at most."""
+    with path.open("rb") as lines:
+        return sum(1 for line in lines if line.strip())
+
+
 def _of_line(line: bytes, folder: Path) -> Wanted:
     """Raises ValueError for what is no such line."""
     from pipeline.models.marked_text import MARK, pieces_of
@@ -145,13 +156,13 @@ def _of_line(line: bytes, folder: Path) -> Wanted:
 
 
 def decoded(
-    wanted: Iterable[Wanted], size_px: int, options: argparse.Namespace, faults: Faults
+    wanted: Iterable[Wanted], total: int, size_px: int, options: argparse.Namespace, faults: Faults
 ) -> Iterator[tuple[list[Wanted], list[Any]]]:
     """Batches of what can be used, with uint8 pixels [3, S, S], a list where there are `others`, in order.
 
+    Says how far it is, of `total`, unless lines without an output file go to a terminal.
     Some are decoded ahead, and no more. `options` are those of `add_pictures`.
     """
-
     from pipeline.trained_model import load_pixels
 
     def load(each: Wanted) -> "Tensor | list[Tensor]":
@@ -161,7 +172,8 @@ def decoded(
         return pixels if each.others else pixels[0]
 
     rest, waiting = iter(wanted), deque[list[tuple[Wanted, Future[Any]]]]()
-    with ThreadPoolExecutor(LOADING_THREADS) as pool:
+    shown = options.output is not None or not sys.stdout.isatty()
+    with ThreadPoolExecutor(LOADING_THREADS) as pool, ProgressLine("reading", total, "pictures", shown=shown) as line:
         while True:
             batch = [(each, pool.submit(load, each)) for each in islice(rest, options.batch_size)]
             waiting.append(batch)
@@ -172,6 +184,7 @@ def decoded(
             usable = [(each, pixels) for each, future in first if (pixels := _result(future, faults)) is not None]
             if usable:
                 yield [each for each, _ in usable], [pixels for _, pixels in usable]
+            line.advance(len(first))
 
 
 def _result(future: "Future[Any]", faults: Faults) -> Any:

@@ -2,7 +2,6 @@
 sums."""
 
 import hashlib
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from data_prep.auditing.sidecar_checks import Fault, Record, sidecar_faults
 from data_prep.shards import tar_files
@@ -21,6 +19,7 @@ from data_prep.shards.sample_json import questions_of
 from pipeline.data.captions import has_words, is_text
 from pipeline.data.manifest import Manifest, ManifestFile, Shard, dropped_by_source
 from pipeline.files import sha256_of
+from pipeline.progress_line import ProgressLine
 
 
 def find_faults(manifest: Manifest, *, decode: bool, workers: int = 1, empty: Sequence[Shard] = ()) -> Iterator[Fault]:
@@ -32,7 +31,7 @@ def find_faults(manifest: Manifest, *, decode: bool, workers: int = 1, empty: Se
     alone = [Manifest(manifest.root, (shard,)) for shard in (*manifest.shards, *empty)]
     checked = map_in_order(partial(_check_shard, decode=decode), alone, workers)
     keys: list[NDArray[np.uint64]] = []
-    for faults, hashes in tqdm(checked, "verifying", len(alone), unit="shard", disable=not sys.stderr.isatty()):
+    for faults, hashes in ProgressLine("verifying", len(alone), "shards").follow(checked):
         yield from faults
         keys.append(hashes)
     for number, repeated in shards_with_known_keys(keys).items():

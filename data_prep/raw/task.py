@@ -3,7 +3,6 @@ summary."""
 
 import json
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -12,8 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from data_prep.raw.earlier_shard import EarlierShard
 from data_prep.raw.image_bytes import local_image_bytes, web_image_bytes
@@ -28,6 +25,7 @@ from data_prep.tables.row import Row
 from data_prep.tables.sources import Source, read_rows
 from data_prep.web.fetching import FetchSettings
 from pipeline.files import lock_file, read_validated, remove_partials, replace_file, sha256_of_json
+from pipeline.progress_line import ProgressLine
 
 ROWS_PER_WAVE = 20_000
 """Rows that are fetched before their shards are written.
@@ -101,7 +99,7 @@ def download(settings: DownloadSettings) -> dict[str, object]:
     shards = task_shards(settings)
     rows = fetched = kept = questions = 0
     dropped, dropped_questions = Counter[str](), Counter[str]()
-    with _claimed(settings), tqdm(desc=settings.label, unit=" rows", disable=not sys.stderr.isatty()) as progress:
+    with _claimed(settings), ProgressLine(settings.label, unit="rows") as line:
         waves = _waves(shards, max(1, ROWS_PER_WAVE // settings.samples_per_shard))
         for wave in prefetch(waves, partial(_fetched, settings)):
             for work, receipt, is_new in _finished(wave, settings):
@@ -112,7 +110,7 @@ def download(settings: DownloadSettings) -> dict[str, object]:
                 dropped.update(receipt.dropped)
                 questions += receipt.questions
                 dropped_questions.update(receipt.dropped_questions)
-                progress.update(count)
+                (line.advance if is_new else line.skip)(count)
     summary = {
         "source": settings.source.name,
         "task": [settings.task_index, settings.task_count],

@@ -34,6 +34,7 @@ class Decoding:
     min_new_tokens: int = 1
     length_penalty: float = 1.0
     choice: Any = None  # a logits processor that draws each token, for one beam
+    in_step: bool = False  # ranks that share the model: each reads as many tokens as the slowest
 
 
 class LanguageTower(Protocol):
@@ -109,6 +110,7 @@ class _Tower:
             min_new_tokens=decoding.min_new_tokens,
             length_penalty=decoding.length_penalty,
             pad_token_id=self.tokenizer.pad_token_id,
+            synced_gpus=decoding.in_step,
             logits_processor=[decoding.choice] if decoding.choice else None,
             **special,
         )
@@ -208,10 +210,8 @@ class Seq2SeqTower(_Tower):
         encoded = self.model.get_encoder()(inputs_embeds=embeddings_BLH, attention_mask=mask_BL)
         if num_beams == 1 or not self.cache_can_be_copied:
             return {"encoder_outputs": encoded}
-        any_token_B1 = torch.zeros_like(mask_BL[:, :1])
-        read = self.model(
-            encoder_outputs=encoded, attention_mask=mask_BL, decoder_input_ids=any_token_B1, use_cache=True
-        )
+        inputs = {"attention_mask": mask_BL, "decoder_input_ids": torch.zeros_like(mask_BL[:, :1])}  # any token
+        read = self.model(encoder_outputs=encoded, use_cache=True, **inputs)
         copied = copied_for_beams(read, num_beams)
         if copied:
             copied["past_key_values"].crop(-1)  # remove the token that was only there to fill the cache
@@ -264,8 +264,8 @@ def language_width(settings: Language) -> int:
 
 
 def build_language(settings: Language, device: str) -> LanguageTower:
-    """Load the model and its tokenizer, frozen. Each tensor is read straight to the device; on `meta` none is read, and
-    the model has shapes alone. Raises ValueError in one line when something is missing or does not fit."""
+    """Load model and tokenizer, frozen, each tensor straight to the device; on `meta` there are shapes alone. Raises
+    ValueError in one line when something is missing or does not fit."""
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     config = language_config(settings)

@@ -65,7 +65,8 @@ def fit(parts: RunParts, progress: Progress) -> bool:
             parts.telemetry.log(progress.step, progress.samples, values, recipe.batch.global_size)
         if validation and progress.is_due(validation.every_steps):
             held_out = validation.losses(engine, parts.watchdog.beat)
-            parts.telemetry.log_validation(progress.step, held_out)
+            texts = validation.sample_texts.texts(engine)
+            parts.telemetry.log_validation(progress.step, held_out, texts, validation.sample_texts.pictures)
             progress.validated(held_out["loss"])
         if progress.is_due(run.checkpoint_every_steps):
             parts.watchdog.beat()
