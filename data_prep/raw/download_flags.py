@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.command_line import Parser
 
-USER_AGENT = "blip2-pretraining/0.1 (research crawler of captioned images; honours X-Robots-Tag: noai)"
+USER_AGENT = "blip2-pretraining/0.1 (research crawler of captioned images; honours X-Robots-Tag: noai, noml)"
 SMALLEST = {
     "min_side_px": 1, "max_side_px": 16, "samples_per_shard": 1, "task_count": 1, "retries": 0, "timeout_s": 0.1,
     "deadline_s": 0.1, "processes": 1, "threads": 1, "task_index": 0, "max_aspect": 1, "min_words": 0,

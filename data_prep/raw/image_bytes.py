@@ -76,7 +76,8 @@ def check_yield(urls: Mapping[int, str], results: Mapping[int, Place | Drop], le
         reasons = dict(Counter(drop.reason for drop in drops).most_common())
         raise ValueError(
             f"--least-yield {least_yield:g}: only {arrived} of {len(urls)} images arrived ({reasons}); "
-            "check the network and run again, or give a lower --least-yield"
+            "check the network (against dns_failure, run a caching resolver on this machine, such as unbound) and run "
+            "again, or give a lower --least-yield"
         )
 
 

@@ -28,7 +28,8 @@ class Condition:
     value: float | str
 
     def __str__(self) -> str:
-        return f"{self.column}{self.operator}{self.value}"
+        value = self.value if isinstance(self.value, str) else f"{self.value:.15g}"
+        return f"{self.column}{self.operator}{value}"
 
     def fault(self, found: Any) -> str | None:
         """Why a row with this value is dropped, or None."""

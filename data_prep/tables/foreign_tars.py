@@ -119,8 +119,10 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
         while (member := tar.next()) is not None:
             tar.members = []  # else it keeps every header
             number += 1
-            if number > MOST_FILES or tar.offset <= end or len(member.name) > LONGEST_NAME:
-                raise tarfile.ReadError("too many files, a name that is too long, or headers in a circle")
+            if tar.offset <= end:
+                raise tarfile.ReadError("headers in a circle")
+            if number > MOST_FILES or len(member.name) > LONGEST_NAME:
+                raise tarfile.ReadError("too many files, or a name that is too long")
             end = tar.offset
             if not member.isreg() or member.issparse():
                 continue

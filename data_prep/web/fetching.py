@@ -16,7 +16,7 @@ from data_prep.web.fetch_worker import LIMITS_VARIABLE
 from data_prep.web.guarded_opener import AGENT_TOKEN, FetchLimits
 from data_prep.web.row_writer import read_results
 
-OPT_OUTS = ["noai", "noimageai", "noindex", "noimageindex", "none"]
+OPT_OUTS = ["noai", "noimageai", "noml", "noindex", "noimageindex", "none"]
 """Values of an X-Robots-Tag header that forbid the use of a picture."""
 LARGEST_PART = 10_000
 """Rows of one of img2dataset's own shards; one of its processes works on one such shard at a time."""

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import tarfile
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from data_prep import capfilt, duplicates, gallery, index, verify
-from data_prep.tables.foreign_tars import LARGEST_TEXT, Wanted, tar_rows
+from data_prep.tables.foreign_tars import LARGEST_TEXT, Wanted, _members, tar_rows
 from data_prep.tables.row import Place
 from tests.data_prep.test_download import ledger, run, samples
 from tests.support.foreign_tars import of_img2dataset, write_tar
@@ -112,7 +113,8 @@ def test_each_bad_sample_is_counted_by_its_reason_and_nothing_is_unpacked(tmp_pa
         ("twice.jpg", jpeg_bytes(5)), ("twice.png", encoded("PNG")), ("twice.txt", b"which?"),
         ("nojson.jpg", jpeg_bytes(6)), ("nojson.json", b"{" * 100_000),
         ("list.jpg", jpeg_bytes(6)), ("list.json", b"[]"),
-        ("giant.jpg", jpeg_bytes(6)), ("giant.json", b'{"caption": "' + b"x" * LARGEST_TEXT + b'"}'),
+        ("giant.jpg", jpeg_bytes(6)), ("giant.json", b'{"caption": "a", "exif": "' + b"x" * LARGEST_TEXT + b'"}'),
+        link("sparse.jpg", "", tarfile.GNUTYPE_SPARSE), ("sparse.txt", b"a caption"),
         ("long.jpg", jpeg_bytes(6)), ("long.txt", b"word " * 5_000),
         ("broken.jpg", b"no picture"), ("broken.txt", b"a caption"),
         ("empty.jpg", b""), ("empty.txt", b"a caption"),
@@ -126,6 +128,7 @@ def test_each_bad_sample_is_counted_by_its_reason_and_nothing_is_unpacked(tmp_pa
     found = {entry["url"].rpartition("/")[2]: entry["reason"] for entry in ledger(tmp_path / "raw")}
     assert found == {
         "good.jpg": None, "alone": "no_picture", "escaped": None, "absolute": None, "link": "no_picture",
+        "sparse": "no_picture",
         "stolen": "no_caption", "hard": "no_caption", "twice": "repeated_member", "nojson": "unreadable_caption",
         "list": "unreadable_caption", "giant": "unreadable_caption", "long": "unreadable_caption",
         "broken": "not_an_image", "empty": "not_an_image", "\ufffd": None, "saved": None,
@@ -166,10 +169,20 @@ def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
         header("x", -(1 << 20)),
         header("x" * 90, 0, tarfile.GNUTYPE_LONGNAME) * 50,
         header("big.jpg", 1 << 40),
+        header("itself", -512, b"Z"),
         b"\x1f\x8b" + b"\0" * 1000,
         b"garbage" * 200,
     ],
-    ids=["long name", "PAX attributes", "negative size", "names in a row", "larger than the tar", "gzip", "garbage"],
+    ids=[
+        "long name",
+        "PAX attributes",
+        "negative size",
+        "names in a row",
+        "larger than the tar",
+        "a circle",
+        "gzip",
+        "garbage",
+    ],
 )
 def test_a_hostile_header_ends_its_tar_alone(tmp_path, hostile):
     good = write_tar(tmp_path / "good.tar", of_img2dataset("a", 1, "a caption")).read_bytes().rstrip(b"\0")
@@ -179,6 +192,21 @@ def test_a_hostile_header_ends_its_tar_alone(tmp_path, hostile):
     rows = list(tar_rows(path, Wanted()))
     assert rows[0].captions == ("a caption",) and rows[0].drop is None
     assert rows[-1].drop is not None and rows[-1].drop.reason == "damaged_tar"
+
+
+def test_headers_in_a_circle_are_read_once_and_huge_ones_not_at_all(tmp_path):
+    path = tmp_path / "t.tar"
+    path.write_bytes(header("first.jpg", 0) + header("itself", -512, b"Z"))
+    with pytest.raises(tarfile.ReadError, match="circle"):
+        list(_members(path))
+    path.write_bytes(header("x", 1 << 30, tarfile.GNUTYPE_LONGNAME))
+    with path.open("r+b") as file:
+        file.truncate(2 << 30)
+    tracemalloc.start()
+    with pytest.raises(tarfile.ReadError):
+        list(_members(path))
+    assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    tracemalloc.stop()
 
 
 def test_no_damage_ends_the_reading(tmp_path):

@@ -235,7 +235,10 @@ def test_copies_with_human_captions_are_a_warning_before_they_are_lost(tmp_path,
     assert warning.startswith("warning: pictures with human captions or questions are listed as copies: {'table': 4}")
     assert warning.count("\n") == 1 and "--without exact near placeholders" in warning
     flags = ["--without", "exact", "near", "placeholders", "--output", str(tmp_path / "none")]
-    assert duplicates.main([str(folder), *flags]) == 0
-    assert not capsys.readouterr().err
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "6.jpg").write_bytes(pictures["6.jpg"])
+    assert duplicates.main([str(folder), *flags, "--evaluation", str(tmp_path / "test")]) == 0
+    told = capsys.readouterr()
+    assert "dropped {'evaluation_picture': 1}" in told.out and not told.err
     assert run(raw, tmp_path / "web") == 0
     assert not capsys.readouterr().err, "the first picture stays, and the copies have captions of the web"
