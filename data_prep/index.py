@@ -79,7 +79,7 @@ def _index_shard(tar: Path, output: Path, tables: Path) -> Shard:
     relative = _below(output, tar)
     if not tar.is_file() or tar.stat().st_size != receipt.bytes:
         raise ValueError(f"{tar}: is missing, or its size is not the {receipt.bytes} bytes of its receipt; {REMEDY}")
-    table = counted_table(tar)
+    table, short_side_px = counted_table(tar)
     if len(table) != receipt.samples:
         raise ValueError(f"{tar}: has {len(table)} samples, but its receipt says {receipt.samples}; {REMEDY}")
     captions, questions = (int(number) for number in table[:, PLACES:].sum(axis=0))
@@ -98,6 +98,7 @@ def _index_shard(tar: Path, output: Path, tables: Path) -> Shard:
         captions=receipt.captions,
         provenance=receipt.provenance(),
         questions=receipt.questions,
+        short_side_px=short_side_px,
     )
 
 

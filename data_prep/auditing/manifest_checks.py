@@ -141,7 +141,9 @@ def _sample_faults(
             except ValueError as error:
                 yield Fault("damaged sample", tar, str(error))
                 continue
-            kept = {name: sample.record.get(name) for name in ("key", "captions", "sources", "source")}
+            kept = {
+                name: sample.record.get(name) for name in ("key", "captions", "sources", "source", "width", "height")
+            }
             records.append(kept | {"questions": questions_of(sample.record)})
             if problem := _record_problem(sample):
                 yield Fault("record", tar, f"sample {sample.key}: {problem}")
@@ -150,6 +152,10 @@ def _sample_faults(
     for name, stated in (("captions", shard.captions), ("questions", shard.questions)):
         if (found := sum(len(record[name]) for record in records)) != stated:
             yield Fault(f"{name[:-1]} count", tar, f"has {found} {name}, but the manifest says {stated}")
+    found = max((min(record["width"], record["height"]) for record in records), default=0)
+    if shard.short_side_px not in (None, found) and len(records) == shard.samples:
+        told = f"the longest shorter side of its pictures is {found} px, but the manifest says {shard.short_side_px}"
+        yield Fault("stored size", tar, told)
 
 
 def _source_faults(tar: Path, shard: Shard, records: Sequence[Record]) -> Iterator[Fault]:

@@ -115,16 +115,28 @@ def _read(file: BinaryIO, tar: Path, offset: np.int64, size: np.int64) -> bytes:
     return file.read(int(size))
 
 
-def counted_table(tar: Path) -> NDArray[np.int64]:
-    """int64 [samples, 6]: the offset table, and of each sample the numbers of its captions and questions.
+class CountedTable(NamedTuple):
+    """The offset table of a tar with the numbers of captions and questions of each sample, int64 [samples, 6], and the
+    longest of the shorter sides of its pictures."""
+
+    table: NDArray[np.int64]
+    short_side_px: int
+
+
+def counted_table(tar: Path) -> CountedTable:
+    """The places and counts of a tar's samples, from its headers and all its JSONs.
 
     Raises ValueError, with the name of the tar, as `offset_table` does, and on a damaged JSON.
     """
     table = offset_table(tar)
     with tar.open("rb") as file:
         records = (_read_record(file, tar, row) for row in table)
-        counts = [(len(record["captions"]), len(questions_of(record))) for record in records]
-    return np.hstack([table, np.array(counts, np.int64).reshape(-1, 2)])
+        read = [
+            (len(record["captions"]), len(questions_of(record)), min(record["width"], record["height"]))
+            for record in records
+        ]
+    numbers = np.array(read, np.int64).reshape(-1, 3)
+    return CountedTable(np.hstack([table, numbers[:, :2]]), int(numbers[:, 2].max(initial=0)))
 
 
 def _read_record(file: BinaryIO, tar: Path, row: NDArray[np.int64]) -> dict[str, Any]:

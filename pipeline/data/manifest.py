@@ -75,6 +75,9 @@ class Shard:
     """What its receipt says: stage, input_sha256, config_hash, seed, models, dropped; where there are any, also
     dropped_questions, question_sets and cleaned_of."""
     questions: Count = 0
+    short_side_px: Count | None = None
+    """The longest of the shorter sides of its pictures: they were stored with at most so many pixels. Shards that were
+    listed before it was known have none."""
 
 
 class ManifestFile(BaseModel):
