@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from eval.tasks.run_options import (
     DECODING_FLAGS,
-    DEFAULT_SPLIT,
     QUESTION_TASKS,
     check_lengths,
     check_usage,
     load_data,
     run_parser,
     settings_of,
+    split_of,
 )
 from pipeline.command_line import finish, print_settings
 
@@ -42,7 +42,7 @@ def predict(options: argparse.Namespace) -> Path:
     from pipeline.distributed import process_group
     from pipeline.weights.any_format import find_weights
 
-    data = load_data(options, options.split or DEFAULT_SPLIT[options.task])
+    data = load_data(options, split_of(options))
     answers = read_answers(options.answers) if options.answers else None
     folder = TaskFolder(options.output)
     source = find_weights(options.weights, load_recipe(options.recipe, options.set) if options.recipe else None)

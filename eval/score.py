@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.sets.own_lines import is_lines
 from pipeline.command_line import Parser, check_outputs, finish, print_settings
 from pipeline.files import check_target, replace_file, sha256_of
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from eval.scoring.tables import Scored
 
 INPUTS = ("predictions", "annotations", "questions", "against", "spice")  # the flags of files that are read
+OWN_OR_OFFICIAL = {
+    "vqa": "the official answers, or your own .jsonl",
+    "captions": "the official captions, COCO's captions_*.json, or your own .jsonl",
+}
 PREDICTIONS_HELP = {
     "vqa": "JSON list of {question_id, answer}",
     "okvqa": "JSON list of {question_id, answer}",
@@ -32,6 +37,13 @@ PREDICTIONS_HELP = {
 
 def score(options: argparse.Namespace, predictions: Path) -> "Scored":
     """One prediction file's scores. Raises ValueError in one line for files that do not fit."""
+    if options.task == "vqa" and is_lines(options.annotations):
+        from eval.scoring.own_questions import score_own_questions
+
+        if options.questions:
+            raise ValueError(f"--questions {options.questions}: {options.annotations} has the questions too; leave it "
+                             "out")  # fmt: skip
+        return score_own_questions(predictions, options.annotations)
     if options.task in ("vqa", "okvqa"):
         from eval.scoring.vqa import score_vqa
 
@@ -84,7 +96,13 @@ def _parser() -> Parser:
         read = of_task.add_argument_group("files to read")
         read.add_argument("--predictions", type=Path, required=True, metavar="P", help=format_help)
         if task != "retrieval":
-            read.add_argument("--annotations", type=Path, required=True, metavar="A", help="the official answers file")
+            read.add_argument(
+                "--annotations",
+                type=Path,
+                required=True,
+                metavar="A",
+                help=OWN_OR_OFFICIAL.get(task, "the official file"),
+            )
         if task in ("vqa", "okvqa"):
             read.add_argument("--questions", type=Path, metavar="Q", help="official; checked to have the same ids")
         read.add_argument("--against", type=Path, metavar="OTHER", help="other predictions, for paired differences")

@@ -55,7 +55,7 @@ def _gallery(now: Evaluation, before: Evaluation, number: int, seed: int) -> Gal
 
 def _right_and_wrong(now: Evaluation, before: Evaluation, each: int, rng: random.Random) -> tuple[Groups, str]:
     """Answers that are right (two of ten people gave them) in one of the two alone, drawn at random."""
-    score = QUESTION_SCORES[now.kind]
+    score = now.answer_score
     pairs = _pairs(now, before, lambda sample: sample["question_id"])
 
     def card(pair: Pair) -> Card:

@@ -71,7 +71,7 @@ def gallery_of(compared: Compared, each: int, seed: int) -> Gallery | None:
             return Gallery(title, name, note=f"No samples: {error}")
         return Gallery(title, name, retrieval_groups(main, data, each, seed))
     asked = main.kind in QUESTION_SCORES
-    score = QUESTION_SCORES.get(main.kind, "cider")
+    score = main.answer_score or "cider"
     identity, text = ("question_id", "answer") if asked else ("image_id", "caption")
     said = {
         BASELINE_NAMES[name].lower(): {sample[identity]: str(sample[text]) for sample in baseline.samples}

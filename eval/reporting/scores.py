@@ -28,6 +28,8 @@ RULE_NAMES = {
     "okvqa/legacy-2017": "legacy rule",
     "okvqa/official-2021+lemmas": "official rule, lemmas",
     "okvqa/legacy-2017+lemmas": "legacy rule, lemmas",
+    "own/exact": "equal to an answer",
+    "own/normalised": "equal to an answer, both sides normalised",
     "gqa/exact": "exact",
     "gqa/normalised": "both sides normalised",
     "gqa/lavis": "prediction normalised",

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ DEFAULT_SPLIT = {
     "gqa": "test-dev",
     "retrieval": "test",
 }
+OWN_SPLIT = "own"  # of a file of one's own, if --split does not name it
 ANSWER_CANDIDATES = 128  # of a closed list, as BLIP and ALBEF have it
 DECODING_FLAGS = ("num_beams", "max_new_tokens", "min_new_tokens", "length_penalty")
 
@@ -36,8 +38,12 @@ def run_parser(description: str | None) -> Parser:
     model.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="edits of the recipe")
     task = parser.add_argument_group("task and data")
     task.add_argument("--task", choices=TASKS, required=True)
-    task.add_argument("--data", type=Path, required=True, metavar="DIR", help="official annotation file and pictures")
-    task.add_argument("--split", help="default: val for vqa, okvqa and nocaps, test-dev for gqa, test for the others")
+    task.add_argument("--data", type=Path, required=True, metavar="DIR",
+                      help="official annotation file and pictures, or a file of your own")  # fmt: skip
+    task.add_argument("--image-folder", type=Path, metavar="DIR",
+                      help="of --data FILE: where its picture names begin (default: the file's folder)")  # fmt: skip
+    task.add_argument("--split", help="default: val for vqa, okvqa and nocaps, test-dev for gqa, test for the others;\n"
+                      "of --data FILE a name that it gets (default own; eval.select needs val)")  # fmt: skip
     task.add_argument("--limit", type=positive, help="only the first N images (or questions)")
     task.add_argument("--output", type=Path, required=True, metavar="DIR", help="a folder of its own; same: continue")
     baseline = parser.add_argument_group("baselines")
@@ -86,6 +92,11 @@ def load_data(options: argparse.Namespace, split: str) -> "TaskData | RetrievalD
     """The samples of the task. Raises ValueError in one line when the folder does not hold them."""
     from eval.sets import captioned, question_sets
 
+    if options.data.is_file():
+        return _load_own(options)
+    if options.image_folder:
+        raise ValueError(f"--image-folder {options.image_folder}: has no effect with --data {options.data}, which is "
+                         "not a file of your own; leave it out")  # fmt: skip
     if options.task == "retrieval":
         return captioned.load_retrieval(options.data, split, options.limit)
     load = {
@@ -96,6 +107,26 @@ def load_data(options: argparse.Namespace, split: str) -> "TaskData | RetrievalD
         "gqa": question_sets.load_gqa,
     }[options.task]
     return load(options.data, split, options.limit)
+
+
+def _load_own(options: argparse.Namespace) -> "TaskData | RetrievalData":
+    """The samples of a set of one's own. Raises ValueError for the task of one published set."""
+    from eval.sets import own_sets
+
+    load: dict[str, Callable[..., TaskData | RetrievalData]] = {
+        "captioning": own_sets.load_own_captioning,
+        "vqa": own_sets.load_own_questions,
+        "retrieval": own_sets.load_own_retrieval,
+    }
+    if options.task not in load:
+        raise ValueError(f"--data {options.data}: is a file, but --task {options.task} reads the folder of a published "
+                         f"set; for a file of your own choose {', '.join(load)}")  # fmt: skip
+    return load[options.task](options.data, options.image_folder, options.limit)
+
+
+def split_of(options: argparse.Namespace) -> str:
+    """The split of a published set; of a file of one's own only a name for it."""
+    return str(options.split or (OWN_SPLIT if options.data.is_file() else DEFAULT_SPLIT[options.task]))
 
 
 def settings_of(
@@ -114,7 +145,7 @@ def settings_of(
         "task": options.task,
         "weights_sha256": source.sha256(),
         "annotations_sha256": sha256_of(data.annotations),
-        "split": options.split or DEFAULT_SPLIT[options.task],
+        "split": split_of(options),
         "limit": options.limit or "all",
         "image_source": options.images,
         "seed": options.seed,
