@@ -86,3 +86,5 @@ class Validation(Section):
     """steps between two measurements; 0: at the end of every epoch, with `run.epochs`"""
     samples: Positive = 2048
     """pairs that are measured, from the beginning of a fixed order"""
+    on_training_data: bool = False
+    """allow samples that `data.manifest` has too; they show how well the data are learnt, not held-out losses"""
