@@ -24,6 +24,7 @@ CHOICES = {  # of --metric; eval/reporting/selection.py has what each is
     "cider+bleu4": "captions: the sum of CIDEr and BLEU-4, as LAVIS chooses",
     "mean_recall": "retrieval: the mean of R@1, 5 and 10 of both directions, after the rerank",
     "tr_mean": "retrieval: the mean of R@1, 5 and 10 of text retrieval, as LAVIS chooses",
+    "own_answers": "questions of your own: accuracy by own/normalised",
     "vqa": "questions: accuracy of VQAv2 by the official rule",
 }
 

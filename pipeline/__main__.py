@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 MAP = {
     "start": ["make setup", "make demo", "make ablations"],
     "prepare data": [
-        "data_prep.download", "data_prep.duplicates", "data_prep.capfilt", "data_prep.index", "data_prep.verify",
-        "data_prep.export_lavis", "slurm/download.sbatch", "slurm/capfilt.sbatch",
+        "data_prep.download", "data_prep.duplicates", "data_prep.capfilt", "data_prep.index", "data_prep.split",
+        "data_prep.verify", "data_prep.export_lavis", "slurm/download.sbatch", "slurm/capfilt.sbatch",
     ],
     "train": [
         "pipeline.config", "pipeline.plan", "pipeline.train", "pipeline.convert", "slurm/train.sbatch", "slurm/chain",

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 from pipeline.command_line import Parser, finish, print_settings, printable
 from pipeline.config import Recipe, load_recipe
 from pipeline.files import naming_full_disk, replace_file
+from pipeline.model_card import NAME, Origin, model_card, read_scores
 from pipeline.progress_line import ProgressLine
 
 if TYPE_CHECKING:
@@ -49,6 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FOLDER",
         help="for a recipe that freezes its image encoder: write SRC's own",
     )
+    write.add_argument(
+        "--scores",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="metrics.json",
+        help="of eval.score, of these weights: for the card, README.md in DST",
+    )
     options = parser.parse_args(arguments)
     _check_options(parser, options)
     print_settings(options)
@@ -57,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipe = load_recipe(options.recipe, options.set) if options.recipe else None
         of, formats = options, (options.read_as, options.write_as)
         with ProgressLine(f"converting {of.source}"):
-            convert(of.source, of.destination, *formats, recipe, of.image_encoder)
+            convert(of.source, of.destination, *formats, recipe, of.image_encoder, of.scores)
         print(options.destination)
 
     return finish(work)
@@ -74,6 +83,8 @@ def _check_options(parser: Parser, options: Namespace) -> None:
         parser.error(f"--image-encoder {encoder}: is for SRC of LAVIS or transformers; remove this flag")
     if not native and not options.recipe:
         parser.error(f"--recipe: is missing, and {options.read_as} weights do not name their towers; give a recipe")
+    if options.scores and options.write_as == "lavis":
+        parser.error(f"--scores {options.scores[0]}: are for a card, and a single file of LAVIS has none; remove it")
     if not options.destination.name:
         parser.error(f"DST {options.destination}: is not a new file or folder; give its name")
     destination = options.destination.absolute()
@@ -91,11 +102,18 @@ def convert(
     write_as: str,
     recipe: Recipe | None,
     image_encoder: Path | None = None,
+    scores: Sequence[Path] = (),
 ) -> None:
     """Read, check each name and shape against the model that the recipe describes, write. Raises ValueError.
 
+    A folder has a card, README.md, with `scores`.
+
     The result appears when it is whole.
     """
+    from pipeline.weights.any_format import find_weights
+    from pipeline.weights.native import read_metadata
+
+    scored = read_scores(scores, find_weights(source, recipe).sha256()) if scores else []
     bridge, settings, step, notes = _read(source, read_as, recipe, image_encoder)
     destination.parent.mkdir(parents=True, exist_ok=True)
     partial = destination.with_name(f".{destination.name}.partial")
@@ -119,6 +137,10 @@ def convert(
 
                     notes += export_huggingface(bridge, settings, partial)
                     _write_notes(partial / "conversion.json", source, read_as, step, notes, settings)
+                native = read_as == "native"
+                came = read_metadata(source).get("converted_from", "") if native else f"{read_as}: {source}"
+                card = model_card(destination.name, write_as, settings, Origin(step, came, notes), scored)
+                replace_file(partial / NAME, card)
             partial.rename(destination)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

@@ -165,6 +165,7 @@ def _run(arguments: argparse.Namespace, stop: StopRequest) -> int:
     recipe = for_ranks(load_recipe(arguments.recipe, arguments.set), world_size)
     from torch import OutOfMemoryError
 
+    from pipeline.data.held_out import check_held_out
     from pipeline.data.loader import in_steps, open_source
     from pipeline.distributed import collectives
     from pipeline.training import run_folder
@@ -175,6 +176,7 @@ def _run(arguments: argparse.Namespace, stop: StopRequest) -> int:
     process_group.initialise(even_alone=True, timeout_s=deadline_s, stopped=lambda: stop.requested)
     with collectives.together():
         data = open_source(recipe, world_size)
+        check_held_out(recipe, data)
         recipe = in_steps(recipe, data)
         ds_config = resolve_ds_config(recipe, world_size)
         complete = run_folder.is_complete(recipe, data.digest())

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,22 @@ def read_json(path: Path, most_bytes: int = LARGEST_FOREIGN) -> Any:
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON ({error}); name a whole JSON file") from error
     return content
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The number, from 1, and the object of each line that is not empty, read as strictly as `read_json` reads."""
+    number = 0
+    try:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    content = json.loads(line, object_pairs_hook=_once_each)
+                    check_whole_characters(line, content)
+                    if not isinstance(content, dict):
+                        raise ValueError(f"found {type(content).__name__}")
+                    yield number, content
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: line {number} is not one JSON object ({error}); write one object a line") from error
 
 
 def check_whole_characters(text: str, content: Any) -> None:

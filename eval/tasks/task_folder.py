@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from eval.catalogue import TASKS, Kind
 from eval.sets.official_files import SampleId
 from eval.tasks.task_file import Picture, TaskFile
 from pipeline.files import read_validated, replace_file
@@ -20,7 +21,7 @@ WRITTEN = ("predictions*", "scores.npz", "work", "COMPLETE", "metrics.json", "pe
 
 def official_name(task: str) -> str:
     """The file of eval.run that eval.score takes."""
-    return "scores.npz" if task == "retrieval" else "predictions.json"
+    return "scores.npz" if TASKS[task].kind == Kind.RETRIEVAL else "predictions.json"
 
 
 class TaskFolder:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from eval.watching.jobs import SCORE_TASKS
+from eval.catalogue import TASKS
 from eval.watching.notes import Note, write_note
 from eval.watching.states import stamp_of
 from eval.watching.wanted import Evaluation
@@ -45,7 +45,7 @@ def evaluate(evaluation: Evaluation, gpus: int, lock: int) -> str:
         if code != 0:
             write_note(folder, note, [HERE])
             return "failed"
-    task = SCORE_TASKS.get(wanted.task, wanted.task)
+    task = TASKS[wanted.task].scored_as
     predictions = folder / ("scores.npz" if task == "retrieval" else "predictions.json")
     files = ["--predictions", predictions, "--output", folder / "metrics.json", "--per-sample"]
     score = ["eval.score", task, *map(str, [*files, folder / "per_sample.jsonl"]), *wanted.score]

@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from eval.catalogue import known_task
 from pipeline.files import first_fault, read_whole
 
 STEP = "step_"
@@ -27,7 +28,7 @@ class Wanted(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    task: Literal["captioning", "nocaps", "vqa", "okvqa", "gqa", "retrieval"]
+    task: Annotated[str, AfterValidator(known_task)]
     data: str
     runs: list[str] = []
     run: list[str] = []

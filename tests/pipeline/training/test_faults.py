@@ -145,7 +145,7 @@ def fail_on_rank_1(arguments: list[str], gone: str) -> tuple[int, str, str]:
 
 @pytest.mark.parametrize("gone", ["data.manifest", "validation.manifest"])
 def test_a_fault_of_one_rank_ends_all_and_is_said_by_it(folder: Path, write: Write, gone: str) -> None:
-    held_out = {"manifest": str(folder / "data" / "train.json")}
+    held_out = {"manifest": str(folder / "data" / "train.json"), "on_training_data": True}
     arguments = write(f"one {gone}", batch={"global_size": 4, "micro_size": 2}, validation=held_out)
     (code, _, errors), (code_1, _, errors_1) = run_on_ranks(2, fail_on_rank_1, arguments, gone)
     assert code == code_1 == 1 and not [line for line in errors.splitlines() if line.startswith("error")]
