@@ -29,7 +29,7 @@ MAP = {
         "pipeline.mirror",
     ],
     "change the project": [
-        "make format", "make check", "make quick", "make test", "make bench", "make gpu", "make gpu-wheels",
+        "make lock", "make format", "make check", "make quick", "make test", "make bench", "make gpu", "make gpu-wheels",
         "make clean", "make help",
     ],
 }  # fmt: skip
