@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.command_line import Parser, finish, print_settings
+from pipeline.progress_line import ProgressLine
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +35,6 @@ def split(
     Raises ValueError, with the file, when a picture's perceptual hash is in no ledger, or a side has no sample.
     """
     import numpy as np
-    from tqdm import tqdm
 
     from data_prep.copies.picture_hashes import known_phashes
     from data_prep.copies.sides import sides
@@ -45,9 +45,7 @@ def split(
 
     manifest = load_manifest(path)
     alone = [Manifest(manifest.root, (shard,)) for shard in manifest.shards]
-    quiet = not sys.stderr.isatty()
-    read = tqdm(map_in_order(_content, alone, workers), "reading", len(alone), unit="shard", disable=quiet)
-    parts = list(read)
+    parts = list(ProgressLine("reading", len(alone), "shards").follow(map_in_order(_content, alone, workers)))
     content = np.concatenate(parts)
     if near:
         for folder in ledgers:
