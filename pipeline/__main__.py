@@ -29,8 +29,8 @@ MAP = {
         "pipeline.mirror",
     ],
     "change the project": [
-        "make lock", "make format", "make check", "make quick", "make test", "make bench", "make gpu", "make gpu-wheels",
-        "make clean", "make help",
+        "make lock", "make format", "make check", "make quick", "make test", "make bench", "make gpu",
+        "make gpu-wheels", "make clean", "make help",
     ],
 }  # fmt: skip
 INTERNAL = {
