@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from data_prep import capfilt, duplicates, gallery, index, verify
-from data_prep.tables.foreign_tars import LARGEST_TEXT, Wanted, _members, tar_rows
+from data_prep.tables.foreign_tars import LARGEST_TEXT, NAME, Wanted, _members, tar_rows
 from data_prep.tables.row import Place
 from tests.data_prep.test_download import ledger, run, samples
 from tests.support.foreign_tars import of_img2dataset, write_tar
@@ -84,6 +84,21 @@ def test_layouts_of_other_writers(tmp_path):
         assert [(each["url"], each["reason"]) for each in entries] == [(url, None) for url in expected]
         captions = [each.record["captions"] for each in samples(tmp_path / name)]
         assert captions == [["text first"], ["of a folder"], ["a cat"], ["one dog", "two dogs"], ["caf\u00e9"]]
+
+
+def test_keys_and_endings_are_those_of_webdataset():
+    """But for files that are hidden or have no ending, which hold no sample here."""
+    from webdataset.tariterators import base_plus_ext
+
+    rng, compared = random.Random(7), 0
+    for _ in range(5_000):
+        name = "".join(rng.choices(("a", "b c", ".", "/", "_", "jpg"), k=rng.randrange(1, 8)))
+        key, ending = base_plus_ext(name)
+        if key and ending and not key.endswith("/"):
+            match = NAME.fullmatch(name)
+            assert match and match.groups() == (key, ending), name
+            compared += 1
+    assert compared > 500
 
 
 def test_the_field_of_the_caption_can_be_named(tmp_path):
