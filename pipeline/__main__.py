@@ -18,7 +18,8 @@ MAP = {
         "data_prep.verify", "data_prep.export_lavis", "slurm/download.sbatch", "slurm/capfilt.sbatch",
     ],
     "train": [
-        "pipeline.config", "pipeline.plan", "pipeline.train", "pipeline.convert", "slurm/train.sbatch", "slurm/chain",
+        "pipeline.config", "pipeline.plan", "pipeline.fetch", "pipeline.train", "pipeline.convert",
+        "slurm/train.sbatch", "slurm/chain",
     ],
     "evaluate": [
         "eval.run", "eval.score", "eval.audit", "eval.submit", "eval.watch", "eval.select",
