@@ -193,7 +193,7 @@ def load(weights: str | Path, recipe: str | Path | Recipe | None = None, edits: 
     from pipeline.weights.any_format import find_weights, load_any, warning_of
 
     settings = load_recipe(Path(recipe), edits) if isinstance(recipe, str | Path) else recipe
-    source = find_weights(Path(weights), settings)
+    source = find_weights(Path(weights), settings, edits)
     model, notes = load_any(source, process_group.device_name())
     if warning := warning_of(source, notes):
         print(warning, file=sys.stderr)
