@@ -108,6 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m eval.audit", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True, metavar="W", help="of stage 2, as eval.run takes them")
     parser.add_argument("--recipe", type=Path, help="needed for LAVIS' and transformers' weights")
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE",
+                        help="edits of --recipe; of a run: new places of its towers")  # fmt: skip
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="VQAv2's folder, as eval.run takes it")
     parser.add_argument("--split", default="val", help="of VQAv2 (default val)")
     parser.add_argument("--samples", type=positive, default=4 * BATCH, help=f"questions (default {4 * BATCH})")
@@ -131,7 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from transformers.utils import logging
 
             logging.disable_progress_bar()
-        source = find_weights(options.weights, load_recipe(options.recipe) if options.recipe else None)
+        source = find_weights(
+            options.weights, load_recipe(options.recipe, options.set) if options.recipe else None, options.set
+        )
         model, _ = load_any(source, process_group.device_name())
         if not isinstance(model, LanguageModel):
             raise ValueError(f"--weights {options.weights}: weights of stage 1 write no text; name weights of stage 2")

@@ -45,7 +45,9 @@ def predict(options: argparse.Namespace) -> Path:
     data = load_data(options, split_of(options))
     answers = read_answers(options.answers) if options.answers else None
     folder = TaskFolder(options.output)
-    source = find_weights(options.weights, load_recipe(options.recipe, options.set) if options.recipe else None)
+    source = find_weights(
+        options.weights, load_recipe(options.recipe, options.set) if options.recipe else None, options.set
+    )
     settings = folder.adopt(settings_of(options, data, source, answers))
     official = folder.path / official_name(options.task)
     if answers and process_group.rank() == 0:

@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     read.add_argument(
         "--recipe", type=Path, metavar="R.yaml", help="names towers and sizes; needed unless SRC is native"
     )
-    read.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="change recipe fields")
+    read.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE",
+                      help="change fields of --recipe; of native SRC: new places of its towers")  # fmt: skip
     write = parser.add_argument_group("what to write")
     write.add_argument("destination", type=Path, metavar="DST", help="a new folder; for lavis a new file")
     write.add_argument("--to", dest="write_as", choices=FORMATS, required=True, help="the format of DST")
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipe = load_recipe(options.recipe, options.set) if options.recipe else None
         of, formats = options, (options.read_as, options.write_as)
         with ProgressLine(f"converting {of.source}"):
-            convert(of.source, of.destination, *formats, recipe, of.image_encoder, of.scores)
+            convert(of.source, of.destination, *formats, recipe, of.image_encoder, of.set, of.scores)
         print(options.destination)
 
     return finish(work)
@@ -77,8 +78,6 @@ def _check_options(parser: Parser, options: Namespace) -> None:
     native, encoder = options.read_as == "native", options.image_encoder
     if native and options.recipe:
         parser.error(f"--recipe {options.recipe}: native weights hold their own recipe; remove --recipe")
-    if native and options.set:
-        parser.error(f"--set {options.set[0]}: native weights hold their own recipe; remove --set")
     if native and encoder:
         parser.error(f"--image-encoder {encoder}: is for SRC of LAVIS or transformers; remove this flag")
     if not native and not options.recipe:
@@ -102,6 +101,7 @@ def convert(
     write_as: str,
     recipe: Recipe | None,
     image_encoder: Path | None = None,
+    places: Sequence[str] = (),
     scores: Sequence[Path] = (),
 ) -> None:
     """Read, check each name and shape against the model that the recipe describes, write. Raises ValueError.
@@ -113,8 +113,8 @@ def convert(
     from pipeline.weights.any_format import find_weights
     from pipeline.weights.native import read_metadata
 
-    scored = read_scores(scores, find_weights(source, recipe).sha256()) if scores else []
-    bridge, settings, step, notes = _read(source, read_as, recipe, image_encoder)
+    scored = read_scores(scores, find_weights(source, recipe, places).sha256()) if scores else []
+    bridge, settings, step, notes = _read(source, read_as, recipe, image_encoder, places)
     destination.parent.mkdir(parents=True, exist_ok=True)
     partial = destination.with_name(f".{destination.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -170,7 +170,11 @@ def conversion_note(destination: Path) -> Path:
 
 
 def _read(
-    source: Path, read_as: Literal["native", "lavis", "huggingface"], recipe: Recipe | None, image_encoder: Path | None
+    source: Path,
+    read_as: Literal["native", "lavis", "huggingface"],
+    recipe: Recipe | None,
+    image_encoder: Path | None,
+    places: Sequence[str] = (),
 ) -> tuple["Bridge", Recipe, int, list[str]]:
     """The bridge with its weights, its recipe, its step (0: unknown), and notes on what had no place or was missing."""
     from pipeline.models.build import build_bridge
@@ -178,7 +182,7 @@ def _read(
     from pipeline.weights.foreign import read_foreign
 
     if read_as == "native":
-        settings, tensors = native.read_weights(source)
+        settings, tensors = native.read_weights(source, places)
         bridge = build_bridge(settings)
         native.load_into(bridge, tensors, source)
         step, noted = native.read_provenance(source)

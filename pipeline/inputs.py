@@ -64,7 +64,13 @@ def add_weights(parser: Parser, stage: int) -> None:
     model.add_argument("--weights", type=Path, required=True, metavar="W",
                        help=f"of stage {stage}: run, checkpoint, LAVIS' .pth, transformers' folder or id")  # fmt: skip
     model.add_argument("--recipe", type=Path, help="names towers and sizes; for LAVIS' and transformers' weights")
-    model.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="edits of the recipe")
+    model.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="edits of --recipe; of a run: new places of its towers",
+    )
 
 
 def add_pictures(parser: Parser, group: Any) -> None:
@@ -78,8 +84,6 @@ def load_weights(options: argparse.Namespace, stage: int) -> "Model":
     """The model that the flags name. Raises ValueError in one line, also for another stage."""
     from pipeline.trained_model import load
 
-    if options.set and not options.recipe:
-        raise ValueError(f"--set {options.set[0]}: needs --recipe, the file that it edits")
     if not sys.stderr.isatty():
         from transformers.utils import logging
 

@@ -209,7 +209,7 @@ def load(weights: str | Path, recipe: str | Path | Recipe | None = None, edits: 
     from pipeline.weights.any_format import find_weights, load_any, warning_of
 
     settings = load_recipe(Path(recipe), edits) if isinstance(recipe, str | Path) else recipe
-    source = find_weights(Path(weights), settings)
+    source = find_weights(Path(weights), settings, edits)
     with torch.inference_mode(False), torch.enable_grad():  # the trial of a language model computes a gradient
         model, notes = load_any(source, process_group.device_name())
     if warning := warning_of(source, notes):

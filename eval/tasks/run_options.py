@@ -25,7 +25,13 @@ def run_parser(description: str | None) -> Parser:
     model.add_argument("--weights", type=Path, required=True, metavar="W",
                        help="run or checkpoint folder, weights file, LAVIS' .pth, transformers' folder")  # fmt: skip
     model.add_argument("--recipe", type=Path, help="names towers and sizes; for LAVIS' and transformers' weights")
-    model.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="edits of the recipe")
+    model.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="edits of --recipe; of a run: new places of its towers",
+    )
     task = parser.add_argument_group("task and data")
     task.add_argument("--task", choices=TASKS, required=True)
     task.add_argument("--data", type=Path, required=True, metavar="DIR",
@@ -60,8 +66,6 @@ def run_parser(description: str | None) -> Parser:
 
 def check_usage(parser: Parser, options: argparse.Namespace) -> None:
     """Exit 2 in one line for flags that contradict each other."""
-    if options.set and not options.recipe:
-        parser.error(f"argument --set: {options.set[0]} needs --recipe, the file that it edits")
     if options.length_penalty is not None and not math.isfinite(options.length_penalty):
         parser.error(f"argument --length-penalty: {options.length_penalty} is not a finite number")
     if options.answer_candidates and not options.answers:

@@ -13,6 +13,7 @@ from pipeline.files import read_validated, replace_file
 NOT_COMPARED = (  # places, names and speed: they change no prediction
     *("weights", "weights_format", "step", "data", "annotations", "images", "batch_size", "answers"),
     *("data_set", "is_published_set", "is_of_published_set", "recipe", "converted_from"),
+    *("vision", "language"),  # names; `towers` has the fingerprints
 )
 SHOWN_CHARACTERS = 12
 # What eval.run and eval.score write into a folder.

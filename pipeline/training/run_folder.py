@@ -71,8 +71,8 @@ def newest_checkpoint(recipe: Recipe) -> Path | None:
 
 
 @contextmanager
-def opened(recipe: Recipe, ds_config: dict[str, Any]) -> Iterator[Path]:
-    """The run folder, held against other runs. Rank 0 leaves recipe, resolved DeepSpeed configuration and environment.
+def opened(recipe: Recipe) -> Iterator[Path]:
+    """The run folder, held against other runs.
 
     Raises ValueError on every rank when another run holds it, or it cannot be written.
     """
@@ -81,7 +81,6 @@ def opened(recipe: Recipe, ds_config: dict[str, Any]) -> Iterator[Path]:
         try:
             lock = _lock(folder)
             checkpoint.prune_incomplete(folder)
-            _describe(recipe, ds_config)
         except (OSError, ValueError) as error:
             fault = str(error)
     if collectives.any_rank(fault is not None):
@@ -117,6 +116,14 @@ def _lock(folder: Path) -> int:
     with naming_full_disk(folder):
         os.pwrite(file, f"host {socket.gethostname()}, process {os.getpid()}{job}\n".encode(), 0)
     return file
+
+
+def describe(recipe: Recipe, ds_config: dict[str, Any]) -> None:
+    """Rank 0 leaves recipe, resolved DeepSpeed configuration and environment, once the run is known to be this one.
+    Collective."""
+    with collectives.together():
+        if process_group.rank() == 0:
+            _describe(recipe, ds_config)
 
 
 def _describe(recipe: Recipe, ds_config: dict[str, Any]) -> None:

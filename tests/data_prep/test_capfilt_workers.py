@@ -87,7 +87,7 @@ def test_progress_counts_pictures_within_a_shard_and_each_once(
     tars = finished_shards(folder / "raw")
     caption_shards(tars[:1], Plan(tmp_path, MAKING, Selection()), no_captions, 30.0)
     caption_shards(tars, Plan(tmp_path, MAKING, Selection()), no_captions, 30.0)  # the first one is there
-    assert counts == [*range(11), *range(11, 22)]
+    assert counts == [*range(1, 12), *range(12, 23)]
     assert [(line.done, line.total, line.unit) for line in lines] == [(11, 11, "pictures"), (22, 22, "pictures")]
 
 

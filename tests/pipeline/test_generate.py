@@ -181,7 +181,7 @@ def test_a_conversation_repeats_its_earlier_turns(
         (["--image", "a", "--seed", "1"], 1, "give top_p as well"),
         (["--image", "a", "--top-p", "1.5"], 1, "top_p 1.5"),
         (["--jsonl", "gone.jsonl"], 1, "No such file"),
-        (["--image", "a", "--set", "seed=2"], 1, "needs --recipe"),
+        (["--image", "a", "--set", "seed=2"], 1, "--set seed=2: these weights hold their own recipe"),
     ],
 )
 def test_wrong_usage_is_one_line_before_any_work(
