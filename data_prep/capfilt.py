@@ -27,6 +27,7 @@ from data_prep.captioning.weights_folder import folder_digest, local_folder
 from data_prep.shards.receipts import Receipt, finished_shards, read_receipt
 from data_prep.shards.tar_files import Sample
 from pipeline.command_line import finish, print_settings
+from pipeline.progress_line import ProgressLine
 
 
 class Models:
@@ -107,14 +108,15 @@ def caption(options: argparse.Namespace, selection: Selection) -> list[Receipt]:
 def reselect(options: argparse.Namespace, selection: Selection) -> list[Receipt]:
     """Select again in this task's captioned shards; returns the receipts of the shards that were made now."""
     receipts: list[Receipt] = []
-    for tar in input_shards(options)[0]:
+    tars = input_shards(options)[0]
+    for tar in ProgressLine("selecting", len(tars), "shards").follow(tars):
         input_sha256 = read_receipt(tar).tar_sha256
         # Each side table says how its candidates were made. With these settings the hash is that of a run with the
         # models, so both kinds of run recognise each other's finished shards.
         _, making = read_candidates(options.output / tar.name, input_sha256)
         plan = Plan(options.output, making, selection, options.drops)
         make = partial(from_side_table, input_sha256=input_sha256)
-        receipts += caption_shards([tar], plan, make, options.lease_s)
+        receipts += caption_shards([tar], plan, make, options.lease_s, shown=False)
     return receipts
 
 

@@ -15,7 +15,9 @@ from data_prep.raw.download_flags import parse
 from pipeline.command_line import finish, print_settings
 
 if TYPE_CHECKING:
-    from data_prep.raw.task import DownloadSettings
+    from pathlib import Path
+
+    from data_prep.raw.plan import DownloadSettings
     from data_prep.tables.evaluation_pictures import EvaluationPictures
     from data_prep.tables.sources import Source
 
@@ -38,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         summary = download(settings)
         print(f"{summary['rows']} rows, {summary['kept']} kept, dropped {summary['dropped_by_reason']}")
+        if summary["joined_rows"]:
+            print(f"{summary['joined_rows']} more rows had a picture of these; their captions are with it")
         if summary["questions"] or summary["dropped_questions_by_reason"]:
             print(f"{summary['questions']} questions kept, dropped {summary['dropped_questions_by_reason']}")
         if summary["failed_in_passing"]:
@@ -49,10 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _settings(options: Namespace) -> "DownloadSettings":
+    from data_prep.raw.plan import DownloadSettings
     from data_prep.raw.stored_image import ImageLimits
-    from data_prep.raw.task import DownloadSettings
     from data_prep.tables.caption_filter import CaptionRules
-    from data_prep.tables.sources import QUESTIONS, choose_source
+    from data_prep.tables.conditions import parse_conditions
+    from data_prep.tables.sources import QUESTIONS, WITH_COLUMNS, choose_source
     from data_prep.web.fetching import FetchSettings
 
     source = choose_source(
@@ -60,16 +65,17 @@ def _settings(options: Namespace) -> "DownloadSettings":
         url_column=options.url_column,
         caption_column=options.caption_column,
         captions=options.captions,
+        own=options.sources,
     )
-    if source.format != "table" and options.images is None:
-        raise ValueError(f"source {source.name!r}: its annotations name files; give their folder with --images")
-    if options.images is not None and not options.images.is_dir():
-        raise ValueError(f"--images {options.images}: is not a folder")
+    images = _images(options, source)
     rules = CaptionRules(options.min_words, options.max_words, tuple(sorted(options.language)))
     if source.format in QUESTIONS and rules != CaptionRules():
         raise ValueError(
             f"source {source.name!r}: has no captions to filter; leave out --min-words, --max-words and --language"
         )
+    conditions = parse_conditions(options.keep_where)
+    if conditions and source.format not in WITH_COLUMNS:
+        raise ValueError(f"--keep-where {conditions[0]}: source {source.name!r} has no columns; leave it out")
     fetching = FetchSettings(
         options.timeout_s,
         options.deadline_s,
@@ -92,7 +98,7 @@ def _settings(options: Namespace) -> "DownloadSettings":
         options.task_index,
         options.task_count,
         options.samples_per_shard,
-        options.images,
+        images,
         options.split,
         ImageLimits(options.min_side_px, options.max_side_px, MAX_PIXELS, options.max_aspect),
         rules,
@@ -101,12 +107,30 @@ def _settings(options: Namespace) -> "DownloadSettings":
         0.0 if options.retry_failed else _least_yield(options.least_yield, source),
         tuple(options.annotations),
         _evaluation_pictures(options, source),
+        conditions,
     )
+
+
+def _images(options: Namespace, source: "Source") -> "Path | None":
+    """The folder of local pictures; None for the web, and for tars, which hold their pictures."""
+    images: Path | None = options.images
+    if source.format == "tars":
+        if images is not None:
+            raise ValueError(f"--images {images}: source {source.name!r} has its pictures in its tars; leave it out")
+        return None
+    if source.format == "imagefolder":
+        images = images or options.input[0]
+    if images is None and source.format != "table":
+        raise ValueError(f"source {source.name!r}: its annotations name files; give their folder with --images")
+    if images is not None and not images.is_dir():
+        raise ValueError(f"--images {images}: is not a folder")
+    return images
 
 
 def _evaluation_pictures(options: Namespace, source: "Source") -> "EvaluationPictures | None":
     """The pictures of --not-in, or None without it."""
     from data_prep.tables.evaluation_pictures import EvaluationPictures, read_coco_ids, read_evaluation_sets
+    from data_prep.tables.sources import NUMBERED
 
     of_visual_genome = source.format in ("visual_genome", "visual_genome_qa")
     if options.image_data and not (options.not_in and of_visual_genome):
@@ -115,7 +139,7 @@ def _evaluation_pictures(options: Namespace, source: "Source") -> "EvaluationPic
         )
     if not options.not_in:
         return None
-    if source.format == "table":
+    if source.format not in NUMBERED:
         raise ValueError(f"--not-in: rows of source {source.name!r} have no COCO numbers; use data_prep.duplicates")
     if of_visual_genome and not options.image_data:
         raise ValueError("--not-in: Visual Genome needs --image-data image_data.json, which has the COCO numbers")

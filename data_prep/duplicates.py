@@ -4,19 +4,20 @@ It reads the ledgers of the shards, decodes no picture again, and writes one dro
 `data_prep.capfilt --drops DROPS` then leaves these samples out and counts them. The first of equal or near pictures
 stays: in the order of the folders as given, of the names of their shards, and of the rows. So give the most valuable
 folder first, such as one with human captions. Every picture is compared with all earlier ones, kept or not. So the
-result does not depend on which worker made a shard, or when.
+result does not depend on which worker made a shard, or when. A warning says how many pictures with human captions are
+listed as copies: with --drops these captions are lost.
 """
 
 import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from pipeline.command_line import Parser, finish, print_settings
+from pipeline.progress_line import ProgressLine
 
 if TYPE_CHECKING:
     from data_prep.copies.picture_rules import Rules, Verdicts
@@ -38,31 +39,45 @@ def find_drops(
     import numpy as np
 
     from data_prep.copies.picture_hashes import evaluation_hashes, joined, shard_hashes
-    from data_prep.copies.picture_rules import judge
+    from data_prep.copies.picture_rules import EVALUATION, REASONS, judge
     from data_prep.shards.drop_lists import write_drop_list
-    from data_prep.shards.receipts import read_receipt
+    from data_prep.shards.receipts import read_receipt, source_of
     from pipeline.files import replace_file
 
     tars = _tars(folders)
     named = [(f"{folder}/{name}", phash) for folder in evaluation for name, phash in evaluation_hashes(folder)]
-    parts = [shard_hashes(tar) for tar in tqdm(tars, "reading", unit="shard", disable=not sys.stderr.isatty())]
+    parts = [shard_hashes(tar) for tar in ProgressLine("reading", len(tars), "shards").follow(tars)]
     starts = np.cumsum([0, *map(len, parts)])
     hashes = joined(parts)
     del parts
-    verdicts = judge(hashes, np.array([phash for _, phash in named], np.uint64), rules)
-    dropped = Counter[str]()
-    for number, tar in enumerate(tars):
+    with ProgressLine(f"comparing {len(hashes):,} pictures"):
+        verdicts = judge(hashes, np.array([phash for _, phash in named], np.uint64), rules)
+    dropped, copies_with_human_texts = Counter[str](), Counter[str]()
+    for number, tar in enumerate(ProgressLine("writing", len(tars), "drop lists").follow(tars)):
         lines = _lines(tars, starts.tolist(), number, verdicts, [name for name, _ in named])
         write_drop_list(output, tar, read_receipt(tar).tar_sha256, lines)
         dropped.update(line.reason for line in lines)
+        if _has_human_texts(tar.with_name(f"{source_of(tar)}.download.json")):
+            copies_with_human_texts[source_of(tar)] += sum(line.reason != REASONS[EVALUATION] for line in lines)
     summary: dict[str, object] = {
         "pictures": len(hashes),
         "evaluation_pictures": len(named),
         "kept": len(hashes) - dropped.total(),
     }
     summary["dropped_by_reason"] = dict(sorted(dropped.items()))
+    summary["copies_with_human_texts"] = {name: number for name, number in copies_with_human_texts.items() if number}
     replace_file(output / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
     return summary
+
+
+@cache
+def _has_human_texts(settings: Path) -> bool:
+    """Whether a download has human captions or questions, by the settings that it left in its folder."""
+    from pipeline.files import read_validated
+
+    if not settings.is_file():
+        return False
+    return read_validated(settings, dict[str, object], "the settings of a download").get("captions") == "human"
 
 
 def _tars(folders: Sequence[Path]) -> list[Path]:
@@ -141,6 +156,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         urls = 0 if "placeholders" in options.without else options.placeholder_urls
         rules = Rules("exact" not in options.without, "near" not in options.without, urls, options.bits_apart)
         summary = find_drops(options.folders, options.output, rules, options.evaluation)
+        if by_source := summary["copies_with_human_texts"]:
+            print(
+                f"warning: pictures with human captions or questions are listed as copies: {by_source}; with capfilt "
+                "--drops their texts are lost; run this for their folders with --without exact near placeholders",
+                file=sys.stderr,
+            )
         print(f"{summary['pictures']} pictures, {summary['kept']} kept, dropped {summary['dropped_by_reason']}")
         print(options.output)
         return 0

@@ -12,15 +12,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data_prep.shards import tar_files
 from data_prep.shards.offsets import checked_offsets
 from data_prep.shards.tar_files import Sample
 from data_prep.shards.ustar import BLOCK, HashingFile, write_member
 from pipeline.command_line import Parser, finish, print_settings
 from pipeline.data.manifest import Manifest, Shard, load_manifest
-from pipeline.files import PARTIAL_SUFFIX, replace_file, replacing
+from pipeline.files import PARTIAL_SUFFIX, naming_full_disk, replace_file, replacing
+from pipeline.progress_line import ProgressLine
 
 STATE = "export.json"
 
@@ -45,14 +44,18 @@ def export(manifest: Manifest, output: Path, layout: str) -> str:
     for partial in [each for each in output.glob(".*") if _left_behind(each)]:
         partial.unlink()
     replace_file(path, state.encode())
-    shards = tqdm(manifest.shards, "exporting", unit="shard", disable=not sys.stderr.isatty())
+    line = ProgressLine("exporting", manifest.samples, "pictures")
     if layout == "folder":
-        return _export_folder(manifest, shards, output)
+        with line:
+            return _export_folder(manifest, output, line)
     text = _caption_object if layout == "tar" else _caption_list
-    for number, shard in enumerate(shards):
-        tar = output / f"{number:05d}.tar"
-        if not tar.exists():
-            _write_tar(tar, _samples(manifest, shard), text)
+    with line:
+        for number, shard in enumerate(manifest.shards):
+            tar = output / f"{number:05d}.tar"
+            if tar.exists():
+                line.skip(shard.samples)
+            else:
+                _write_tar(tar, _samples(manifest, shard, line), text)
     return f"{output}/{{00000..{len(manifest.shards) - 1:05d}}}.tar"
 
 
@@ -61,7 +64,7 @@ def _left_behind(path: Path) -> bool:
     return path.name.startswith(".") and path.suffix == PARTIAL_SUFFIX and path.is_file()
 
 
-def _samples(manifest: Manifest, shard: Shard) -> Iterator[Sample]:
+def _samples(manifest: Manifest, shard: Shard, line: ProgressLine) -> Iterator[Sample]:
     tar = manifest.shard_path(shard)
     try:
         with tar.open("rb") as file:
@@ -70,6 +73,7 @@ def _samples(manifest: Manifest, shard: Shard) -> Iterator[Sample]:
                 if not sample.record["captions"]:
                     raise ValueError(f"{tar}: sample {sample.key} has no caption; run data_prep.verify on the manifest")
                 yield sample
+                line.advance()
     except OSError as error:
         raise ValueError(f"{tar}: cannot be read ({error.strerror}); run data_prep.verify on the manifest") from error
 
@@ -92,14 +96,16 @@ def _caption_list(captions: list[str]) -> object:
     return captions
 
 
-def _export_folder(manifest: Manifest, shards: "tqdm[Shard]", output: Path) -> str:
+def _export_folder(manifest: Manifest, output: Path, line: ProgressLine) -> str:
     entries = []
-    for number, shard in enumerate(shards):
+    for number, shard in enumerate(manifest.shards):
         folder = Path("images", f"{number:05d}")
         (output / folder).mkdir(parents=True, exist_ok=True)
-        for key, jpeg, record in _samples(manifest, shard):
-            (output / folder / f"{key}.jpg").write_bytes(jpeg)
-            image = (folder / f"{key}.jpg").relative_to("images").as_posix()
+        for key, jpeg, record in _samples(manifest, shard, line):
+            picture = output / folder / f"{key}.jpg"
+            with naming_full_disk(picture):
+                picture.write_bytes(jpeg)
+            image = picture.relative_to(output / "images").as_posix()
             entries += [{"image": image, "caption": caption, "image_id": key} for caption in record["captions"]]
     replace_file(output / "annotations.json", (json.dumps(entries) + "\n").encode())
     return f"{output}/annotations.json"

@@ -5,23 +5,21 @@ The manifest lists every shard that has a receipt, in the order of the folders a
 skip them, but their drop counts are included. The same shards give the same bytes. MANIFEST.md describes the files.
 """
 
-import io
 import os
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from tqdm import tqdm
-
+from data_prep.shards.offset_files import remove_unlisted, table_name, write_table
 from data_prep.shards.processes import add_workers, map_in_order
-from data_prep.shards.receipts import Receipt, finished_shards, read_receipt, source_of
+from data_prep.shards.receipts import finished_shards, read_receipt, source_of
 from data_prep.shards.tar_files import REMEDY, counted_table
+from data_prep.viewing.data_card import check_card, write_card
 from pipeline.command_line import Parser, finish, print_settings
-from pipeline.data.manifest import PLACES, Shard, manifest_json
-from pipeline.files import PARTIAL_SUFFIX, remove_partials, replace_file
+from pipeline.data.manifest import PLACES, Shard, manifest_json, read_manifest
+from pipeline.files import remove_partials, replace_file
+from pipeline.progress_line import ProgressLine
 
 
 def index_shards(folders: Sequence[Path], output: Path, workers: int = 1) -> list[Shard]:
@@ -36,17 +34,14 @@ def index_shards(folders: Sequence[Path], output: Path, workers: int = 1) -> lis
     _refuse_repeats(tars)
     tables = output.with_suffix(".index")
     indexed = map_in_order(partial(_index_shard, output=output, tables=tables), tars, workers)
-    found = list(tqdm(indexed, "indexing", len(tars), unit="shard", disable=not sys.stderr.isatty()))
+    found = list(ProgressLine("indexing", len(tars), "shards").follow(indexed))
     shards = [shard for shard in found if shard.samples]
     if not shards:
         raise ValueError(
             f"{', '.join(map(str, folders))}: all finished shards are empty; see the drop counts in their receipts"
         )
     replace_file(output, manifest_json(shards, [shard for shard in found if not shard.samples]).encode())
-    listed = {Path(shard.index).name for shard in shards}
-    for path in tables.iterdir():  # tables of earlier manifests, and partial files of killed runs
-        if path.suffix in (".npy", PARTIAL_SUFFIX) and path.name not in listed:
-            path.unlink()
+    remove_unlisted(tables, shards)
     remove_partials(output)
     return shards
 
@@ -79,7 +74,7 @@ def _index_shard(tar: Path, output: Path, tables: Path) -> Shard:
     relative = _below(output, tar)
     if not tar.is_file() or tar.stat().st_size != receipt.bytes:
         raise ValueError(f"{tar}: is missing, or its size is not the {receipt.bytes} bytes of its receipt; {REMEDY}")
-    table = counted_table(tar)
+    table, short_side_px = counted_table(tar)
     if len(table) != receipt.samples:
         raise ValueError(f"{tar}: has {len(table)} samples, but its receipt says {receipt.samples}; {REMEDY}")
     captions, questions = (int(number) for number in table[:, PLACES:].sum(axis=0))
@@ -90,7 +85,7 @@ def _index_shard(tar: Path, output: Path, tables: Path) -> Shard:
         )
     return Shard(
         path=relative.as_posix(),
-        index=_write_table(tables, tar, receipt, table) if receipt.samples else "",
+        index=write_table(tables / table_name(tar, receipt.tar_sha256), table)[0] if receipt.samples else "",
         source=source_of(tar),
         bytes=receipt.bytes,
         sha256=receipt.tar_sha256,
@@ -98,6 +93,7 @@ def _index_shard(tar: Path, output: Path, tables: Path) -> Shard:
         captions=receipt.captions,
         provenance=receipt.provenance(),
         questions=receipt.questions,
+        short_side_px=short_side_px,
     )
 
 
@@ -119,27 +115,24 @@ def _below(output: Path, tar: Path) -> Path:
     )
 
 
-def _write_table(tables: Path, tar: Path, receipt: Receipt, table: NDArray[np.int64]) -> str:
-    """Write the offset table; returns its path relative to the manifest's folder."""
-    content = io.BytesIO()
-    np.save(content, table, allow_pickle=False)
-    path = tables / f"{tar.stem}-{receipt.tar_sha256[:12]}.npy"
-    replace_file(path, content.getvalue())
-    return f"{tables.name}/{path.name}"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.index", description=__doc__)
     parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="folders of finished shards")
     parser.add_argument(
         "--output", metavar="MANIFEST", required=True, type=Path, help="a .json file in a folder above all shards"
     )
+    parser.add_argument("--card", metavar="README.md", type=Path, help="also write a card of the data set")
     add_workers(parser)
     options = parser.parse_args(arguments)
     print_settings(options)
 
     def work() -> int:
+        if options.card:
+            check_card(options.card)
         shards = index_shards(options.folders, options.output, options.workers)
+        if options.card:
+            write_card(options.card, options.output.stem, shards, read_manifest(options.output).empty_shards)
+            print(options.card)
         samples, captions = sum(each.samples for each in shards), sum(each.captions for each in shards)
         questions = sum(each.questions for each in shards)
         more = f", {questions} questions" if questions else ""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.command_line import Parser, finish, positive, print_settings
+from pipeline.progress_line import ProgressLine
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,20 +58,22 @@ def compare(
     decoding = Decoding(num_beams=5, max_new_tokens=10, min_new_tokens=1, length_penalty=-1.0)
     lengths = [len(ids) for ids in model.language.tokenizer(list(prompts)).input_ids]
     changed, num_padded, answers = [], 0, set[str]()
-    for start in range(0, len(prompts), BATCH):
-        places = range(start, min(start + BATCH, len(prompts)))
-        asked = None if questions is None else questions[start : start + BATCH]
-        texts = model.generate(
-            pixels_B3SS[start : start + BATCH], prompts[start : start + BATCH], decoding, questions=asked
-        )
-        longest = max(lengths[place] for place in places)
-        num_padded += sum(lengths[place] < longest for place in places)
-        for place, text in zip(places, texts, strict=True):
-            own = None if questions is None else [questions[place]]
-            [alone] = model.generate(pixels_B3SS[place : place + 1], [prompts[place]], decoding, questions=own)
-            answers.add(alone)
-            if alone != text:
-                changed.append(Changed(place, prompts[place], alone, text, lengths[place] < longest))
+    with ProgressLine("answering", len(prompts), "questions") as line:
+        for start in range(0, len(prompts), BATCH):
+            places = range(start, min(start + BATCH, len(prompts)))
+            asked = None if questions is None else questions[start : start + BATCH]
+            texts = model.generate(
+                pixels_B3SS[start : start + BATCH], prompts[start : start + BATCH], decoding, questions=asked
+            )
+            longest = max(lengths[place] for place in places)
+            num_padded += sum(lengths[place] < longest for place in places)
+            for place, text in zip(places, texts, strict=True):
+                own = None if questions is None else [questions[place]]
+                [alone] = model.generate(pixels_B3SS[place : place + 1], [prompts[place]], decoding, questions=own)
+                answers.add(alone)
+                line.advance()
+                if alone != text:
+                    changed.append(Changed(place, prompts[place], alone, text, lengths[place] < longest))
     return Comparison(changed, num_padded, len(answers), len(prompts))
 
 
@@ -105,6 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m eval.audit", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True, metavar="W", help="of stage 2, as eval.run takes them")
     parser.add_argument("--recipe", type=Path, help="needed for LAVIS' and transformers' weights")
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE",
+                        help="edits of --recipe; of a run: new places of its towers")  # fmt: skip
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="VQAv2's folder, as eval.run takes it")
     parser.add_argument("--split", default="val", help="of VQAv2 (default val)")
     parser.add_argument("--samples", type=positive, default=4 * BATCH, help=f"questions (default {4 * BATCH})")
@@ -128,7 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from transformers.utils import logging
 
             logging.disable_progress_bar()
-        source = find_weights(options.weights, load_recipe(options.recipe) if options.recipe else None)
+        source = find_weights(
+            options.weights, load_recipe(options.recipe, options.set) if options.recipe else None, options.set
+        )
         model, _ = load_any(source, process_group.device_name())
         if not isinstance(model, LanguageModel):
             raise ValueError(f"--weights {options.weights}: weights of stage 1 write no text; name weights of stage 2")

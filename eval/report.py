@@ -63,9 +63,10 @@ def classify(paths: Sequence[Path]) -> Contents:
 
 def _is_manifest(file: Path) -> bool:
     from pipeline.data.manifest import FORMAT
+    from pipeline.files import read_whole
 
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_whole(file).decode())
     except (ValueError, RecursionError):
         return False
     return isinstance(content, dict) and content.get("format") == FORMAT

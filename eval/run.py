@@ -12,15 +12,15 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.catalogue import TASKS, Kind
 from eval.tasks.run_options import (
     DECODING_FLAGS,
-    DEFAULT_SPLIT,
-    QUESTION_TASKS,
     check_lengths,
     check_usage,
     load_data,
     run_parser,
     settings_of,
+    split_of,
 )
 from pipeline.command_line import finish, print_settings
 
@@ -42,10 +42,12 @@ def predict(options: argparse.Namespace) -> Path:
     from pipeline.distributed import process_group
     from pipeline.weights.any_format import find_weights
 
-    data = load_data(options, options.split or DEFAULT_SPLIT[options.task])
+    data = load_data(options, split_of(options))
     answers = read_answers(options.answers) if options.answers else None
     folder = TaskFolder(options.output)
-    source = find_weights(options.weights, load_recipe(options.recipe, options.set) if options.recipe else None)
+    source = find_weights(
+        options.weights, load_recipe(options.recipe, options.set) if options.recipe else None, options.set
+    )
     settings = folder.adopt(settings_of(options, data, source, answers))
     official = folder.path / official_name(options.task)
     if answers and process_group.rank() == 0:
@@ -81,7 +83,7 @@ def predict_missing(
     model, notes = load_any(source, process_group.device_name())
     if (warning := warning_of(source, notes)) and process_group.rank() == 0:
         print(warning, file=sys.stderr)
-    needed = 1 if options.task == "retrieval" else 2
+    needed = 1 if TASKS[options.task].kind == Kind.RETRIEVAL else 2
     if model.stage != needed:
         raise ValueError(
             f"--weights {source.path}: weights of stage {model.stage}; --task {options.task} needs weights of stage "
@@ -95,7 +97,7 @@ def predict_missing(
         "towers": model.fingerprints(),
     }
     if isinstance(model, LanguageModel):
-        task = vqa if options.task in QUESTION_TASKS else captioning
+        task = vqa if TASKS[options.task].kind == Kind.QUESTIONS else captioning
         if options.prompt is None:
             settings["prompt"] = task.default_prompt(model.recipe, model.language_kind)
         if not answers:
@@ -144,7 +146,7 @@ def _generate(
     from pipeline.distributed import collectives, process_group
     from pipeline.models.language import Decoding
 
-    task = vqa if options.task in QUESTION_TASKS else captioning
+    task = vqa if TASKS[options.task].kind == Kind.QUESTIONS else captioning
     prompts = task.prompts(data, settings["prompt"], model.recipe)
     questions = task.questions(data, model.recipe, prompts)
     how: Decoding | Ranking
@@ -209,12 +211,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     check_usage(parser, options)
     from pipeline.distributed import process_group
+    from pipeline.distributed.launcher import end_with_launcher
 
     if process_group.rank() == 0:
         print_settings(options)
 
     def work() -> None:
-        official = predict(options)
+        end_with_launcher()
+        with process_group.naming_lost_ranks():
+            official = predict(options)
         if process_group.rank() == 0:
             print(official)
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.catalogue import TASKS, Kind
 from pipeline.command_line import Parser, check_outputs, finish, print_settings
 from pipeline.files import check_target, replace_file, sha256_of
 
@@ -20,43 +21,16 @@ if TYPE_CHECKING:
     from eval.scoring.tables import Scored
 
 INPUTS = ("predictions", "annotations", "questions", "against", "spice")  # the flags of files that are read
-PREDICTIONS_HELP = {
-    "vqa": "JSON list of {question_id, answer}",
-    "okvqa": "JSON list of {question_id, answer}",
-    "gqa": "JSON list of {question_id, answer}, or GQA's {questionId, prediction}",
-    "captions": "JSON list of {image_id, caption}",
-    "nocaps": "JSON list of {image_id, caption}",
-    "retrieval": ".npz with itc [images, texts], text_image [texts]; optional: itm (NaN where not scored), k_test",
-}
-
-
-def score(options: argparse.Namespace, predictions: Path) -> "Scored":
-    """One prediction file's scores. Raises ValueError in one line for files that do not fit."""
-    if options.task in ("vqa", "okvqa"):
-        from eval.scoring.vqa import score_vqa
-
-        return score_vqa(predictions, options.annotations, options.questions, options.task)
-    if options.task == "gqa":
-        from eval.scoring.gqa import score_gqa
-
-        return score_gqa(predictions, options.annotations)
-    if options.task == "retrieval":
-        from eval.scoring.retrieval import score_retrieval
-
-        return score_retrieval(predictions)
-    from eval.scoring.captions import OutsideSteps, score_captions
-
-    outside = OutsideSteps(options.meteor, options.spice)
-    return score_captions(options.task, predictions, options.annotations, options.split, outside)
+SCORERS = {task.scored_as: task for task in TASKS.values()}
 
 
 def compare(options: argparse.Namespace, scored: "Scored") -> dict[str, Any]:
     """The paired differences to --against, with that file's path and digest."""
-    if options.task == "retrieval":
+    if SCORERS[options.task].kind == Kind.RETRIEVAL:
         from eval.scoring.retrieval import check_same_gallery
 
         check_same_gallery(options.predictions, options.against)
-    other = score(options, options.against)
+    other = SCORERS[options.task].score(options, options.against)
     return {
         "predictions": str(options.against),
         "sha256": sha256_of(options.against),
@@ -79,16 +53,16 @@ def print_overall(metrics: dict[str, Any]) -> None:
 def _parser() -> Parser:
     parser = Parser(prog="python -m eval.score", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK", parser_class=Parser)
-    for task, format_help in PREDICTIONS_HELP.items():
-        of_task = tasks.add_parser(task, help=format_help)
+    for name, task in SCORERS.items():
+        of_task = tasks.add_parser(name, help=task.predictions)
         read = of_task.add_argument_group("files to read")
-        read.add_argument("--predictions", type=Path, required=True, metavar="P", help=format_help)
-        if task != "retrieval":
-            read.add_argument("--annotations", type=Path, required=True, metavar="A", help="the official answers file")
-        if task in ("vqa", "okvqa"):
+        read.add_argument("--predictions", type=Path, required=True, metavar="P", help=task.predictions)
+        if task.annotations:
+            read.add_argument("--annotations", type=Path, required=True, metavar="A", help=task.annotations)
+        if task.has_question_file:
             read.add_argument("--questions", type=Path, metavar="Q", help="official; checked to have the same ids")
         read.add_argument("--against", type=Path, metavar="OTHER", help="other predictions, for paired differences")
-        if task in ("captions", "nocaps"):
+        if task.kind == Kind.CAPTIONS:
             how = of_task.add_argument_group("what is scored")
             how.add_argument("--split", help="of a Karpathy dataset_*.json; other files need none")
             how.add_argument("--meteor", action="store_true", help="add METEOR, with pycocoevalcap's jar; needs java")
@@ -109,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_outputs([("--output", options.output), ("--per-sample", options.per_sample)], inputs)
         for target in filter(None, (options.output, options.per_sample)):
             check_target(target)
-        scored = score(options, options.predictions)
+        scored = SCORERS[options.task].score(options, options.predictions)
         metrics = scored.metrics() | {"predictions_sha256": sha256_of(options.predictions)}
         if options.against:
             metrics["against"] = compare(options, scored)

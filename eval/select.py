@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.command_line import Parser, finish, print_settings
+from pipeline.command_line import Parser, finish, print_settings, printable
 
 if TYPE_CHECKING:
     from eval.reporting.selection import Scored, Ties
@@ -24,6 +24,7 @@ CHOICES = {  # of --metric; eval/reporting/selection.py has what each is
     "cider+bleu4": "captions: the sum of CIDEr and BLEU-4, as LAVIS chooses",
     "mean_recall": "retrieval: the mean of R@1, 5 and 10 of both directions, after the rerank",
     "tr_mean": "retrieval: the mean of R@1, 5 and 10 of text retrieval, as LAVIS chooses",
+    "own_answers": "questions of your own: accuracy by own/normalised",
     "vqa": "questions: accuracy of VQAv2 by the official rule",
 }
 
@@ -59,7 +60,7 @@ def _whose_checkpoint_is_there(scored: "Sequence[Scored]", steps: Sequence[str])
     """The scores of checkpoints that are there. Prints every score, and names what is missing on either side."""
     for each in scored:
         gone = "" if each.step in steps else " (the checkpoint is gone)"
-        print(f"{each.step} {each.value:.4f} {each.name} {each.protocol}{gone}")
+        print(printable(f"{each.step} {each.value:.4f} {each.name} {each.protocol}{gone}"))
     names = {each.step for each in scored}
     for step in steps:
         if step not in names:
@@ -74,7 +75,7 @@ def keep(weights: Path, run: Path, selection: str) -> None:
     selection.json last; its digest says whether they belong together.
     """
     from eval.reporting.selection import SELECTED, SELECTION
-    from pipeline.files import PARTIAL_SUFFIX, replace_file, sync_file
+    from pipeline.files import PARTIAL_SUFFIX, naming_full_disk, replace_file, sync_file
 
     folder = run / SELECTED
     folder.mkdir(exist_ok=True)
@@ -87,8 +88,9 @@ def keep(weights: Path, run: Path, selection: str) -> None:
         except FileNotFoundError:
             raise
         except OSError:
-            shutil.copyfile(weights, temporary)
-            sync_file(temporary)
+            with naming_full_disk(folder / weights.name):
+                shutil.copyfile(weights, temporary)
+                sync_file(temporary)
         temporary.replace(folder / weights.name)
     except FileNotFoundError as error:
         raise ValueError(f"{weights}: was removed meanwhile; run the same command again") from error

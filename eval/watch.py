@@ -1,9 +1,9 @@
-"""`python -m eval.watch LIST.yaml [--once]`: submit the missing evaluations of every checkpoint, each of them once.
+"""`python -m eval.watch LIST.yaml [--once]`: submit or run the missing evaluations of every checkpoint, each once.
 
 LIST names run folders and what their checkpoints are evaluated on; eval/README.md describes its fields. One evaluation
-is a GPU job (eval.run) and a CPU job after it (eval.score, eval.curves, eval.report). Any number of watchers may run at
-the same time: one works, the others do nothing. A failed evaluation is named; it is submitted again when its folder is
-removed.
+is a GPU job (eval.run) and a CPU job after it (eval.score, eval.curves, eval.report), of SLURM or, with --run-here, of
+this machine. Any number of watchers may run at the same time: one works, the others do nothing. A failed evaluation is
+named; it is begun again when its folder is removed.
 """
 
 import argparse
@@ -12,11 +12,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.command_line import Parser, finish, one_line, print_settings
+from pipeline.command_line import Parser, finish, one_line, positive, print_settings
 from pipeline.files import lock_file
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ FAULTS = {
     "keep the checkpoints that every_steps evaluates (run.keep_every_steps)",
 }
 FAULTY = "not submitted"
+FAILED_NOW = "failed now"
 SCRIPTS = Path(__file__).resolve().parent.parent / "slurm"
 
 
@@ -57,14 +59,13 @@ def only_one(folder: Path) -> Iterator[int | None]:
         yield file.fileno()
 
 
-def look_once(path: Path, scripts: Path) -> int:
-    """Submit what is missing now; print a line for each submission and fault, then the count of each state.
+def look_once(path: Path, site: "Site") -> int:
+    """Submit or run what is missing now; print a line for each and for each fault, then the count of each state.
 
-    Returns how many evaluations could not be submitted. Raises ValueError when a run's folder is missing, after all
-    others were looked at, and UnansweredError at once when SLURM does not answer.
+    Returns how many could not be submitted, or failed here now. Raises ValueError when a run's folder is missing, after
+    all others were looked at, and UnansweredError at once when SLURM does not answer.
     """
     from eval.watching.notes import NOTE
-    from eval.watching.slurm_commands import queued_jobs
     from eval.watching.wanted import begun_without_checkpoint, evaluations, read_watch_list
 
     wanted, counts = read_watch_list(path), Counter[str]()
@@ -72,31 +73,64 @@ def look_once(path: Path, scripts: Path) -> int:
         if lock is None:
             print(f"{wanted.output}: another eval.watch is at work there; nothing done", flush=True)
             return 0
-        queued = queued_jobs()
+        queued = site.queued()
         seen = set()
         for evaluation in chain(evaluations(wanted), begun_without_checkpoint(wanted, NOTE)):
             if evaluation.folder not in seen:  # a checkpoint that is removed during this look would come twice
                 seen.add(evaluation.folder)
-                counts[look_at(evaluation, queued, scripts, lock)] += 1
+                counts[look_at(evaluation, queued, site, lock)] += 1
         print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "no complete checkpoint yet")
         sys.stdout.flush()
     gone = [str(run) for run in wanted.runs if not run.is_dir()]
     if gone:
         raise ValueError(f"{path}: runs: no folder {', '.join(gone)}; correct the path, or wait for its training")
-    return counts[FAULTY]
+    return counts[FAULTY] + counts[FAILED_NOW]
 
 
-def look_at(evaluation: "Evaluation", queued: set[str], scripts: Path, lock: int) -> str:
-    """Submit an evaluation if it is missing; returns its state. Its faults are printed; they stop no other."""
-    from eval.watching.jobs import submit
+@dataclass(frozen=True)
+class Site:
+    """Where evaluations are done: as jobs of SLURM, by these scripts, or here, on so many GPUs."""
+
+    scripts: Path
+    gpus_here: int | None = None
+
+    def queued(self) -> set[str]:
+        """The numbers of SLURM's jobs that wait or run; none where SLURM does not answer and is not needed."""
+        from eval.watching.slurm_commands import queued_jobs
+
+        try:
+            return queued_jobs()
+        except ValueError:
+            if not self.gpus_here:
+                raise
+            return set()
+
+    def begin(self, evaluation: "Evaluation", lock: int) -> tuple[str, str]:
+        """The state that a missing evaluation has now, and what to print about it."""
+        if self.gpus_here:
+            from eval.watching.here import evaluate
+
+            print(f"{evaluation.folder}: evaluating", flush=True)
+            state = evaluate(evaluation, self.gpus_here, lock)
+            return (FAILED_NOW if state in FAULTS else state), FAULTS.get(state, state)
+        from eval.watching.jobs import submit
+
+        jobs = submit(evaluation, self.scripts, lock)
+        return ("submitted", f"submitted {' '.join(jobs)}") if jobs else ("failed", "")
+
+
+def look_at(evaluation: "Evaluation", queued: set[str], site: Site, lock: int) -> str:
+    """Begin an evaluation if it is missing; returns its state. Its faults are printed; they stop no other."""
     from eval.watching.slurm_commands import UnansweredError
     from eval.watching.states import jobs_at_work, state_of
 
     try:
         state = state_of(evaluation, queued)
         if state == "missing":
-            jobs = submit(evaluation, scripts, lock)
-            state = "submitted" if jobs else "failed"
+            state, told = site.begin(evaluation, lock)
+            if told:
+                is_fault = state == FAILED_NOW
+                print(f"{evaluation.folder}: {told}", file=sys.stderr if is_fault else sys.stdout, flush=True)
     except UnansweredError:
         raise
     except (ValueError, OSError) as error:
@@ -104,8 +138,6 @@ def look_at(evaluation: "Evaluation", queued: set[str], scripts: Path, lock: int
             return "checkpoint removed meanwhile"
         print(f"error: {evaluation.folder}: {one_line(error)}", file=sys.stderr, flush=True)
         return FAULTY
-    if state == "submitted":
-        print(f"{evaluation.folder}: submitted {' '.join(jobs)}", flush=True)
     if state in FAULTS:
         at_work = jobs_at_work(evaluation, queued)
         cancel = f" (scancel {' '.join(at_work)} before)" if at_work else ""
@@ -119,18 +151,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--once", action="store_true", help="look once and exit, for cron or scrontab")
     parser.add_argument("--every-s", type=float, default=300.0, help="without --once: seconds between looks (300)")
     parser.add_argument("--scripts", type=Path, default=SCRIPTS, help="folder of eval.sbatch and score.sbatch")
+    parser.add_argument("--run-here", action="store_true", help="run them on this machine, one after another")
+    parser.add_argument("--gpus", type=positive, default=1, metavar="N", help="of --run-here: GPUs of eval.run (1)")
     options = parser.parse_args(arguments)
+    if options.gpus > 1 and not options.run_here:
+        parser.error(f"--gpus {options.gpus}: is for --run-here; jobs take GPUs by the list's sbatch options")
     print_settings(options)
+    site = Site(options.scripts, options.gpus if options.run_here else None)
 
     def work() -> int:
         from eval.watching.wanted import read_watch_list
 
         if options.once:
-            return min(look_once(options.list, options.scripts), 1)
+            return min(look_once(options.list, site), 1)
         read_watch_list(options.list)  # a wrong list ends the command; later faults are printed and tried again
         while True:
             try:
-                look_once(options.list, options.scripts)
+                look_once(options.list, site)
             except (ValueError, OSError) as error:
                 print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
             time.sleep(options.every_s)

@@ -14,7 +14,8 @@ def load(weights: "str | Path", recipe: "str | Path | Recipe | None" = None, edi
     """A trained model, ready for pictures: `.caption`, `.answer` of stage 2, `.embed`, `.match` of stage 1.
 
     `weights` is a run or checkpoint folder, LAVIS's `.pth`, or a folder or hub id of transformers. The last three name
-    no towers: `recipe`, a file, does; `edits` change its fields (`vision.precision=fp32`). A GPU is used where there
+    no towers: `recipe`, a file, does; `edits` change its fields (`vision.precision=fp32`). Of a run, whose recipe is
+    with its weights, they name new places (`vision.name=local-dir:FOLDER`). A GPU is used where there
     is one. Raises ValueError in one line for weights that cannot be used.
     """
     from pipeline.trained_model import load as load_model

@@ -14,11 +14,12 @@ ROOT = Path(__file__).parents[1]
 MAP = {
     "start": ["make setup", "make demo", "make ablations"],
     "prepare data": [
-        "data_prep.download", "data_prep.duplicates", "data_prep.capfilt", "data_prep.index", "data_prep.verify",
-        "data_prep.export_lavis", "slurm/download.sbatch", "slurm/capfilt.sbatch",
+        "data_prep.download", "data_prep.duplicates", "data_prep.capfilt", "data_prep.index", "data_prep.split",
+        "data_prep.verify", "data_prep.export_lavis", "slurm/download.sbatch", "slurm/capfilt.sbatch",
     ],
     "train": [
-        "pipeline.config", "pipeline.plan", "pipeline.train", "pipeline.convert", "slurm/train.sbatch", "slurm/chain",
+        "pipeline.config", "pipeline.plan", "pipeline.fetch", "pipeline.train", "pipeline.convert",
+        "slurm/train.sbatch", "slurm/chain",
     ],
     "evaluate": [
         "eval.run", "eval.score", "eval.audit", "eval.submit", "eval.watch", "eval.select",
@@ -26,10 +27,11 @@ MAP = {
     ],
     "look": [
         "data_prep.gallery", "pipeline.generate", "pipeline.match", "pipeline.embed", "eval.report", "eval.curves",
+        "pipeline.mirror",
     ],
     "change the project": [
-        "make format", "make check", "make quick", "make test", "make bench", "make gpu", "make gpu-wheels",
-        "make clean", "make help",
+        "make lock", "make format", "make check", "make quick", "make test", "make bench", "make gpu",
+        "make gpu-wheels", "make clean", "make help",
     ],
 }  # fmt: skip
 INTERNAL = {

@@ -1,26 +1,56 @@
 """How every command begins and ends: settings first, one line for a fault, exit code 0, 1, 2 or 75."""
 
 import argparse
+import codecs
 import errno
+import io
 import json
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 STOPPED = 75
 """Exit code of a command that a signal stopped (sysexits.h: EX_TEMPFAIL). Run the same command again: it continues."""
 
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+DEAF_S = 20.0
+"""Seconds that a signal may wait for the main thread: SLURM kills after 30. A collective, for one, hears none."""
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that answers wrong usage in one line, with exit code 2."""
 
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors=ANY_TEXT)
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def _any_text(error: UnicodeError) -> tuple[bytes, int]:
+    """Of a text that the terminal's encoding lacks: bytes of a path as they are, other characters as `\\u1234`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return b"".join(
+        bytes([ord(each) - 0xDC00]) if "\udc80" <= each <= "\udcff" else each.encode("ascii", "backslashreplace")
+        for each in lacking
+    ), error.end
+
+
+ANY_TEXT = "blip2-any-text"
+codecs.register_error(ANY_TEXT, _any_text)
 
 
 class StoppedBySignalError(BaseException):
@@ -91,12 +121,16 @@ def finish(work: Callable[[], int | None]) -> int:
     A ValueError or OSError becomes one line on stderr. Other exceptions are faults of this program and pass through.
     """
 
+    heard = threading.Event()
+
     def stop(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001  (the signature of a handler)
+        heard.set()
         raise StoppedBySignalError(signal.Signals(number).name)
 
-    previous = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    previous = {each: signal.signal(each, stop) for each in STOPS}
     try:
-        return work() or 0
+        with _ended_if_deaf(heard):
+            return work() or 0
     except StoppedBySignalError as stopped:
         print(f"stopped by {stopped}; run the same command again to continue", file=sys.stderr)
         return STOPPED
@@ -106,3 +140,34 @@ def finish(work: Callable[[], int | None]) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _ended_if_deaf(heard: threading.Event) -> Iterator[None]:
+    """End this process when a signal came and the main thread did not hear it for DEAF_S: it may be in a call of a
+    library that does not return. What it has written so far is as whole as after kill -9."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def watch() -> None:
+        while number := os.read(reader, 1)[0]:
+            if number in STOPS and not heard.wait(DEAF_S):
+                name = signal.Signals(number).name
+                os.write(2, f"stopped by {name}, which was not heard for {DEAF_S:g} s; run the same command again to "
+                            "continue\n".encode())  # fmt: skip
+                os._exit(STOPPED)
+
+    thread = threading.Thread(target=watch, name="signals", daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # written to at once, by the handler in C
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.write(writer, b"\0")
+        thread.join()
+        os.close(reader)
+        os.close(writer)
+
+
+os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a child's signals are not its parent's

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.command_line import Parser, finish, print_settings, printable
 from pipeline.config import Recipe, load_recipe
-from pipeline.files import replace_file
+from pipeline.files import naming_full_disk, replace_file
+from pipeline.model_card import NAME, Origin, model_card, read_scores
+from pipeline.progress_line import ProgressLine
 
 if TYPE_CHECKING:
     from pipeline.models.build import Bridge
@@ -38,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     read.add_argument(
         "--recipe", type=Path, metavar="R.yaml", help="names towers and sizes; needed unless SRC is native"
     )
-    read.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="change recipe fields")
+    read.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE",
+                      help="change fields of --recipe; of native SRC: new places of its towers")  # fmt: skip
     write = parser.add_argument_group("what to write")
     write.add_argument("destination", type=Path, metavar="DST", help="a new folder; for lavis a new file")
     write.add_argument("--to", dest="write_as", choices=FORMATS, required=True, help="the format of DST")
@@ -48,13 +51,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FOLDER",
         help="for a recipe that freezes its image encoder: write SRC's own",
     )
+    write.add_argument(
+        "--scores",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="metrics.json",
+        help="of eval.score, of these weights: for the card, README.md in DST",
+    )
     options = parser.parse_args(arguments)
     _check_options(parser, options)
     print_settings(options)
 
     def work() -> None:
         recipe = load_recipe(options.recipe, options.set) if options.recipe else None
-        convert(options.source, options.destination, options.read_as, options.write_as, recipe, options.image_encoder)
+        of, formats = options, (options.read_as, options.write_as)
+        with ProgressLine(f"converting {of.source}"):
+            convert(of.source, of.destination, *formats, recipe, of.image_encoder, of.set, of.scores)
         print(options.destination)
 
     return finish(work)
@@ -65,12 +78,12 @@ def _check_options(parser: Parser, options: Namespace) -> None:
     native, encoder = options.read_as == "native", options.image_encoder
     if native and options.recipe:
         parser.error(f"--recipe {options.recipe}: native weights hold their own recipe; remove --recipe")
-    if native and options.set:
-        parser.error(f"--set {options.set[0]}: native weights hold their own recipe; remove --set")
     if native and encoder:
         parser.error(f"--image-encoder {encoder}: is for SRC of LAVIS or transformers; remove this flag")
     if not native and not options.recipe:
         parser.error(f"--recipe: is missing, and {options.read_as} weights do not name their towers; give a recipe")
+    if options.scores and options.write_as == "lavis":
+        parser.error(f"--scores {options.scores[0]}: are for a card, and a single file of LAVIS has none; remove it")
     if not options.destination.name:
         parser.error(f"DST {options.destination}: is not a new file or folder; give its name")
     destination = options.destination.absolute()
@@ -88,12 +101,20 @@ def convert(
     write_as: str,
     recipe: Recipe | None,
     image_encoder: Path | None = None,
+    places: Sequence[str] = (),
+    scores: Sequence[Path] = (),
 ) -> None:
     """Read, check each name and shape against the model that the recipe describes, write. Raises ValueError.
 
+    A folder has a card, README.md, with `scores`.
+
     The result appears when it is whole.
     """
-    bridge, settings, step, notes = _read(source, read_as, recipe, image_encoder)
+    from pipeline.weights.any_format import find_weights
+    from pipeline.weights.native import read_metadata
+
+    scored = read_scores(scores, find_weights(source, recipe, places).sha256()) if scores else []
+    bridge, settings, step, notes = _read(source, read_as, recipe, image_encoder, places)
     destination.parent.mkdir(parents=True, exist_ok=True)
     partial = destination.with_name(f".{destination.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -104,23 +125,25 @@ def convert(
         _write_notes(conversion_note(destination), source, read_as, step, notes, settings)
     else:
         try:
-            if write_as == "native":
-                from pipeline.weights.native import save_weights
+            with naming_full_disk(destination):
+                if write_as == "native":
+                    from pipeline.weights.native import save_weights
 
-                origin = {"converted_from": f"{read_as}: {source}", "notes": "\n".join(notes)}
-                partial.mkdir()
-                save_weights(bridge, settings, step, partial, **origin)
-            else:
-                from pipeline.weights.export import export_huggingface
+                    origin = {"converted_from": f"{read_as}: {source}", "notes": "\n".join(notes)}
+                    partial.mkdir()
+                    save_weights(bridge, settings, step, partial, **origin)
+                else:
+                    from pipeline.weights.export import export_huggingface
 
-                notes += export_huggingface(bridge, settings, partial)
-                _write_notes(partial / "conversion.json", source, read_as, step, notes, settings)
-        except Exception as error:
+                    notes += export_huggingface(bridge, settings, partial)
+                    _write_notes(partial / "conversion.json", source, read_as, step, notes, settings)
+                native = read_as == "native"
+                came = read_metadata(source).get("converted_from", "") if native else f"{read_as}: {source}"
+                card = model_card(destination.name, write_as, settings, Origin(step, came, notes), scored)
+                replace_file(partial / NAME, card)
+            partial.rename(destination)
+        finally:
             shutil.rmtree(partial, ignore_errors=True)
-            if "os error 28" in str(error):  # safetensors' own name for a full disk
-                raise ValueError(f"{destination}: the disk is full; nothing was left; free space, run again") from error
-            raise
-        partial.rename(destination)
     for line in shown(notes):
         print(printable(line), file=sys.stderr)
 
@@ -147,7 +170,11 @@ def conversion_note(destination: Path) -> Path:
 
 
 def _read(
-    source: Path, read_as: Literal["native", "lavis", "huggingface"], recipe: Recipe | None, image_encoder: Path | None
+    source: Path,
+    read_as: Literal["native", "lavis", "huggingface"],
+    recipe: Recipe | None,
+    image_encoder: Path | None,
+    places: Sequence[str] = (),
 ) -> tuple["Bridge", Recipe, int, list[str]]:
     """The bridge with its weights, its recipe, its step (0: unknown), and notes on what had no place or was missing."""
     from pipeline.models.build import build_bridge
@@ -155,7 +182,7 @@ def _read(
     from pipeline.weights.foreign import read_foreign
 
     if read_as == "native":
-        settings, tensors = native.read_weights(source)
+        settings, tensors = native.read_weights(source, places)
         bridge = build_bridge(settings)
         native.load_into(bridge, tensors, source)
         step, noted = native.read_provenance(source)

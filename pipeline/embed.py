@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 texts = options.text[start : start + options.batch_size]
                 yield "text", texts, model.embed(text=texts)
             wanted = named_pictures(options.image)
-            for some, pixels in decoded(wanted, model.image_size_px, options, faults):
+            for some, pixels in decoded(wanted, len(wanted), model.image_size_px, options, faults):
                 yield "image", [each.image for each in some], model.embed(pixels, pooled=options.pooled)
 
         WRITERS[options.output.suffix](options.output, parts())

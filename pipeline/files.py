@@ -22,6 +22,7 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 PARTIAL_SUFFIX = ".partial"
 NO_FOLDER_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.ENOSYS)  # CIFS and some FUSE file systems
 LARGEST_JSON = 1 << 30  # bytes; the manifest of 13,000 shards has 10 MB. A sparse file may claim more than memory holds
+LARGEST_FOREIGN = 8 << 30  # of files of published sets; GQA's largest one has 1 GB
 Content = TypeVar("Content")
 
 
@@ -34,6 +35,18 @@ def sha256_of(path: Path) -> str:
 def sha256_of_json(content: Any) -> str:
     """The sha256 of settings as JSON with sorted keys: equal settings have equal digests."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_whole(path: Path, most_bytes: int = LARGEST_JSON) -> bytes:
+    """The bytes of a file that is read at once. Raises ValueError when it is larger, or no regular file.
+
+    A pipe would be waited for, and a device has no end.
+    """
+    if not path.is_file():
+        raise ValueError("is not a regular file" if os.path.lexists(path) else "no such file")
+    if (size := path.stat().st_size) > most_bytes:
+        raise ValueError(f"has {size} bytes, more than any such file")
+    return path.read_bytes()
 
 
 def check_target(path: Path) -> None:
@@ -62,20 +75,27 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     check_target(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
     try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ValueError(
-                f"{path}: the disk is full; nothing half written was left; free space, run again"
-            ) from error
-        raise
+        with naming_full_disk(path):
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Raises ValueError with the path of what is written when the disk is full: the error of a write names no file."""
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full and "os error 28" not in str(error):  # safetensors' own name for it
+            raise
+        raise ValueError(f"{path}: the disk is full; free space, run again") from error
 
 
 def lock_file(file: IO[Any] | int, path: Path, wait: bool = False) -> None:
@@ -151,11 +171,7 @@ def read_validated(path: Path, kind: type[Content], what: str) -> Content:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        if not path.is_file():
-            raise ValueError("is not a regular file" if path.exists() else "no such file")
-        if path.stat().st_size > LARGEST_JSON:
-            raise ValueError(f"has {path.stat().st_size} bytes, more than any such file")
-        text = path.read_bytes()
+        text = read_whole(path)
         parse_json(text)  # it refuses more than pydantic does: a name twice, numbers that are not finite
         return TypeAdapter(kind).validate_json(text)
     except ValidationError as error:

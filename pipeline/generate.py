@@ -18,6 +18,7 @@ from pipeline.inputs import (
     Wanted,
     add_pictures,
     add_weights,
+    count_lines,
     decoded,
     listed_pictures,
     load_weights,
@@ -40,6 +41,8 @@ def flags() -> Parser:
     add_pictures(parser, what)
     what.add_argument("--jsonl", type=Path, metavar="FILE",
                       help='lines {"image": PATH}, also with "prompt" or "question"')  # fmt: skip
+    what.add_argument("--together", action="store_true",
+                      help="all of --image are of one text; --prompt has a mark <image> for each")  # fmt: skip
     what.add_argument("--output", type=Path, metavar="FILE", help="write the lines to this file; default: print them")
     what.add_argument("--chat", action="store_true", help="answer questions on stdin about one picture, line by line")
     text = parser.add_argument_group("the text")
@@ -72,16 +75,17 @@ def texts_of(
         return asks, each.prompt is not None or options.prompt is not None
 
     for (asks, has_prompt), pairs in groupby(zip(wanted, pixels, strict=True), kind):
-        some, shown = zip(*pairs, strict=True)
+        some, pictures = zip(*pairs, strict=True)
         prompts = [options.prompt if each.prompt is None else each.prompt for each in some] if has_prompt else None
         if asks:
             questions = [options.question if each.question is None else each.question for each in some]
-            texts = model.answer(shown, questions, prompts, **how)
+            texts = model.answer(pictures, questions, prompts, **how)
         else:
-            questions, texts = [None] * len(some), model.caption(shown, prompts, **how)
+            questions, texts = [None] * len(some), model.caption(pictures, prompts, **how)
         for each, question, text in zip(some, questions, texts, strict=True):
             asked = {} if question is None else {"question": question}
-            yield {"image": each.image, **asked, **each.fields, "text": text}
+            shown = {"images": [each.image, *each.others]} if each.others else {"image": each.image}
+            yield {**shown, **asked, **each.fields, "text": text}
 
 
 def chat(model: "Model", pixels_3SS: "Tensor", prompt: str | None, how: dict[str, Any]) -> None:
@@ -104,11 +108,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("argument --image: is missing; give pictures, or --jsonl")
     if options.chat and (len(options.image) != 1 or options.jsonl or options.question or options.output):
         parser.error("argument --chat: takes one --image, and neither --jsonl, --question nor --output")
+    if options.together and (options.jsonl or options.chat or not options.prompt):
+        parser.error("argument --together: takes --image and a --prompt with a mark <image> for each, alone")
     if options.top_p is not None and options.num_beams is not None:
         parser.error("argument --num-beams: has no effect with --top-p, which draws; leave it out")
     how = {name: getattr(options, name) for name in DECODING if getattr(options, name) is not None}
 
     def work() -> int:
+        from pipeline.models.marked_text import pieces_of
         from pipeline.models.sampling import check_sampling
         from pipeline.trained_model import load_pixels
 
@@ -117,13 +124,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_target(options.output)
         if options.jsonl:
             options.jsonl.open().close()  # before the model is loaded
-        wanted = chain(named_pictures(options.image), listed_pictures(options.jsonl) if options.jsonl else ())
+        named = named_pictures(options.image)
+        if options.together:
+            pieces_of(options.prompt, len(named))
+            named = [Wanted(named[0].image, tuple(each.image for each in named[1:]))]
+        wanted = chain(named, listed_pictures(options.jsonl) if options.jsonl else ())
         model, faults = load_weights(options, 2), Faults()
         if options.chat:
             pixels_3SS = load_pixels(options.image[0], model.image_size_px, options.allow_loopback)
             chat(model, pixels_3SS, options.prompt, how)
             return 0
-        batches = decoded(wanted, model.image_size_px, options, faults)
+        total = len(named) + (count_lines(options.jsonl) if options.jsonl else 0)
+        batches = decoded(wanted, total, model.image_size_px, options, faults)
         lines = (line for some, pixels in batches for line in texts_of(model, some, pixels, options, how))
         write_lines(lines, options.output)
         return faults.exit_code()

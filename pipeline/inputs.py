@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.command_line import Parser, positive, printable
 from pipeline.files import parse_json, replacing
+from pipeline.progress_line import ProgressLine
 from pipeline.web.picture import is_url
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Wanted:
     """One picture, and what to do with it. `fields` are shown beside the result."""
 
     image: str
+    others: tuple[str, ...] = ()  # pictures after it, of one prompt with a mark <image> for each
     fields: dict[str, Any] = field(default_factory=dict)
     prompt: str | None = None
     question: str | None = None
@@ -62,7 +64,13 @@ def add_weights(parser: Parser, stage: int | str) -> None:
     model.add_argument("--weights", type=Path, required=True, metavar="W",
                        help=f"of stage {stage}: run, checkpoint, LAVIS' .pth, transformers' folder or id")  # fmt: skip
     model.add_argument("--recipe", type=Path, help="names towers and sizes; for LAVIS' and transformers' weights")
-    model.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="edits of the recipe")
+    model.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="edits of --recipe; of a run: new places of its towers",
+    )
 
 
 def add_pictures(parser: Parser, group: Any) -> None:
@@ -76,8 +84,6 @@ def load_weights(options: argparse.Namespace, stage: int | None) -> "Model":
     """The model that the flags name. Raises ValueError in one line, also for another stage than a given one."""
     from pipeline.trained_model import load
 
-    if options.set and not options.recipe:
-        raise ValueError(f"--set {options.set[0]}: needs --recipe, the file that it edits")
     if not sys.stderr.isatty():
         from transformers.utils import logging
 
@@ -90,8 +96,12 @@ def load_weights(options: argparse.Namespace, stage: int | None) -> "Model":
     return model
 
 
-def named_pictures(names: Iterable[str]) -> Iterator[Wanted]:
+def named_pictures(names: Iterable[str]) -> list[Wanted]:
     """The files and URLs, and all pictures below the folders, sorted."""
+    return list(_named(names))
+
+
+def _named(names: Iterable[str]) -> Iterator[Wanted]:
     for name in names:
         path = Path(name)
         if not is_url(name) and path.is_dir():
@@ -106,7 +116,8 @@ def named_pictures(names: Iterable[str]) -> Iterator[Wanted]:
 def listed_pictures(path: Path) -> Iterator[Wanted]:
     """The lines of a file: {"image": FILE}, and "prompt" or "question" where it has one. Other fields are shown again.
 
-    FILE may be a URL. A relative FILE begins at the folder of `path`. A prompt beside a question has {} in its place.
+    {"images": [FILE, ...]} are the pictures of one prompt. FILE may be a URL. A relative FILE begins at the folder of
+    `path`. A prompt beside a question has {} in its place.
     """
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -118,38 +129,55 @@ def listed_pictures(path: Path) -> Iterator[Wanted]:
                 yield Wanted(place, fault=ValueError(f"{place}: {error}"))
 
 
+def count_lines(path: Path) -> int:
+    """How many pictures `listed_pictures` finds, at most."""
+    with path.open("rb") as lines:
+        return sum(1 for line in lines if line.strip())
+
+
 def _of_line(line: bytes, folder: Path) -> Wanted:
     """Raises ValueError for what is no such line."""
+    from pipeline.models.marked_text import MARK, pieces_of
+
     found = parse_json(line)
-    if not isinstance(found, dict) or "image" not in found:
-        raise ValueError('has no image; write {"image": FILE}')
-    for name in ("image", "prompt", "question"):
+    if not isinstance(found, dict) or ("image" in found) == ("images" in found):
+        raise ValueError('has no image; write {"image": FILE}, or {"images": [FILE, ...]} for several of one prompt')
+    names = found.get("images", [found.get("image")])
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"image {names!r:.80} is not the name of a file, or a list of such; write names")
+    for name in ("prompt", "question"):
         if not isinstance(found.get(name, ""), str):
             raise ValueError(f"{name} {found[name]!r:.80} is not a text; write a text, or leave it out")
     prompt, question = found.get("prompt"), found.get("question")
     if prompt is not None and question is not None and prompt.count("{}") != 1:
         raise ValueError(f"prompt {prompt!r:.80} needs one {{}} where the question goes")
-    image = found["image"] if is_url(found["image"]) else str(folder / found["image"])
-    return Wanted(image, found, prompt, question)
+    if MARK in (question or ""):
+        raise ValueError(f"question {question!r:.80} has a mark {MARK}; marks of pictures stand in the prompt")
+    if len(names) > 1 or prompt is not None:
+        pieces_of(prompt or "", len(names))
+    first, *others = (name if is_url(name) else str(folder / name) for name in names)
+    return Wanted(first, tuple(others), found, prompt, question)
 
 
 def decoded(
-    wanted: Iterable[Wanted], size_px: int, options: argparse.Namespace, faults: Faults
-) -> Iterator[tuple[list[Wanted], list["Tensor"]]]:
-    """Batches of what can be used, with uint8 pixels [3, S, S], in order. Some are decoded ahead, and no more.
+    wanted: Iterable[Wanted], total: int, size_px: int, options: argparse.Namespace, faults: Faults
+) -> Iterator[tuple[list[Wanted], list[Any]]]:
+    """Batches of what can be used, with uint8 pixels [3, S, S], a list where there are `others`, in order.
 
-    `options` are those of `add_pictures`.
+    Says how far it is, of `total`, unless lines without an output file go to a terminal.
+    Some are decoded ahead, and no more. `options` are those of `add_pictures`.
     """
-
     from pipeline.trained_model import load_pixels
 
-    def load(each: Wanted) -> "Tensor":
+    def load(each: Wanted) -> "Tensor | list[Tensor]":
         if each.fault:
             raise each.fault
-        return load_pixels(each.image, size_px, options.allow_loopback)
+        pixels = [load_pixels(name, size_px, options.allow_loopback) for name in (each.image, *each.others)]
+        return pixels if each.others else pixels[0]
 
     rest, waiting = iter(wanted), deque[list[tuple[Wanted, Future[Any]]]]()
-    with ThreadPoolExecutor(LOADING_THREADS) as pool:
+    shown = options.output is not None or not sys.stdout.isatty()
+    with ThreadPoolExecutor(LOADING_THREADS) as pool, ProgressLine("reading", total, "pictures", shown=shown) as line:
         while True:
             batch = [(each, pool.submit(load, each)) for each in islice(rest, options.batch_size)]
             waiting.append(batch)
@@ -160,9 +188,10 @@ def decoded(
             usable = [(each, pixels) for each, future in first if (pixels := _result(future, faults)) is not None]
             if usable:
                 yield [each for each, _ in usable], [pixels for _, pixels in usable]
+            line.advance(len(first))
 
 
-def _result(future: "Future[Tensor]", faults: Faults) -> "Tensor | None":
+def _result(future: "Future[Any]", faults: Faults) -> Any:
     faults.seen += 1
     try:
         return future.result()

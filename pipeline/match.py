@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 def pairs(model: "Model", options: argparse.Namespace, faults: Faults) -> Iterator[dict[str, Any]]:
     """A line for each picture with each text."""
     texts = options.text
-    for some, pixels in decoded(named_pictures(options.image), model.image_size_px, options, faults):
+    wanted = named_pictures(options.image)
+    for some, pixels in decoded(wanted, len(wanted), model.image_size_px, options, faults):
         scores = model.match(pixels, texts)
         for each, itc_T, itm_T in zip(some, scores.itc.tolist(), scores.itm.tolist(), strict=True):
             for text, itc, itm in zip(texts, itc_T, itm_T, strict=True):
@@ -34,7 +35,8 @@ def search(model: "Model", options: argparse.Namespace, faults: Faults) -> Itera
     text, folder = options.search
     text_E = model.embed(text=text)
     itc: dict[str, float] = {}
-    for some, pixels in decoded(named_pictures([folder]), model.image_size_px, options, faults):
+    wanted = named_pictures([folder])
+    for some, pixels in decoded(wanted, len(wanted), model.image_size_px, options, faults):
         cosines = (model.embed(pixels) @ text_E).max(axis=1).tolist()
         itc.update(zip((each.image for each in some), cosines, strict=True))
     candidates = sorted(itc, key=lambda image: -itc[image])[: options.best]

@@ -235,6 +235,12 @@ def _plan(options: argparse.Namespace) -> None:
     if options.json:
         check_target(options.json)
     print(dump_recipe(recipe))
+    if recipe.data.manifest and recipe.data.manifest.exists():
+        from pipeline.data.loader import enlarged
+        from pipeline.data.manifest import load_manifest
+
+        if warning := enlarged(load_manifest(recipe.data.manifest), recipe.vision.image_size_px):
+            print(f"warning: {warning}", file=sys.stderr)
     print(f"{options.gpus} {gpu.name}, {options.gpus_per_node} a node", flush=True)
     plan = Planner(recipe, ds_config, gpu, assumed, _say).plan()
     print(f"\n{text_of(plan, recipe, gpu, assumed)}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.command_line import Parser, one_line, start_log
-from pipeline.config import Recipe, dump_recipe, for_ranks, load_recipe
+from pipeline.config import Recipe, dump_recipe, for_ranks, load_recipe, with_absolute_places
 from pipeline.distributed import process_group
 from pipeline.training.preemption import EXIT_STOPPED, StopRequest
 
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("pipeline.train")
 
 
-def build_parts(recipe: Recipe, device: str) -> tuple["Stage1Task | Stage2Task", "Collate"]:
+def build_parts(recipe: Recipe, device: str, fresh: bool = True) -> tuple["Stage1Task | Stage2Task", "Collate"]:
     """The stage's task with its frozen towers on the device, and the collation that feeds it.
 
     A sharded language model is in host memory on rank 0, and has shapes alone on the others: the engine spreads it.
+    A bridge that is not `fresh` gets its weights elsewhere, and not from `init_weights`.
     """
     from pipeline.data import batch, prompted
     from pipeline.models import build
@@ -45,7 +46,8 @@ def build_parts(recipe: Recipe, device: str) -> tuple["Stage1Task | Stage2Task",
     if recipe.language is None:
         tokenizer = build.build_tokenizer(recipe.qformer)
         bridge1 = build.build_stage1(recipe, vision.width, trained)
-        native.initialise(bridge1, recipe)
+        if fresh:
+            native.initialise(bridge1, recipe)
         task1 = Stage1Task(bridge1, frozen, recipe.objectives, tokenizer.bos_token_id, recipe.qformer.precision)
         build.log_frozen_and_trainable(held, bridge1)
         return task1.to(device), batch.collate_for_qformer(tokenizer, length)
@@ -54,7 +56,8 @@ def build_parts(recipe: Recipe, device: str) -> tuple["Stage1Task | Stage2Task",
     if first or not sharded:
         try_language(language, recipe.language)
     bridge2 = build.build_stage2(recipe, vision.width, language, trained)
-    native.initialise(bridge2, recipe)
+    if fresh:
+        native.initialise(bridge2, recipe)
     build.log_frozen_and_trainable(held | {"language": language.model}, bridge2)
     asks = recipe.data.sample == "question"
     task2 = Stage2Task(bridge2.to(device), frozen, language, recipe.qformer.precision, sharded, asks)
@@ -84,6 +87,8 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
     from pipeline.models.precision import add_in_fp32, choose_attention_kernel
     from pipeline.training import checkpoint, engine_state, loop, run_folder
     from pipeline.training.engine import build_engine
+    from pipeline.training.identity import identities
+    from pipeline.training.profiling import Profile
     from pipeline.training.progress import Progress
     from pipeline.training.saving import Saver
     from pipeline.training.task import vision_of
@@ -97,16 +102,17 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
     device = process_group.device_name()
     choose_attention_kernel(device)
     add_in_fp32()
-    with collectives.together():
-        task, collate = build_parts(recipe, device)
-        validation = Validation(recipe, collate) if recipe.validation else None
-    towers = from_first_rank(task.towers.fingerprints() if rank == 0 else {})
-    state, moments = run_folder.initial_state(recipe, data.digest(), towers), None
     found = run_folder.newest_checkpoint(recipe)
+    with collectives.together():
+        task, collate = build_parts(recipe, device, fresh=found is None)
+        validation = Validation(recipe, collate) if recipe.validation else None
+    towers = from_first_rank(identities(task, recipe) if rank == 0 else {})
+    state, moments = run_folder.initial_state(recipe, data.digest(), towers), None
     if found:
         state = checkpoint.read_state(found, state, recipe.run.resume_despite)
         moments = checkpoint.read_optimizer(found, state)
         native.load_into(task.bridge, native.read_weights(found)[1], found)
+    run_folder.describe(recipe, ds_config)
     log.info("%s %s", *("resuming from", found) if found else ("starting from", recipe.init_weights or "scratch"))
     if not found and recipe.stage == 2 and not recipe.init_weights:
         log.warning("init_weights is empty: this stage 2 does not begin with a stage-1 run, which its answers need")
@@ -125,8 +131,9 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
         Watchdog(recipe.run.output, recipe.run.hang_deadline_s) as watchdog,
         named_worker_faults(recipe.data.num_workers),
         Saver(engine, recipe) as saver,
+        Profile(recipe.run.output, recipe.run.profile_steps, device) as profile,
     ):
-        parts = loop.RunParts(recipe, engine, loader, validation, telemetry, saver, watchdog, stop)
+        parts = loop.RunParts(recipe, engine, loader, validation, telemetry, saver, watchdog, profile, stop)
         return loop.fit(parts, Progress(recipe, state, task.loss_scale))
 
 
@@ -151,17 +158,19 @@ def _is_printed_here(error: Exception, rank: int) -> bool:
     from pipeline.data.stream import UnreadableShardError
     from pipeline.distributed.collectives import OtherRankFaultError, RankFaultError
     from pipeline.distributed.device import DeviceError
+    from pipeline.distributed.process_group import LostRankError
 
-    own = isinstance(error, UnreadableShardError | WorkerError | RankFaultError | DeviceError)
+    own = isinstance(error, UnreadableShardError | WorkerError | RankFaultError | DeviceError | LostRankError)
     return own or (rank == 0 and not isinstance(error, OtherRankFaultError))
 
 
 def _run(arguments: argparse.Namespace, stop: StopRequest) -> int:
     """The exit code of a run that no fault ended."""
     rank, world_size = process_group.rank(), process_group.world_size()
-    recipe = for_ranks(load_recipe(arguments.recipe, arguments.set), world_size)
+    recipe = for_ranks(with_absolute_places(load_recipe(arguments.recipe, arguments.set)), world_size)
     from torch import OutOfMemoryError
 
+    from pipeline.data.held_out import check_held_out
     from pipeline.data.loader import in_steps, open_source
     from pipeline.distributed import collectives
     from pipeline.training import run_folder
@@ -172,6 +181,7 @@ def _run(arguments: argparse.Namespace, stop: StopRequest) -> int:
     process_group.initialise(even_alone=True, timeout_s=deadline_s, stopped=lambda: stop.requested)
     with collectives.together():
         data = open_source(recipe, world_size)
+        check_held_out(recipe, data)
         recipe = in_steps(recipe, data)
         ds_config = resolve_ds_config(recipe, world_size)
         complete = run_folder.is_complete(recipe, data.digest())
@@ -182,7 +192,7 @@ def _run(arguments: argparse.Namespace, stop: StopRequest) -> int:
             print(f"already complete: {recipe.run.output}")
         return 0
     try:
-        with run_folder.opened(recipe, ds_config):
+        with run_folder.opened(recipe):
             finished = train(recipe, data, ds_config, stop)
     except OutOfMemoryError as error:
         raise collectives.RankFaultError(
@@ -200,7 +210,8 @@ def main() -> int:
     level = logging.INFO if rank == 0 else logging.WARNING
     start_log(level)
     try:
-        code = _run(arguments, stop)
+        with process_group.naming_lost_ranks():
+            code = _run(arguments, stop)
     except process_group.StoppedWhileJoiningError:
         print("stopped by a signal before all ranks were there; run the same command again", file=sys.stderr)
         code = EXIT_STOPPED

@@ -21,11 +21,13 @@ from pipeline.config import Recipe
 from pipeline.data.transforms import load_evaluation_pixels
 from pipeline.models.inference import LanguageModel, RetrievalModel
 from pipeline.models.language import Decoding
+from pipeline.models.marked_text import MARK
 from pipeline.models.sampling import Nucleus, check_sampling
 from pipeline.web.picture import fetch_picture, is_url
 
 Picture = Image.Image | Path | str | bytes | Tensor
-Pictures = Picture | Sequence[Picture]
+Pictures = Picture | Sequence[Picture | Sequence[Picture]]
+"""One picture, or a list; a list within it holds the pictures of one prompt, which has a mark `<image>` for each."""
 Texts = str | Sequence[str]
 Turn = tuple[str, str]
 """A question and its answer."""
@@ -85,6 +87,8 @@ class Model:
         filled: list[str] = []
         read = []
         for begin, asked in zip(_each(template, count, "prompt"), _each(question, count, "question"), strict=True):
+            if MARK in asked:
+                raise ValueError(f"question {asked!r:.80} has a mark {MARK}; marks of pictures stand in the prompt")
             cleaned = prompts.as_trained(asked, self.recipe)
             filled.append(prompts.conversation(earlier, begin, prompts.fill(begin, cleaned)))
             read.append(prompts.read_by_qformer(cleaned, filled[-1], self.recipe))
@@ -94,7 +98,7 @@ class Model:
 
     def write(
         self,
-        pictures: Sequence[Picture],
+        pictures: Sequence[Picture | Sequence[Picture]],
         texts: Sequence[str],
         read: Sequence[str] | None = None,
         *,
@@ -103,8 +107,9 @@ class Model:
         seed: int | None = None,
         **decoding: Any,
     ) -> list[str]:
-        """Continue each text after its picture. `read` is what a Q-Former reads that was trained on questions.
+        """Continue each text after its picture, or after its pictures, each in the place of its mark `<image>`.
 
+        `read` is what a Q-Former reads that was trained on questions.
         `decoding` are the fields of `Decoding`. With `top_p`, tokens are drawn in place of a beam search: what is drawn
         depends on `seed`, picture and text alone, not on what is asked beside them.
         """
@@ -116,17 +121,21 @@ class Model:
         written: list[str] = []
         for start in range(0, len(texts), PICTURES_AT_ONCE):
             part = slice(start, start + PICTURES_AT_ONCE)
-            shown = {id(picture): picture for picture in pictures[part]}  # each is encoded once
+            groups = [_listed(each, "pictures of a prompt") for each in pictures[part]]
+            shown = {id(picture): picture for group in groups for picture in group}  # each is encoded once
             pixels_N3SS = self._pixels(list(shown.values()))
-            picture_of = [list(shown).index(id(picture)) for picture in pictures[part]]
+            numbers = {key: number for number, key in enumerate(shown)}
+            several = [[numbers[id(picture)] for picture in group] for group in groups]
+            marked = any(_is_list(each) for each in pictures[part]) or any(MARK in text for text in texts[part])
             if top_p is not None:
-                seeds = [
-                    _seed(seed or 0, pixels_N3SS[n], text) for n, text in zip(picture_of, texts[part], strict=True)
-                ]
+                seeds = [_seed(seed or 0, pixels_N3SS[n], text) for n, text in zip(several, texts[part], strict=True)]
                 choice = Nucleus(top_p, 1.0 if temperature is None else temperature, seeds)
                 how = replace(how, choice=choice, num_beams=1)
             asked = None if read is None else read[part]
-            written += model.generate(pixels_N3SS, texts[part], how, picture_of, asked)
+            if marked:
+                written += model.generate(pixels_N3SS, texts[part], how, pictures_of=several)
+            else:
+                written += model.generate(pixels_N3SS, texts[part], how, [n for [n] in several], asked)
         return written
 
     def embed(
@@ -223,7 +232,7 @@ def load(weights: str | Path, recipe: str | Path | Recipe | None = None, edits: 
     from pipeline.weights.any_format import find_weights, load_any, warning_of
 
     settings = load_recipe(Path(recipe), edits) if isinstance(recipe, str | Path) else recipe
-    source = find_weights(Path(weights), settings)
+    source = find_weights(Path(weights), settings, edits)
     with torch.inference_mode(False), torch.enable_grad():  # the trial of a language model computes a gradient
         model, notes = load_any(source, process_group.device_name())
     if warning := warning_of(source, notes):

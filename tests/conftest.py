@@ -40,6 +40,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    from tests.support.small_disk import mounted
+
+    with mounted(tmp_path / "small", "64k") as folder:
+        yield folder
+
+
 @pytest.fixture(autouse=True)
 def torch_stays_as_it_was() -> Iterator[None]:
     """A training run inside a test chooses the attention kernel of its whole process; the next test has the default."""

@@ -2,15 +2,15 @@
 sums."""
 
 import hashlib
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from data_prep.auditing.sidecar_checks import Fault, Record, sidecar_faults
 from data_prep.shards import tar_files
@@ -21,6 +21,7 @@ from data_prep.shards.sample_json import questions_of
 from pipeline.data.captions import has_words, is_text
 from pipeline.data.manifest import Manifest, ManifestFile, Shard, dropped_by_source
 from pipeline.files import sha256_of
+from pipeline.progress_line import ProgressLine
 
 
 def find_faults(manifest: Manifest, *, decode: bool, workers: int = 1, empty: Sequence[Shard] = ()) -> Iterator[Fault]:
@@ -32,7 +33,7 @@ def find_faults(manifest: Manifest, *, decode: bool, workers: int = 1, empty: Se
     alone = [Manifest(manifest.root, (shard,)) for shard in (*manifest.shards, *empty)]
     checked = map_in_order(partial(_check_shard, decode=decode), alone, workers)
     keys: list[NDArray[np.uint64]] = []
-    for faults, hashes in tqdm(checked, "verifying", len(alone), unit="shard", disable=not sys.stderr.isatty()):
+    for faults, hashes in ProgressLine("verifying", len(alone), "shards").follow(checked):
         yield from faults
         keys.append(hashes)
     for number, repeated in shards_with_known_keys(keys).items():
@@ -101,18 +102,51 @@ def _shard_faults(manifest: Manifest, shard: Shard, records: list[Record], *, de
     sha256 = sha256_of(tar)
     if sha256 != shard.sha256:
         yield Fault("sha256", tar, f"is {sha256}, but the manifest says {shard.sha256}")
+    everything: list[Record] = []  # of the whole tar, also if the manifest lists a part of it
     try:
         table = offset_table(tar)
     except ValueError as error:
         yield Fault("unreadable tar", tar, str(error))
     else:
-        if len(table) != shard.samples:
-            yield Fault("sample count", tar, f"has {len(table)} samples, but the manifest says {shard.samples}")
-        yield from _sample_faults(tar, shard, table, records, decode=decode)
-        if shard.index:
-            yield from _offset_faults(manifest, shard, table, records)
-    yield from _source_faults(tar, shard, records)
-    yield from sidecar_faults(tar, shard, records)
+        if len(table) != (samples := shard.of_samples or shard.samples):
+            yield Fault("sample count", tar, f"has {len(table)} samples, but the manifest says {samples}")
+        yield from _sample_faults(tar, table, everything, decode=decode)
+        if shard.of_samples:
+            yield from _part_faults(manifest, shard, table, everything, records)
+        else:
+            records += everything
+            yield from _count_faults(tar, shard, records)
+            if shard.index:
+                yield from _offset_faults(manifest, shard, table, records)
+    yield from _source_faults(tar, shard, everything)
+    yield from sidecar_faults(tar, _whole(shard, everything), everything)
+
+
+def _whole(shard: Shard, records: Sequence[Record]) -> Shard:
+    """The entry of the whole tar, which the files beside it are about."""
+    if not shard.of_samples:
+        return shard
+    captions, questions = (sum(len(each[name]) for each in records) for name in ("captions", "questions"))
+    return replace(shard, samples=shard.of_samples, captions=captions, questions=questions)
+
+
+def _part_faults(
+    manifest: Manifest, shard: Shard, table: NDArray[np.int64], everything: Sequence[Record], records: list[Record]
+) -> Iterator[Fault]:
+    """The faults of a part; its records are put into `records`, if all of the tar could be read."""
+    path = manifest.root / shard.index
+    places = {tuple(row): place for place, row in enumerate(table.tolist())}
+    try:
+        rows = [places.get(tuple(row), -1) for row in checked_offsets(manifest, shard).tolist()]
+    except ValueError as error:
+        yield Fault("offsets", path, str(error))
+        return
+    if -1 in rows or any(one >= other for one, other in pairwise(rows)) or sha256_of(path) != shard.rows_sha256:
+        yield Fault("offsets", path, "differs from the tar or from the manifest; run data_prep.split again")
+    elif len(everything) == len(table):
+        records += [everything[row] for row in rows]
+        yield from _count_faults(manifest.shard_path(shard), shard, records)
+        yield from _offset_faults(manifest, shard, table[rows], records)
 
 
 def _offset_faults(
@@ -132,9 +166,7 @@ def _offset_faults(
             yield Fault("offsets", path, "its counts of captions and questions differ; run data_prep.index again")
 
 
-def _sample_faults(
-    tar: Path, shard: Shard, table: NDArray[np.int64], records: list[Record], *, decode: bool
-) -> Iterator[Fault]:
+def _sample_faults(tar: Path, table: NDArray[np.int64], records: list[Record], *, decode: bool) -> Iterator[Fault]:
     with tar.open("rb") as file:
         for row in table:
             try:
@@ -142,15 +174,25 @@ def _sample_faults(
             except ValueError as error:
                 yield Fault("damaged sample", tar, str(error))
                 continue
-            kept = {name: sample.record.get(name) for name in ("key", "captions", "sources", "source")}
+            kept = {
+                name: sample.record.get(name) for name in ("key", "captions", "sources", "source", "width", "height")
+            }
             records.append(kept | {"questions": questions_of(sample.record)})
             if problem := _record_problem(sample):
                 yield Fault("record", tar, f"sample {sample.key}: {problem}")
             if decode and (problem := _picture_problem(sample)):
                 yield Fault("unreadable JPEG", tar, f"sample {sample.key}: {problem}")
+
+
+def _count_faults(tar: Path, shard: Shard, records: Sequence[Record]) -> Iterator[Fault]:
     for name, stated in (("captions", shard.captions), ("questions", shard.questions)):
         if (found := sum(len(record[name]) for record in records)) != stated:
             yield Fault(f"{name[:-1]} count", tar, f"has {found} {name}, but the manifest says {stated}")
+    found = max((min(record["width"], record["height"]) for record in records), default=0)
+    of_all = len(records) == shard.samples and not shard.of_samples  # a part has its tar's size
+    if of_all and shard.short_side_px not in (None, found):
+        told = f"the longest shorter side of its pictures is {found} px, but the manifest says {shard.short_side_px}"
+        yield Fault("stored size", tar, told)
 
 
 def _source_faults(tar: Path, shard: Shard, records: Sequence[Record]) -> Iterator[Fault]:

@@ -1,25 +1,30 @@
 """Shares the captioning of many shards between workers by leases, and ends when all shards are finished."""
 
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data_prep.captioning.capfilt_plan import Plan
-from data_prep.captioning.captioned_shard import DamagedInputError, MakeCandidates, caption_shard
+from data_prep.captioning.captioned_shard import Candidates, DamagedInputError, MakeCandidates, caption_shard
 from data_prep.shards.leases import Leases
-from data_prep.shards.receipts import Receipt
+from data_prep.shards.receipts import Receipt, read_receipt
+from data_prep.shards.tar_files import Sample
 from pipeline.files import remove_partials
+from pipeline.progress_line import ProgressLine
 
 POLL_S = 1.0
 """Seconds after which a worker without work looks again whether the shards of the others are finished or abandoned."""
 
 
 def caption_shards(
-    tars: Sequence[Path], plan: Plan, make: MakeCandidates, ttl_s: float, others: Sequence[Path] = ()
+    tars: Sequence[Path],
+    plan: Plan,
+    make: MakeCandidates,
+    ttl_s: float,
+    others: Sequence[Path] = (),
+    *,
+    shown: bool = True,
 ) -> list[Receipt]:
     """Finish every shard, and share the work through leases; returns the receipts of those that this worker made.
 
@@ -27,27 +32,48 @@ def caption_shards(
     tasks may be slow or killed. Raises ValueError at the end when shards could not be read.
     """
     leases, pending, made, failures = Leases(plan.output, ttl_s), list(tars), list[Receipt](), list[str]()
-    with tqdm(total=len(tars), desc="captioning", unit="shard", disable=not sys.stderr.isatty()) as bar:
+    sizes = {tar: _samples_of(tar) for tar in tars}
+    with ProgressLine("captioning", sum(sizes.values()), "pictures", shown=shown) as line:
         while pending:
             unfinished = []
             for tar in pending:
+                before = line.done
                 try:
-                    receipt = _caption_if_free(tar, plan, make, leases)
+                    receipt = _caption_if_free(tar, plan, _counted(make, line), leases)
                 except DamagedInputError as error:
                     failures.append(str(error))
                     continue
                 if receipt is not None:
                     made.append(receipt)
+                wanted = before
                 if plan.finished(tar):
-                    bar.update()
+                    wanted += sizes[tar]
                 else:
                     unfinished.append(tar)
+                (line.advance if receipt else line.skip)(wanted - line.done)
             pending = unfinished
             if pending:
                 time.sleep(POLL_S)
     made += _help(others, plan, make, leases)
     if failures:
         raise ValueError(f"{len(failures)} of {len(tars)} shards cannot be captioned; the first: {failures[0]}")
+    return made
+
+
+def _samples_of(tar: Path) -> int:
+    """Of a shard; 0 where its receipt is damaged, which captioning reports."""
+    try:
+        return read_receipt(tar).samples
+    except ValueError:
+        return 0
+
+
+def _counted(make: MakeCandidates, line: ProgressLine) -> MakeCandidates:
+    def made(target: Path, samples: list[Sample]) -> Candidates:
+        for each in make(target, samples):
+            yield each
+            line.advance()
+
     return made
 
 

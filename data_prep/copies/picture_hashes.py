@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from data_prep.shards.ledger import ledger_path, read_ledger
 from data_prep.shards.receipts import finished_shards, read_receipt
+from data_prep.shards.tar_files import content_hash
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 LONGEST_SIDE_PX = 1 << 16
@@ -43,6 +44,29 @@ def shard_hashes(tar: Path) -> Hashes:
         np.array([row["phash"] or 0 for row in rows], np.uint64),
         np.array([row["phash"] is not None for row in rows], np.bool_),
     )
+
+
+def known_phashes(tars: Sequence[Path], content: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """For each picture of `content` its perceptual hash in the ledgers of these tars, and whether it has one: a flat
+    picture has none.
+
+    Raises ValueError when a picture is in no ledger.
+    """
+    contents, hashes, hashed = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)], [np.empty(0, np.bool_)]
+    for tar in tars:
+        rows = kept_rows(tar, ("status", "sha256", "phash"))
+        contents.append(np.array([content_hash(tar, str(row["sha256"])) for row in rows], np.uint64))
+        hashes.append(np.array([row["phash"] or 0 for row in rows], np.uint64))
+        hashed.append(np.array([row["phash"] is not None for row in rows], np.bool_))
+    known, phash, has_phash = np.concatenate(contents), np.concatenate(hashes), np.concatenate(hashed)
+    order = np.argsort(known, kind="stable")
+    places = np.minimum(np.searchsorted(known[order], content), max(0, len(known) - 1))
+    missing = known[order][places] != content if len(known) else np.ones(len(content), np.bool_)
+    if missing.any():
+        raise ValueError(f"--ledgers: {int(missing.sum())} of {len(content)} pictures are in no ledger, so their near "
+                         "copies are not known; name the raw folders of all captioned shards, or give "
+                         "--without-near")  # fmt: skip
+    return phash[order][places], has_phash[order][places]
 
 
 def joined(parts: Sequence[Hashes]) -> Hashes:

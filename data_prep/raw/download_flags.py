@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.command_line import Parser
 
-USER_AGENT = "blip2-pretraining/0.1 (research crawler of captioned images; honours X-Robots-Tag: noai)"
+USER_AGENT = "blip2-pretraining/0.1 (research crawler of captioned images; honours X-Robots-Tag: noai, noml)"
 SMALLEST = {
     "min_side_px": 1, "max_side_px": 16, "samples_per_shard": 1, "task_count": 1, "retries": 0, "timeout_s": 0.1,
     "deadline_s": 0.1, "processes": 1, "threads": 1, "task_index": 0, "max_aspect": 1, "min_words": 0,
@@ -20,12 +20,19 @@ def parse(arguments: Sequence[str] | None, description: str | None = None) -> Na
     """The settings of a run. Wrong usage ends the process with exit code 2."""
     parser = Parser(prog="python -m data_prep.download", description=description)
     parser.add_argument(
-        "source", metavar="SOURCE", help="a name in data_prep/sources.yaml, or `table` for a table of your own"
+        "source",
+        metavar="SOURCE",
+        help="a name in data_prep/sources.yaml; `table` for a table of your own, `tars` for a folder of tars",
     )
+    parser.add_argument("tables", metavar="TABLE", type=Path, nargs="*", default=[], help="the same as --input TABLE")
     _add_input_flags(parser)
     _add_filter_flags(parser)
     _add_network_flags(parser)
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    options.input += options.tables
+    del options.tables
+    if not options.input:
+        parser.error("--input: is missing; name a table, an annotation file or a folder of tars")
     for name, smallest in SMALLEST.items():
         if (value := getattr(options, name)) is not None and value < smallest:
             parser.error(f"--{name.replace('_', '-')} {value}: must be at least {smallest}")
@@ -42,8 +49,8 @@ def _add_input_flags(parser: Parser) -> None:
         type=Path,
         nargs="+",
         action="extend",
-        required=True,
-        help="a table or annotation file, or a folder of tables; of questions, one or more files",
+        default=[],
+        help="a table or annotation file, or a folder of tables or tars; of questions, one or more files",
     )
     group.add_argument(
         "--annotations", metavar="FILE", type=Path, nargs="+", default=[], help="the answers of VQAv2's question files"
@@ -52,8 +59,16 @@ def _add_input_flags(parser: Parser) -> None:
     group.add_argument(
         "--images", metavar="ROOT", type=Path, help="read image files below this folder instead of the web"
     )
+    group.add_argument(
+        "--sources", metavar="FILE", type=Path, help="more sources, in a file as data_prep/sources.yaml is"
+    )
     group.add_argument("--url-column", metavar="NAME", help="the column of URLs or files (default: the source's)")
-    group.add_argument("--caption-column", metavar="NAME", help="the column of captions (default: the source's)")
+    group.add_argument(
+        *("--caption-column", "--caption-key"),
+        metavar="NAME",
+        help="the column of captions (default: the source's); of tars, the field of KEY.json that has the caption "
+        "(default: KEY.txt, else the field caption)",
+    )
     group.add_argument(
         "--captions", choices=("human", "web"), help="human captions skip CapFilt (default: the source's kind)"
     )
@@ -84,6 +99,13 @@ def _add_input_flags(parser: Parser) -> None:
 
 def _add_filter_flags(parser: Parser) -> None:
     group = parser.add_argument_group("filters", "each has a drop reason of its own in the ledger")
+    group.add_argument(
+        "--keep-where",
+        metavar="CONDITION",
+        nargs="+",
+        default=[],
+        help='drop rows of a table that fail a condition on a column, as in "similarity>=0.3" "NSFW==UNLIKELY"',
+    )
     group.add_argument(
         "--min-words", metavar="N", type=int, default=0, help="drop captions with fewer words (default: %(default)s)"
     )

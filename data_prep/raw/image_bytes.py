@@ -11,9 +11,8 @@ from data_prep.raw.local_images import read_local
 from data_prep.raw.raw_shards import ReadImageBytes
 from data_prep.shards.ledger import Drop
 from data_prep.tables.caption_filter import CaptionRules, passing
-from data_prep.tables.row import Row
+from data_prep.tables.row import Place, Row
 from data_prep.web.fetching import FetchSettings, fetch
-from data_prep.web.row_writer import Fetched
 from pipeline.web.url_guard import RefusedError, clean_url
 
 LEAST_TRIED = 30
@@ -51,7 +50,7 @@ def web_image_bytes(
         if drop is not None:
             drops[row.row] = drop
     private = folder / uuid.uuid4().hex
-    results: dict[int, Fetched | Drop] = {}
+    results: dict[int, Place | Drop] = {}
     if urls:
         private.mkdir(parents=True)
         results = fetch(urls, private, settings)
@@ -59,14 +58,14 @@ def web_image_bytes(
 
     def read(row: Row) -> bytes | Drop:
         result = drops.get(row.row) or results[row.row]
-        return result.read() if isinstance(result, Fetched) else result
+        return result.read() if isinstance(result, Place) else result
 
     yield read
     if urls:
         shutil.rmtree(private)
 
 
-def check_yield(urls: Mapping[int, str], results: Mapping[int, Fetched | Drop], least_yield: float) -> None:
+def check_yield(urls: Mapping[int, str], results: Mapping[int, Place | Drop], least_yield: float) -> None:
     """Raises ValueError when the network seems to be down: rows must not be dropped for that.
 
     That is: at least LEAST_TRIED URLs, less than this share of them arrived, and most of the others failed temporarily.
@@ -77,7 +76,8 @@ def check_yield(urls: Mapping[int, str], results: Mapping[int, Fetched | Drop], 
         reasons = dict(Counter(drop.reason for drop in drops).most_common())
         raise ValueError(
             f"--least-yield {least_yield:g}: only {arrived} of {len(urls)} images arrived ({reasons}); "
-            "check the network and run again, or give a lower --least-yield"
+            "check the network (against dns_failure, run a caching resolver on this machine, such as unbound) and run "
+            "again, or give a lower --least-yield"
         )
 
 

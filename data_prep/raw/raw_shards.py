@@ -14,7 +14,7 @@ from data_prep.shards import tar_files
 from data_prep.shards.ledger import Drop, Entry, check_entries, dropped_by_reason, ledger_path, write_ledger
 from data_prep.shards.receipts import DOWNLOADED, Receipt, read_receipt, write_receipt
 from data_prep.tables.caption_filter import CaptionRules, passing
-from data_prep.tables.row import Row
+from data_prep.tables.row import Place, Row
 from data_prep.tables.sources import Source
 from pipeline.files import remove_partials
 
@@ -48,6 +48,8 @@ class ShardWork:
             content: list[object] = [row.row, row.url, row.captions]
             if row.question_set:
                 content += [row.question_set, [astuple(each) for each in row.questions], row.lost_questions]
+            if isinstance(row.place, Place):
+                content += [row.place.offset, row.place.size]
             digest.update(json.dumps(content).encode() + b"\n")
         return digest.hexdigest()
 

@@ -3,92 +3,25 @@ summary."""
 
 import json
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from data_prep.raw.earlier_shard import EarlierShard
+from data_prep.raw.embedded_images import embedded_image_bytes
 from data_prep.raw.image_bytes import local_image_bytes, web_image_bytes
+from data_prep.raw.plan import DownloadSettings, task_shards, waves
 from data_prep.raw.prefetch import prefetch
 from data_prep.raw.raw_shards import ReadImageBytes, ShardWork, Storing, finished_receipt, write_raw_shard
-from data_prep.raw.stored_image import ImageLimits
 from data_prep.shards.ledger import Drop
 from data_prep.shards.receipts import Receipt
-from data_prep.tables.caption_filter import CaptionRules
-from data_prep.tables.evaluation_pictures import EvaluationPictures
-from data_prep.tables.row import Row
-from data_prep.tables.sources import Source, read_rows
-from data_prep.web.fetching import FetchSettings
-from pipeline.files import lock_file, read_validated, remove_partials, replace_file, sha256_of_json
-
-ROWS_PER_WAVE = 20_000
-"""Rows that are fetched before their shards are written.
-
-The fetched bytes of at most three waves are on the disk: of one that is being written, one that waits, and one that is
-being fetched. A wave, not a shard, shows whether the network is down: a shard of one row with a dead host must finish.
-"""
-
-
-@dataclass(frozen=True)
-class DownloadSettings:
-    """Which rows go where, and how they are fetched. `images` is the folder of local images, None for the web."""
-
-    source: Source
-    tables: tuple[Path, ...]
-    output: Path
-    task_index: int
-    task_count: int
-    samples_per_shard: int
-    images: Path | None
-    split: str | None
-    limits: ImageLimits
-    rules: CaptionRules
-    fetching: FetchSettings
-    retry_failed: bool
-    least_yield: float
-    annotations: tuple[Path, ...] = ()
-    evaluation: EvaluationPictures | None = None
-    """The pictures that are left out."""
-
-    def identity(self) -> dict[str, object]:
-        """What the shards depend on, besides their rows. All tasks of a download must agree on it."""
-        filters = {"max_aspect": self.limits.max_aspect, **asdict(self.rules)}
-        chosen = {name: list(value) if isinstance(value, tuple) else value for name, value in filters.items() if value}
-        identity = {
-            "source": self.source.name,
-            "captions": self.source.captions,
-            "samples_per_shard": self.samples_per_shard,
-            "task_count": self.task_count,
-            "min_side_px": self.limits.min_side_px,
-            "max_side_px": self.limits.max_side_px,
-            "max_pixels": self.limits.max_pixels,
-            "max_bytes": self.fetching.max_bytes,
-        }
-        cleaned = {"cleaned_of": [*self.cleaned_of(), self.evaluation.digest()]} if self.evaluation else {}
-        return identity | ({"filters": chosen} if chosen else {}) | cleaned
-
-    def cleaned_of(self) -> dict[str, int]:
-        return self.evaluation.sizes() if self.evaluation else {}
-
-    def rows(self) -> Iterator[Row]:
-        rows = read_rows(self.source, *self.tables, split=self.split, annotations=self.annotations)
-        return self.evaluation.marked(rows) if self.evaluation else rows
-
-    @property
-    def config_hash(self) -> str:
-        return sha256_of_json(self.identity())
-
-    @property
-    def label(self) -> str:
-        return f"{self.source.name}-{self.task_index:03d}"
+from pipeline.files import lock_file, read_validated, remove_partials, replace_file
+from pipeline.progress_line import ProgressLine
 
 
 def download(settings: DownloadSettings) -> dict[str, object]:
@@ -99,11 +32,10 @@ def download(settings: DownloadSettings) -> dict[str, object]:
     """
     started = time.monotonic()
     shards = task_shards(settings)
-    rows = fetched = kept = questions = 0
+    rows = fetched = kept = questions = joined_rows = 0
     dropped, dropped_questions = Counter[str](), Counter[str]()
-    with _claimed(settings), tqdm(desc=settings.label, unit=" rows", disable=not sys.stderr.isatty()) as progress:
-        waves = _waves(shards, max(1, ROWS_PER_WAVE // settings.samples_per_shard))
-        for wave in prefetch(waves, partial(_fetched, settings)):
+    with _claimed(settings), ProgressLine(settings.label, unit="rows") as line:
+        for wave in prefetch(waves(shards, settings.samples_per_shard), partial(_fetched, settings)):
             for work, receipt, is_new in _finished(wave, settings):
                 count = receipt.samples + sum(receipt.dropped.values())
                 if count != len(work.rows):
@@ -111,14 +43,16 @@ def download(settings: DownloadSettings) -> dict[str, object]:
                 rows, kept, fetched = rows + count, kept + receipt.samples, fetched + count * is_new
                 dropped.update(receipt.dropped)
                 questions += receipt.questions
+                joined_rows += sum(row.joined for row in work.rows)
                 dropped_questions.update(receipt.dropped_questions)
-                progress.update(count)
+                (line.advance if is_new else line.skip)(count)
     summary = {
         "source": settings.source.name,
         "task": [settings.task_index, settings.task_count],
         "rows": rows,
         "kept": kept,
         "dropped_by_reason": dict(sorted(dropped.items())),
+        "joined_rows": joined_rows,
         "failed_in_passing": sum(count for reason, count in dropped.items() if Drop.named(reason).temporary),
         "questions": questions,
         "dropped_questions_by_reason": dict(sorted(dropped_questions.items())),
@@ -138,41 +72,6 @@ def download(settings: DownloadSettings) -> dict[str, object]:
 
 def summary_path(settings: DownloadSettings) -> Path:
     return settings.output / f"{settings.label}.summary.json"
-
-
-def task_shards(settings: DownloadSettings) -> Iterator[ShardWork]:
-    """This task's shards: of every `task_count` blocks of rows, the block at `task_index`. The number of rows of the
-    table need not be known. Raises ValueError at once on a table without rows."""
-    rows = settings.rows()
-    first = next(rows, None)
-    if first is None:
-        raise ValueError(f"--input {settings.tables[0]}: has no rows")
-    return _blocks(first, rows, settings)
-
-
-def _blocks(first: Row, rest: Iterator[Row], settings: DownloadSettings) -> Iterator[ShardWork]:
-    def work() -> Iterator[ShardWork]:
-        if number % settings.task_count == settings.task_index:
-            yield ShardWork(settings.output / f"{settings.label}-{number:06d}.tar", tuple(block))
-
-    number, block = 0, [first]
-    for row in rest:
-        if len(block) == settings.samples_per_shard:
-            yield from work()
-            number, block = number + 1, []
-        block.append(row)
-    yield from work()
-
-
-def _waves(shards: Iterator[ShardWork], size: int) -> Iterator[list[ShardWork]]:
-    wave: list[ShardWork] = []
-    for work in shards:
-        wave.append(work)
-        if len(wave) == size:
-            yield wave
-            wave = []
-    if wave:
-        yield wave
 
 
 @dataclass(frozen=True)
@@ -197,14 +96,16 @@ def _fetched(settings: DownloadSettings, shards: list[ShardWork]) -> _Wave:
             todo.append(replace(work, earlier=earlier))
         else:
             finished.append((work, receipt))
-    if settings.images is not None:
-        image_bytes = local_image_bytes(settings.images, settings.fetching.max_bytes, settings.rules)
-    else:
-        rows = [row for work in todo for row in work.open_rows()]
-        folder = _work_folder(settings)
-        image_bytes = web_image_bytes(rows, folder, settings.fetching, settings.rules, settings.least_yield)
+    rows = [row for work in todo for row in work.open_rows()]
+    most, rules, folder = settings.fetching.max_bytes, settings.rules, _work_folder(settings)
     held = ExitStack()
-    return _Wave(finished, todo, held, held.enter_context(image_bytes))
+    inside = held.enter_context(embedded_image_bytes(rows, folder, most, rules))
+    if settings.images is not None:
+        outside = held.enter_context(local_image_bytes(settings.images, most, rules))
+    else:
+        elsewhere = [row for row in rows if row.place is None]
+        outside = held.enter_context(web_image_bytes(elsewhere, folder, settings.fetching, rules, settings.least_yield))
+    return _Wave(finished, todo, held, lambda row: (outside if row.place is None else inside)(row))
 
 
 def _finished(wave: _Wave, settings: DownloadSettings) -> Iterator[tuple[ShardWork, Receipt, bool]]:

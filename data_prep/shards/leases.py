@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pipeline.files import PARTIAL_SUFFIX
+from pipeline.files import PARTIAL_SUFFIX, naming_full_disk
 
 HEARTBEATS_PER_TTL = 4
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
@@ -81,11 +81,12 @@ class Leases:
         token = uuid.uuid4().hex
         temporary = self.folder / f".{name}.{token}{PARTIAL_SUFFIX}"
         try:
-            with temporary.open("x", encoding="utf-8") as file:
-                json.dump(
-                    {"token": token, "host": _host(), "pid": os.getpid(), "started": _start_time(os.getpid())}, file
-                )
-            _link(temporary, path)
+            with naming_full_disk(path):
+                with temporary.open("x", encoding="utf-8") as file:
+                    json.dump(
+                        {"token": token, "host": _host(), "pid": os.getpid(), "started": _start_time(os.getpid())}, file
+                    )
+                _link(temporary, path)
         except (FileExistsError, FileNotFoundError):
             return None  # another worker was faster; the holder of a lease also removes temporary files of the others
         finally:

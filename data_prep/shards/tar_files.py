@@ -6,6 +6,7 @@ is written last (see `receipts`).
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -115,16 +116,42 @@ def _read(file: BinaryIO, tar: Path, offset: np.int64, size: np.int64) -> bytes:
     return file.read(int(size))
 
 
-def counted_table(tar: Path) -> NDArray[np.int64]:
-    """int64 [samples, 6]: the offset table, and of each sample the numbers of its captions and questions.
+class CountedTable(NamedTuple):
+    """The offset table of a tar with the numbers of captions and questions of each sample, int64 [samples, 6], and the
+    longest of the shorter sides of its pictures."""
+
+    table: NDArray[np.int64]
+    short_side_px: int
+
+
+def counted_table(tar: Path) -> CountedTable:
+    """The places and counts of a tar's samples, from its headers and all its JSONs.
 
     Raises ValueError, with the name of the tar, as `offset_table` does, and on a damaged JSON.
     """
     table = offset_table(tar)
     with tar.open("rb") as file:
         records = (_read_record(file, tar, row) for row in table)
-        counts = [(len(record["captions"]), len(questions_of(record))) for record in records]
-    return np.hstack([table, np.array(counts, np.int64).reshape(-1, 2)])
+        read = [
+            (len(record["captions"]), len(questions_of(record)), min(record["width"], record["height"]))
+            for record in records
+        ]
+    numbers = np.array(read, np.int64).reshape(-1, 3)
+    return CountedTable(np.hstack([table, numbers[:, :2]]), int(numbers[:, 2].max(initial=0)))
+
+
+def content_hashes(tar: Path, table: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """uint64 [samples]: the first 64 bits of the sha256 that each sample's JSON has of its picture."""
+    with tar.open("rb") as file:
+        records = (_read_record(file, tar, row) for row in table)
+        return np.array([content_hash(tar, record["sha256"]) for record in records], np.uint64)
+
+
+def content_hash(path: Path, sha256: str) -> int:
+    """The first 64 bits of a sha256. Raises ValueError, with the file's name, when it is none."""
+    if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        raise ValueError(f"{path}: {sha256!r:.80} is not the sha256 of a picture; {REMEDY}")
+    return int(sha256[:16], 16)
 
 
 def _read_record(file: BinaryIO, tar: Path, row: NDArray[np.int64]) -> dict[str, Any]:

@@ -1,12 +1,13 @@
-"""Reads image lists from official annotation files: Karpathy's COCO and Flickr30K JSON, Visual Genome's regions."""
+"""Reads image lists from annotation files: COCO captions, Karpathy's JSON, Visual Genome's regions, LLaVA's lists."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.tables.row import Row
+from data_prep.tables.row import Row, captions_of, text_of
 from data_prep.tables.unicode_text import without_surrogates
+from pipeline.files import LARGEST_FOREIGN, read_whole
 
 TRAINING_SPLITS = ("train", "restval")
 """In Karpathy's COCO, `restval` marks images of the validation set that belong to training."""
@@ -49,9 +50,41 @@ def visual_genome_rows(path: Path) -> Iterator[Row]:
             raise ValueError(f"--input {path}: image {row} is not a list of region descriptions ({error!r})") from error
 
 
+def coco_caption_rows(path: Path) -> Iterator[Row]:
+    """The images of `captions_*.json`, each with all its captions. An annotation whose image is not listed is a row
+    without a file."""
+    captions: dict[Any, list[str]] = {}
+    for number, each in enumerate(_load(path, "annotations")):
+        try:
+            captions.setdefault(int(each["image_id"]), []).append(without_surrogates(each["caption"]).strip())
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"--input {path}: annotation {number} has no image_id and caption ({error!r})") from error
+    images = _load(path, "images")
+    for row, image in enumerate(images):
+        try:
+            picture_id, file = int(image["id"]), without_surrogates(image["file_name"])
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"--input {path}: image {row} has no id and file_name ({error!r})") from error
+        yield Row(row, file, tuple(filter(None, captions.pop(picture_id, ()))), picture_id=picture_id)
+    for row, (picture_id, texts) in enumerate(captions.items(), len(images)):
+        yield Row(row, "", tuple(filter(None, texts)), picture_id=picture_id)
+
+
+def llava_rows(path: Path) -> Iterator[Row]:
+    """The entries of a list of conversations, each with the first answer as its caption. Entries without a picture are
+    rows without a file."""
+    for row, entry in enumerate(_load(path, None)):
+        try:
+            turns = entry["conversations"]
+            answers = [turn["value"] for turn in turns if turn["from"] == "gpt"]
+            yield Row(row, text_of(entry.get("image")), captions_of(answers[:1]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"--input {path}: entry {row} has no list of conversations ({error!r})") from error
+
+
 def _load(path: Path, key: str | None) -> list[Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_whole(path, LARGEST_FOREIGN).decode())
         images = content[key] if key else content
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise ValueError(f"--input {path}: is not an annotation file ({error!r})") from error

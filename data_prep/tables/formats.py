@@ -1,7 +1,8 @@
-"""Reads URL tables row by row: parquet, TSV, CSV, JSON and JSON lines, or a folder of such files.
+"""Reads tables row by row: parquet, TSV, CSV, JSON and JSON lines, or a folder of such files.
 
-All but parquet may be gzipped. No row is skipped: a row without a URL or a caption is passed on, and the ledger counts
-it. Halves of surrogate pairs, which JSON may hold, become replacement characters.
+In place of URLs, a parquet table may hold the pictures' bytes. All but parquet may be gzipped. No row is skipped: a
+row without a URL or a caption is passed on, and the ledger counts it. Halves of surrogate pairs, which JSON may hold,
+become replacement characters.
 """
 
 import csv
@@ -14,8 +15,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from data_prep.tables.row import Row
-from data_prep.tables.unicode_text import without_surrogates
+from data_prep.tables.conditions import Condition, failed
+from data_prep.tables.row import Cell, Row, captions_of, text_of
 
 FORMATS = (".parquet", ".tsv", ".csv", ".json", ".jsonl", ".tsv.gz", ".csv.gz", ".json.gz", ".jsonl.gz")
 LONGEST_FIELD = 1 << 24
@@ -24,22 +25,31 @@ LONGEST_FIELD = 1 << 24
 END_OF_TABLE = "\0end of table"
 """A last line that no table has. A quote that is not closed takes it in."""
 
-Values = tuple[Any, Any]
+Columns = tuple[str, ...]
+Values = tuple[Any, ...]
 
 
 def table_rows(
-    path: Path, url_column: str, caption_column: str, *, header: tuple[str, ...] | None = None
+    path: Path,
+    url_column: str,
+    caption_column: str,
+    *,
+    header: Columns | None = None,
+    conditions: tuple[Condition, ...] = (),
 ) -> Iterator[Row]:
     """The rows of a table, or of all tables of a folder in order of name.
 
-    `header` gives the column names of a TSV or CSV without a header line. Raises ValueError, with the file's name, on
-    an unknown ending, a missing column, or damage.
+    `header` gives the column names of a TSV or CSV without a header line. Rows that fail one of the `conditions` are
+    marked to be dropped. Raises ValueError, with the file's name, on an unknown ending, a missing column, or damage.
     """
     number = 0
+    columns = (url_column, caption_column, *(each.column for each in conditions))
     for file in _files(path):
         try:
-            for url, captions in _values(file, url_column, caption_column, header):
-                yield Row(number, _text(url), _captions(captions))
+            for url, captions, *values in _values(file, columns, header):
+                place = url if isinstance(url, Cell) else None
+                name = text_of(f"{file.name}/{url.row}" if isinstance(url, Cell) else url)
+                yield Row(number, name, captions_of(captions), drop=failed(conditions, values), place=place)
                 number += 1
         except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"--input {file}: cannot be read as {_ending(file)} ({error})") from error
@@ -63,8 +73,8 @@ def _ending(path: Path) -> str:
     return endings[0].removesuffix(".gz")
 
 
-def _values(path: Path, url_column: str, caption_column: str, header: tuple[str, ...] | None) -> Iterator[Values]:
-    columns = (url_column, caption_column)
+def _values(path: Path, columns: Columns, header: Columns | None) -> Iterator[Values]:
+    """The values of some columns, row by row; in place of a picture's bytes, the cell that has them."""
     ending = _ending(path)
     if ending == ".parquet":
         return _parquet(path, columns)
@@ -73,20 +83,38 @@ def _values(path: Path, url_column: str, caption_column: str, header: tuple[str,
     return _json(path, columns) if ending == ".json" else _json_lines(path, columns)
 
 
-def _parquet(path: Path, columns: Values) -> Iterator[Values]:
+def _parquet(path: Path, columns: Columns) -> Iterator[Values]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
             _check_columns(path, columns, file.schema_arrow.names)
-            for batch in file.iter_batches(batch_size=65_536, columns=list(dict.fromkeys(columns))):
-                yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
+            pictures = _picture_column(file.schema_arrow.field(columns[0]))
+            others = columns[1:] if pictures else columns
+            row = 0
+            for batch in file.iter_batches(batch_size=65_536, columns=list(dict.fromkeys(others))):
+                values = [batch.column(name).to_pylist() for name in others]
+                cells = [[Cell(path, pictures, row + place) for place in range(len(batch))]] if pictures else []
+                yield from zip(*cells, *values, strict=True)
+                row += len(batch)
     except pa.ArrowException as error:
         raise ValueError(f"--input {path}: cannot be read as .parquet ({error})") from error
 
 
-def _delimited(path: Path, columns: Values, header: tuple[str, ...] | None, ending: str) -> Iterator[Values]:
+def _picture_column(field: Any) -> str | None:
+    """The column of a parquet table with the pictures' bytes, if `field` holds them: as bytes, or as `datasets` does,
+    in a struct with the field bytes."""
+    import pyarrow.types as kinds
+
+    in_struct = kinds.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+    kind = field.type.field("bytes").type if in_struct else field.type
+    if not (kinds.is_binary(kind) or kinds.is_large_binary(kind)):
+        return None
+    return f"{field.name}.bytes" if in_struct else str(field.name)
+
+
+def _delimited(path: Path, columns: Columns, header: Columns | None, ending: str) -> Iterator[Values]:
     csv.field_size_limit(LONGEST_FIELD)
     plain = ending == ".tsv" and (header is not None or not _has_quoted_fields(path))
     with _open(path, newline="\n" if plain else "") as file:
@@ -95,11 +123,10 @@ def _delimited(path: Path, columns: Values, header: tuple[str, ...] | None, endi
         if not names:
             return
         _check_columns(path, columns, names)
-        url, caption = (list(names).index(name) for name in columns)
+        places = [list(names).index(name) for name in columns]
         for fields in rows:
             if fields:
-                # There are two columns, so this is a pair; the type of a generator does not say that.
-                yield tuple(fields[i] if i < len(fields) else None for i in (url, caption))  # type: ignore[misc]
+                yield tuple(fields[place] if place < len(fields) else None for place in places)
 
 
 def _has_quoted_fields(path: Path) -> bool:
@@ -148,7 +175,7 @@ def _tab_separated(lines: Iterable[str]) -> Iterator[list[str]]:
         yield text.split("\t") if text else []
 
 
-def _json(path: Path, columns: Values) -> Iterator[Values]:
+def _json(path: Path, columns: Columns) -> Iterator[Values]:
     """A list of objects, or one object of equally long lists (as in SBU)."""
     with _open(path) as file:
         content = _parsed(path, file.read())
@@ -157,12 +184,11 @@ def _json(path: Path, columns: Values) -> Iterator[Values]:
         for name in columns:
             if not isinstance(content[name], list):
                 raise ValueError(f"--input {path}: {name!r} is of type {type(content[name]).__name__}, expected a list")
-        lengths = [len(content[name]) for name in columns]
-        if len(set(lengths)) > 1:
-            raise ValueError(
-                f"--input {path}: {columns[0]!r} and {columns[1]!r} are lists of {lengths[0]} and {lengths[1]} values, "
-                "expected equally many"
-            )
+            if (length := len(content[name])) != (first := len(content[columns[0]])):
+                raise ValueError(
+                    f"--input {path}: {columns[0]!r} and {name!r} are lists of {first} and {length} values, expected "
+                    "equally many"
+                )
         yield from zip(*(content[name] for name in columns), strict=True)
     elif isinstance(content, list):
         yield from _objects(path, columns, content)
@@ -172,7 +198,7 @@ def _json(path: Path, columns: Values) -> Iterator[Values]:
         )
 
 
-def _json_lines(path: Path, columns: Values) -> Iterator[Values]:
+def _json_lines(path: Path, columns: Columns) -> Iterator[Values]:
     with _open(path) as file:
         yield from _objects(path, columns, (_parsed(path, line) for line in file if line.strip()))
 
@@ -184,7 +210,7 @@ def _parsed(path: Path, text: str) -> Any:
         raise ValueError(f"--input {path}: cannot be read as {_ending(path)} ({error})") from error
 
 
-def _objects(path: Path, columns: Values, objects: Any) -> Iterator[Values]:
+def _objects(path: Path, columns: Columns, objects: Any) -> Iterator[Values]:
     first = True
     for entry in objects:
         if not isinstance(entry, dict):
@@ -193,7 +219,7 @@ def _objects(path: Path, columns: Values, objects: Any) -> Iterator[Values]:
         if first:
             _check_columns(path, columns, entry)
             first = False
-        yield entry.get(columns[0]), entry.get(columns[1])
+        yield tuple(map(entry.get, columns))
 
 
 def _open(path: Path, newline: str = "") -> io.TextIOBase:
@@ -204,19 +230,9 @@ def _open(path: Path, newline: str = "") -> io.TextIOBase:
     return opener(path, "rt", encoding="utf-8-sig", errors="replace", newline=newline)  # type: ignore[return-value, operator]
 
 
-def _check_columns(path: Path, wanted: Values, found: Any) -> None:
+def _check_columns(path: Path, wanted: Columns, found: Any) -> None:
     for name in wanted:
         if name not in found:
             raise ValueError(f"--input {path}: has no column {name!r}; its columns are {', '.join(map(str, found))}")
         if list(found).count(name) > 1:
             raise ValueError(f"--input {path}: the column {name!r} comes twice; rename one of them")
-
-
-def _text(value: Any) -> str:
-    return without_surrogates(value).strip() if isinstance(value, str) else ""
-
-
-def _captions(value: Any) -> tuple[str, ...]:
-    """A caption, or a list of captions; blank ones are left out."""
-    values = value if isinstance(value, list | tuple) else [value]
-    return tuple(text for text in (_text(each) for each in values) if text)

@@ -1,8 +1,32 @@
 """Defines one row of a table of images, which every reader of tables gives."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from data_prep.shards.ledger import Drop
+from data_prep.tables.unicode_text import without_surrogates
+
+
+class Place(NamedTuple):
+    """Where the bytes of one image are in a file of this machine."""
+
+    file: Path
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        with self.file.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+class Cell(NamedTuple):
+    """The cell of a parquet table that holds the bytes of one image; `column` is the dotted name, as image.bytes."""
+
+    file: Path
+    column: str
+    row: int
 
 
 @dataclass(frozen=True)
@@ -32,3 +56,18 @@ class Row:
     """The number of the picture in COCO or in Visual Genome."""
     drop: Drop | None = None
     """Why the row must not be used at all."""
+    place: Place | Cell | None = None
+    """Where the image is, if the table itself holds it; `url` then only says where it came from."""
+    joined: int = 0
+    """How many later rows of the table had the same picture; their captions are here."""
+
+
+def text_of(value: Any) -> str:
+    """A value as a stripped text; empty if it is no text."""
+    return without_surrogates(value).strip() if isinstance(value, str) else ""
+
+
+def captions_of(value: Any) -> tuple[str, ...]:
+    """A caption, or a list of captions; blank ones are left out."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return tuple(filter(None, map(text_of, values)))

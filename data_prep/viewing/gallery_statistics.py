@@ -16,6 +16,7 @@ from data_prep.shards.offsets import checked_offsets
 from data_prep.shards.sample_json import questions_of
 from data_prep.shards.tar_files import Sample
 from pipeline.data.manifest import Manifest, Shard, dropped_by_source
+from pipeline.progress_line import ProgressLine
 
 MOST_SHARDS = 32
 """The most shards that are read. Of a larger manifest they are taken at even distances, and the page says so."""
@@ -82,7 +83,7 @@ def gather(
     order = np.random.default_rng(seed).permutation(len(places))[:num_samples]
     wanted = {places[number]: rank for rank, number in enumerate(order.tolist())}
     shown: dict[int, ShownSample] = {}
-    for position, shard in enumerate(chosen):
+    for position, shard in enumerate(ProgressLine("reading", count, "shards").follow(chosen)):
         rows = {row: rank for (place, row), rank in wanted.items() if place == position}
         _read_shard(manifest, shard, rows, statistics, shown)
     return statistics, [shown[rank] for rank in sorted(shown)]
@@ -139,7 +140,7 @@ def read_ledgers(folders: Sequence[Path]) -> Ledgers:
         paths = sorted(folder.glob("*.ledger.parquet"))
         if not paths:
             raise ValueError(f"--ledger {folder}: has no *.ledger.parquet; give an output folder of data_prep.download")
-        for path in paths:
+        for path in ProgressLine(f"reading {folder}", len(paths), "ledgers").follow(paths):
             for row in read_ledger(path, ("url", "status", "reason")):
                 host, kept = _host(row["url"]), row["status"] == "kept"
                 ledgers.rows += 1

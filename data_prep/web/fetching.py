@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_prep.shards.ledger import Drop
+from data_prep.tables.row import Place
 from data_prep.web.fetch_worker import LIMITS_VARIABLE
-from data_prep.web.row_writer import Fetched, read_results
+from data_prep.web.row_writer import read_results
 from pipeline.web.guarded_opener import AGENT_TOKEN, FetchLimits
 
-OPT_OUTS = ["noai", "noimageai", "noindex", "noimageindex", "none"]
+OPT_OUTS = ["noai", "noimageai", "noml", "noindex", "noimageindex", "none"]
 """Values of an X-Robots-Tag header that forbid the use of a picture."""
 LARGEST_PART = 10_000
 """Rows of one of img2dataset's own shards; one of its processes works on one such shard at a time."""
@@ -45,13 +46,13 @@ class FetchSettings:
     robots: bool = False
 
 
-def fetch(urls: dict[int, str], folder: Path, settings: FetchSettings) -> dict[int, Fetched | Drop]:
+def fetch(urls: dict[int, str], folder: Path, settings: FetchSettings) -> dict[int, Place | Drop]:
     """Row -> where its bytes are below `folder`, or why there are none; every row of `urls` gets an answer.
 
     Only rows that failed temporarily are fetched again, `settings.retries` times; each wait is twice the one before.
     Raises ValueError when img2dataset itself cannot run.
     """
-    results: dict[int, Fetched | Drop] = {}
+    results: dict[int, Place | Drop] = {}
     pending = urls
     for attempt in range(settings.retries + 1):
         if attempt:
@@ -64,11 +65,11 @@ def fetch(urls: dict[int, str], folder: Path, settings: FetchSettings) -> dict[i
     return results
 
 
-def _is_temporary(result: Fetched | Drop) -> bool:
+def _is_temporary(result: Place | Drop) -> bool:
     return isinstance(result, Drop) and result.temporary
 
 
-def _run_img2dataset(urls: dict[int, str], folder: Path, settings: FetchSettings) -> dict[int, Fetched | Drop]:
+def _run_img2dataset(urls: dict[int, str], folder: Path, settings: FetchSettings) -> dict[int, Place | Drop]:
     """Run img2dataset once, on a table of its own, into a folder of its own."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -6,25 +6,13 @@ Only `fetching` reads these files, a few minutes after they are written.
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from data_prep.shards.ledger import Drop, drop_of_message
+from data_prep.tables.row import Place
 
 FINISHED = "_stats.json"
 """The ending of the file that img2dataset writes when one of its shards is finished."""
-
-
-class Fetched(NamedTuple):
-    """Where the fetched bytes of one image are."""
-
-    file: Path
-    offset: int
-    size: int
-
-    def read(self) -> bytes:
-        with self.file.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
 
 
 class RowWriter:
@@ -45,7 +33,7 @@ class RowWriter:
         self.stem.with_suffix(".rows").write_text(json.dumps(self.rows), encoding="utf-8")
 
 
-def read_results(folder: Path) -> Iterator[tuple[int, Fetched | Drop]]:
+def read_results(folder: Path) -> Iterator[tuple[int, Place | Drop]]:
     """The result of each row in img2dataset's finished shards. A row without a result is fetched again by the
     caller."""
     for finished in sorted(folder.glob(f"*{FINISHED}")):
@@ -56,6 +44,6 @@ def read_results(folder: Path) -> Iterator[tuple[int, Fetched | Drop]]:
             continue
         for row, offset, size, error in rows:
             if size is not None:
-                yield row, Fetched(stem.with_suffix(".bytes"), offset, size)
+                yield row, Place(stem.with_suffix(".bytes"), offset, size)
             elif error:
                 yield row, drop_of_message(error)

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.reporting.evaluations import PER_SAMPLE, QUESTION_SCORES, Evaluation, read_evaluation
+from eval.catalogue import Kind
+from eval.reporting.evaluations import PER_SAMPLE, Evaluation, read_evaluation
 from eval.reporting.galleries import RIGHT_FROM, Card, Gallery, Sample
 from eval.reporting.retrieval_gallery import RetrievalCard, retrieval_card, retrieval_data, retrieval_samples
 from pipeline.pages.thumbnails import thumbnail
@@ -46,16 +47,16 @@ def _gallery(now: Evaluation, before: Evaluation, number: int, seed: int) -> Gal
                              f"--per-sample {each.folder / PER_SAMPLE}")  # fmt: skip
     title, name = f"What has changed: {now.title}", f"{now.folder.name} after {before.folder.name}"
     rng = random.Random(f"changes, seed {seed}")
-    if now.kind in QUESTION_SCORES:
+    if now.predicts == Kind.QUESTIONS:
         return Gallery(title, name, *_right_and_wrong(now, before, number, rng))
-    if now.kind == "retrieval":
+    if now.predicts == Kind.RETRIEVAL:
         return Gallery(title, name, *_first_ranks(now, before, number, rng))
     return Gallery(title, name, *_captions(now, before, number))
 
 
 def _right_and_wrong(now: Evaluation, before: Evaluation, each: int, rng: random.Random) -> tuple[Groups, str]:
     """Answers that are right (two of ten people gave them) in one of the two alone, drawn at random."""
-    score = QUESTION_SCORES[now.kind]
+    score = now.answer_score
     pairs = _pairs(now, before, lambda sample: sample["question_id"])
 
     def card(pair: Pair) -> Card:

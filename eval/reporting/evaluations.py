@@ -7,22 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from eval.metrics.vqa_accuracy import OFFICIAL
+from eval.catalogue import TASKS, Kind
 from eval.reporting.files import check_scores_are_of, read_metrics, read_predictions, read_samples, read_task
 from eval.reporting.training_sources import Training, training_of
 from eval.sets.official_files import SampleId
 from eval.tasks.task_folder import official_name
 
 PER_SAMPLE = "per_sample.jsonl"
-TASK_NAMES = {
-    "captioning": "Captions",
-    "nocaps": "Captions",
-    "vqa": "Visual question answering",
-    "okvqa": "Visual question answering",
-    "gqa": "Visual question answering",
-    "retrieval": "Retrieval",
-}
-QUESTION_SCORES = {"vqa": OFFICIAL, "okvqa": "okvqa/official-2021+lemmas", "gqa": "gqa/exact"}
+QUESTION_SCORES = {name: task.answer_rule for name, task in TASKS.items() if task.kind == Kind.QUESTIONS}
+OWN_QUESTION_SCORE = "own/normalised"
 SAME_SETTINGS = (
     *("task", "weights_sha256", "annotations_sha256", "split", "limit", "prompt"),
     *("num_beams", "max_new_tokens", "min_new_tokens", "length_penalty", "k_test"),
@@ -46,6 +39,10 @@ class Evaluation:
     @property
     def kind(self) -> str:
         return str(self.task["task"])
+
+    @property
+    def predicts(self) -> Kind:
+        return TASKS[self.kind].kind
 
     @property
     def format_of(self) -> str:
@@ -80,12 +77,26 @@ class Evaluation:
         return training_of(self.task.get("recipe"), self.is_trained_here)
 
     @property
+    def is_own(self) -> bool:
+        """Whether the data is a file of the user's own, not a folder in the format of a published set."""
+        return self.format_of == Path(self.task["data"]).name
+
+    @property
+    def answer_score(self) -> str:
+        """The rule by which answers count as right: the set's, or that of own questions without ten answers each."""
+        return _answer_score(self.kind, self.metrics)
+
+    @property
     def title(self) -> str:
         name = self.format_of
+        if self.is_own:
+            return f"{self.predicts}: {name}" + (
+                "" if self.task["limit"] == "all" else f" (the first {self.task['limit']})"
+            )
         if not self.is_published:
             part = "" if self.task["limit"] == "all" else f"{self.task['limit']} samples "
             name = f"{Path(self.task['data']).name} ({part}in the format of {name})"
-        return f"{TASK_NAMES[self.kind]}: {name}"
+        return f"{self.predicts}: {name}"
 
     @property
     def images(self) -> dict[SampleId, Path]:
@@ -118,10 +129,16 @@ def read_evaluation(folder: Path) -> Evaluation:
     metrics = read_metrics(scored, task["task"]) if scored.is_file() else None
     if metrics:
         check_scores_are_of(scored, metrics, folder / official_name(task["task"]))
-    score = QUESTION_SCORES.get(task["task"], "")
+    score = _answer_score(task["task"], metrics)
     samples = read_samples(per_sample, task, score) if per_sample.is_file() else []
-    unscored = metrics is None and TASK_NAMES[task["task"]] == "Captions" and said.is_file()
+    unscored = metrics is None and TASKS[task["task"]].kind == Kind.CAPTIONS and said.is_file()
     return Evaluation(folder, task, metrics, samples, read_predictions(said, task) if unscored else [])
+
+
+def _answer_score(task: str, metrics: dict[str, Any] | None) -> str:
+    score = QUESTION_SCORES.get(task, "")
+    protocols = {row["protocol"] for row in metrics["metrics"]} if metrics else {score}
+    return OWN_QUESTION_SCORE if OWN_QUESTION_SCORE in protocols else score
 
 
 def with_baselines(evaluations: Sequence[Evaluation]) -> list[Compared]:

@@ -6,11 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from eval.catalogue import TASKS, Kind, known_task
 from eval.sets.official_files import SampleId, field_of, read_json
 from eval.tasks.predictions import read_log
-from pipeline.files import sha256_of
+from pipeline.files import LARGEST_JSON, sha256_of
 
-SCORED_AS = {"captioning": "captions"}  # tasks of eval.run that have another name in eval.score
+MOST_DIGITS = 18  # of a step, which event files hold in 64 bits
 Score = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -45,7 +46,7 @@ class _Recipe(_Part):
 
 
 class _Task(_Part):
-    task: Literal["captioning", "nocaps", "vqa", "okvqa", "gqa", "retrieval"]
+    task: Annotated[str, AfterValidator(known_task)]
     images: list[Picture]
     image_source: Literal["own", "none", "shuffled"]
     data: str
@@ -130,7 +131,7 @@ class _Predicted(_Part):
 
 def read_task(path: Path) -> dict[str, Any]:
     """Read task.json of eval.run. Raises ValueError in one line for any other file."""
-    content = read_json(path)
+    content = read_json(path, LARGEST_JSON)
     told = content if isinstance(content, dict) else {}
     prompted = _RankedAnswersTask if told.get("answers_sha256") is not None else _PromptedTask
     return _checked(path, content, prompted if told.get("prompt") is not None else _Task, "eval.run")
@@ -138,10 +139,10 @@ def read_task(path: Path) -> dict[str, Any]:
 
 def read_metrics(path: Path, task: str | None = None) -> dict[str, Any]:
     """Read metrics.json of eval.score. With `task`, the scores must be of that task of eval.run."""
-    content = _checked(path, read_json(path), _Metrics, "eval.score")
-    if task is not None and content["task"] != _scored_as(task):
+    content = _checked(path, read_json(path, LARGEST_JSON), _Metrics, "eval.score")
+    if task is not None and content["task"] != (scorer := TASKS[task].scored_as):
         raise ValueError(
-            f"{path}: task {content['task']!r}, but task.json beside it has {task!r}; run eval.score {_scored_as(task)}"
+            f"{path}: task {content['task']!r}, but task.json beside it has {task!r}; run eval.score {scorer}"
         )
     return content
 
@@ -161,7 +162,7 @@ def score_files(folder: Path) -> list[Path]:
 def scores_at_step(path: Path) -> tuple[int, list[dict[str, Any]]]:
     """N and the rows of step_N/NAME/metrics.json. Raises ValueError when N is not a number, or for another file."""
     number = path.parent.parent.name.removeprefix("step_")
-    if not number.isdecimal():
+    if not number.isdecimal() or len(number) > MOST_DIGITS:
         raise ValueError(f"{path}: step {number!r} is not a whole number; rename the folder to step_N")
     return int(number), read_metrics(path)["metrics"]
 
@@ -176,7 +177,8 @@ def scores_over_steps(folder: Path) -> Iterator[tuple[int, Path, dict[str, Any]]
 
 def read_samples(path: Path, task: dict[str, Any], score: str) -> list[dict[str, Any]]:
     """Read per_sample.jsonl of eval.score. It must fit the task and its pictures; an answer must have `score`."""
-    kind, writer = _KINDS.get(task["task"], _Answered), f"eval.score {_scored_as(task['task'])}"
+    declared = TASKS[task["task"]]
+    kind, writer = _KINDS[declared.kind], f"eval.score {declared.scored_as}"
     samples = _lines(path, kind, writer)
     for number, sample in enumerate(samples, start=1):
         if kind is _Answered:
@@ -201,11 +203,7 @@ def read_predictions(path: Path, task: dict[str, Any]) -> list[dict[str, Any]]:
     return entries
 
 
-_KINDS: dict[str, type[_Part]] = {"retrieval": _Ranked, "captioning": _Captioned, "nocaps": _Captioned}
-
-
-def _scored_as(task: str) -> str:
-    return SCORED_AS.get(task, task)
+_KINDS: dict[Kind, type[_Part]] = {Kind.RETRIEVAL: _Ranked, Kind.CAPTIONS: _Captioned, Kind.QUESTIONS: _Answered}
 
 
 def _check_pictures(path: Path, entries: list[dict[str, Any]], name: str, task: dict[str, Any], writer: str) -> None:

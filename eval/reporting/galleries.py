@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval.reporting.evaluations import PER_SAMPLE, QUESTION_SCORES, Compared, Evaluation
+from eval.catalogue import Kind
+from eval.reporting.evaluations import PER_SAMPLE, Compared, Evaluation
 from eval.reporting.retrieval_gallery import RetrievalCard, retrieval_data, retrieval_groups
 from eval.reporting.scores import BASELINE_NAMES
 from pipeline.pages.thumbnails import Thumbnail, thumbnail
@@ -64,14 +65,14 @@ def gallery_of(compared: Compared, each: int, seed: int) -> Gallery | None:
         if main.metrics is None:
             return Gallery(title, name, _unscored(main, each, seed)) if main.predictions else None
         return Gallery(title, name, note=f"No samples: run eval.score with --per-sample {main.folder / PER_SAMPLE}.")
-    if main.kind == "retrieval":
+    if main.predicts == Kind.RETRIEVAL:
         try:
             data = retrieval_data(main)
         except ValueError as error:
             return Gallery(title, name, note=f"No samples: {error}")
         return Gallery(title, name, retrieval_groups(main, data, each, seed))
-    asked = main.kind in QUESTION_SCORES
-    score = QUESTION_SCORES.get(main.kind, "cider")
+    asked = main.predicts == Kind.QUESTIONS
+    score = main.answer_score or "cider"
     identity, text = ("question_id", "answer") if asked else ("image_id", "caption")
     said = {
         BASELINE_NAMES[name].lower(): {sample[identity]: str(sample[text]) for sample in baseline.samples}

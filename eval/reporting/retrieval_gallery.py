@@ -8,6 +8,7 @@ from typing import Any
 
 from eval.reporting.evaluations import PER_SAMPLE, Evaluation
 from eval.sets.captioned import load_retrieval
+from eval.sets.own_sets import own_gallery
 from eval.sets.samples import RetrievalData
 from pipeline.pages.thumbnails import Thumbnail, thumbnail
 
@@ -31,6 +32,8 @@ class RetrievalCard:
 def retrieval_data(main: Evaluation) -> RetrievalData:
     """The images and texts of the evaluation. Raises ValueError when they are missing or not readable."""
     limit = None if main.task["limit"] == "all" else int(main.task["limit"])
+    if main.is_own:
+        return own_gallery(Path(main.task["data"]), main.images, limit)
     return load_retrieval(Path(main.task["data"]), main.task["split"], limit)
 
 

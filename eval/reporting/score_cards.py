@@ -5,7 +5,8 @@ note on the paper.
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.reporting.evaluations import QUESTION_SCORES, Compared, Evaluation
+from eval.catalogue import Kind
+from eval.reporting.evaluations import Compared, Evaluation
 from eval.reporting.paper import PaperRow, paper_row
 from eval.reporting.scores import (
     BASELINE_NAMES,
@@ -60,7 +61,7 @@ def score_card(compared: Compared) -> ScoreCard:
     reasons = why_not_comparable(main, paper) if paper else []
     metrics, table = main.metrics or {}, None
     if main.metrics is not None:
-        is_retrieval = main.kind == "retrieval"
+        is_retrieval = main.predicts == Kind.RETRIEVAL
         table = retrieval_table(main, paper, reasons) if is_retrieval else generated_table(compared, paper, reasons)
     return ScoreCard(
         main.title,
@@ -92,7 +93,7 @@ def _about(evaluation: Evaluation) -> str:
     if task.get("language"):
         parts.append(f"language model {task['language'].rsplit('/', 1)[-1]}")
     if evaluation.metrics:
-        counted = "questions" if evaluation.kind in QUESTION_SCORES else "images"
+        counted = "questions" if evaluation.predicts == Kind.QUESTIONS else "images"
         texts = f", {evaluation.metrics['texts']} texts" if "texts" in evaluation.metrics else ""
         parts.append(f"{evaluation.metrics['n']} {counted}{texts}")
     if task.get("prompt") is not None:

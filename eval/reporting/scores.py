@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.metrics.vqa_accuracy import LEGACY, OFFICIAL
+from eval.catalogue import TASKS
 from eval.reporting.evaluations import QUESTION_SCORES, Compared, Evaluation
 from eval.reporting.paper import PaperRow
 from eval.reporting.training_sources import trained_questions
@@ -21,17 +21,7 @@ METRIC_NAMES = {
     **{"tr_mean": "Text retrieval, mean", "ir_mean": "Image retrieval, mean", "mean_recall": "Mean recall"},
 }
 RETRIEVAL_METRICS = [name for name in METRIC_NAMES if "_at_" in name] + ["mean_recall"]
-RULE_NAMES = {
-    OFFICIAL: "official rule",
-    LEGACY: "legacy rule",
-    "okvqa/official-2021": "official rule",
-    "okvqa/legacy-2017": "legacy rule",
-    "okvqa/official-2021+lemmas": "official rule, lemmas",
-    "okvqa/legacy-2017+lemmas": "legacy rule, lemmas",
-    "gqa/exact": "exact",
-    "gqa/normalised": "both sides normalised",
-    "gqa/lavis": "prediction normalised",
-}
+RULE_NAMES = {protocol: name for task in TASKS.values() for protocol, name in task.rules.items()}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from eval.reporting.evaluations import Evaluation
+from eval.reporting.evaluations import OWN_QUESTION_SCORE, Evaluation
 from eval.reporting.files import check_scores_are_of, read_metrics, read_task
 from eval.reporting.training_sources import trained_questions
 from eval.tasks.task_folder import official_name
@@ -22,6 +22,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cider+bleu4": (CAPTIONS, ("cider", "bleu_4")),
     "mean_recall": (RERANK, ("mean_recall",)),
     "tr_mean": (RERANK, ("tr_mean",)),
+    "own_answers": (OWN_QUESTION_SCORE, ("accuracy",)),
     "vqa": (ANSWERS, ("accuracy",)),
 }
 Ties = Literal["earlier", "later"]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.sets.official_files import read_json
+from pipeline.files import LARGEST_JSON
 
 LONG = 12  # rows; longer panels are folded
 NAMES = {
@@ -41,7 +42,7 @@ class Summary:
 
 def read_summary(path: Path) -> Summary:
     """Read the file. Raises ValueError in one line when it is not a JSON object."""
-    content = read_json(path)
+    content = read_json(path, LARGEST_JSON)
     if not isinstance(content, dict):
         raise ValueError(f"--summary {path}: is not a JSON object; give nested numbers, each with a name")
     tiles = [(_shown(value), _words(name)) for name, value in content.items() if not isinstance(value, dict)]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.sets.official_files import field_of
+from pipeline.files import read_whole
 from pipeline.pages.charts import LineChart, Points, line_chart
 
 TITLES = {  # of numbers whose name does not read well
@@ -29,7 +30,11 @@ def read_metrics(path: Path) -> dict[str, Points]:
     Left out are: a torn line, a number that is always 0, and a part of the loss that equals the whole loss.
     """
     series: dict[str, Points] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    try:
+        text = read_whole(path).decode(errors="replace")
+    except ValueError as error:
+        raise ValueError(f"{path}: is not a file of losses ({error}); name a run folder of pipeline.train") from error
+    for line in text.splitlines():
         try:
             entry: dict[str, Any] = json.loads(line)
         except (ValueError, RecursionError):

@@ -115,6 +115,8 @@ def _recipe_of(weights: Path) -> dict[str, Any] | None:
     newest = sorted(weights.glob("checkpoints/step_*/COMPLETE"))[-1:]
     file = newest[0].parent / WEIGHTS if newest else weights / WEIGHTS if weights.is_dir() else weights
     try:
+        if not file.is_file():
+            return None
         with file.open("rb") as opened:
             size = int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(min(size, MOST_HEADER_BYTES)))

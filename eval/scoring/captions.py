@@ -17,6 +17,7 @@ from eval.scoring.tables import Scored, Table
 from eval.sets.caption_references import CaptionReferences, read_caption_references
 from eval.sets.captioned_images import NOCAPS_DOMAINS
 from eval.sets.official_files import SampleId, check_same_ids, read_predictions
+from pipeline.progress_line import ProgressLine
 
 PROTOCOLS = {"captions": "captions/pycocoevalcap-1.2", "nocaps": "nocaps/idf-all"}
 BLEU_NAMES = tuple(f"bleu_{n}" for n in range(1, MAX_NGRAM + 1))
@@ -111,12 +112,14 @@ def _measure(predictions: list[str], references: list[list[str]], outside: Outsi
         _mean_metric(["rouge_l", "cider"], means),
     ]
     if outside.meteor:
-        statistics = meteor_statistics(predictions, references)
+        with ProgressLine(f"METEOR of {len(predictions):,} captions"):
+            statistics = meteor_statistics(predictions, references)
         metrics.append(
             _Metric(["meteor"], statistics, lambda totals: 100 * meteor(totals)[..., None], meteor(statistics)[:, None])
         )
     if outside.spice:
-        metrics.append(_mean_metric(["spice"], spice_scores(predictions, references, outside.spice)[:, None]))
+        with ProgressLine(f"SPICE of {len(predictions):,} captions"):
+            metrics.append(_mean_metric(["spice"], spice_scores(predictions, references, outside.spice)[:, None]))
     return metrics
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from eval.metrics.bootstrap import Floats, Integers, interval, ratio_of_sums, sums_by_cluster
 from eval.scoring.rows import metric_row
+from pipeline.progress_line import ProgressLine
 
 Key = tuple[str, str, str]  # name, protocol, subset
 
@@ -67,13 +68,15 @@ class Scored:
 
     def metrics(self) -> dict[str, Any]:
         """The content of metrics.json."""
-        rows = [row for table in self.tables for row in table.rows()]
+        tables = ProgressLine("computing intervals of", len(self.tables), "tables").follow(self.tables)
+        rows = [row for table in tables for row in table.rows()]
         return {"task": self.task, "n": self.n, **self.more, "metrics": rows + self.other_rows}
 
     def differences(self, other: "Scored") -> list[dict[str, Any]]:
         """The paired differences to another prediction file of the same samples."""
-        pairs = zip(self.tables, other.tables, strict=True)
-        return [row for mine, others in pairs for row in mine.difference_rows(others)]
+        pairs = list(zip(self.tables, other.tables, strict=True))
+        line = ProgressLine("computing intervals of", len(pairs), "differences")
+        return [row for mine, others in line.follow(pairs) for row in mine.difference_rows(others)]
 
 
 def means_table(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.sets.official_files import read_json
+from pipeline.files import read_whole
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def _texts(path: Path) -> list[str]:
             raise ValueError(f"--answers {path}: entry {other}, {content[other]!r}, is not a text; correct it")
         return content
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return read_whole(path).decode().splitlines()
     except (OSError, ValueError) as error:
         raise ValueError(
             f"--answers {path}: not readable ({error}); name a text file in UTF-8, an answer a line"

@@ -1,10 +1,12 @@
-"""Reference captions by image, from COCO-format annotations (NoCaps too), Karpathy's or LAVIS' files."""
+"""Reference captions by image, from COCO-format annotations (NoCaps too), Karpathy's or LAVIS' files, or JSON
+lines."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from eval.sets.captioned_images import captioned_images, check_not_nocaps, is_captioned_images
 from eval.sets.official_files import SampleId, field_of, listed, read_json
+from eval.sets.own_lines import images_with_captions, is_lines
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,10 @@ def read_caption_references(path: Path, split: str | None = None, *, of_nocaps: 
     Raises ValueError in one line for a file of another format, an image without a caption, or NoCaps' images where
     others are wanted.
     """
+    if is_lines(path):
+        if split is not None:
+            raise ValueError(f"--split {split}: {path} has no splits; leave --split out")
+        return CaptionReferences({line.id: list(line.captions) for line in images_with_captions(path)}, {})
     content = read_json(path)
     if not of_nocaps:
         check_not_nocaps(path, content, "score them as nocaps")

@@ -3,9 +3,11 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from pipeline.files import LARGEST_FOREIGN, read_whole
 
 SampleId = int | str
 IDS_SHOWN = 5
@@ -13,19 +15,35 @@ ID_FIELDS = ("question_id", "questionId", "image_id", "id", "cocoid", "imgid", "
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # JSON's escape; two in a row make one character
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, most_bytes: int = LARGEST_FOREIGN) -> Any:
     """A JSON file's content.
 
-    Raises ValueError in one line when the file is missing, is not JSON, has a key twice, or a string that is not
-    Unicode.
+    Raises ValueError in one line when the file is missing, too large or no regular file, is not JSON, has a key twice,
+    or a string that is not Unicode.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_whole(path, most_bytes).decode()
         content = json.loads(text, object_pairs_hook=_once_each)
         check_whole_characters(text, content)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON ({error}); name a whole JSON file") from error
     return content
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The number, from 1, and the object of each line that is not empty, read as strictly as `read_json` reads."""
+    number = 0
+    try:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    content = json.loads(line, object_pairs_hook=_once_each)
+                    check_whole_characters(line, content)
+                    if not isinstance(content, dict):
+                        raise ValueError(f"found {type(content).__name__}")
+                    yield number, content
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: line {number} is not one JSON object ({error}); write one object a line") from error
 
 
 def check_whole_characters(text: str, content: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from eval.sets.captioned_images import DataSet
 from eval.sets.gqa_files import gqa_questions, is_gqa
 from eval.sets.official_files import SampleId
-from eval.sets.samples import PictureFinder, Sample, TaskData, find_file
+from eval.sets.samples import PictureFinder, Sample, TaskData, check_length, find_file
 from eval.sets.vqa_files import OK_VQA, VQA_V2, Question, check_set, questions_of
 
 SUBSETS = {
@@ -27,7 +27,6 @@ PUBLISHED_QUESTIONS = {
     OK_VQA: {"train": 9_009, "val": 5_046},
     "GQA": {"train": 943_000, "val": 132_062, "test-dev": 12_578, "test": 95_336},
 }
-LONGEST_QUESTION = 1_000  # characters; the longest of VQAv2 has about 100
 GQA_NAMES = {"test-dev": "testdev"}
 GQA_FILE = re.compile(r"(train|val|testdev|test|challenge|submission)_(?:balanced|all)_questions")
 
@@ -91,14 +90,10 @@ def _task_data(
     place: str,
 ) -> TaskData:
     chosen = dict(list(questions.items())[:limit])
-    for question_id, (_, question) in chosen.items():
-        if len(question) > LONGEST_QUESTION:
-            raise ValueError(
-                f"{annotations}: question_id {question_id!r} has a question of {len(question):,} characters, at most "
-                f"{LONGEST_QUESTION:,} are read; shorten it, or leave it out"
-            )
+    samples = [Sample(question_id, image_id, question) for question_id, (image_id, question) in chosen.items()]
+    for sample in samples:
+        check_length(annotations, sample)
     find = PictureFinder(folder, annotations)
     image_ids = dict.fromkeys(image_id for image_id, _ in chosen.values())
     paths = {image_id: find(place.format(image_id)) for image_id in image_ids}
-    samples = (Sample(question_id, image_id, question) for question_id, (image_id, question) in chosen.items())
     return TaskData(annotations, data_set, paths, tuple(samples))

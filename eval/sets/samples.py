@@ -13,6 +13,7 @@ from eval.sets.captioned_images import DataSet
 from eval.sets.official_files import SampleId, read_json
 
 PICTURE_FOLDERS = ("images", ".", "flickr30k-images")
+LONGEST_QUESTION = 1_000  # characters; the longest of VQAv2 has about 100
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,15 @@ class RetrievalData:
     image_paths: dict[SampleId, Path]
     texts: tuple[str, ...]
     text_image: tuple[int, ...]
+
+
+def check_length(annotations: Path, sample: Sample) -> None:
+    """Raise ValueError for a question that is too long to be one."""
+    if sample.question is not None and len(sample.question) > LONGEST_QUESTION:
+        raise ValueError(
+            f"{annotations}: question_id {sample.id!r} has a question of {len(sample.question):,} characters, at most "
+            f"{LONGEST_QUESTION:,} are read; shorten it, or leave it out"
+        )
 
 
 def find_file(folder: Path, names: Sequence[str], is_wanted: Callable[[Any], bool]) -> tuple[Path, Any]:

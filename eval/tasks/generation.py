@@ -6,7 +6,6 @@ Questions about one picture are answered together, and a batch encodes each pict
 picture, GQA thirty.
 """
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from eval.sets.official_files import SampleId
 from eval.sets.samples import TaskData
 from eval.tasks.pictures import Ablation, load_batches, shown_images
 from eval.tasks.predictions import batches_of_rank
+from pipeline.progress_line import ProgressLine
 
 if TYPE_CHECKING:
     from pipeline.models.inference import LanguageModel
@@ -38,8 +38,6 @@ def generate_all(
 
     `how` is how to generate, or a list of answers to rank. `questions` are what a Q-Former reads that was trained to.
     """
-    from tqdm import tqdm
-
     from eval.tasks.job_log import job_log
     from pipeline.distributed import collectives, process_group
     from pipeline.models.language import Decoding
@@ -49,7 +47,6 @@ def generate_all(
     image_of = {sample.id: sample.image_id for sample in data.samples}
     place = {image_id: number for number, image_id in enumerate(data.image_paths)}
     by_picture = sorted(image_of, key=lambda sample_id: place[image_of[sample_id]])
-    quiet = rank != 0 or not sys.stderr.isatty()
     with job_log(folder) as (log, done), collectives.together():
         batches = [
             [each for each in batch if each not in done]
@@ -57,7 +54,7 @@ def generate_all(
         ]
         pictures = [list(dict.fromkeys(image_of[each] for each in batch)) for batch in batches]
         pixels = iter([None] * len(batches)) if images == "none" else load_batches(pictures, shown, model.image_size_px)
-        with tqdm(total=sum(map(len, batches)), disable=quiet, unit="sample") as bar:
+        with ProgressLine("predicting", sum(map(len, batches)), "samples", shown=rank == 0) as line:
             for batch, shown_here, pixels_N3SS in zip(batches, pictures, pixels, strict=True):
                 picture_of = [shown_here.index(image_of[each]) for each in batch]
                 collectives.check_others()
@@ -68,4 +65,4 @@ def generate_all(
                 else:
                     texts = model.rank(pixels_N3SS, filled, how, picture_of, asked)
                 log.append({"id": each, "text": text.strip()} for each, text in zip(batch, texts, strict=True))
-                bar.update(len(batch))
+                line.advance(len(batch))

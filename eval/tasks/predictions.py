@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from eval.sets.official_files import SampleId, check_whole_characters, field_of
-from pipeline.files import lock_file, replace_file
+from pipeline.files import lock_file, naming_full_disk, read_whole, replace_file
 
 Entry = Mapping[str, Any]
 RANK_FILES = "predictions.rank*.jsonl"
@@ -40,9 +40,10 @@ class PredictionLog:
 
     def append(self, entries: Iterable[Entry]) -> None:
         """Add whole lines; they are on disk when this returns."""
-        self.file.write("".join(json.dumps(entry) + "\n" for entry in entries).encode())
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        with naming_full_disk(self.path):
+            self.file.write("".join(json.dumps(entry) + "\n" for entry in entries).encode())
+            self.file.flush()
+            os.fsync(self.file.fileno())
 
     def __enter__(self) -> "PredictionLog":
         return self
@@ -68,7 +69,12 @@ def _lock(file: BinaryIO, path: Path) -> None:
 
 def read_log(path: Path) -> list[Entry]:
     """A rank file's whole lines. A last line without its end was cut off by a kill and is left out."""
-    *lines, _torn = path.read_bytes().split(b"\n")
+    try:
+        *lines, _torn = read_whole(path).split(b"\n")
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: is not a file of predictions or scores ({error}); remove it to write it again"
+        ) from error
     entries: list[Entry] = []
     for number, line in enumerate(lines, start=1):
         try:

@@ -8,7 +8,6 @@ Shapes: N images, T texts, Q queries, E projection width, P image tokens.
 """
 
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from eval.tasks.matrix_files import Floats, interleave, write_rows
 from eval.tasks.pictures import Ablation, load_batches, shown_images
 from eval.tasks.predictions import Entry, batches_of_rank
 from pipeline.files import replacing
+from pipeline.progress_line import ProgressLine
 
 if TYPE_CHECKING:
     from pipeline.models.inference import RetrievalModel
@@ -36,8 +36,6 @@ def rank_all(
     model: "RetrievalModel", data: RetrievalData, folder: Path, *, images: Ablation, seed: int, batch_size: int, k: int
 ) -> None:
     """Score this rank's part of what no rank has scored yet. A fault of one rank ends all ranks."""
-    from tqdm import tqdm
-
     from eval.tasks.job_log import job_log
     from pipeline.distributed import collectives, process_group
 
@@ -56,12 +54,12 @@ def rank_all(
         wanted = np.zeros(len(ids), dtype=bool)
         wanted[[row[each] for batch in batches for each in batch]] = True
         candidates = candidates_by_image(work, k, rank, world_size, wanted)
-        quiet = rank != 0 or not sys.stderr.isatty()
-        with collectives.together(), tqdm(total=sum(map(len, batches)), disable=quiet, unit="image") as bar:
+        line = ProgressLine("reranking", sum(map(len, batches)), "images", shown=rank == 0)
+        with collectives.together(), line:
             for batch, pixels_B3SS in zip(batches, load_batches(batches, shown, model.image_size_px), strict=True):
                 collectives.check_others()
                 for image_id, frozen_PI in zip(batch, model.encode_images(pixels_B3SS), strict=True):
-                    bar.update()
+                    line.advance()
                     if image_id not in done:
                         chosen = texts.by_length(candidates[row[image_id]])
                         scores = model.match_logits(frozen_PI, texts.batches(chosen)).float().cpu().tolist()
@@ -105,7 +103,9 @@ def write_itc(
         own_batches = texts.batches(np.arange(len(data.texts)))[rank::world_size]
 
         def own_texts() -> Iterator[Floats]:
-            for batch in own_batches:
+            for batch in ProgressLine("embedding", len(own_batches), "batches of texts", shown=rank == 0).follow(
+                own_batches
+            ):
                 collectives.check_others()
                 yield model.embed_texts(batch).float().cpu().numpy()
 
@@ -118,7 +118,8 @@ def write_itc(
     def rows() -> Iterator[Floats]:
         text_TE = torch.from_numpy(np.load(work / "texts.npy"))
         image_batches = batches_of_rank(list(data.image_paths), {}, batch_size, rank, world_size)
-        for pixels_B3SS in load_batches(image_batches, shown, model.image_size_px):
+        line = ProgressLine("embedding", len(image_batches), "batches of images", shown=rank == 0)
+        for pixels_B3SS in line.follow(load_batches(image_batches, shown, model.image_size_px)):
             collectives.check_others()
             image_BQE = model.embed_images(model.encode_images(pixels_B3SS)).float()
             text_TE = text_TE.to(image_BQE.device)
@@ -147,7 +148,7 @@ def candidates_by_image(
     """
     from pipeline.distributed import collectives
 
-    with collectives.together():
+    with collectives.together(), ProgressLine("finding candidates", shown=rank == 0):
         itc_NT = np.load(work / "itc.npy", mmap_mode="r")
         images, texts = itc_NT.shape
         pairs = [np.empty((0, 2), dtype=np.int32)]
@@ -158,7 +159,8 @@ def candidates_by_image(
             collectives.check_others()
             columns = np.ascontiguousarray(itc_NT[:, start : start + TEXTS_AT_ONCE].T)
             pairs += [_pairs(top_k(column, k), text) for text, column in enumerate(columns, start=start)]
-        np.save(_part(work, "candidates", rank, world_size), np.concatenate(pairs))
+        with replacing(_part(work, "candidates", rank, world_size)) as file:
+            np.save(file, np.concatenate(pairs))
     with collectives.together():
         keys = [np.empty(0, dtype=np.int64)]  # image * T + text, of wanted images
         for each in range(world_size):

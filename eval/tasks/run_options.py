@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.catalogue import TASKS, Kind
 from pipeline.command_line import Parser, positive
 
 if TYPE_CHECKING:
@@ -12,16 +13,7 @@ if TYPE_CHECKING:
     from eval.sets.samples import RetrievalData, TaskData
     from pipeline.weights.any_format import WeightsSource
 
-QUESTION_TASKS = ("vqa", "okvqa", "gqa")
-TASKS = ("captioning", "nocaps", *QUESTION_TASKS, "retrieval")
-DEFAULT_SPLIT = {
-    "captioning": "test",
-    "nocaps": "val",
-    "vqa": "val",
-    "okvqa": "val",
-    "gqa": "test-dev",
-    "retrieval": "test",
-}
+OWN_SPLIT = "own"  # of a file of one's own, if --split does not name it
 ANSWER_CANDIDATES = 128  # of a closed list, as BLIP and ALBEF have it
 DECODING_FLAGS = ("num_beams", "max_new_tokens", "min_new_tokens", "length_penalty")
 
@@ -33,11 +25,21 @@ def run_parser(description: str | None) -> Parser:
     model.add_argument("--weights", type=Path, required=True, metavar="W",
                        help="run or checkpoint folder, weights file, LAVIS' .pth, transformers' folder")  # fmt: skip
     model.add_argument("--recipe", type=Path, help="names towers and sizes; for LAVIS' and transformers' weights")
-    model.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="edits of the recipe")
+    model.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="edits of --recipe; of a run: new places of its towers",
+    )
     task = parser.add_argument_group("task and data")
     task.add_argument("--task", choices=TASKS, required=True)
-    task.add_argument("--data", type=Path, required=True, metavar="DIR", help="official annotation file and pictures")
-    task.add_argument("--split", help="default: val for vqa, okvqa and nocaps, test-dev for gqa, test for the others")
+    task.add_argument("--data", type=Path, required=True, metavar="DIR",
+                      help="official annotation file and pictures, or a file of your own")  # fmt: skip
+    task.add_argument("--image-folder", type=Path, metavar="DIR",
+                      help="of --data FILE: where its picture names begin (default: the file's folder)")  # fmt: skip
+    task.add_argument("--split", help="default: val for vqa, okvqa and nocaps, test-dev for gqa, test for the others;\n"
+                      "of --data FILE a name that it gets (default own; eval.select needs val)")  # fmt: skip
     task.add_argument("--limit", type=positive, help="only the first N images (or questions)")
     task.add_argument("--output", type=Path, required=True, metavar="DIR", help="a folder of its own; same: continue")
     baseline = parser.add_argument_group("baselines")
@@ -64,38 +66,45 @@ def run_parser(description: str | None) -> Parser:
 
 def check_usage(parser: Parser, options: argparse.Namespace) -> None:
     """Exit 2 in one line for flags that contradict each other."""
-    if options.set and not options.recipe:
-        parser.error(f"argument --set: {options.set[0]} needs --recipe, the file that it edits")
     if options.length_penalty is not None and not math.isfinite(options.length_penalty):
         parser.error(f"argument --length-penalty: {options.length_penalty} is not a finite number")
     if options.answer_candidates and not options.answers:
         parser.error(f"argument --answer-candidates: {options.answer_candidates} are of a closed list; give --answers")
-    if options.answers and options.task not in QUESTION_TASKS:
+    if options.answers and TASKS[options.task].kind != Kind.QUESTIONS:
         parser.error(f"argument --answers: --task {options.task} asks no question; leave it out")
     if options.answers and (given := [name for name in DECODING_FLAGS if getattr(options, name) is not None]):
         flag = given[0].replace("_", "-")
         parser.error(f"argument --{flag}: has no effect with --answers, which generates nothing; leave it out")
-    if options.task == "retrieval":
+    if TASKS[options.task].kind == Kind.RETRIEVAL:
         given = [name for name in ("prompt", *DECODING_FLAGS) if getattr(options, name) is not None]
         if given or options.images == "none":
             flag = given[0].replace("_", "-") if given else "images none"
-            parser.error(f"argument --{flag}: has no effect with --task retrieval; leave it out")
+            parser.error(f"argument --{flag}: has no effect with --task {options.task}; leave it out")
 
 
 def load_data(options: argparse.Namespace, split: str) -> "TaskData | RetrievalData":
     """The samples of the task. Raises ValueError in one line when the folder does not hold them."""
-    from eval.sets import captioned, question_sets
+    if options.data.is_file():
+        return _load_own(options)
+    if options.image_folder:
+        raise ValueError(f"--image-folder {options.image_folder}: has no effect with --data {options.data}, which is "
+                         "not a file of your own; leave it out")  # fmt: skip
+    return TASKS[options.task].load(options.data, split, options.limit)
 
-    if options.task == "retrieval":
-        return captioned.load_retrieval(options.data, split, options.limit)
-    load = {
-        "captioning": captioned.load_captioning,
-        "nocaps": captioned.load_nocaps,
-        "vqa": question_sets.load_vqa,
-        "okvqa": question_sets.load_okvqa,
-        "gqa": question_sets.load_gqa,
-    }[options.task]
-    return load(options.data, split, options.limit)
+
+def _load_own(options: argparse.Namespace) -> "TaskData | RetrievalData":
+    """The samples of a set of one's own. Raises ValueError for the task of one published set."""
+    load = TASKS[options.task].load_own
+    if load is None:
+        others = ", ".join(name for name, task in TASKS.items() if task.load_own)
+        raise ValueError(f"--data {options.data}: is a file, but --task {options.task} reads the folder of a published "
+                         f"set; for a file of your own choose {others}")  # fmt: skip
+    return load(options.data, options.image_folder, options.limit)
+
+
+def split_of(options: argparse.Namespace) -> str:
+    """The split of a published set; of a file of one's own only a name for it."""
+    return str(options.split or (OWN_SPLIT if options.data.is_file() else TASKS[options.task].split))
 
 
 def settings_of(
@@ -114,7 +123,7 @@ def settings_of(
         "task": options.task,
         "weights_sha256": source.sha256(),
         "annotations_sha256": sha256_of(data.annotations),
-        "split": options.split or DEFAULT_SPLIT[options.task],
+        "split": split_of(options),
         "limit": options.limit or "all",
         "image_source": options.images,
         "seed": options.seed,
@@ -129,13 +138,13 @@ def settings_of(
         "is_of_published_set": data.data_set.is_published,
         "batch_size": options.batch_size,
     }
-    if options.task == "retrieval":
+    if TASKS[options.task].kind == Kind.RETRIEVAL:
         return settings | {"k_test": options.k_test}
     if answers:
         of_list = {"answers": str(answers.path.absolute()), "answers_sha256": sha256_of(answers.path)}
         candidates = {"answer_candidates": options.answer_candidates or ANSWER_CANDIDATES}
         return settings | of_list | candidates | {"prompt": options.prompt}
-    asks = options.task in QUESTION_TASKS
+    asks = TASKS[options.task].kind == Kind.QUESTIONS
     decoding = dict(ANSWER_DECODING if asks else CAPTION_DECODING)
     decoding |= {name: getattr(options, name) for name in DECODING_FLAGS if getattr(options, name) is not None}
     check_lengths(decoding)

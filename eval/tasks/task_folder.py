@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from eval.catalogue import TASKS, Kind
 from eval.sets.official_files import SampleId
 from eval.tasks.task_file import Picture, TaskFile
 from pipeline.files import read_validated, replace_file
@@ -12,6 +13,7 @@ from pipeline.files import read_validated, replace_file
 NOT_COMPARED = (  # places, names and speed: they change no prediction
     *("weights", "weights_format", "step", "data", "annotations", "images", "batch_size", "answers"),
     *("data_set", "is_published_set", "is_of_published_set", "recipe", "converted_from"),
+    *("vision", "language"),  # names; `towers` has the fingerprints
 )
 SHOWN_CHARACTERS = 12
 # What eval.run and eval.score write into a folder.
@@ -20,7 +22,7 @@ WRITTEN = ("predictions*", "scores.npz", "work", "COMPLETE", "metrics.json", "pe
 
 def official_name(task: str) -> str:
     """The file of eval.run that eval.score takes."""
-    return "scores.npz" if task == "retrieval" else "predictions.json"
+    return "scores.npz" if TASKS[task].kind == Kind.RETRIEVAL else "predictions.json"
 
 
 class TaskFolder:

@@ -9,12 +9,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval.catalogue import TASKS
 from eval.watching.notes import NOTE, Note, asked_of, read_note, write_note
 from eval.watching.slurm_commands import UnansweredError, answer, queued_by_name, run_command
 from eval.watching.states import stamp_of
 from eval.watching.wanted import Evaluation
-
-SCORE_TASKS = {"captioning": "captions"}
 
 
 def submit(evaluation: Evaluation, scripts: Path, lock: int) -> list[str]:
@@ -45,7 +44,7 @@ def submit(evaluation: Evaluation, scripts: Path, lock: int) -> list[str]:
             options = [*os.environ.get("BLIP2_GPU_NODE", "").split(), *wanted.sbatch]
             jobs.append(queued.get(names[0]) or _sbatch(names[0], folder, options, script, what, lock))
         after = [f"--dependency=afterok:{jobs[0]}", "--kill-on-invalid-dep=yes"] if jobs else []
-        what = [SCORE_TASKS.get(wanted.task, wanted.task), str(folder), *wanted.score]
+        what = [TASKS[wanted.task].scored_as, str(folder), *wanted.score]
         what += ["--", *evaluation.report] if evaluation.report else []
         options, script = [*after, *wanted.score_sbatch], scripts / "score.sbatch"
         known = queued.get(names[1]) or begun.get(names[1])

@@ -5,7 +5,7 @@ from pathlib import Path
 from eval.sets.official_files import field_of, read_json
 from eval.watching.notes import Note, asked_of, read_note
 from eval.watching.wanted import Evaluation
-from pipeline.files import sha256_of
+from pipeline.files import LARGEST_JSON, sha256_of
 
 WEIGHTS = "trainable.safetensors"
 
@@ -66,13 +66,13 @@ def stamp_of(evaluation: Evaluation) -> list[int]:
 def _has_same_weights(evaluation: Evaluation) -> bool:
     """Whether a file with another time (a copy, for example) still holds the weights that were evaluated."""
     task = evaluation.folder / "task.json"
-    evaluated = field_of(task, read_json(task), "weights_sha256", (str,)) if task.is_file() else None
+    evaluated = field_of(task, read_json(task, LARGEST_JSON), "weights_sha256", (str,)) if task.is_file() else None
     return bool(evaluated == sha256_of(evaluation.checkpoint / WEIGHTS))
 
 
 def _has_scores(path: Path) -> bool:
     """Whether eval.score's file is there and holds an object. After a disk fault it may be empty or cut off."""
     try:
-        return path.is_file() and isinstance(read_json(path), dict)
+        return path.is_file() and isinstance(read_json(path, LARGEST_JSON), dict)
     except ValueError:
         return False

@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.files import first_fault
+from eval.catalogue import known_task
+from pipeline.files import first_fault, read_whole
 
 STEP = "step_"
 BATCH_SIZE = "--batch-size"
@@ -27,7 +28,7 @@ class Wanted(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    task: Literal["captioning", "nocaps", "vqa", "okvqa", "gqa", "retrieval"]
+    task: Annotated[str, AfterValidator(known_task)]
     data: str
     runs: list[str] = []
     run: list[str] = []
@@ -105,7 +106,7 @@ def _without(flags: Sequence[str], flag: str) -> list[str]:
 def read_watch_list(path: Path) -> WatchList:
     """Raises ValueError in one line, naming the field, for a list that cannot be used."""
     try:
-        return WatchList.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return WatchList.model_validate(yaml.safe_load(read_whole(path).decode()))
     except ValidationError as error:
         raise ValueError(f"{path}: not a watch list ({first_fault(error)}); eval/README.md has an example") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: a date that cannot be

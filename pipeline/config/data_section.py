@@ -86,3 +86,8 @@ class Validation(Section):
     """steps between two measurements; 0: at the end of every epoch, with `run.epochs`"""
     samples: Positive = 2048
     """pairs that are measured, from the beginning of a fixed order"""
+    sample_texts: NotNegative = 8
+    """of stage 2: pictures whose text is written to samples.jsonl at each measurement, with their own and with another
+    picture's soft prompts; 0: none"""
+    on_training_data: bool = False
+    """allow samples that `data.manifest` has too; they show how well the data are learnt, not held-out losses"""

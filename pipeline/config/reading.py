@@ -90,6 +90,22 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ValueError(f"recipe {path}: is not readable as YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(settings, DictConfig):
         raise ValueError(f"recipe {path}: is not a mapping of fields; write `field: value` lines")
+    return _validated(settings, overrides, str(path))
+
+
+def edited(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """A recipe with `a.b=v` overrides. Raises ValueError as `load_recipe` does."""
+    from omegaconf import OmegaConf
+
+    return _validated(OmegaConf.create(recipe.model_dump(mode="json")), overrides, "of the weights")
+
+
+def _validated(settings: Any, overrides: Sequence[str], told: str) -> Recipe:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    unreadable = (OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError)
     for item in overrides:
         if not FIELD_AND_VALUE.fullmatch(item):
             raise ValueError(f"--set {item}: is not of the form FIELD=VALUE")
@@ -100,7 +116,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         content = cast(dict[Any, Any], OmegaConf.to_container(settings, resolve=True))
     except (OmegaConfBaseException, RecursionError) as error:
-        raise ValueError(f"recipe {path}: a value cannot be resolved ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"recipe {told}: a value cannot be resolved ({str(error).splitlines()[0]})") from error
     return parse_recipe({str(key): value for key, value in content.items()})
 
 

@@ -116,6 +116,8 @@ class Run(Section):
     """what may differ from the run that saved the checkpoint: field names, `manifest`, `towers`"""
     hang_deadline_s: Annotated[float, Field(ge=1, le=1_000_000)] = 1800.0
     """seconds that a step may take; after them the job ends, and every rank's stacks are in RUN/stacks/"""
+    profile_steps: NotNegative = 0
+    """steps of each start that are profiled, after its first five; RUN/profile/ has each rank's trace and GPU memory"""
 
     @property
     def steps_per_epoch(self) -> int:

@@ -18,11 +18,11 @@ from pipeline.models.language import (
     CausalTower,
     LanguageTower,
     Seq2SeqTower,
-    checkpoint_layers,
     language_config,
     language_on_meta,
 )
 from pipeline.models.one_kernel import fuse_operations
+from pipeline.models.recomputing import checkpoint_layers
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.stage2 import Stage2Bridge
 from pipeline.models.vision import VisionTower

@@ -106,6 +106,22 @@ def open_source(recipe: Recipe, world_size: int) -> DataSource:
     return manifest
 
 
+def enlarged(source: DataSource, image_size_px: int) -> str | None:
+    """A warning when pictures were stored smaller than they are trained on, or None. Of streamed or old shards the
+    stored size is not known."""
+    if isinstance(source, ShardUrls):
+        return None
+    smaller = [each for each in source.shards if each.short_side_px is not None and each.short_side_px < image_size_px]
+    if not smaller:
+        return None
+    most = max(each.short_side_px or 0 for each in smaller)
+    return (
+        f"vision.image_size_px {image_size_px}: {sum(each.samples for each in smaller)} of {source.samples} pictures "
+        f"are stored with a shorter side of at most {most} px, and will be enlarged; download them again with "
+        f"--max-side-px {image_size_px} or more"
+    )
+
+
 def build_loader(
     recipe: Recipe, source: DataSource, collate: Collate, rank: int, world_size: int, first_step: int
 ) -> Iterable[Batch]:
@@ -138,6 +154,8 @@ def build_loader(
             *(int(sizes_of(source, data.sample).sum()), TOTALS[data.sample], len(source.shards)),
             *(order.samples, per_epoch, left_out, steps, steps / per_epoch),
         )
+        if warning := enlarged(source, size_px):
+            log.warning("%s", warning)
     places = MicroBatches(order.samples, batch.global_size, batch.micro_size, rank, world_size, first_step, steps)
     stream: Any = SampleStream(source, order, data, size_px)  # a map over (epoch, position)
     return DataLoader(stream, batch_sampler=places, **settings)  # type: ignore[arg-type]

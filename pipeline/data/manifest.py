@@ -75,6 +75,18 @@ class Shard:
     """What its receipt says: stage, input_sha256, config_hash, seed, models, dropped; where there are any, also
     dropped_questions, question_sets and cleaned_of."""
     questions: Count = 0
+    short_side_px: Count | None = None
+    """The longest of the shorter sides of its pictures: they were stored with at most so many pixels. Shards that were
+    listed before it was known have none."""
+    of_samples: Count = 0
+    """Of a part, as `data_prep.split` chooses it: how many samples the whole tar has; 0: all of them are listed."""
+    rows_sha256: Text = ""
+    """Of a part: the sha256 of its offset table, which says which samples it has."""
+
+    @property
+    def identity(self) -> str:
+        """What the data order depends on: the tar, and of a part also its rows."""
+        return f"{self.sha256}/{self.rows_sha256}" if self.of_samples else self.sha256
 
 
 class ManifestFile(BaseModel):
@@ -118,21 +130,21 @@ class Manifest:
 
     def digest(self) -> str:
         """sha256 over the shards' own digests, in order: what a data order depends on, wherever the files lie."""
-        return hashlib.sha256("\n".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
+        return hashlib.sha256("\n".join(shard.identity for shard in self.shards).encode()).hexdigest()
 
     def shard_path(self, shard: Shard) -> Path:
         return self.root / shard.path
 
     def offsets(self, shard: Shard) -> NDArray[np.int64]:
         """Memory-mapped int64 [samples, 4]: (jpg offset, jpg bytes, json offset, json bytes) of each sample."""
-        return self._table(shard)[:, :PLACES]
+        return self.table(shard)[:, :PLACES]
 
     def counts(self, shard: Shard) -> NDArray[np.int64]:
         """Memory-mapped int64 [samples, 2]: (captions, questions) of each sample.
 
         Raises ValueError when the table is of an earlier version, which has no counts.
         """
-        table = self._table(shard)
+        table = self.table(shard)
         if table.shape[1] != COLUMNS:
             raise ValueError(
                 f"{self.root / shard.index}: has no counts of captions and questions, because an earlier version wrote "
@@ -140,7 +152,8 @@ class Manifest:
             )
         return table[:, PLACES:]
 
-    def _table(self, shard: Shard) -> NDArray[np.int64]:
+    def table(self, shard: Shard) -> NDArray[np.int64]:
+        """Memory-mapped int64 [samples, 6], or 4 columns of an earlier version: the whole offset table of a shard."""
         path = self.root / shard.index
         try:
             if not path.is_file():
@@ -167,6 +180,9 @@ def read_manifest(path: Path) -> ManifestFile:
         for number, shard in enumerate(shards):
             if empty != (shard.samples == 0) or empty == bool(shard.index):
                 told = f"samples {shard.samples}, index {shard.index!r}"
+                raise ValueError(f"{path}: is not a valid manifest ({name}.{number}: {told})")
+            if bool(shard.of_samples) != bool(shard.rows_sha256) or 0 < shard.of_samples <= shard.samples:
+                told = f"samples {shard.samples}, of_samples {shard.of_samples}, rows_sha256 {shard.rows_sha256!r}"
                 raise ValueError(f"{path}: is not a valid manifest ({name}.{number}: {told})")
             if shard.samples * LEAST_SAMPLE > shard.bytes or max(shard.captions, shard.questions) > shard.bytes:
                 told = f"{shard.samples} samples, {shard.captions} captions and {shard.questions} questions"
@@ -217,6 +233,11 @@ def cleaned_of(shards: Sequence[Shard]) -> dict[str, tuple[str, ...]]:
     return {source: tuple(sorted(sets)) for source, sets in sorted(found.items())}
 
 
+def _entry(shard: Shard) -> dict[str, Any]:
+    """The fields of a shard; those of a part only where it is one."""
+    return {name: value for name, value in asdict(shard).items() if value or name not in ("of_samples", "rows_sha256")}
+
+
 def manifest_json(shards: Sequence[Shard], empty: Sequence[Shard] = ()) -> str:
     """The text of a manifest file; the same shards give the same bytes.
 
@@ -228,7 +249,7 @@ def manifest_json(shards: Sequence[Shard], empty: Sequence[Shard] = ()) -> str:
         "captions": sum(shard.captions for shard in shards),
         "questions": sum(shard.questions for shard in shards),
         "dropped": dropped_by_source([*shards, *empty]),
-        "empty_shards": [asdict(shard) for shard in empty],
-        "shards": [asdict(shard) for shard in shards],
+        "empty_shards": [_entry(shard) for shard in empty],
+        "shards": [_entry(shard) for shard in shards],
     }
     return json.dumps(content, indent=1, sort_keys=True) + "\n"

@@ -66,7 +66,8 @@ def expand_urls(patterns: Sequence[str]) -> ShardUrls:
     for pattern in patterns:
         if not pattern.startswith(SCHEMES):
             raise ValueError(
-                f"data.urls {pattern}: must begin with {' or '.join(SCHEMES)}; for local shards set data.manifest"
+                f"data.urls {pattern}: must begin with {' or '.join(SCHEMES)}; of local tars make a manifest: "
+                "`python -m data_prep.download tars FOLDER --output DIR`, then `python -m data_prep.index DIR`"
             )
         try:
             urls += braceexpand(pattern)

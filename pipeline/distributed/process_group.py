@@ -7,8 +7,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from pipeline.distributed import device
@@ -18,7 +20,18 @@ SILENT_S = 20.0  # before it is said that ranks are missing
 JOIN_S = 600.0  # in which all ranks must have started
 DAY_S = 86_400.0  # ranks of an evaluation may end hours apart
 _GROUPS: dict[str, Any] = {}  # as torch's default group, of the process; and the store that all ranks read
+COLLECTIVES_KEPT = 2000  # the last ones of each rank, by torch's flight recorder
 FAULT = "fault"  # in the store: the number of a rank that has failed
+
+
+LOST = (  # how gloo and NCCL say that the process at the other end is gone
+    *("Connection closed by peer", "Connection reset by peer", "Broken pipe"),
+    *("remote process exit", "ncclRemoteError"),
+)
+
+
+class LostRankError(ValueError):
+    """Another rank ended in the midst of a collective. It may be this rank alone that learns of it, and prints it."""
 
 
 class StoppedWhileJoiningError(Exception):
@@ -88,6 +101,7 @@ def initialise(even_alone: bool = False, timeout_s: float = DAY_S, stopped: Call
         os.environ["LOCAL_RANK"] = name.removeprefix("cuda:")
         # Else a monitor of NCCL's ends a process whose NCCL thread is stuck for 8 minutes, before any deadline of ours.
         os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", str(int(timeout_s)))
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(COLLECTIVES_KEPT))
     timeout = timedelta(seconds=timeout_s)
     store.set_timeout(timeout)
     _GROUPS["store"] = store
@@ -97,9 +111,38 @@ def initialise(even_alone: bool = False, timeout_s: float = DAY_S, stopped: Call
         _GROUPS["host"] = dist.new_group(backend="gloo", timeout=timeout)
 
 
+@contextmanager
+def naming_lost_ranks() -> Iterator[None]:
+    """One line, not a traceback, where another rank has ended: one that is killed can say nothing itself.
+
+    Raises LostRankError.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in LOST):
+            raise
+        raise LostRankError(
+            f"rank {rank()} of {world_size()}: another rank has ended; its own output says why. If it says nothing, it "
+            "was killed, as by signal 9 when memory runs out: use fewer workers and smaller batches, or give the job "
+            "more memory"
+        ) from error
+
+
 def host_group() -> Any:
     """A group whose collectives take tensors of the host, so that no GPU is waited for. None: the default group."""
     return _GROUPS.get("host")
+
+
+def write_last_collectives(path: Path) -> None:
+    """The last collectives of this rank as torch's flight recorder has them: JSON, with the state of each."""
+    import torch.distributed as dist
+    from torch._C import _distributed_c10d
+
+    recorder: Any = _distributed_c10d  # torch's types leave out what gloo's recorder has
+    if dist.is_initialized():
+        on_gpu = dist.get_backend() == "nccl"
+        path.write_bytes(recorder._dump_nccl_trace_json() if on_gpu else recorder._dump_fr_trace_json())
 
 
 def tell_fault() -> None:

@@ -2,10 +2,13 @@
 
 Queries see queries in all three. ITC: text sees text only, so queries and text are run apart. ITM: all see all.
 ITG: text sees all queries and itself up to its own position; queries do not see text. B batch, Q queries, L tokens.
+And the mask of padding of a T5.
 """
 
 import torch
 from torch import Tensor
+
+from pipeline.tokens import Tokens
 
 
 def text_only(is_token_BL: Tensor) -> Tensor:
@@ -25,3 +28,14 @@ def causal_after_queries(num_queries: int, is_token_BL: Tensor) -> Tensor:
     queries_BLQ = is_token_BL.new_ones((batch, length, num_queries))
     earlier_LL = torch.ones((length, length), dtype=torch.bool, device=is_token_BL.device).tril()
     return torch.cat([queries_BLQ, earlier_LL & is_token_BL[:, None, :]], dim=2)[:, None]
+
+
+def hiding_padding(mask_BN: Tensor, context: Tokens, dtype: torch.dtype) -> Tensor | None:
+    """The mask as T5 itself makes it, [B, 1, 1, N]: it would first ask the device whether there is padding.
+
+    None where the context has none.
+    """
+    if context.count == context.ids.numel():
+        return None
+    hidden_BN = torch.zeros_like(mask_BN, dtype=dtype).masked_fill(mask_BN == 0, torch.finfo(dtype).min)
+    return hidden_BN[:, None, None, :]

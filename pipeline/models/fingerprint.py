@@ -48,12 +48,14 @@ def _sum_of_bits(tensor: "Tensor") -> "Tensor":
     return total
 
 
-def fingerprint_of_settings(towers: Iterable["nn.Module"], tokenizer: Any) -> str:
+def fingerprint_of_settings(towers: Iterable["nn.Module"], tokenizer: Any = None) -> str:
     """sha256 over what decides about outputs besides weights: modules and small buffers, configurations and generation
     defaults of transformers models, the tokenizer's vocabulary and rules."""
     from transformers import PreTrainedModel
 
-    texts = [json.dumps(sorted(tokenizer.get_vocab().items())), str(tokenizer.special_tokens_map)]
+    texts: list[str] = []
+    if tokenizer is not None:
+        texts = [json.dumps(sorted(tokenizer.get_vocab().items())), str(tokenizer.special_tokens_map)]
     if backend := getattr(tokenizer, "backend_tokenizer", None):
         rules = json.loads(backend.to_str())
         texts.append(_told({name: value for name, value in rules.items() if name not in ("padding", "truncation")}))

@@ -15,6 +15,7 @@ from pipeline.config import Recipe
 from pipeline.models.attention_maps import on_grid, watched
 from pipeline.models.fingerprint import fingerprint, fingerprint_of_settings
 from pipeline.models.language import Decoding, LanguageTower
+from pipeline.models.marked_text import MARK, PicturesOf
 from pipeline.models.precision import autocast
 from pipeline.models.qformer import PassWeights
 from pipeline.models.ranking import Ranking
@@ -133,12 +134,21 @@ class LanguageModel:
         decoding: Decoding,
         picture_of: Sequence[int] | None = None,
         questions: Sequence[str] | None = None,
+        pictures_of: PicturesOf | None = None,
     ) -> list[str]:
         """Continue each prompt after its picture; without pixels, the frozen language model answers blind.
 
-        `picture_of` [prompts] says which of the N pictures a prompt goes with, where some share one. `questions`
-        [prompts] are what the Q-Former reads beside the picture. Raises ValueError when it reads, and they are missing.
+        `picture_of` [prompts] says which of the N pictures a prompt goes with, where some share one. `pictures_of`
+        are those of a prompt that has a mark for each. `questions` [prompts] are what the Q-Former reads beside the
+        picture. Raises ValueError when it reads, and they are missing, or a prompt has several pictures.
         """
+        if pictures_of is not None:
+            if self.reader is not None:
+                raise ValueError(
+                    f"prompt: marks pictures by {MARK}, and this Q-Former was trained to read a question beside one "
+                    "picture; leave the marks out, or take weights without"
+                )
+            return self.language.generate(self._soft_prompts(pixels_N3SS, None, None), prompts, decoding, pictures_of)
         soft_prompts = self._soft_prompts(pixels_N3SS, picture_of, questions)
         return self.language.generate(soft_prompts, prompts, decoding)
 

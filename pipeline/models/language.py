@@ -5,7 +5,6 @@ Shapes: B batch, Q soft prompts, L tokens of a text, H width of the language mod
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -13,11 +12,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config import Language
+from pipeline.models.attention_masks import hiding_padding
 from pipeline.models.beam_cache import copied_for_beams, has_plain_cache
 from pipeline.models.loading import load_of_transformers, not_loaded, refuse_missing
+from pipeline.models.marked_text import PicturesOf, check_length, with_pictures
 from pipeline.models.one_kernel import fuse_operations
 from pipeline.models.precision import DTYPES, at_least_fp32
-from pipeline.models.prompt_length import check_length
+from pipeline.models.recomputing import checkpoint_layers
 from pipeline.tokens import Tokens, close_up
 
 IGNORED = -100  # label of a position that is not scored
@@ -33,6 +34,7 @@ class Decoding:
     min_new_tokens: int = 1
     length_penalty: float = 1.0
     choice: Any = None  # a logits processor that draws each token, for one beam
+    in_step: bool = False  # ranks that share the model: each reads as many tokens as the slowest
 
 
 class LanguageTower(Protocol):
@@ -49,8 +51,10 @@ class LanguageTower(Protocol):
         `weights_B` are factors on the sums of the rows.
         """
 
-    def generate(self, prompts_BQH: Tensor | None, texts: Sequence[str], decoding: Decoding) -> list[str]:
-        """Continue each text after its soft prompts (None: after the text alone)."""
+    def generate(
+        self, prompts_BQH: Tensor | None, texts: Sequence[str], decoding: Decoding, pictures: PicturesOf | None = None
+    ) -> list[str]:
+        """Continue each text after its soft prompts (None: after the text alone), or as `with_pictures` places them."""
 
 
 def _scored(logits_BLV: Tensor, target: Tokens, weights_B: Tensor | None) -> Tensor:
@@ -60,14 +64,6 @@ def _scored(logits_BLV: Tensor, target: Tokens, weights_B: Tensor | None) -> Ten
         return functional.cross_entropy(logits_TV, labels_T, ignore_index=IGNORED, reduction="sum")
     losses_T = functional.cross_entropy(logits_TV, labels_T, ignore_index=IGNORED, reduction="none")
     return (losses_T.view(labels_BL.shape).sum(dim=1) * weights_B).sum()
-
-
-def _additive_mask(mask_BN: Tensor, context: Tokens, dtype: torch.dtype) -> Tensor | None:
-    """The mask as the model itself makes it, [B, 1, 1, N]: it would first ask the device whether there is padding."""
-    if context.count == context.ids.numel():
-        return None
-    hidden_BN = torch.zeros_like(mask_BN, dtype=dtype).masked_fill(mask_BN == 0, torch.finfo(dtype).min)
-    return hidden_BN[:, None, None, :]
 
 
 class _Tower:
@@ -87,6 +83,17 @@ class _Tower:
         mask = torch.cat([context.is_token.new_ones(prompts_BQH.shape[:2]), context.is_token], dim=1)
         return torch.cat([prompts_BQH.to(embeddings.dtype), embeddings], dim=1), mask.long()
 
+    def _read(
+        self, prompts_BQH: Tensor | None, texts: Sequence[str], pictures: PicturesOf | None, how: Decoding, side: str
+    ) -> tuple[Tensor, Tensor]:
+        """What `generate` continues: embeddings [B, M, H] and attention mask [B, M], padded on the side."""
+        if pictures is None or prompts_BQH is None:
+            embeddings, mask = self._inputs(prompts_BQH, self._tokenise(texts, side))
+        else:
+            embeddings, mask = with_pictures(self.embed_tokens, self.tokenizer, prompts_BQH, texts, pictures, side)
+        check_length(self.model.config, mask, texts, how.max_new_tokens)
+        return embeddings, mask
+
     def _tokenise(self, texts: Sequence[str], padding_side: str) -> Tokens:
         encoded = self.tokenizer(list(texts), padding=True, padding_side=padding_side, return_tensors="pt")
         device = self.embed_tokens.weight.device
@@ -103,6 +110,7 @@ class _Tower:
             min_new_tokens=decoding.min_new_tokens,
             length_penalty=decoding.length_penalty,
             pad_token_id=self.tokenizer.pad_token_id,
+            synced_gpus=decoding.in_step,
             logits_processor=[decoding.choice] if decoding.choice else None,
             **special,
         )
@@ -128,22 +136,26 @@ class CausalTower(_Tower):
         text, scored = close_up(context, target)
         embeddings, _ = self._inputs(prompts_BQH, text)
         length = scored.ids.shape[1]
-        # Padding comes last, where causal attention hides it. The head runs only on what predicts the target.
+        # Padding comes last, where causal attention hides it: the model needs no mask to find it.
+        # The language head runs only on the positions that predict the target: its logits are the largest tensor.
         output = self.model(inputs_embeds=embeddings, attention_mask=None, logits_to_keep=length + 1, use_cache=False)
         logits_BLV = output.logits
         return _scored(logits_BLV[:, -length - 1 : -1], scored, weights_B)
 
-    def generate(self, prompts_BQH: Tensor | None, texts: Sequence[str], decoding: Decoding) -> list[str]:
-        inputs = self._inputs(prompts_BQH, self._tokenise(texts, padding_side="left"))
-        check_length(self.model.config, inputs[0], decoding.max_new_tokens)
-        special = self._read_for_beams(*inputs, decoding.num_beams) | {"eos_token_id": self.end_token_id}
-        return self._generate(inputs, decoding, **special)
+    def generate(
+        self, prompts_BQH: Tensor | None, texts: Sequence[str], decoding: Decoding, pictures: PicturesOf | None = None
+    ) -> list[str]:
+        inputs = self._read(prompts_BQH, texts, pictures, decoding, "left")
+        already_read = self._read_for_beams(*inputs, decoding.num_beams)
+        return self._generate(inputs, decoding, eos_token_id=self.end_token_id, **already_read)
 
     @torch.no_grad()
     def _read_for_beams(self, embeddings_BLH: Tensor, mask_BL: Tensor, num_beams: int) -> dict[str, Any]:
-        """Keys and values of all positions but the last, computed once and copied for each beam. generate() alone would
-        read the prompt once a beam; the answers are the same. It is left to do so with other caches than whole keys
-        and values, as those of sliding windows or recurrent states."""
+        """Keys and values of all positions but the last, computed once and copied for each beam.
+
+        generate() alone would copy the prompt and read it once a beam; the answers are the same. It is left to
+        do so with other caches than whole keys and values, as those of sliding windows or recurrent states.
+        """
         if num_beams == 1 or not self.cache_can_be_copied or embeddings_BLH.shape[1] == 1:
             return {}
         read = self.model.generate(
@@ -166,7 +178,7 @@ class Seq2SeqTower(_Tower):
     def loss_sum(self, prompts_BQH: Tensor, context: Tokens, target: Tokens, weights_B: Tensor | None = None) -> Tensor:
         embeddings, mask = self._inputs(prompts_BQH, context)
         own_mask = self.model.config.model_type in TAKES_4D_MASKS
-        seen = _additive_mask(mask, context, embeddings.dtype) if own_mask else mask
+        seen = hiding_padding(mask, context, embeddings.dtype) if own_mask else mask
         labels = target.ids.masked_fill(~target.is_token, IGNORED)
         decoder_ids = self._decoder_ids(labels)
         output = self.model(
@@ -183,9 +195,10 @@ class Seq2SeqTower(_Tower):
         shifted_BL = torch.cat([torch.full_like(labels_BL[:, :1], start), labels_BL[:, :-1]], dim=1)
         return shifted_BL.masked_fill(shifted_BL == IGNORED, pad)
 
-    def generate(self, prompts_BQH: Tensor | None, texts: Sequence[str], decoding: Decoding) -> list[str]:
-        inputs = self._inputs(prompts_BQH, self._tokenise(texts, padding_side="right"))
-        check_length(self.model.config, inputs[0], decoding.max_new_tokens)
+    def generate(
+        self, prompts_BQH: Tensor | None, texts: Sequence[str], decoding: Decoding, pictures: PicturesOf | None = None
+    ) -> list[str]:
+        inputs = self._read(prompts_BQH, texts, pictures, decoding, "right")
         return self._generate(inputs, decoding, **self._read_for_beams(*inputs, decoding.num_beams))
 
     @torch.no_grad()
@@ -197,10 +210,8 @@ class Seq2SeqTower(_Tower):
         encoded = self.model.get_encoder()(inputs_embeds=embeddings_BLH, attention_mask=mask_BL)
         if num_beams == 1 or not self.cache_can_be_copied:
             return {"encoder_outputs": encoded}
-        any_token_B1 = torch.zeros_like(mask_BL[:, :1])
-        read = self.model(
-            encoder_outputs=encoded, attention_mask=mask_BL, decoder_input_ids=any_token_B1, use_cache=True
-        )
+        inputs = {"attention_mask": mask_BL, "decoder_input_ids": torch.zeros_like(mask_BL[:, :1])}  # any token
+        read = self.model(encoder_outputs=encoded, use_cache=True, **inputs)
         copied = copied_for_beams(read, num_beams)
         if copied:
             copied["past_key_values"].crop(-1)  # remove the token that was only there to fill the cache
@@ -253,8 +264,8 @@ def language_width(settings: Language) -> int:
 
 
 def build_language(settings: Language, device: str) -> LanguageTower:
-    """Load the model and its tokenizer, frozen, each tensor straight to the device; on `meta` the model has shapes
-    alone. Raises ValueError in one line when something is missing or does not fit."""
+    """Load model and tokenizer, frozen, each tensor straight to the device; on `meta` there are shapes alone. Raises
+    ValueError in one line when something is missing or does not fit."""
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     config = language_config(settings)
@@ -280,20 +291,6 @@ def build_language(settings: Language, device: str) -> LanguageTower:
     if config.is_encoder_decoder:
         return Seq2SeqTower(model, tokenizer)
     return CausalTower(model, tokenizer, settings.end_text)
-
-
-def checkpoint_layers(model: Any) -> None:
-    """Keep only each layer's input for the backward pass, and compute the layer again there.
-
-    transformers' own switch acts in training mode alone, and a frozen tower stays in evaluation mode. Loss and gradient
-    are equal to the bit; of the bytes that 12 layers keep, a sixth is left.
-    """
-    from torch.utils.checkpoint import checkpoint
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    for layer in model.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
 def _not_loaded(settings: Language, error: Exception) -> ValueError:

@@ -66,6 +66,6 @@ def not_loaded(field: str, error: Exception, folder: str = "FOLDER") -> ValueErr
         )
     return ValueError(
         f"{field}: cannot be loaded ({first_line(error)}); a folder with this name is damaged: download it again. "
-        "Without network, download the weights on another machine (`hf download NAME`) and copy its HF_HOME here, or "
+        "Without network, download the weights on another machine (`pipeline.fetch`) and copy its HF_HOME here, or "
         f"set a local folder, {folder}"
     )

@@ -1,8 +1,9 @@
-"""Finds 64-bit hashes that differ in few bits: within one set (`first_near`) and between two sets (`near_pairs`).
+"""Finds 64-bit hashes that differ in few bits: within one set (`first_near`, `near_groups`) and between two sets
+(`near_pairs`).
 
-`first_near`: two hashes that differ in at most D bits, cut into D + M blocks, agree in at least M of them. So for every
-choice of M blocks the hashes are sorted by these blocks alone, and those that agree there are compared. M is chosen
-large enough to keep chance agreements few. The order in which pairs are met changes nothing.
+Within one set: two hashes that differ in at most D bits, cut into D + M blocks, agree in at least M of them. So for
+every choice of M blocks the hashes are sorted by these blocks alone, and those that agree there are compared. M is
+chosen large enough to keep chance agreements few. The order in which pairs are met changes nothing.
 
 `near_pairs`: hashes at most 4 bits apart agree in at least one of five bands. Each band of the small set is sorted once
 and looked up for every hash of the large set. E evaluation hashes, T training hashes.
@@ -33,6 +34,38 @@ def first_near(hashes: NDArray[np.uint64], bits_apart: int) -> NDArray[np.int64]
                 np.minimum.at(best, one, first[other])
                 np.minimum.at(best, other, first[one])
     return best[inverse]
+
+
+def near_groups(hashes: NDArray[np.uint64], bits_apart: int) -> NDArray[np.int64]:
+    """int64 [n]: the group of each hash. Near hashes are in one group, and so are those that a chain of near ones
+    joins. Needs about 60 bytes a hash."""
+    values, inverse = np.unique(hashes, return_inverse=True)
+    parents = np.arange(len(values))
+    if bits_apart:
+        for mask in _masks(len(values), bits_apart):
+            for one, other in _pairs(values, mask, bits_apart):
+                _join(parents, one, other)
+    return _roots(parents, np.arange(len(values)))[inverse]
+
+
+def _join(parents: NDArray[np.int64], one: NDArray[np.int64], other: NDArray[np.int64]) -> None:
+    """Put the groups of each pair together, under the smaller of their roots."""
+    while True:
+        roots, others = _roots(parents, one), _roots(parents, other)
+        apart = roots != others
+        if not apart.any():
+            return
+        pairs = np.sort([roots[apart], others[apart]], axis=0)
+        np.minimum.at(parents, pairs[1], pairs[0])
+
+
+def _roots(parents: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The root above each place, which is noted as its parent."""
+    roots = parents[places]
+    while (parents[roots] != roots).any():
+        roots = parents[roots]
+    parents[places] = roots
+    return roots
 
 
 def _masks(count: int, bits_apart: int) -> Iterator[np.uint64]:

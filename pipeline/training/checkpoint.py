@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from pipeline.config import Recipe, defaults
+from pipeline.config import Recipe, defaults, is_same_place
 from pipeline.data.manifest import Count
 from pipeline.distributed import collectives, process_group
-from pipeline.files import first_fault, replace_file, sha256_of, sync_file
+from pipeline.files import first_fault, read_whole, replace_file, sha256_of, sync_file
 from pipeline.weights import native
 
 if TYPE_CHECKING:
@@ -45,9 +45,10 @@ class State:
     """What resuming needs beside weights and optimizer. Random draws need no state: they depend on seed, step and rank.
 
     `step` steps are done, `consumed` samples trained on; `skipped` of the steps did not change the weights. `settings`
-    are the recipe's fields that decide what a run computes, `towers` the frozen weights' fingerprints, `digests` the
-    sha256 of the checkpoint's files. `loss_scale` is that of an fp16 tower, with its good steps. A spike is measured by
-    `recent_losses`. `validation_loss` is set when it was measured after this very step.
+    are the recipe's fields that decide what a run computes, `towers` the fingerprints of frozen weights, and of what
+    else a place decides (KNOWN_BY), `digests` the sha256 of the checkpoint's files. `loss_scale` is that of an fp16
+    tower, with its good steps. A spike is measured by `recent_losses`. `validation_loss` is set when it was measured
+    after this very step.
     """
 
     step: Count
@@ -65,6 +66,12 @@ class State:
     validation_loss: float | None = None
 
 
+# Of a setting that names a place: the fingerprint in `towers` of what else decides there, beside frozen weights.
+KNOWN_BY = {
+    "vision.name": "vision.settings", "qformer.bert": "qformer.settings", "language.name": "language.settings",
+    "init_weights": "init_weights", "init_text_weights": "init_text_weights",
+}  # fmt: skip
+WEIGHTS = ("vision", "language")
 PROGRESS = ("step", "consumed", "digests", "skipped", "skipped_in_a_row")
 
 
@@ -135,7 +142,7 @@ def _read_state(folder: Path) -> State:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        text = (folder / "state.json").read_bytes()
+        text = read_whole(folder / "state.json")
         content = json.loads(text)
         if not isinstance(content, dict) or content.keys() != State.__dataclass_fields__.keys():
             raise StateVersionError(
@@ -162,6 +169,20 @@ def _differences(found: Any, wanted: Any, name: str) -> list[tuple[str, str]]:
     return [] if found == wanted else [(name, f"{name} was {found!r} when it was saved and is {wanted!r} now")]
 
 
+def _is_moved(name: str, state: State, expected: State) -> bool:
+    """Whether a place has another name and the same content. While towers are not loaded, whether that can be known."""
+    pair = []
+    for settings in (state.settings, expected.settings):
+        found: Any = settings
+        for part in name.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        pair.append(found)
+    if is_same_place(name, *pair):
+        return True
+    known = state.towers.get(KNOWN_BY.get(name, ""))
+    return known is not None and (not expected.towers or expected.towers.get(KNOWN_BY[name]) == known)
+
+
 def _of_today(found: Any, wanted: Any, default: Any) -> Any:
     """Saved settings with the defaults of the fields that came into recipes since then."""
     if not (isinstance(found, dict) and isinstance(wanted, dict) and isinstance(default, dict)):
@@ -180,8 +201,14 @@ def read_state(folder: Path, expected: State, despite: tuple[str, ...] = ()) -> 
     for field in ("settings", "manifest", "seed", "towers"):
         if field == "towers" and not expected.towers:
             continue  # not loaded yet
-        for full_name, difference in _differences(getattr(state, field), getattr(expected, field), field):
+        found, wanted = getattr(state, field), getattr(expected, field)
+        if field == "towers":
+            found, wanted = ({name: each[name] for name in WEIGHTS if name in each} for each in (found, wanted))
+        for full_name, difference in _differences(found, wanted, field):
             name = full_name.removeprefix("settings.")
+            if field == "settings" and _is_moved(name, state, expected):
+                log.info("%s; what is there is the same", difference.removeprefix("settings."))
+                continue
             if not any(name == allowed or name.startswith(f"{allowed}.") for allowed in despite):
                 raise ValueError(
                     f"checkpoint {folder}: {difference.removeprefix('settings.')}; change it back, set a new "

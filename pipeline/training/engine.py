@@ -15,6 +15,8 @@ from pipeline.training.optimizer import build_optimizer
 from pipeline.training.sharding import partition
 from pipeline.training.watchdog import collective_timeout_s
 
+ROOT = Path(__file__).parents[2]
+
 
 def resolve_ds_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
     """The complete DeepSpeed configuration of a run. Raises ValueError naming the file and field of a bad policy."""
@@ -51,6 +53,7 @@ def _read_policy(path: Path) -> dict[str, Any]:
     from pydantic import ValidationError
 
     name = str(path)
+    path = path if path.is_file() else ROOT / path  # the project's own policies, from any folder
     if not path.is_file():
         raise ValueError(f"run.zero {name!r}: no such file; ds_configs/ has the policies")
     try:

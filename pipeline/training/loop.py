@@ -12,6 +12,7 @@ from pipeline.training.agreement import agree
 from pipeline.training.ahead import Ahead
 from pipeline.training.optimizer import layer_rates
 from pipeline.training.preemption import StopRequest
+from pipeline.training.profiling import Profile
 from pipeline.training.progress import Progress
 from pipeline.training.saving import Saver
 from pipeline.training.step import train_step
@@ -33,6 +34,7 @@ class RunParts:
     telemetry: Telemetry
     saver: Saver
     watchdog: Watchdog
+    profile: Profile
     stop: StopRequest
 
 
@@ -55,6 +57,7 @@ def fit(parts: RunParts, progress: Progress) -> bool:
             return False
         progress.advance(train_step(engine, batches, places, recipe, progress, ahead))
         parts.telemetry.advance(places[0].step_tokens(passes))
+        parts.profile.step()
         if progress.is_due(run.log_every_steps):
             norm = float(engine.get_global_grad_norm() or 0.0)
             values = layer_rates(engine.optimizer) | {"gradient_norm": norm, "skipped_steps": progress.skipped}
@@ -62,7 +65,8 @@ def fit(parts: RunParts, progress: Progress) -> bool:
             parts.telemetry.log(progress.step, progress.samples, values, recipe.batch.global_size)
         if validation and progress.is_due(validation.every_steps):
             held_out = validation.losses(engine, parts.watchdog.beat)
-            parts.telemetry.log_validation(progress.step, held_out)
+            texts = validation.sample_texts.texts(engine)
+            parts.telemetry.log_validation(progress.step, held_out, texts, validation.sample_texts.pictures)
             progress.validated(held_out["loss"])
         if progress.is_due(run.checkpoint_every_steps):
             parts.watchdog.beat()

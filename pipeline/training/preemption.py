@@ -4,7 +4,7 @@ import logging
 import signal
 from types import FrameType
 
-from pipeline.training.launcher import Launcher
+from pipeline.distributed.launcher import Launcher
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,6 @@ class StopRequest:
     @property
     def requested(self) -> bool:
         if not self._signalled and self._launcher.has_died():
-            log.warning("the deepspeed launcher of this rank was killed: saving, then ending")
+            log.warning("the launcher of this rank was killed: saving, then ending")
             self._signalled = True
         return self._signalled

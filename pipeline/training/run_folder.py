@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.config import Recipe, dump_recipe
 from pipeline.distributed import collectives, process_group
+from pipeline.files import naming_full_disk, replace_file
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import State
 
@@ -70,8 +71,8 @@ def newest_checkpoint(recipe: Recipe) -> Path | None:
 
 
 @contextmanager
-def opened(recipe: Recipe, ds_config: dict[str, Any]) -> Iterator[Path]:
-    """The run folder, held against other runs. Rank 0 leaves recipe, resolved DeepSpeed configuration and environment.
+def opened(recipe: Recipe) -> Iterator[Path]:
+    """The run folder, held against other runs.
 
     Raises ValueError on every rank when another run holds it, or it cannot be written.
     """
@@ -80,7 +81,6 @@ def opened(recipe: Recipe, ds_config: dict[str, Any]) -> Iterator[Path]:
         try:
             lock = _lock(folder)
             checkpoint.prune_incomplete(folder)
-            _describe(recipe, ds_config)
         except (OSError, ValueError) as error:
             fault = str(error)
     if collectives.any_rank(fault is not None):
@@ -113,17 +113,26 @@ def _lock(folder: Path) -> int:
         return file
     os.ftruncate(file, 0)
     job = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
-    os.pwrite(file, f"host {socket.gethostname()}, process {os.getpid()}{job}\n".encode(), 0)
+    with naming_full_disk(folder):
+        os.pwrite(file, f"host {socket.gethostname()}, process {os.getpid()}{job}\n".encode(), 0)
     return file
+
+
+def describe(recipe: Recipe, ds_config: dict[str, Any]) -> None:
+    """Rank 0 leaves recipe, resolved DeepSpeed configuration and environment, once the run is known to be this one.
+    Collective."""
+    with collectives.together():
+        if process_group.rank() == 0:
+            _describe(recipe, ds_config)
 
 
 def _describe(recipe: Recipe, ds_config: dict[str, Any]) -> None:
     from importlib.metadata import version
 
     folder = recipe.run.output
-    (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-    (folder / "ds_config.json").write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
+    replace_file(folder / "recipe.yaml", dump_recipe(recipe))
+    replace_file(folder / "ds_config.json", json.dumps(ds_config, indent=2) + "\n")
     packages = {name: version(name) for name in ("torch", "deepspeed", "transformers", "timm")}
     environment = {"world_size": process_group.world_size(), "python": sys.version.split()[0], "packages": packages}
     environment["steps"] = recipe.run.steps
-    (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+    replace_file(folder / "environment.json", json.dumps(environment, indent=2) + "\n")

@@ -52,16 +52,19 @@ class Stage2Task(nn.Module):
         """Every real token of the target."""
         return batch.target.num_real()
 
-    def forward(self, batch: Batch, place: StepPlace) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, place: StepPlace | None) -> dict[str, Tensor]:
         """The mean cross-entropy, `loss`: a token's, or, where samples are questions, that of a whole answer.
 
         The mean over ranks and micro batches is the joined batch's loss. `language_nll` is always a token's; it is left
         out where questions have several answers.
 
-        Its gradient is to be that of `loss` times `loss_scale`; the bridge gets it unscaled.
+        Its gradient is to be that of `loss` times `loss_scale`; the bridge gets it unscaled. Without a place there is
+        no loss: only the soft prompts, `prompts`, of which text is written.
         """
         with autocast(batch.pixels_B3SS.device.type, self.precision):  # the language model holds its own precision
             prompts_BQH = self.bridge(self.towers.image_tokens(batch, self.bridge.vision), batch.question)
+        if place is None:
+            return {"prompts": prompts_BQH}
         if prompts_BQH.requires_grad and self.loss_scale.value != 1:
             # Unscale where the gradient leaves the fp16 tower: the bridge has fp32 weights and needs no scaling.
             prompts_BQH = prompts_BQH.float()

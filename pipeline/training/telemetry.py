@@ -1,12 +1,13 @@
-"""The metrics of a run: metrics.jsonl, TensorBoard and a progress bar, written by rank 0 alone."""
+"""What a run tells: metrics.jsonl, samples.jsonl, TensorBoard and how far it is, written by rank 0 alone."""
 
 import json
 import logging
 import math
 import resource
-import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +18,9 @@ from torch import Tensor
 from pipeline.distributed import collectives, process_group
 from pipeline.distributed.stopwatch import COMMUNICATION, STOPWATCH
 from pipeline.files import replace_file
+from pipeline.progress_line import ProgressLine
+from pipeline.training.sample_texts import SHARE, SampleText, share_that_differs
+from pipeline.training.tensorboard import Curves
 
 log = logging.getLogger(__name__)
 SHARES = ("data", COMMUNICATION, "checkpoint")  # shares of the time, spent waiting for them
@@ -34,25 +38,17 @@ class Telemetry:
         STOPWATCH.take()  # what came before the first step
         if not self.active:
             return
-        from tqdm import tqdm
-
-        self.metrics_path = run_folder / "metrics.jsonl"
-        self._forget_steps_from(first_step)
-        self.tensorboard: Any = _tensorboard(run_folder, first_step)
-        self.progress = tqdm(total=steps, initial=first_step, unit="step", disable=not sys.stderr.isatty())
-
-    def _forget_steps_from(self, first_step: int) -> None:
-        """Drop lines of steps that will be run again, and a line torn by a kill."""
-        if not self.metrics_path.exists():
-            return
-        lines = self.metrics_path.read_text("utf-8", "replace").splitlines(keepends=True)
-        replace_file(self.metrics_path, "".join(line for line in lines if _is_of_step(line, first_step)))
+        self.metrics_path, self.samples_path = run_folder / "metrics.jsonl", run_folder / "samples.jsonl"
+        for path in (self.metrics_path, self.samples_path):
+            _forget_steps_from(path, first_step)
+        self.curves: Curves | None = Curves(run_folder, first_step)
+        self.line = ProgressLine("training", steps, "steps", done=first_step)
 
     def advance(self, tokens: float) -> None:
         """One more step, in which all ranks scored so many tokens."""
         self.tokens += tokens
         if self.active:
-            self.progress.update()
+            self.line.advance()
 
     def log(self, step: int, samples: int, values: dict[str, float], global_batch_size: int) -> None:
         """Record the values of the interval that ends with `step`, speed, memory and where time went. Collective."""
@@ -72,56 +68,81 @@ class Telemetry:
         self.last_time, self.last_step, self.tokens = now, step, 0.0
         self._write({"step": step, "samples": samples, **values, **speed})
         if self.active:
-            self.progress.set_postfix(loss=f"{values.get('loss', math.nan):.3f}")
+            self.line.note = f"loss {values.get('loss', math.nan):.3f}"
 
-    def log_validation(self, step: int, values: dict[str, float]) -> None:
-        """Record held-out losses."""
-        self._write({"step": step, "split": "validation", **_with_perplexities(values)})
+    def log_validation(
+        self,
+        step: int,
+        values: dict[str, float],
+        texts: Sequence[SampleText] = (),
+        pictures: Sequence[Tensor] = (),
+    ) -> None:
+        """Record held-out losses, and the texts of held-out pictures; the pictures themselves the first time."""
+        share = {SHARE: share_that_differs(texts)} if texts else {}
+        self._write({"step": step, "split": "validation", **_with_perplexities(values), **share})
+        if not (self.active and texts):
+            return
+        with self._unless_the_disk_is_full(step, self.samples_path.name):
+            is_new = not self.samples_path.exists() or not self.samples_path.stat().st_size
+            with self.samples_path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps({"step": step, **asdict(each)}) + "\n" for each in texts)
+            if self.curves:
+                self.curves.add_texts(step, texts)
+                if is_new:
+                    self.curves.add_pictures(pictures)
 
     def _write(self, line: dict[str, Any]) -> None:
         if not self.active:
             return
         prefix = f"{line['split']}/" if "split" in line else ""
         numbers = {name: value for name, value in line.items() if name not in ("step", "split")}
-        try:
+        with self._unless_the_disk_is_full(line["step"], self.metrics_path.name):
             with self.metrics_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-            self.tensorboard = self.tensorboard or _tensorboard(self.metrics_path.parent, line["step"])
-            for name, value in numbers.items():
-                self.tensorboard.add_scalar(f"{prefix}{name}", value, line["step"])
-        except OSError as error:  # a full disk: the run matters more than its curves
-            log.warning("step %d could not be written to metrics.jsonl and TensorBoard (%s)", line["step"], error)
-            self.tensorboard = None
-        if self.progress.disable:
+            self.curves = self.curves or Curves(self.metrics_path.parent, line["step"])
+            self.curves.add_numbers(line["step"], numbers, line.get("split", ""))
+        if not self.line.in_terminal:
             shown = " ".join(f"{name} {value:.4g}" for name, value in numbers.items())
             print(f"{prefix}step {line['step']} {shown}", flush=True)
 
+    @contextmanager
+    def _unless_the_disk_is_full(self, step: int, name: str) -> Iterator[None]:
+        """The run matters more than its curves."""
+        try:
+            yield
+        except OSError as error:
+            log.warning("step %d could not be written to %s and TensorBoard (%s)", step, name, error)
+            self.curves = None
+
     def __enter__(self) -> "Telemetry":
+        if self.active:
+            self.line.__enter__()
         return self
 
     def __exit__(
         self, _type: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
     ) -> None:
         if self.active:
-            self.progress.close()
+            self.line.__exit__(None, None, None)
             with suppress(OSError):
-                if self.tensorboard:
-                    self.tensorboard.close()
+                if self.curves:
+                    self.curves.close()
+
+
+def _forget_steps_from(path: Path, first_step: int) -> None:
+    """Drop lines of steps that will be run again, and a line torn by a kill."""
+    if path.exists():
+        lines = path.read_text("utf-8", "replace").splitlines(keepends=True)
+        replace_file(path, "".join(line for line in lines if _is_of_step(line, first_step)))
 
 
 def _is_of_step(line: str, last: int) -> bool:
-    """Whether a line of metrics.jsonl is whole, and of a step up to `last`."""
+    """Whether a line is whole, and of a step up to `last`."""
     try:
         entry = json.loads(line) if line.endswith("}\n") else {}
         return isinstance(step := entry.get("step"), int) and step <= last
     except (ValueError, RecursionError):
         return False
-
-
-def _tensorboard(run_folder: Path, first_step: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(run_folder / "tensorboard"), purge_step=first_step)
 
 
 def interval_means(interval: list[dict[str, Tensor]]) -> dict[str, float]:

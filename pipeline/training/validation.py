@@ -14,6 +14,7 @@ from pipeline.data.order import MicroBatches, SampleOrder
 from pipeline.data.stream import SampleStream
 from pipeline.distributed import collectives, process_group
 from pipeline.training.agreement import agree
+from pipeline.training.sample_texts import SampleTexts
 from pipeline.training.task import Task
 
 STEP = -1  # of the seeds of negatives: no training step has it
@@ -37,6 +38,7 @@ class Validation:
             )
         settings = recipe.data.model_copy(update={"crop_scale": (1.0, 1.0), "horizontal_flip": False})
         places = MicroBatches(order.samples, size, recipe.batch.micro_size, process_group.rank(), ranks, 0, self.steps)
+        self.sample_texts = SampleTexts(recipe, collate)
         self.loader: Iterable[Batch] = torch.utils.data.DataLoader(
             SampleStream(manifest, order, settings, recipe.vision.image_size_px),  # type: ignore[arg-type]
             batch_sampler=places,  # type: ignore[arg-type]

@@ -1,6 +1,10 @@
-"""A deadline for every step: a rank that hangs, or waits for a rank that hangs, writes its stacks and ends the job."""
+"""A deadline for every step: a rank that hangs, or waits for a rank that hangs, writes its stacks and ends the job.
+
+The last collectives are written, too. The one that a rank has not entered, or not ended, shows who waits for whom.
+"""
 
 import faulthandler
+import multiprocessing
 import os
 import sys
 import threading
@@ -12,6 +16,7 @@ from pipeline.distributed import process_group
 
 FIRST_STEP_FACTOR = 4  # the first step also starts loaders and kernels
 GRACE_S = 10.0  # between a rank's stacks and its end, in which the others write theirs
+STUCK_S = 10.0  # after it: a thread that holds Python's lock for ever is ended all the same
 MARGIN_S = 300.0
 
 
@@ -45,16 +50,29 @@ class Watchdog:
         self._arm(self.deadline_s)
 
     def _watch(self) -> None:
+        told = 0.0  # the deadline whose collectives are written
         while not self.done.wait(1.0):
+            if time.monotonic() > self.ends != told:
+                told = self.ends
+                faulthandler.dump_traceback_later(GRACE_S + STUCK_S, file=self.file, exit=True)
+                process_group.write_last_collectives(self.path.with_suffix(".collectives.json"))
             if time.monotonic() > self.ends + GRACE_S:
+                for worker in multiprocessing.active_children():
+                    worker.kill()  # one that is stopped would never notice that its rank has ended
                 where = f"in step {self.step}" if self.step >= 0 else "before its first step"
                 print(
                     f"error: run.hang_deadline_s {self.deadline_s:.0f}: rank {process_group.rank()} hung for so many "
-                    f"seconds {where}; {self.path.parent} has the stacks of all ranks",
+                    f"seconds {where}; {self.path.parent} has the stacks of all ranks{self._silent()}",
                     file=sys.stderr,
                     flush=True,
                 )
                 os._exit(1)  # the main thread may be stuck for ever
+
+    def _silent(self) -> str:
+        """The ranks that wrote no stacks, though they share the folder: only a process that runs can write them."""
+        files = {rank: self.path.with_name(f"rank{rank}.txt") for rank in range(process_group.world_size())}
+        ranks = [str(rank) for rank, file in files.items() if file.exists() and not file.stat().st_size]
+        return f", but of {', '.join(ranks)}: stopped (SIGSTOP), or on a machine that does not answer" if ranks else ""
 
     def __enter__(self) -> "Watchdog":
         return self

@@ -1,6 +1,7 @@
 """The whole model of weights in any of the three formats, for evaluation, and the sha256 of their files."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -23,6 +24,7 @@ class WeightsSource:
     kind: Literal["native", "lavis", "huggingface"]
     files: tuple[Path, ...]
     recipe: Recipe | None
+    places: tuple[str, ...] = ()  # of native weights: edits of their recipe, for folders that have moved
 
     def sha256(self) -> str:
         """Of the file's content; of a folder, over its files' names and contents. A recipe that is needed counts."""
@@ -43,8 +45,11 @@ class WeightsSource:
         return int(number) if self.kind == "native" and number.isdecimal() else None
 
 
-def find_weights(path: Path, recipe: Recipe | None) -> WeightsSource:
-    """The weights at `path`. Raises ValueError when there are none, or --recipe is missing or not needed."""
+def find_weights(path: Path, recipe: Recipe | None, places: Sequence[str] = ()) -> WeightsSource:
+    """The weights at `path`. Raises ValueError when there are none, or --recipe is missing or not needed.
+
+    `places` are edits of the recipe that native weights hold; those of `recipe` are already in it.
+    """
     if recipe is not None:
         from pipeline.weights.huggingface import local_folder
 
@@ -60,7 +65,7 @@ def find_weights(path: Path, recipe: Recipe | None) -> WeightsSource:
         raise ValueError(f"--recipe: --weights {path} are native and hold their own recipe; remove --recipe")
     if kind != "native" and recipe is None:
         raise ValueError(f"--recipe: is missing, and --weights {path} ({kind}) do not name their towers; give a recipe")
-    return WeightsSource(path, kind, files, recipe)
+    return WeightsSource(path, kind, files, recipe, tuple(places) if recipe is None else ())
 
 
 def warning_of(source: WeightsSource, notes: list[str]) -> str:
@@ -79,7 +84,7 @@ def warning_of(source: WeightsSource, notes: list[str]) -> str:
 def load_any(source: WeightsSource, device: str) -> tuple["RetrievalModel | LanguageModel", list[str]]:
     """The model, and notes on what of the weights has no place. Raises ValueError when something does not fit."""
     if source.kind == "native":
-        return native.load_model(source.files[0], device), []
+        return native.load_model(source.files[0], device, source.places), []
     from pipeline.weights.foreign import read_foreign
 
     assert source.recipe is not None

@@ -1,11 +1,12 @@
 """The project's own weights: one safetensors file of what is trained, with recipe and origin in its metadata."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Recipe, parse_recipe
-from pipeline.files import sync_file
+from pipeline.config import Recipe, is_same_place, moved, parse_recipe
+from pipeline.files import parse_json, sync_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -74,8 +75,9 @@ def read_provenance(path: Path) -> tuple[int, str]:
     return int(step) if step.isdecimal() else 0, metadata.get("notes", "")
 
 
-def read_weights(path: Path) -> tuple[Recipe, dict[str, "Tensor"]]:
-    """The recipe and tensors of a weights file. Raises ValueError in one line when it is missing or damaged."""
+def read_weights(path: Path, places: Sequence[str] = ()) -> tuple[Recipe, dict[str, "Tensor"]]:
+    """The recipe, with new places where `--set` gives some, and the tensors of a weights file. Raises ValueError in
+    one line when it is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     file = weights_file(path)
@@ -91,7 +93,7 @@ def read_weights(path: Path) -> tuple[Recipe, dict[str, "Tensor"]]:
         content = json.loads(metadata["recipe"])
     except (KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"weights {file}: has no readable recipe in its metadata ({error})") from error
-    return parse_recipe(content), tensors
+    return moved(parse_recipe(content), places), tensors
 
 
 def load_into(bridge: "nn.Module", tensors: dict[str, "Tensor"], source: Path) -> None:
@@ -160,7 +162,7 @@ def _check_same_towers(trained: Recipe, recipe: Recipe, source: str) -> None:
         pairs["language.name"] = (trained.language.name, recipe.language.name)
         pairs["language.config"] = (str(trained.language.config), str(recipe.language.config))
     for field, (before, now) in pairs.items():
-        if before != now:
+        if not is_same_place(field, before, now):
             raise ValueError(
                 f"{source}: were trained with {field} {before}, the recipe has {now}; correct the recipe, "
                 "or allow it with --set init_from_other_towers=true (as for a folder that was moved)"
@@ -199,14 +201,29 @@ def _text_path(bridge: "nn.Module", stage2: dict[str, "Tensor"], recipe: Recipe)
     return {name: tensors[name] for name in lacking if name in tensors}
 
 
-def load_model(path: Path, device: str) -> "RetrievalModel | LanguageModel":
-    """The whole model of a checkpoint, for evaluation: towers from where its recipe says, bridge from the file."""
+def load_model(path: Path, device: str, places: Sequence[str] = ()) -> "RetrievalModel | LanguageModel":
+    """The whole model of a checkpoint, for evaluation: towers from where its recipe or `places` say, bridge from the
+    file. Raises ValueError when a new place holds other weights than the checkpoint was trained with."""
     from pipeline.models.build import build_bridge
 
-    recipe, tensors = read_weights(path)
+    recipe, tensors = read_weights(path, places)
     bridge = build_bridge(recipe, device)
     load_into(bridge, tensors, path)
-    return inference_model(recipe, bridge, device)
+    model = inference_model(recipe, bridge, device)
+    if places:
+        _check_moved_towers(weights_file(path), model.fingerprints())
+    return model
+
+
+def _check_moved_towers(file: Path, found: dict[str, str]) -> None:
+    """By the fingerprints in the checkpoint's state.json; weights alone, such as converted ones, have none."""
+    state = file.with_name("state.json")
+    saved: Any = parse_json(state.read_bytes()).get("towers", {}) if state.is_file() else {}
+    for name in ("vision", "language"):
+        if name in found and saved.get(name, found[name]) != found[name]:
+            raise ValueError(
+                f"--set {name}.name: holds other weights than {file.parent} was trained with; name a copy of those"
+            )
 
 
 def evaluation_vision(recipe: Recipe, bridge: "Bridge", device: str) -> "VisionTower":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Language, Vision
-from pipeline.files import sync_file
+from pipeline.files import naming_full_disk, replace_file, sync_file
 from pipeline.weights.huggingface_vision import is_plain_vit
 from pipeline.weights.lavis import VISION
 
@@ -187,9 +187,10 @@ def write_timm_folder(tensors: dict[str, "Tensor"], settings: Vision, folder: Pa
         "pretrained_cfg": {"input_size": [3, side, side], **pixels},
     }
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    save_file(whole, folder / "model.safetensors")
-    sync_file(folder / "model.safetensors")
+    replace_file(folder / "config.json", json.dumps(config, indent=1) + "\n")
+    with naming_full_disk(folder / "model.safetensors"):
+        save_file(whole, folder / "model.safetensors")
+        sync_file(folder / "model.safetensors")
     return f"local-dir:{folder}"
 
 

@@ -8,18 +8,23 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from data_prep import capfilt
+from data_prep.captioning import shared_work
 from data_prep.captioning.capfilt_plan import Plan, Selection
+from data_prep.captioning.captioned_shard import Candidates
 from data_prep.captioning.captioner import SamplingSettings
 from data_prep.captioning.device import choose_device
 from data_prep.captioning.shared_work import caption_shards
 from data_prep.shards.receipts import finished_shards
+from data_prep.shards.tar_files import Sample
 from pipeline.distributed import device
 from pipeline.files import PARTIAL_SUFFIX
+from pipeline.progress_line import ProgressLine
 from tests.support.gloo_ranks import free_port
 from tests.support.tiny_captioning_models import save_tiny_blip, save_tiny_clip
 from tests.support.tiny_shards import write_tiny_shards
@@ -60,6 +65,30 @@ def test_batches_of_1_to_16_give_the_same_bytes(folder: Path, tmp_path: Path) ->
         caption_shards(tars, Plan(output, MAKING, Selection()), models, 30.0)
         found.add(tuple(sorted(contents(output).items())))
     assert len(found) == 1
+
+
+def test_progress_counts_pictures_within_a_shard_and_each_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[ProgressLine] = []
+    counts: list[int] = []
+
+    class Kept(ProgressLine):
+        def __init__(self, *about: Any, **more: Any) -> None:
+            super().__init__(*about, **more)
+            lines.append(self)
+
+    def no_captions(target: Path, samples: list[Sample]) -> Candidates:
+        for sample in samples:
+            yield sample, None
+            counts.append(lines[-1].done)
+
+    monkeypatch.setattr(shared_work, "ProgressLine", Kept)
+    tars = finished_shards(folder / "raw")
+    caption_shards(tars[:1], Plan(tmp_path, MAKING, Selection()), no_captions, 30.0)
+    caption_shards(tars, Plan(tmp_path, MAKING, Selection()), no_captions, 30.0)  # the first one is there
+    assert counts == [*range(1, 12), *range(12, 23)]
+    assert [(line.done, line.total, line.unit) for line in lines] == [(11, 11, "pictures"), (22, 22, "pictures")]
 
 
 def _run(arguments: list[str]) -> None:

@@ -244,7 +244,10 @@ def wait_until(condition, timeout_s=60):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["nosuch", "--input", "t.csv"], "source 'nosuch': is not in sources.yaml; use one of coco, visual_genome,"),
+        (
+            ["nosuch", "--input", "t.csv"],
+            "source 'nosuch': is not in sources.yaml; add yours with --sources FILE; use one of coco, ",
+        ),
         (["table", "--input", "none.csv"], "--input none.csv: no such file"),
         (
             ["table", "--input", "t.csv", "--url-column", "link"],

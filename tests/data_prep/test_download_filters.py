@@ -72,3 +72,21 @@ def test_retry_failed_fetches_temporary_failures_and_nothing_else(tmp_path):
             assert path.read_bytes() == (tmp_path / "calm" / path.name).read_bytes()
     assert [row["reason"] for row in ledger(tmp_path / "raw")].count("http_404") == 1
     assert all(row["sha256"] for row in read_ledger(ledger_path(tar), ("status", "sha256")) if row["status"] == "kept")
+
+
+def test_rows_that_fail_a_condition_are_never_requested_and_a_missing_column_is_named(tmp_path, capsys):
+    make_web(tmp_path / "web", {path: {"behaviour": "ok", "file": f"images{path}"} for path in ("/a.jpg", "/b.jpg")})
+    with served(tmp_path / "web", tmp_path / "log") as base:
+        table = {"URL": [base + "/a.jpg", base + "/b.jpg"], "TEXT": ["a", "b"], "WIDTH": [300, 200]}
+        pq.write_table(pa.table(table), tmp_path / "t.parquet")
+        flags = ["--output", tmp_path / "raw", "--allow-loopback", *QUICK, "--keep-where", "WIDTH>256"]
+        assert run("laion400m", tmp_path / "t.parquet", *flags) == 0
+        assert run("laion400m", tmp_path / "t.parquet", *flags[:-1], "WIDTH>100") == 1, "another download"
+        assert "holds a download with filters {'keep_where': ['WIDTH>256']}, not" in capsys.readouterr().err
+    assert [entry["reason"] for entry in ledger(tmp_path / "raw")] == [None, "condition_not_met"]
+    assert requested(tmp_path / "log") == ["/a.jpg"]
+    assert run("laion400m", tmp_path / "t.parquet", "--output", tmp_path / "b", "--keep-where", "similarity>=0.3") == 1
+    assert "has no column 'similarity'; its columns are URL, TEXT, WIDTH" in capsys.readouterr().err
+    flags = ["--images", tmp_path, "--output", tmp_path / "b", "--keep-where", "WIDTH>256"]
+    assert run("coco", tmp_path / "t.parquet", *flags) == 1
+    assert "--keep-where WIDTH>256: source 'coco' has no columns; leave it out" in capsys.readouterr().err

@@ -8,8 +8,10 @@ from pathlib import Path
 from data_prep.copies import picture_rules
 from data_prep.shards import ledger
 from data_prep.shards.ledger import Drop
+from pipeline.web import url_guard
 
 ROOM = Path(ledger.__file__).parents[1]
+GUARD = Path(url_guard.__file__).parent
 REFUSALS = ("Drop", "RefusedError")
 """What is called with a reason as its first argument."""
 FAULTS = ("fault", "_fault")
@@ -27,7 +29,7 @@ def reasons_of_the_code() -> Iterator[str]:
     yield from ledger.TEMPORARY
     yield from (reason for _, reason in ledger.PHRASES)
     yield from filter(None, picture_rules.REASONS)
-    for path in ROOM.rglob("*.py"):
+    for path in (*ROOM.rglob("*.py"), *GUARD.glob("*.py")):
         text = path.read_text()
         yield from re.findall(r"guard:([a-z]\w+)", text)
         yield from re.findall(r'dropped\["(\w+)"\]', text)

@@ -223,3 +223,22 @@ def test_a_missing_list_and_one_of_another_tar_are_refused(raw: Path, tmp_path: 
     drop_list_path(tmp_path, first, "a" * 64).rename(drop_list_path(tmp_path, first, "b" * 64))
     with pytest.raises(ValueError, match="made for another tar"):
         read_drop_list(tmp_path, first, "b" * 64)
+
+
+def test_copies_with_human_captions_are_a_warning_before_they_are_lost(tmp_path, raw, capsys):
+    """The same photograph under five names, each with a caption of its own."""
+    pictures = {f"{number}.jpg": jpeg(picture(30)) for number in range(5)} | {"6.jpg": jpeg(picture(31))}
+    folder = download_pictures(tmp_path, "own", pictures, 3, "--captions", "human")
+    capsys.readouterr()
+    assert duplicates.main([str(folder), "--output", str(tmp_path / "drops")]) == 0
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: pictures with human captions or questions are listed as copies: {'table': 4}")
+    assert warning.count("\n") == 1 and "--without exact near placeholders" in warning
+    flags = ["--without", "exact", "near", "placeholders", "--output", str(tmp_path / "none")]
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "6.jpg").write_bytes(pictures["6.jpg"])
+    assert duplicates.main([str(folder), *flags, "--evaluation", str(tmp_path / "test")]) == 0
+    told = capsys.readouterr()
+    assert "dropped {'evaluation_picture': 1}" in told.out and not told.err
+    assert run(raw, tmp_path / "web") == 0
+    assert not capsys.readouterr().err, "the first picture stays, and the copies have captions of the web"

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,13 @@ SPOILERS: dict[str, tuple[Callable[[Manifest], object], set[str]]] = {
         {"size", "sha256", "sample count", "offsets", "caption count", "receipt", "ledger"},
     ),
 }
+
+
+def test_another_stored_size_is_named_and_an_unknown_one_is_none(tmp_path: Path) -> None:
+    manifest = load_manifest(tiny_manifest(tmp_path, 4))
+    for size_px, kinds in ((manifest.shards[0].short_side_px, []), (300, ["stored size"]), (None, [])):
+        told = Manifest(manifest.root, (replace(manifest.shards[0], short_side_px=size_px),))
+        assert [fault.kind for fault in verify.find_faults(told, decode=False)] == kinds
 
 
 @pytest.mark.parametrize("name", SPOILERS)

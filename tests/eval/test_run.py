@@ -50,6 +50,23 @@ def test_answers_to_every_question_with_the_papers_prompt(
     assert prompt in json.loads((tmp_path / "out" / "task.json").read_text())["prompt"]
 
 
+def test_weights_whose_towers_have_moved_continue_with_their_new_places(
+    checkpoints: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    towers, asked = checkpoints["opt"].parent / "towers", ("captioning", sets["coco"], tmp_path / "out", *SHORT)
+    assert run(checkpoints["opt"], *asked) == 0
+    before = (tmp_path / "out" / "predictions.json").read_bytes()
+    shutil.copytree(towers / "opt", tmp_path / "elsewhere")
+    places = ("--set", f"language.name={tmp_path / 'elsewhere'}")
+    assert run(checkpoints["opt"], *asked, *places) == 0
+    assert "already complete" in capsys.readouterr().out
+    assert run(checkpoints["opt"], "captioning", sets["coco"], tmp_path / "new", *SHORT, *places) == 0
+    assert (tmp_path / "new" / "predictions.json").read_bytes() == before
+    assert json.loads((tmp_path / "new" / "task.json").read_text())["language"] == str(tmp_path / "elsewhere")
+    assert run(checkpoints["opt"], *asked, "--set", "language.precision=bf16") == 1
+    assert "of which only places may change" in capsys.readouterr().err
+
+
 def test_nocaps_then_its_score(checkpoints: Folders, sets: Folders, tmp_path: Path) -> None:
     from eval.score import main as score
 

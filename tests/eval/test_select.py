@@ -100,6 +100,15 @@ def test_retrieval_and_questions(
     assert run.select(metric) == 0 and last_line(capsys).endswith("step_00000002")
 
 
+def test_questions_of_ones_own_choose_too(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    for step, accuracy in ((1, 50.0), (2, 75.0), (3, 62.5)):
+        folder = run.scored(step, "mine", "vqa", {"data_set": "mine.jsonl", "data": "mine.jsonl"}, accuracy=accuracy)
+        scores = (folder / "metrics.json").read_text()
+        (folder / "metrics.json").write_text(scores.replace("vqa/official-2021", "own/normalised"))
+    assert run.select("vqa") == 1
+    assert run.select("own_answers") == 0 and last_line(capsys).endswith("step_00000002")
+
+
 def test_of_equal_scores_the_earlier_is_taken_unless_the_later_is_asked_for(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,8 +4,6 @@ import errno
 import fcntl
 import os
 import stat
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,19 +64,6 @@ def test_a_sparse_file_is_not_read_into_memory(tmp_path: Path) -> None:
         file.truncate(1 << 42)
     with pytest.raises(ValueError, match=r"huge\.json: is not settings \(has 4398046511104 bytes"):
         read_validated(path, dict, "settings")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder]
-    mounted = subprocess.run(command, check=False, capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small file system: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 @pytest.mark.parametrize("write_as", ["native", "lavis", "huggingface"])

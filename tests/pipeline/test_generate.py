@@ -56,6 +56,27 @@ def test_a_folder_is_captioned_and_a_bad_picture_stops_nothing(
         assert word in line
 
 
+def test_several_pictures_are_of_one_text(
+    weights: dict[str, Path], opt: Model, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [str(folder / "a.png"), str(folder / "b.JPG")]
+    prompt = "<image> a photo. <image> another of"
+    [wanted] = opt.caption([names], prompt)
+    flags = ["--weights", str(weights["opt"])]
+    assert main([*flags, "--image", *names, "--together", "--prompt", prompt]) == 0
+    assert lines(capsys.readouterr().out) == [{"images": names, "text": wanted}]
+    listed = tmp_path / "list.jsonl"
+    rows = [{"images": names, "prompt": prompt}, {"images": names}, {"images": names, "prompt": "a <image>"}]
+    rows += [{"images": [names[0], "gone.jpg"], "prompt": prompt}, {"images": []}, {"image": "a", "images": ["b"]}]
+    rows += [{"image": names[0], "question": "what is <image>?"}, {"images": ["a", 3], "prompt": prompt}]
+    listed.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert main([*flags, "--jsonl", str(listed)]) == 1
+    output, errors = capsys.readouterr()
+    assert [line["text"] for line in lines(output)] == [wanted]
+    for number, word in enumerate(("0 marks", "1 marks", "gone.jpg", "image []", "has no image", "stand in", "'a', 3")):
+        assert word in errors.splitlines()[-8 + number]
+
+
 def test_a_url_is_fetched_through_the_guard(
     weights: dict[str, Path], opt: Model, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,7 +181,7 @@ def test_a_conversation_repeats_its_earlier_turns(
         (["--image", "a", "--seed", "1"], 1, "give top_p as well"),
         (["--image", "a", "--top-p", "1.5"], 1, "top_p 1.5"),
         (["--jsonl", "gone.jsonl"], 1, "No such file"),
-        (["--image", "a", "--set", "seed=2"], 1, "needs --recipe"),
+        (["--image", "a", "--set", "seed=2"], 1, "--set seed=2: these weights hold their own recipe"),
     ],
 )
 def test_wrong_usage_is_one_line_before_any_work(

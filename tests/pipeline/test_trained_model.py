@@ -137,6 +137,23 @@ def test_one_picture_has_many_questions_and_one_question_many_pictures(
     assert model.answer(pictures, asked[0]) == [model.answer(each, asked[0]) for each in pictures]
 
 
+def test_several_pictures_of_one_prompt_stand_at_their_marks(weights: dict[str, Path], pictures: list[Path]) -> None:
+    model = pipeline.load(weights["opt"])
+    first, second, *_ = pictures
+    assert model.caption(first, "<image> a photo of") == model.caption(first, "a photo of")
+    prompt = "<image> red <image> a photo of"
+    one, other = model.caption([[first, second], [second, first]], prompt, min_new_tokens=4)
+    assert one == model.caption([[first, second]], prompt, min_new_tokens=4)[0] != other
+    answers = model.answer([[first, second]], "which?", "<image> <image> question: {}", top_p=0.9, seed=1)
+    assert answers == model.answer([[first, second]], "which?", "<image> <image> question: {}", top_p=0.9, seed=1)
+    with pytest.raises(ValueError, match="has 1 marks <image> for 2 pictures"):
+        model.caption([[first, second]], "<image> a photo of")
+    with pytest.raises(ValueError, match="marks of pictures stand in the prompt"):
+        model.answer(first, "what is <image>?")
+    with pytest.raises(ValueError, match="trained to read a question beside one picture"):
+        pipeline.load(weights["tuned"]).answer([[first, second]], "which?", "<image> <image> question: {}")
+
+
 def test_a_draw_depends_on_seed_picture_and_prompt_alone(weights: dict[str, Path], pictures: list[Path]) -> None:
     model, how = pipeline.load(weights["opt"]), {"top_p": 0.95, "temperature": 2.0, "seed": 5}
     together = model.caption(pictures, **how)

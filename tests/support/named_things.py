@@ -48,7 +48,7 @@ def flags_of(module: str) -> frozenset[str]:
         built.append(parser)
         raise _AskedToParseError
 
-    with mock.patch.object(argparse.ArgumentParser, "parse_args", hand_over), warnings.catch_warnings():
+    with mock.patch.object(argparse.ArgumentParser, "parse_known_args", hand_over), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the module may have been imported before
         with contextlib.suppress(_AskedToParseError, SystemExit), contextlib.redirect_stdout(None):
             runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -9,7 +9,7 @@ from PIL import Image
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 200), "yellow": (220, 210, 40)}
 
 
-def _picture(path: Path, number: int) -> str:
+def save_picture(path: Path, number: int) -> str:
     """A picture of one colour with noise; returns the colour's name."""
     name = list(COLOURS)[number % len(COLOURS)]
     rng = np.random.default_rng(number)
@@ -25,7 +25,7 @@ def save_karpathy(folder: Path, images: int, kind: str = "coco") -> Path:
     for number in range(images + 2):
         name = f"{number:04}.jpg"
         place = {"filepath": "val2014", "cocoid": 1000 + number} if kind == "coco" else {}
-        colour = _picture(folder / "images" / place.get("filepath", "") / name, number)  # type: ignore[operator]
+        colour = save_picture(folder / "images" / place.get("filepath", "") / name, number)  # type: ignore[operator]
         sentences = [{"raw": f"A picture of {colour} {number}."}, {"raw": f"the {colour} photo {number}"}]
         split = "train" if number < 2 else "test"
         entries.append(place | {"imgid": number, "filename": name, "split": split, "sentences": sentences})
@@ -39,7 +39,7 @@ def save_nocaps(folder: Path, images: int) -> Path:
     entries, annotations = [], []
     for number in range(images):
         name = f"{number:04}.jpg"
-        colour = _picture(folder / "images" / name, number)
+        colour = save_picture(folder / "images" / name, number)
         entries.append({"id": number, "file_name": name, "domain": domains[number % 3]})
         annotations += [{"image_id": number, "caption": f"{article} {colour} picture"} for article in ("a", "the")]
     content = {"images": entries, "annotations": annotations}
@@ -82,7 +82,7 @@ def save_gqa(folder: Path, images: int) -> Path:
     """testdev_balanced_questions.json: questions by id, with answers and types."""
     questions = {}
     for number in range(images):
-        colour = _picture(folder / "images" / f"n{number}.jpg", number)
+        colour = save_picture(folder / "images" / f"n{number}.jpg", number)
         types = {"structural": "query", "semantic": "attr", "detailed": "color"}
         entry = {"imageId": f"n{number}", "question": "What color is it?", "answer": colour, "types": types}
         questions[f"20{number:03}"] = entry | {"isBalanced": True, "fullAnswer": f"It is {colour}."}
@@ -98,7 +98,7 @@ def save_vqa(folder: Path, images: int) -> Path:
     """VQAv2's question and annotation files: two questions an image."""
     questions, annotations = [], []
     for number in range(1, images + 1):
-        colour = _picture(folder / "val2014" / f"COCO_val2014_{number:012}.jpg", number)
+        colour = save_picture(folder / "val2014" / f"COCO_val2014_{number:012}.jpg", number)
         for place, (question, answer) in enumerate(
             (('What\'s the "COLOUR" of it; right?', colour), ("is it dark?", "no"))
         ):

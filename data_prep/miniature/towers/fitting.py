@@ -1,9 +1,10 @@
 """Trains any tower: AdamW, warmup and cosine, bf16 if the processor has it in hardware."""
 
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from pipeline.progress_line import ProgressLine
 
 WARMUP_SHARE = 0.08
 MAX_GRADIENT_NORM = 1.0
@@ -30,7 +31,6 @@ def fit(
     `parameters` are groups, each with its factor for the learning rate. Biases and norms have no weight decay.
     """
     import torch
-    from tqdm import tqdm
 
     groups: list[dict[str, Any]] = []
     for members, share in [(list(members), share) for members, share in parameters]:
@@ -49,8 +49,8 @@ def fit(
     )
     low_precision = computes_in_bf16()
     losses: list[float] = []
-    progress = tqdm(range(steps), desc=name, disable=not sys.stderr.isatty(), mininterval=1.0)
-    for step in progress:
+    line = ProgressLine(name, steps, "steps")
+    for step in line.follow(range(steps)):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low_precision):
             loss = loss_of_step(step)
         optimizer.zero_grad()
@@ -60,7 +60,7 @@ def fit(
         schedule.step()
         losses.append(float(loss.detach()))
         if step % 20 == 0:
-            progress.set_postfix(loss=f"{losses[-1]:.3f}")
+            line.note = f"loss {losses[-1]:.3f}"
     return losses
 
 

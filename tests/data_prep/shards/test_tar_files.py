@@ -215,7 +215,8 @@ def test_the_table_with_counts_has_the_places_and_the_numbers_of_captions_and_qu
     second = make_sample(1)
     totals = tar_files.write_shard(tar, [make_sample(0), second._replace(record=second.record | asked)])
     assert (totals.captions, totals.questions, totals.question_sets) == (2, 1, {"vqav2_val2014": 1})
-    table = tar_files.counted_table(tar)
+    table, short_side_px = tar_files.counted_table(tar)
+    assert short_side_px == max(min(each.record["width"], each.record["height"]) for each in (make_sample(0), second))
     assert table.dtype == np.int64 and table[:, 4:].tolist() == [[1, 0], [1, 1]]
     assert np.array_equal(table[:, :4], offset_table(tar))
 

@@ -158,11 +158,12 @@ def test_visual_genome_phrases_are_captions_once_each(tmp_path):
 def test_the_sources_are_complete():
     sources = load_sources()
     assert list(sources) == [
-        "coco", "visual_genome", "vqav2", "visual_genome_qa", "cc3m", "cc12m", "sbu", "laion400m", "table",
+        "coco", "coco_captions", "visual_genome", "vqav2", "visual_genome_qa", "cc3m", "cc12m", "sbu", "laion400m",
+        "table", "imagefolder", "tars", "llava",
     ]  # fmt: skip
     assert all(source.licence and 0 < source.expected_yield <= 1 for source in sources.values())
     human = {name for name, source in sources.items() if source.captions == "human"}
-    assert human == {"coco", "visual_genome", "vqav2", "visual_genome_qa"}
+    assert human == {"coco", "coco_captions", "visual_genome", "vqav2", "visual_genome_qa"}
 
 
 @pytest.mark.parametrize(
@@ -238,7 +239,7 @@ ENTRY = {
         ("my.set", {}, "source 'my.set': a name must be"),
         ("x" * 65, {}, "1 to 64 letters"),
         ("own", {"licence": None}, "source 'own': licence is missing"),
-        ("own", {"format": "tabel"}, "format 'tabel': use one of table, karpathy, visual_genome"),
+        ("own", {"format": "tabel"}, "format 'tabel': use one of table, imagefolder, tars"),
         ("own", {"captions": "humen"}, "captions 'humen': use one of human, web"),
         ("own", {"rows": "many"}, "rows 'many': expected int"),
         ("own", {"expected_yield": 3}, "expected_yield must be above 0"),

@@ -18,6 +18,7 @@ from pipeline.cost.estimate import Assumptions, Planner, largest_that_fits
 from pipeline.cost.gpus import gpu_named, known
 from pipeline.training.engine import resolve_ds_config
 from tests.support.paper_sizes import save_configs
+from tests.support.tiny_shards import tiny_manifest
 from tests.support.tiny_towers import tiny_recipe
 
 ROOT = Path(__file__).parents[3]
@@ -195,3 +196,11 @@ def test_a_length_in_epochs_needs_the_manifest_or_its_number_of_samples() -> Non
     assert told[1] == "11065 steps (5 epochs of 2213): 6.1 hours"
     with pytest.raises(ValueError, match=r"batch\.global_size 256: --epoch-samples has only 200 samples"):
         plan._in_steps(recipe, 200)
+
+
+def test_a_plan_warns_of_pictures_that_are_stored_smaller(configs: Path, tmp_path: Path, without_search: None) -> None:
+    manifest = tiny_manifest(tmp_path, 4)
+    _, _, errors = of_stage_2(configs, f"data.manifest={manifest}")
+    assert without_progress(errors).startswith("warning: vision.image_size_px 224: 4 of 4 pictures are stored with ")
+    _, _, errors = of_stage_2(configs, "data.manifest=not/there.json")
+    assert not without_progress(errors)

@@ -1,7 +1,9 @@
 """The loader, whole: what the ranks' loaders give together in an epoch, at every number of ranks and workers."""
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,8 @@ import torch
 
 from data_prep.index import index_shards
 from pipeline.config import Recipe, parse_recipe
-from pipeline.data.loader import build_loader, open_source
-from pipeline.data.manifest import Manifest
+from pipeline.data.loader import build_loader, enlarged, open_source
+from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.data.mixture import build_order
 from pipeline.data.order import MicroBatches
 from pipeline.data.stream import Sample
@@ -148,3 +150,26 @@ def test_the_loader_of_a_rank_on_a_gpu_pins(manifest: Path, monkeypatch: pytest.
     recipe = recipe_of(manifest, 1, 0)
     loader: Any = build_loader(recipe, open_source(recipe, 1), ids_of, 0, 1, 0)  # type: ignore[arg-type]
     assert loader.pin_memory == on_gpu
+
+
+def test_training_above_the_stored_size_is_one_warning(manifest: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = load_manifest(manifest)
+    stored = {shard.source: shard.short_side_px or 0 for shard in found.shards}
+    assert all(32 <= size_px <= 64 for size_px in stored.values()), "the sizes of tiny pictures"
+    least = min(shard.short_side_px or 0 for shard in found.shards)
+    assert enlarged(found, least) is None
+    warning = enlarged(found, 65)
+    assert warning and warning.startswith(
+        f"vision.image_size_px 65: {WEB + HUMAN} of {WEB + HUMAN} pictures are stored "
+    )
+    assert warning.endswith("download them again with --max-side-px 65 or more")
+    only_web = [replace(each, short_side_px=50 if each.source == "web" else 64) for each in found.shards]
+    assert f": {WEB} of {WEB + HUMAN} pictures" in (enlarged(Manifest(found.root, tuple(only_web)), 64) or "")
+    unknown = [replace(each, short_side_px=None) for each in found.shards]
+    assert enlarged(Manifest(found.root, tuple(unknown)), 65) is None, "manifests of earlier versions"
+    with caplog.at_level(logging.WARNING):
+        recipe = recipe_of(manifest, 2, 0)
+        large = recipe.model_copy(update={"vision": recipe.vision.model_copy(update={"image_size_px": 80})})
+        for rank in range(2):
+            build_loader(large, open_source(large, 2), ids_of, rank, 2, 0)  # type: ignore[arg-type]
+    assert [record.message for record in caplog.records] == [enlarged(found, 80)]

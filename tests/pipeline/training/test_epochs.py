@@ -98,7 +98,7 @@ def test_a_run_on_questions_asks_each_one_once_an_epoch(tmp_path: Path, towers: 
         "data": {"sample": "question"},
         "qformer": {"question": "question"},
         "batch": {"global_size": 3, "micro_size": 3},
-        "validation": {"manifest": str(tmp_path / "train.json"), "every_steps": 0},
+        "validation": {"manifest": str(tmp_path / "train.json"), "every_steps": 0, "on_training_data": True},
     }
     arguments = write_recipe(tmp_path, towers, tmp_path / "train.json", language, 2, language, **sections)
     edits = ["--set", "language.prompt='question {} answer'"]

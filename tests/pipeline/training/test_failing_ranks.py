@@ -82,6 +82,8 @@ def test_a_gpu_without_memory_is_one_line_that_names_the_micro_batch(arguments: 
     [line] = [line for line in answers[1][2].splitlines() if line.startswith("error: ")]
     assert "batch.micro_size 2: the GPU of rank 1 has no memory left (CUDA out of memory." in line
     assert "Traceback" not in answers[1][2]
+    [line] = [line for line in answers[0][2].splitlines() if line.startswith("error: ")]  # it lost the other one
+    assert "rank 0 of 2: another rank has ended" in line and "signal 9" in line and "Traceback" not in answers[0][2]
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(arguments: list[str]) -> None:

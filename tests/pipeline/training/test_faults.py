@@ -1,10 +1,8 @@
 """What goes wrong in a run: losses that are not finite, a full disk, one rank's faults, another run, other weights."""
 
-import contextlib
 import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.training import checkpoint
 from pipeline.weights import native
 from tests.support.gloo_ranks import run_on_ranks
+from tests.support.small_disk import fill, mounted
 from tests.support.tiny_runs import Write, lines_of, train_here
 
 
@@ -108,14 +107,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(folder: Path, write: Write,
 
 def test_a_disk_that_is_really_full_loses_curves_and_not_the_run(write: Write, tmp_path: Path) -> None:
     """A small file system, filled to the last byte while a step runs and emptied later."""
-    small = tmp_path / "small"
-    small.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", small], check=False, capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small file system: {mounted.stderr.decode().strip()}")
-    try:
+    with mounted(tmp_path / "small", "32m") as small:
         run = {"output": str(small / "run"), "steps": 8, "checkpoint_every_steps": 2, "keep_checkpoints": 9}
         arguments = write(
             "really full", batch={"global_size": 2, "micro_size": 2}, faults={"save_failure": "continue"}, run=run
@@ -125,24 +117,20 @@ def test_a_disk_that_is_really_full_loses_curves_and_not_the_run(write: Write, t
         saved = [int(path.name[5:]) for path in checkpoint.complete_checkpoints(small / "run")]
         assert saved == [2, 6, 8]
         assert {1, 2, 7, 8} <= {line["step"] for line in lines_of(small / "run")}
-    finally:
-        subprocess.run(["umount", small], check=True)
 
 
 def train_on_a_filling_disk(arguments: list[str], disk: str) -> Any:
     """Full from the third step's beginning to the sixth's end."""
     from pipeline.training import loop
 
-    train_step, filler = loop.train_step, Path(disk) / "filler"
+    train_step = loop.train_step
 
     def filling(engine: Any, batches: Any, places: Any, recipe: Any, progress: Any, ahead: Any) -> Any:
         if progress.step == 2:
-            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-                while True:
-                    file.write(bytes(4096))
+            fill(Path(disk))
         values = train_step(engine, batches, places, recipe, progress, ahead)
         if progress.step == 5:
-            filler.unlink()
+            (Path(disk) / "filler").unlink()
         return values
 
     with mock.patch.object(loop, "train_step", filling):
@@ -157,7 +145,7 @@ def fail_on_rank_1(arguments: list[str], gone: str) -> tuple[int, str, str]:
 
 @pytest.mark.parametrize("gone", ["data.manifest", "validation.manifest"])
 def test_a_fault_of_one_rank_ends_all_and_is_said_by_it(folder: Path, write: Write, gone: str) -> None:
-    held_out = {"manifest": str(folder / "data" / "train.json")}
+    held_out = {"manifest": str(folder / "data" / "train.json"), "on_training_data": True}
     arguments = write(f"one {gone}", batch={"global_size": 4, "micro_size": 2}, validation=held_out)
     (code, _, errors), (code_1, _, errors_1) = run_on_ranks(2, fail_on_rank_1, arguments, gone)
     assert code == code_1 == 1 and not [line for line in errors.splitlines() if line.startswith("error")]

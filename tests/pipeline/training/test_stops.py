@@ -1,6 +1,7 @@
 """What ends a run from outside: killed at random moments, a rank that hangs, a signal to all processes of a rank."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -43,29 +44,63 @@ def test_killed_at_20_random_moments_it_ends_with_the_same_bits(folder: Path, wr
     assert found == wanted
 
 
-def hang_rank_1(arguments: list[str]) -> None:
+def hang_rank_1(arguments: list[str], how: str, errors: str) -> None:
+    """In its third step. The ranks' errors go to files, as their ends leave no time to return them."""
+    from pipeline import train
     from pipeline.training import loop, watchdog
 
     train_step = loop.train_step
 
     def hanging(engine: Any, batches: Any, places: Any, recipe: Any, progress: Any, ahead: Any) -> Any:
         if progress.step == 2 and os.environ["RANK"] == "1":
+            if how == "stops its worker":
+                [worker] = multiprocessing.active_children()
+                assert worker.pid is not None
+                Path(f"{errors}.worker").write_text(str(worker.pid))
+                os.kill(worker.pid, signal.SIGSTOP)
+                return train_step(engine, batches, places, recipe, progress, ahead)
+            if how == "stops":
+                os.kill(os.getpid(), signal.SIGSTOP)
             time.sleep(600)
         return train_step(engine, batches, places, recipe, progress, ahead)
 
-    with mock.patch.object(loop, "train_step", hanging), mock.patch.object(watchdog, "GRACE_S", 2.0):
-        train_here(arguments)
+    os.dup2(os.open(f"{errors}{os.environ['RANK']}", os.O_CREAT | os.O_WRONLY), 2)
+    with (
+        mock.patch.object(loop, "train_step", hanging),
+        mock.patch.object(watchdog, "GRACE_S", 2.0),
+        mock.patch.object(sys, "argv", ["pipeline.train", *arguments]),
+    ):
+        train.main()
 
 
-def test_a_hung_rank_leaves_every_ranks_stacks_and_ends_the_job(folder: Path, write: Write) -> None:
+@pytest.mark.parametrize("how", ["sleeps", "stops", "stops its worker"])
+def test_a_hung_rank_leaves_every_ranks_stacks_and_ends_the_job(
+    how: str, folder: Path, write: Write, tmp_path: Path
+) -> None:
+    """A rank that is stopped can write none: the others name it. Its stopped worker ends with it."""
     batch, started = {"global_size": 4, "micro_size": 2}, time.monotonic()
+    arguments = write(how, batch=batch, data={"num_workers": 1}, run={"hang_deadline_s": 5.0})
     with pytest.raises(AssertionError, match="died without an answer"):
-        run_on_ranks(2, hang_rank_1, write("hung", batch=batch, run={"hang_deadline_s": 5.0}))
+        run_on_ranks(2, hang_rank_1, arguments, how, str(tmp_path / "errors"))
     assert time.monotonic() - started < 300  # of 600 that the rank would sleep
-    stacks = [(folder / "hung" / "stacks" / f"rank{rank}.txt").read_text() for rank in range(2)]
-    assert "hanging" in stacks[1] and "test_stops.py" in stacks[1]
+    stacks = [(folder / how / "stacks" / f"rank{rank}.txt").read_text() for rank in range(2)]
+    errors = (tmp_path / "errors0").read_text()
+    if how == "stops its worker":  # some prefetched batches later
+        assert "rank 1 hung for so many seconds in step" in (tmp_path / "errors1").read_text()
+        assert "dataloader.py" in stacks[1]
+        worker = Path("/proc", (tmp_path / "errors.worker").read_text(), "stat")
+        assert not worker.exists() or ") Z " in worker.read_text()  # a zombie has ended
+        return
     assert "train_step" in stacks[0]  # in a collective of it
-    assert [path.name for path in checkpoint.complete_checkpoints(folder / "hung")] == ["step_00000002"]
+    assert [path.name for path in checkpoint.complete_checkpoints(folder / how)] == ["step_00000002"]
+    assert "rank 0 hung for so many seconds in step 2" in errors
+    if how == "stops":
+        assert not stacks[1] and "has the stacks of all ranks, but of 1: stopped (SIGSTOP)" in errors
+    else:
+        last = [json.loads((folder / how / "stacks" / f"rank{n}.collectives.json").read_bytes()) for n in range(2)]
+        waiting, hung = (each["entries"] for each in last)
+        assert len(waiting) == len(hung) + 1 and waiting[-1]["profiling_name"].startswith("gloo:")
+        assert "hanging" in stacks[1] and "test_stops.py" in stacks[1] and "but of" not in errors
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_the_curves_in_tensorboard_have_the_layers(captioner: Path) -> None:
 
     events = EventAccumulator(str(captioner / "tensorboard"))
     events.Reload()
-    for tag in ("learning_rate", "learning_rate_patch", "learning_rate_block_0", "learning_rate_block_1"):
-        assert len(events.Scalars(tag)) == STEPS
+    for layer in ("", "_patch", "_block_0", "_block_1"):
+        assert len(events.Scalars(f"optimizer/lr{layer}")) == STEPS
     state = json.loads((checkpoint.folder_of(captioner, STEPS) / "state.json").read_text())
     assert "vision" not in state["towers"]  # it changes

@@ -8,6 +8,7 @@ from unittest import mock
 import pytest
 import torch
 
+from data_prep.split import main as split
 from pipeline.config import load_recipe
 from pipeline.data.manifest import load_manifest
 from pipeline.data.order import SampleOrder
@@ -83,3 +84,17 @@ def test_the_checkpoint_with_the_lowest_held_out_loss_is_kept(folder: Path, towe
     kept = checkpoint.complete_checkpoints(folder / "best")
     scores = [json.loads((path / "state.json").read_text())["validation_loss"] for path in kept]
     assert [path.name for path in kept] == ["step_00000004", "step_00000010"] and scores == [1.0, 4.0]
+
+
+def test_a_run_on_both_parts_of_a_divided_data_set(folder: Path, towers: Path) -> None:
+    manifest = folder / "data" / "train.json"
+    assert split([str(manifest), "--share", "0.3"]) == 0
+    arguments = arguments_of(folder, towers, "parts", 1, "zero1", steps=2)
+    edits = [f"data.manifest={manifest.with_suffix('.train.json')}"]
+    held_out = [f"validation.manifest={manifest.with_suffix('.validation.json')}"]
+    trained_on = [f"validation.manifest={manifest}"]
+    [(code, _, errors)] = run_on_ranks(1, train_here, [*arguments, "--set", *edits, *trained_on])
+    assert code == 1 and "has samples that data.manifest" in errors.splitlines()[-1]
+    [(code, _, errors)] = run_on_ranks(1, train_here, [*arguments, "--set", *edits, *held_out])
+    assert code == 0, errors
+    assert [line["step"] for line in held_out_lines(folder / "parts")] == [2]

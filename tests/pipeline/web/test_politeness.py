@@ -1,4 +1,4 @@
-"""A host gets few connections at a time, and what its robots.txt forbids is never requested."""
+"""A host gets few connections at a time, what its robots.txt forbids is never requested, and opt-outs are obeyed."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ from pipeline.web.guarded_opener import FetchLimits, build_opener
 from pipeline.web.politeness import MOST_ROBOTS_BYTES, Robots
 from tests.data_prep.test_download import QUICK, ledger, run, write_table
 from tests.support.hostile_server import HostileServer
-from tests.support.web_folder import make_web, requested, served
+from tests.support.web_folder import jpeg_bytes, make_web, requested, served
 
 ROBOTS = (
     b"User-agent: *\nDisallow: /all/\n\n"
@@ -161,3 +161,38 @@ def test_a_process_remembers_few_bytes_of_robots_txt_and_forgets_the_oldest():
     assert asked.count("http://often.example/robots.txt") == 1 and len(rules._of_host) == 10
     rules.check("http://0.example/b")
     assert asked.count("http://0.example/robots.txt") == 2
+
+
+OPT_OUTS = {
+    "noml": "opt_out", "noai, noimageai": "opt_out", "NoML, noarchive": "opt_out", "blip2-pretraining: noml": "opt_out",
+    "other-bot: noml": None, "all": None,
+}  # fmt: skip
+"""X-Robots-Tag -> why its picture is dropped."""
+
+
+class TaggedHandler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("X-Robots-Tag", "nofollow")
+        self.send_header("X-Robots-Tag", list(OPT_OUTS)[int(self.path[1:])])
+        content = jpeg_bytes(int(self.path[1:]))
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_pictures_whose_owners_opt_out_of_machine_learning_are_left_out(tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), TaggedHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        urls = [f"http://127.0.0.1:{server.server_address[1]}/{number}" for number in range(len(OPT_OUTS))]
+        write_table(tmp_path / "t.parquet", urls)
+        flags = ["--input", tmp_path / "t.parquet", "--output", tmp_path / "raw", "--allow-loopback", *QUICK]
+        assert run("table", *flags) == 0
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert [entry["reason"] for entry in ledger(tmp_path / "raw")] == list(OPT_OUTS.values())

@@ -1,14 +1,21 @@
-"""The deepspeed or torchrun launcher that started this rank: a rank whose launcher was killed is nobody's any more."""
+"""The launcher that started this rank, of DeepSpeed or torch: a rank whose launcher was killed is nobody's any more."""
 
+import logging
 import os
+import signal
+import threading
+import time
 from pathlib import Path
 
-SCRIPTS = (b"/deepspeed", b"/torchrun")
+log = logging.getLogger(__name__)
 MODULES = {
-    b"deepspeed.launcher.launch",
-    b"deepspeed.launcher.runner",
+    b"deepspeed.launcher.launch",  # the process of each node
+    b"deepspeed.launcher.runner",  # the one of the user
     b"torch.distributed.run",
-}  # deepspeed: the process of each node, and the one of the user
+    b"torch.distributed.launch",
+}
+SCRIPTS = (b"/deepspeed", b"/torchrun")
+POLL_S = 1.0
 
 
 class Launcher:
@@ -24,6 +31,20 @@ class Launcher:
     def has_died(self) -> bool:
         """Whether one of them has ended since; a process number that is in use again counts as ended."""
         return any(_started(pid) != started for pid, started in self.processes)
+
+
+def end_with_launcher() -> None:
+    """SIGTERM for this process as soon as its launcher has died. For commands that ask for it nowhere else."""
+    launcher = Launcher()
+
+    def watch() -> None:
+        while not launcher.has_died():
+            time.sleep(POLL_S)
+        log.warning("the launcher of this rank was killed: ending")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if launcher.processes:
+        threading.Thread(target=watch, name="launcher", daemon=True).start()
 
 
 def _is_launcher(pid: int) -> bool:

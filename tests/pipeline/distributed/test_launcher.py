@@ -5,17 +5,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.distributed import process_group
-from pipeline.training.launcher import Launcher
+from pipeline.distributed.launcher import Launcher
 from tests.support.gloo_ranks import free_port
 from tests.support.tiny_runs import ROOT
 
 RANK = """
 import sys, time
-from pipeline.training.launcher import Launcher
+from pipeline.distributed.launcher import Launcher
 launcher = Launcher()
 print(len(launcher.processes), launcher.has_died(), flush=True)
 sys.stdin.readline()  # until the test has killed the launcher
@@ -34,8 +35,7 @@ def test_a_rank_notices_that_its_launcher_was_killed(above: str, tmp_path: Path)
     """The user's process, not the rank's parent, is killed. A shell with the same words is no launcher."""
     script = tmp_path / ("something" if above == "shell" else above)
     script.write_text(RUNNER)
-    words = {"deepspeed": "deepspeed.launcher.launch", "torchrun": "torch.distributed.run"}
-    module = words.get(above, "deepspeed and its words")
+    module = "deepspeed and its words" if above == "shell" else "deepspeed.launcher.launch"
     command = [sys.executable, str(script), LAUNCH, module, RANK]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     runner = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
@@ -56,6 +56,32 @@ def test_a_rank_notices_that_its_launcher_was_killed(above: str, tmp_path: Path)
 
 def test_a_process_that_no_launcher_started_has_none() -> None:
     assert Launcher().processes == [] and not Launcher().has_died()
+
+
+ENDING = """
+import sys, time
+from pipeline.command_line import finish
+from pipeline.distributed.launcher import end_with_launcher
+def work():
+    end_with_launcher()
+    print("ready", flush=True)
+    time.sleep(60)
+print(finish(work), flush=True)
+"""
+
+
+def test_an_evaluation_ends_with_its_launcher(tmp_path: Path) -> None:
+    """Its ranks look at no flag between two steps: SIGTERM ends them."""
+    script = tmp_path / "torchrun"
+    script.write_text(RUNNER)
+    command = [sys.executable, str(script), ENDING]
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, **options) as runner:
+        assert runner.stdout is not None and runner.stderr is not None
+        assert runner.stdout.readline() == "ready\n"
+        runner.kill()
+        assert runner.stdout.readline() == "75\n"  # of the rank, which has its launcher's outputs
+        assert "launcher of this rank was killed" in runner.stderr.read()
 
 
 WAITING = """

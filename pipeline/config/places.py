@@ -1,0 +1,56 @@
+"""Fields of a recipe that name a place on this machine: a place may change when folders move, and its content not."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.reading import edited
+from pipeline.config.sections import Recipe
+
+TOWERS = ("vision.name", "qformer.bert", "language.name")
+FILES = ("init_weights", "init_text_weights", "data.manifest", "validation.manifest", "run.output")
+KINDS = ("local-dir:", "transformers:")
+"""What stands before the folder of an image encoder."""
+
+
+def absolute_place(field: str, value: Any) -> Any:
+    """The same place, whatever the current folder is. A name is a folder where there is one, else of a hub."""
+    if not isinstance(value, str):
+        return value
+    if field in FILES:
+        return str(Path(value).absolute())
+    kind = next((kind for kind in KINDS if value.startswith(kind)), "")
+    folder = Path(value.removeprefix(kind))
+    return f"{kind}{folder.absolute()}" if folder.is_dir() else value
+
+
+def is_same_place(field: str, one: Any, other: Any) -> bool:
+    """Whether two values are equal, or would be with absolute paths; earlier versions kept relative ones."""
+    if one == other:
+        return True
+    return field in (*TOWERS, *FILES) and absolute_place(field, one) == absolute_place(field, other)
+
+
+def with_absolute_places(recipe: Recipe) -> Recipe:
+    """The recipe as a run keeps it: relative paths begin at the current folder, where the run began."""
+    content = recipe.model_dump(mode="json")
+    for field in (*TOWERS, *FILES):
+        *sections, name = field.split(".")
+        section = content
+        for each in sections:
+            section = section.get(each) or {}
+        if name in section:
+            section[name] = absolute_place(field, section[name])
+    return Recipe.model_validate(content)
+
+
+def moved(recipe: Recipe, edits: Sequence[str]) -> Recipe:
+    """A recipe that is kept with weights, with new places. Raises ValueError for an edit of anything else."""
+    for item in edits:
+        field = item.partition("=")[0]
+        if field not in (*TOWERS, *FILES):
+            raise ValueError(
+                f"--set {item}: these weights hold their own recipe, of which only places may change: "
+                f"{', '.join((*TOWERS, *FILES))}"
+            )
+    return edited(recipe, edits)

@@ -1,0 +1,84 @@
+"""What is taken from a repository on the hub: configurations, tokenizers and safetensors. Never a pickle."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ENDINGS = (".json", ".txt", ".model", ".safetensors")  # .model: sentencepiece
+OTHER_FRAMEWORKS = (".bin.index.json", ".msgpack.index.json", ".h5.index.json")
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "open_clip_model.safetensors",
+)  # the first that is there
+SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+CONVERTER, CONVERSION = "SFconvertbot", "Adding `safetensors` variant of this model"  # the hub's own bot
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A repository's files here. `needs_folder`: they are of a conversion, so a recipe must name this folder."""
+
+    folder: Path
+    files: int
+    bytes: int
+    needs_folder: bool
+
+
+def chosen_files(names: Iterable[str]) -> list[str]:
+    """The files to take; [] when there are no safetensors. Of several sets of weights, the one that loaders choose."""
+    there = [name for name in names if "/" not in name and name.endswith(ENDINGS)]
+    first = next((name for name in WEIGHTS if name in there), None)
+    if first is None:
+        return []
+    weights = {first, *(filter(SHARD.fullmatch, there) if first.endswith(".json") else ())}
+    others = (name for name in there if not name.endswith((".safetensors", ".safetensors.index.json")))
+    return sorted(weights | {name for name in others if not name.endswith(OTHER_FRAMEWORKS)})
+
+
+def fetch_repository(repository: str, revision: str | None = None) -> Fetched:
+    """Download what is missing here. Raises ValueError in one line when the hub does not give it, or has no safetensors
+    of it."""
+    from huggingface_hub import HfApi
+
+    try:
+        files, needs_folder = _listed(repository, revision), False
+        if not files and revision is None and (revision := _conversion(HfApi(), repository)):
+            files, needs_folder = _listed(repository, revision), True
+        if files:
+            folder = _snapshot(repository, revision, [each.filename for each in files])
+            sizes = [(folder / each.filename).stat().st_size for each in files]
+            return Fetched(folder, len(files), sum(sizes), needs_folder)
+    except Exception as error:  # the hub's library raises many kinds of errors
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{repository}: the hub does not give it ({reason}); correct the name, log in with `hf auth "
+                         "login` if it is gated, or try again") from error  # fmt: skip
+    raise ValueError(f"{repository}: the hub has no safetensors of it, and pickles are not taken; choose other "
+                     "weights, or convert them on a machine of yours and name the folder")  # fmt: skip
+
+
+def _listed(repository: str, revision: str | None) -> list[Any]:
+    """The files to take, with their sizes. Nothing is downloaded."""
+    from huggingface_hub import snapshot_download
+
+    found: Any = snapshot_download(repository, revision=revision, dry_run=True)
+    wanted = set(chosen_files(each.filename for each in found))
+    return [each for each in found if each.filename in wanted]
+
+
+def _snapshot(repository: str, revision: str | None, files: list[str]) -> Path:
+    import glob
+
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(repository, revision=revision, allow_patterns=[glob.escape(each) for each in files]))
+
+
+def _conversion(api: Any, repository: str) -> str | None:
+    """The revision in which the hub's bot converted the weights, in a pull request that was not merged."""
+    for each in api.get_repo_discussions(repository, author=CONVERTER, discussion_type="pull_request"):
+        if each.is_pull_request and each.author == CONVERTER and each.title == CONVERSION:
+            return str(each.git_reference)
+    return None

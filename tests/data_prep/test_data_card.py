@@ -1,0 +1,63 @@
+"""The card of a data set: counts by source, licences, drops; foreign text is text, and no other page is replaced."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import DatasetCard
+
+from data_prep.index import main
+from data_prep.viewing.data_card import MARK, data_card
+from pipeline.data.manifest import load_manifest
+from tests.support.tiny_shards import write_tiny_shards
+
+
+def index(folder: Path, *more: object) -> int:
+    folders = [folder / "coco", folder / "web"]
+    return main([str(each) for each in (*folders, "--output", folder / "all.json", *more)])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_tiny_shards(tmp_path / "coco", 3, captions_per_sample=5, caption_source="human", source="coco")
+    write_tiny_shards(tmp_path / "web", 4, seed=1)
+    return tmp_path
+
+
+def test_a_card_has_counts_and_licences_by_source(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert index(folder, "--card", folder / "README.md") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(folder / "all.json")
+    card = DatasetCard.load(folder / "README.md")
+    assert card.data.size_categories == ["n<1K"] and card.data.task_categories == ["image-to-text"]
+    assert card.data.license == "other" and card.data.pretty_name == "all"
+    rows = [line for line in card.text.splitlines() if line.startswith("| coco")]
+    assert len(rows) == 1 and "| 3 | 15 | 0 | annotations CC BY 4\\.0" in rows[0]
+    assert "| tiny |  | 4 | 4 | 0 | not known here\\; ask its owner |" in card.text
+    assert "belong to their owners" in card.text
+    assert index(folder, "--card", folder / "README.md") == 0  # a card is replaced
+
+
+def test_a_page_that_is_no_card_stays(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "README.md").write_text("mine")
+    assert index(folder, "--card", folder / "README.md") == 1
+    assert "exists and is not a card" in capsys.readouterr().err
+    assert (folder / "README.md").read_text() == "mine" and not (folder / "all.json").exists()
+    assert index(folder, "--card", folder / "all.json") == 1
+    assert "must end in .md" in capsys.readouterr().err
+
+
+def test_names_from_a_manifest_are_escaped(folder: Path) -> None:
+    assert index(folder) == 0
+    [shard, *_] = load_manifest(folder / "all.json").shards
+    told = {"dropped": {"<b>|x": 3}, "cleaned_of": {"[a](b)": 1}, "question_sets": {"# s": 2}, "stage": "capfilt",
+            "models": {"captioner": "<i>"}}  # fmt: skip
+    hostile = replace(shard, source="<script>", provenance=told)
+    text = data_card("a: b\n---\n# c", [hostile])
+    card: Any = DatasetCard(text)
+    assert card.data.pretty_name == "a: b --- # c"
+    assert MARK in text
+    shown = text.split("---\n", 2)[2].replace(MARK, "")
+    assert "script" in shown and not re.search(r"(?<!\\)[<\[\]]|^# [sc]$", shown, re.MULTILINE)
+    assert "| \\<script\\> | \\<b\\>\\|x | 3 |" in text

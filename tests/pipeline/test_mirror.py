@@ -1,0 +1,146 @@
+"""A run's numbers in W&B or MLflow: each line once, whatever is killed and resumed, until the run is complete."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import mirror
+from pipeline.mirror import main
+
+ROOT = Path(__file__).parents[2]
+
+
+class Told:
+    """A service that writes down what it is sent; all of them share the list."""
+
+    lines: list[tuple[int, dict[str, float]]]
+    runs: list[str | None]
+
+    def __init__(self, run: Path, run_id: str | None) -> None:
+        self.run_id = run_id or "theirs"
+        self.runs.append(run_id)
+
+    def send(self, step: int, numbers: dict[str, float]) -> None:
+        self.lines.append((step, numbers))
+
+    def close(self) -> None:
+        self.runs.append("closed")
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> type[Told]:
+    kind = type("OfThisTest", (Told,), {"lines": [], "runs": []})
+    monkeypatch.setitem(mirror.SERVICES, "wandb", kind)
+    return kind
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "recipe.yaml").write_text("stage: 2\n")
+    (tmp_path / "environment.json").write_text('{"steps": 6}')
+    return tmp_path
+
+
+def line(step: int, **values: Any) -> str:
+    return json.dumps({"step": step, **values}) + "\n"
+
+
+def write(run: Path, *lines: str) -> None:
+    (run / "metrics.jsonl").write_text("".join(lines))
+
+
+def once(run: Path) -> int:
+    return main([str(run), "--to", "wandb", "--once"])
+
+
+def test_each_line_is_sent_once_whatever_is_started_again(run: Path, told: type[Told]) -> None:
+    first, validated = line(2, samples=8, itc_loss=0.5), line(2, split="validation", itc_loss=0.75)
+    write(run, first, validated, line(4, loss=1.0)[:-5])
+    assert once(run) == 0
+    assert told.lines == [(2, {"data/samples": 8.0, "loss/itc": 0.5}), (2, {"validation/itc_loss": 0.75})]
+    write(run, first, validated, line(4, loss=1.0), line(4, split="validation", loss=2.0))
+    assert once(run) == 0 and once(run) == 0
+    assert told.lines[2:] == [(4, {"loss/total": 1.0}), (4, {"validation/loss": 2.0})]
+    assert told.runs == [None, "closed", "theirs", "closed", "theirs", "closed"]
+
+
+def test_steps_that_a_resumed_training_writes_again_are_not_sent_again(run: Path, told: type[Told]) -> None:
+    write(run, *(line(step, loss=step / 2) for step in (1, 2, 3)))
+    assert once(run) == 0
+    write(run, line(1, loss=0.5), line(2, loss=1.0))  # resumed from step 1
+    assert once(run) == 0
+    write(run, *(line(step, loss=step / 2) for step in (1, 2, 3, 4)))
+    assert once(run) == 0
+    assert [step for step, _ in told.lines] == [1, 2, 3, 4]
+
+
+def test_it_follows_until_the_last_step_is_saved(run: Path, told: type[Told]) -> None:
+    write(run, line(2, loss=1.0))
+    follower = threading.Thread(target=mirror.mirror, args=[run, "wandb", False, 0.02])
+    follower.start()
+    while len(told.lines) < 1:
+        follower.join(0.02)
+    write(run, line(2, loss=1.0), line(6, loss=0.5))
+    for step in (4, 6):
+        assert follower.is_alive()
+        (run / "checkpoints" / f"step_{step:08d}").mkdir(parents=True)
+        (run / "checkpoints" / f"step_{step:08d}" / "COMPLETE").touch()
+    follower.join(30)
+    assert not follower.is_alive() and [step for step, _ in told.lines] == [2, 6] and told.runs[-1] == "closed"
+
+
+def test_a_line_after_which_it_was_killed_is_noted(
+    run: Path, told: type[Told], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class DownError(Exception):
+        """Of a service."""
+
+    def fail_at_3(self: Told, step: int, numbers: dict[str, float]) -> None:
+        if step == 3:
+            raise DownError("no\nserver")
+        self.lines.append((step, numbers))
+
+    write(run, *(line(step, loss=0.5) for step in (1, 2, 3)))
+    with monkeypatch.context() as patch:
+        patch.setattr(told, "send", fail_at_3)
+        assert once(run) == 1
+    assert "error: --to wandb: no server" in capsys.readouterr().err
+    assert once(run) == 0
+    assert [step for step, _ in told.lines] == [1, 2, 3]
+
+
+def test_wrong_use_is_one_line(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)  # as if it were not installed
+    assert main([str(run), "--to", "mlflow", "--once"]) == 1
+    assert "--to mlflow: its package cannot be imported" in capsys.readouterr().err
+    assert main([str(run / "none"), "--to", "mlflow"]) == 1
+    assert "is not a run folder" in capsys.readouterr().err
+    with (run / ".mirror_mlflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main([str(run), "--to", "mlflow"]) == 1
+    assert "another pipeline.mirror sends it" in capsys.readouterr().err
+    (run / "mirror_mlflow.json").write_text('{"run_id": 3}')
+    assert main([str(run), "--to", "mlflow"]) == 1
+    assert "mirror_mlflow.json: is not a note of pipeline.mirror (run_id" in capsys.readouterr().err
+
+
+def test_wandb_itself_takes_the_lines_offline_under_one_id(run: Path) -> None:
+    pytest.importorskip("wandb")
+    command = [sys.executable, "-m", "pipeline.mirror", str(run), "--to", "wandb", "--once"]
+    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    for step, name in ((2, "itc_loss"), (4, "itg_loss")):
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(line(step, **{name: 0.5}))
+        subprocess.run(command, check=True, cwd=ROOT, env=environment, timeout=300)
+    run_id = json.loads((run / "mirror_wandb.json").read_text())["run_id"]
+    written = sorted((run / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"))
+    assert len(written) == 2  # a start each, of one run
+    for wanted, path in zip((b"loss/itc", b"loss/itg"), written, strict=True):
+        assert wanted in path.read_bytes()

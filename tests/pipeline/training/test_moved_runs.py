@@ -1,0 +1,148 @@
+"""A run goes on where its folders have been moved: places are known by what they hold, and not by their names."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline import convert, embed
+from pipeline.training import checkpoint
+from pipeline.weights import native
+from tests.support.gloo_ranks import run_on_ranks
+from tests.support.tiny_runs import lines_of, train_here, write_recipe
+from tests.support.tiny_shards import tiny_manifest
+from tests.support.tiny_towers import save_tiny_opt
+
+SPEED = ("_per_s", "_share", "memory_mib")
+STEPS = 4
+
+
+def numbers_of(run: Path) -> list[dict[str, float]]:
+    """metrics.jsonl without what differs from one time to the next."""
+    return [{name: each for name, each in line.items() if not name.endswith(SPEED)} for line in lines_of(run)]
+
+
+def train(arguments: list[str], folder: Path | None = None) -> tuple[int, str]:
+    """pipeline.train in a rank of its own, from this folder."""
+    [(code, _, errors)] = run_on_ranks(1, train_in, arguments, str(folder or Path.cwd()))
+    return code, errors
+
+
+def train_in(arguments: list[str], folder: str) -> tuple[int, str, str]:
+    os.chdir(folder)
+    return train_here(arguments)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, towers: Path) -> Path:
+    """Towers, data, a finished stage 1, a whole stage 2 `whole`, and `cut`, which has lost its last checkpoint.
+
+    The recipes name everything by relative paths.
+    """
+    home = tmp_path_factory.mktemp("home")
+    shutil.copytree(towers, home / "towers")
+    tiny_manifest(home / "data", 24)
+    places: dict[str, Any] = {"run": {"output": "stage1", "steps": 2}, "qformer": {"bert": "towers/bert"}}
+    vision = {"name": "local-dir:towers/vision"}
+    code, errors = train(relative(home, "stage1", 1, None, vision=vision, **places), home)
+    assert code == 0, errors
+    for name in ("whole", "cut"):
+        run = {"output": f"runs/{name}", "steps": STEPS}
+        more = {"init_weights": "stage1", "vision": vision, "qformer": places["qformer"]}
+        arguments = relative(home, name, 2, "opt", run=run, **more)
+        code, errors = train([*arguments, "--set", "language.name=towers/opt"], home)
+        assert code == 0, errors
+    shutil.rmtree(checkpoint.folder_of(home / "runs" / "cut", STEPS))
+    return home
+
+
+def relative(home: Path, name: str, stage: int, language: str | None, **sections: Any) -> list[str]:
+    sections["batch"] = {"global_size": 4, "micro_size": 4}
+    arguments = write_recipe(home, home / "towers", Path("data/train.json"), name, stage, language, **sections)
+    return ["--recipe", str(Path(arguments[1]).relative_to(home))]
+
+
+@pytest.fixture
+def moved(home: Path, tmp_path: Path) -> Iterator[Path]:
+    """All of it elsewhere, each thing under another name, and nothing where it was."""
+    for old, new in (("towers/vision", "v"), ("towers/bert", "b"), ("towers/opt", "l"), ("data", "d")):
+        shutil.copytree(home / old, tmp_path / new)
+    shutil.copytree(home / "runs" / "cut", tmp_path / "run")
+    home.rename(home.with_name("gone"))
+    yield tmp_path
+    home.with_name("gone").rename(home)
+
+
+def places(moved: Path) -> list[str]:
+    return [f"vision.name=local-dir:{moved / 'v'}", f"qformer.bert={moved / 'b'}", f"language.name={moved / 'l'}"]
+
+
+def resume(moved: Path, *more: str) -> list[str]:
+    where = [f"run.output={moved / 'run'}", f"data.manifest={moved / 'd' / 'train.json'}"]
+    return ["--recipe", str(moved / "run" / "recipe.yaml"), "--set", *where, *places(moved), *more]
+
+
+def test_a_moved_run_resumes_from_another_folder_with_the_same_losses(moved: Path, home: Path) -> None:
+    elsewhere = moved / "elsewhere"
+    elsewhere.mkdir()
+    code, errors = train(resume(moved), elsewhere)
+    assert code == 0 and "resuming from" in errors, errors
+    whole = home.with_name("gone") / "runs" / "whole"
+    assert numbers_of(moved / "run") == numbers_of(whole) and len(numbers_of(whole)) == STEPS
+    ends = [load_file(checkpoint.folder_of(run, STEPS) / native.FILE_NAME) for run in (moved / "run", whole)]
+    assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
+    state = json.loads((checkpoint.folder_of(moved / "run", STEPS) / "state.json").read_text())
+    assert state["settings"]["language"]["name"] == str(moved / "l")
+    assert train(resume(moved), elsewhere)[0] == 0  # and is complete
+
+
+def test_what_is_not_the_same_there_is_refused_and_nothing_is_written(moved: Path) -> None:
+    before = (moved / "run" / "recipe.yaml").read_bytes()
+    weights = moved / "v" / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, weights)
+    code, errors = train(resume(moved))
+    assert code == 1 and "towers.vision was" in errors
+    save_file(tensors, weights)
+    tokenizer = moved / "l" / "tokenizer.json"
+    text = tokenizer.read_text()
+    tokenizer.write_text(text.replace('"red"', '"rouge"'))
+    code, errors = train(resume(moved))
+    assert code == 1 and "language.name was" in errors and "run.resume_despite=[language.name]" in errors
+    tokenizer.write_text(text)
+    other = moved / "other.safetensors"
+    first = checkpoint.complete_checkpoints(moved / "run")[0] / native.FILE_NAME
+    shutil.copy(first, other)
+    code, errors = train(resume(moved, f"init_weights={other}"))
+    assert code == 1 and "init_weights was" in errors
+    assert (moved / "run" / "recipe.yaml").read_bytes() == before
+    assert len(checkpoint.complete_checkpoints(moved / "run")) == 1
+
+
+def test_trained_weights_are_used_where_their_towers_are_now(
+    moved: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import pipeline
+
+    with pytest.raises(ValueError, match=r"vision\.name"):
+        pipeline.load(moved / "run")  # they are not where they were
+    model = pipeline.load(moved / "run", edits=places(moved))
+    assert model.recipe.language is not None and model.recipe.language.name == str(moved / "l")
+    native_of = ["--from", "native", "--to", "native", "--set", *places(moved)]
+    assert convert.main([str(moved / "run"), str(tmp_path / "converted"), *native_of]) == 0
+    assert pipeline.load(tmp_path / "converted").recipe == model.recipe
+    stage1 = ["--weights", str(home.with_name("gone") / "stage1"), "--output", str(tmp_path / "e.npz")]
+    assert embed.main([*stage1, "--text", "a red picture", "--set", *places(moved)[:2]]) == 0
+    capsys.readouterr()
+    assert embed.main([*stage1, "--text", "a", "--set", "qformer.precision=bf16"]) == 1
+    assert "of which only places may change" in capsys.readouterr().err
+    shutil.rmtree(moved / "l")
+    save_tiny_opt(moved / "l", seed=5)
+    with pytest.raises(ValueError, match="holds other weights than"):
+        pipeline.load(moved / "run", edits=places(moved))
