@@ -20,7 +20,7 @@ from data_prep.shards.processes import add_workers, map_in_order
 from data_prep.shards.receipts import Receipt, finished_shards, read_receipt, source_of
 from data_prep.shards.tar_files import REMEDY, counted_table
 from pipeline.command_line import Parser, finish, print_settings
-from pipeline.data.manifest import PLACES, Shard, manifest_json
+from pipeline.data.manifest import COUNTS, PLACES, Shard, manifest_json
 from pipeline.files import PARTIAL_SUFFIX, remove_partials, replace_file
 
 
@@ -82,7 +82,7 @@ def _index_shard(tar: Path, output: Path, tables: Path) -> Shard:
     table = counted_table(tar)
     if len(table) != receipt.samples:
         raise ValueError(f"{tar}: has {len(table)} samples, but its receipt says {receipt.samples}; {REMEDY}")
-    captions, questions = (int(number) for number in table[:, PLACES:].sum(axis=0))
+    captions, questions = (int(number) for number in table[:, PLACES:COUNTS].sum(axis=0))
     if (captions, questions) != (receipt.captions, receipt.questions):
         raise ValueError(
             f"{tar}: has {captions} captions and {questions} questions, but its receipt says {receipt.captions} and "

@@ -18,6 +18,7 @@ from data_prep.shards.offsets import offset_table
 from data_prep.shards.receipts import read_receipt, receipt_path
 from data_prep.shards.sample_json import KEY_PATTERN, encode_record, questions_of, record_fault
 from data_prep.shards.ustar import BLOCK, LARGEST_MEMBER, HashingFile, write_member
+from pipeline.data.manifest import COLUMNS, PLACES, check_record, digest_of
 from pipeline.files import parse_json, replacing
 
 REMEDY = "the tar is damaged or was replaced; remove it and run the step that writes it again"
@@ -98,7 +99,10 @@ def read_samples(tar: Path) -> Iterator[Sample]:
 
 
 def read_at(file: BinaryIO, tar: Path, row: NDArray[np.int64]) -> Sample:
-    """The sample that a row of the offset table points at. Raises ValueError, with the name of the tar, on damage."""
+    """The sample that a row of the offset table points at. Raises ValueError, with the name of the tar, on damage.
+
+    A row of a manifest's whole table also says which JSON must be there.
+    """
     jpeg = _read(file, tar, row[0], row[1])
     record = _read_record(file, tar, row)
     if hashlib.sha256(jpeg).hexdigest() != record["sha256"]:
@@ -116,20 +120,25 @@ def _read(file: BinaryIO, tar: Path, offset: np.int64, size: np.int64) -> bytes:
 
 
 def counted_table(tar: Path) -> NDArray[np.int64]:
-    """int64 [samples, 6]: the offset table, and of each sample the numbers of its captions and questions.
+    """int64 [samples, 7]: the offset table, and of each sample the numbers of its captions and questions and a digest
+    of its JSON.
 
     Raises ValueError, with the name of the tar, as `offset_table` does, and on a damaged JSON.
     """
     table = offset_table(tar)
     with tar.open("rb") as file:
-        records = (_read_record(file, tar, row) for row in table)
-        counts = [(len(record["captions"]), len(questions_of(record))) for record in records]
-    return np.hstack([table, np.array(counts, np.int64).reshape(-1, 2)])
+        told = [_told(_read(file, tar, row[2], row[3]), _read_record(file, tar, row)) for row in table]
+    return np.hstack([table, np.array(told, np.int64).reshape(-1, COLUMNS - PLACES)])
+
+
+def _told(text: bytes, record: dict[str, Any]) -> tuple[int, int, int]:
+    return len(record["captions"]), len(questions_of(record)), digest_of(text)
 
 
 def _read_record(file: BinaryIO, tar: Path, row: NDArray[np.int64]) -> dict[str, Any]:
     json_offset, text = int(row[2]), _read(file, tar, row[2], row[3])
     try:
+        check_record(text, row)
         record = parse_json(text)
     except ValueError as error:
         raise ValueError(f"{tar}: the JSON at byte {json_offset} is damaged ({error}); {REMEDY}") from error

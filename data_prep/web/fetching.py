@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_prep.shards.ledger import Drop
-from data_prep.web.fetch_worker import LIMITS_VARIABLE
+from data_prep.web.fetch_worker import KILLED, LIMITS_VARIABLE
 from data_prep.web.guarded_opener import AGENT_TOKEN, FetchLimits
 from data_prep.web.row_writer import Fetched, read_results
 
@@ -22,6 +22,8 @@ LARGEST_PART = 10_000
 LEAST_FREE_BYTES = 32 << 20
 """Fetching stops when less is free on the disk. If writes fail, img2dataset's processes hang until the time limit."""
 POLL_S = 1.0
+TIMED_OUT = 124
+"""In the place of an exit code, as `timeout` has it."""
 START_ALLOWANCE_S = 300
 """Seconds that img2dataset may take to start and stop, on a slow file system, before it counts as hung."""
 
@@ -102,6 +104,11 @@ def _run_img2dataset(urls: dict[int, str], folder: Path, settings: FetchSettings
     )
     waits = -(-part // settings.threads) * -(-len(urls) // (part * processes))
     code = _run_worker(folder, settings, START_ALLOWANCE_S + waits * settings.deadline_s)
+    if code in (KILLED, -signal.SIGKILL):
+        raise ValueError(
+            f"--processes {processes}: a process of img2dataset was killed by signal 9, probably because memory ran "
+            "out; run again with fewer --processes or --threads"
+        )
     found = dict(read_results(folder / "fetched"))
     if len(found) < len(urls):
         check_disk(folder)
@@ -142,13 +149,13 @@ def _run_worker(folder: Path, settings: FetchSettings, timeout_s: float) -> int:
 
 
 def _watched(worker: subprocess.Popen[bytes], folder: Path, deadline: float) -> int:
-    """The exit code of the worker; at the deadline that of a kill. Raises ValueError when the disk is full."""
+    """The exit code of the worker; TIMED_OUT at the deadline. Raises ValueError when the disk is full."""
     while time.monotonic() < deadline:
         try:
             return worker.wait(POLL_S)
         except subprocess.TimeoutExpired:
             check_disk(folder)
-    return -signal.SIGKILL
+    return TIMED_OUT
 
 
 def check_disk(folder: Path) -> None:
