@@ -59,6 +59,16 @@ def read_record(
     return content["key"], captions_of(chosen)
 
 
+def foreign_caption(text: bytes) -> str | None:
+    """The caption in a JSON of img2dataset, whose key counts within its tar alone; None when it has none."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    caption = content.get("caption") if isinstance(content, dict) else None
+    return caption if isinstance(caption, str) else None
+
+
 def captions_of(captions: Sequence[object]) -> Texts:
     """The captions that have words. Raises ValueError when none has."""
     usable = tuple(caption for caption in captions if has_words(caption))
