@@ -14,6 +14,8 @@ from data_prep.shards.ledger import Drop
 from data_prep.web.fetch_worker import KILLED, LIMITS_VARIABLE
 from data_prep.web.guarded_opener import AGENT_TOKEN, FetchLimits
 from data_prep.web.row_writer import Fetched, read_results
+from pipeline.command_line import printable
+from pipeline.files import replace_file
 
 OPT_OUTS = ["noai", "noimageai", "noindex", "noimageindex", "none"]
 """Values of an X-Robots-Tag header that forbid the use of a picture."""
@@ -113,10 +115,17 @@ def _run_img2dataset(urls: dict[int, str], folder: Path, settings: FetchSettings
     if len(found) < len(urls):
         check_disk(folder)
     if not found:
-        tail = (folder / "log.txt").read_text(errors="replace", encoding="utf-8").strip().splitlines()[-1:]
         log = folder / "log.txt"
+        tail = _cleaned(log)[-1:]
         raise ValueError(f"{log}: img2dataset ended with {code} and without a result ({' '.join(tail)}); read this log")
     return found
+
+
+def _cleaned(log: Path) -> list[str]:
+    """The log's lines, in which servers may have put control characters for the terminal that shows it."""
+    lines = [printable(line) for line in log.read_text(errors="replace", encoding="utf-8").strip().splitlines()]
+    replace_file(log, "\n".join(lines) + "\n")
+    return lines
 
 
 def _run_worker(folder: Path, settings: FetchSettings, timeout_s: float) -> int:

@@ -1,8 +1,9 @@
-"""A process of img2dataset that the kernel kills: the download ends in one line, and waits for no lost work."""
+"""img2dataset that fails or is killed by the kernel: the download ends in one line, and waits for no lost work."""
 
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,3 +39,16 @@ def test_the_download_says_that_memory_was_short(code: int, tmp_path: Path, monk
     monkeypatch.setattr(fetching, "_run_worker", lambda *_arguments: code)
     with pytest.raises(ValueError, match=r"--processes 1: a process of img2dataset was killed by signal 9, .* memory"):
         fetching.fetch({0: "http://localhost/a.jpg"}, tmp_path / "work", SETTINGS)
+
+
+def test_the_log_that_is_left_cannot_steer_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(folder: Path, *_others: Any) -> int:
+        (folder / "log.txt").write_bytes(b"a server: \x1b[2J\x9b31m\nthe end: \x1b]0;title\x07\n")
+        return 3
+
+    monkeypatch.setattr(fetching, "_run_worker", fail)
+    with pytest.raises(ValueError, match=r"img2dataset ended with 3 and without a result \(the end: "):
+        fetching.fetch({0: "http://localhost/a.jpg"}, tmp_path / "work", SETTINGS)
+    [log] = (tmp_path / "work").rglob("log.txt")
+    text = log.read_text()
+    assert text.replace("\n", "").isprintable() and "\\x1b[2J" in text
