@@ -17,7 +17,7 @@ from data_prep.shards.receipts import finished_shards, read_receipt, source_of
 from data_prep.shards.tar_files import REMEDY, counted_table
 from data_prep.viewing.data_card import check_card, write_card
 from pipeline.command_line import Parser, finish, print_settings
-from pipeline.data.manifest import PLACES, Shard, manifest_json, read_manifest
+from pipeline.data.manifest import COUNTS, PLACES, Shard, manifest_json, read_manifest
 from pipeline.files import remove_partials, replace_file
 from pipeline.progress_line import ProgressLine
 
@@ -77,7 +77,7 @@ def _index_shard(tar: Path, output: Path, tables: Path) -> Shard:
     table, short_side_px = counted_table(tar)
     if len(table) != receipt.samples:
         raise ValueError(f"{tar}: has {len(table)} samples, but its receipt says {receipt.samples}; {REMEDY}")
-    captions, questions = (int(number) for number in table[:, PLACES:].sum(axis=0))
+    captions, questions = (int(number) for number in table[:, PLACES:COUNTS].sum(axis=0))
     if (captions, questions) != (receipt.captions, receipt.questions):
         raise ValueError(
             f"{tar}: has {captions} captions and {questions} questions, but its receipt says {receipt.captions} and "

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config import Data
-from pipeline.data.manifest import Manifest
+from pipeline.data.manifest import PLACES, Manifest, check_record
 from pipeline.data.order import TOTALS, Order
 from pipeline.data.records import Texts, read_record
 from pipeline.data.transforms import decode, random_resized_crop
@@ -83,7 +83,7 @@ class SampleStream:
         self._told: set[int] = set()
 
     def _read_offsets(self, shard: int) -> NDArray[np.int64]:
-        return self.manifest.offsets(self.manifest.shards[shard])
+        return self.manifest.table(self.manifest.shards[shard])
 
     def _read_ends(self, shard: int) -> NDArray[np.int64]:
         """Of each row, how many captions or questions the shard has up to its last one."""
@@ -139,7 +139,8 @@ class SampleStream:
 
     def _read(self, shard: int, row: int, which: int) -> tuple[bytes, str, Texts]:
         """JPEG bytes, key and texts of one row. Raises OSError or ValueError when the tar does not hold them."""
-        jpg_offset, jpg_bytes, json_offset, json_bytes = (int(number) for number in self._offsets(shard)[row])
+        places = self._offsets(shard)[row]
+        jpg_offset, jpg_bytes, json_offset, json_bytes = (int(number) for number in places[:PLACES])
         file = self._file(shard)
         if max(jpg_bytes, json_bytes) > LARGEST_MEMBER or min(jpg_offset, jpg_bytes, json_offset, json_bytes) < 0:
             raise ValueError(
@@ -149,7 +150,8 @@ class SampleStream:
         if len(picture) != jpg_bytes or len(text) != json_bytes:
             raise ValueError(f"{self.manifest.shards[shard].path}: ends before row {row}")
         try:
-            return picture, *read_record(text, self.settings.sample, which)
+            check_record(text, places)
+            return picture, *read_record(text, self.settings.sample, which, picture)
         except ValueError as error:
             raise ValueError(f"{self.manifest.shards[shard].path}: row {row} is damaged: {error}") from error
 
