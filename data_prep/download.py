@@ -2,7 +2,7 @@
 
 The ledger beside each shard says for every row of the table whether it was kept, or for which reason it was dropped.
 Finished shards are skipped: run the same command again to continue. With --images ROOT, images are read from this
-machine instead.
+machine instead. The source `tars`, and parquet tables with a column of pictures, hold the images themselves.
 """
 
 import sys
