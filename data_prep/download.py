@@ -119,7 +119,8 @@ def _images(options: Namespace, source: "Source") -> "Path | None":
             raise ValueError(f"--images {images}: source {source.name!r} has its pictures in its tars; leave it out")
         return None
     if source.format == "imagefolder":
-        images = images or options.input[0]
+        table: Path = options.input[0]
+        images = images or (table.parent if table.is_file() else table)
     if images is None and source.format != "table":
         raise ValueError(f"source {source.name!r}: its annotations name files; give their folder with --images")
     if images is not None and not images.is_dir():

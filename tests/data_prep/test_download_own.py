@@ -77,6 +77,8 @@ def test_an_imagefolder_with_its_metadata(tmp_path, pictures, name):
     assert captions(tmp_path / "raw") == [[f"a picture, number {number}"] for number in range(4)]
     assert [entry["reason"] for entry in ledger(tmp_path / "raw")] == [None] * 4 + ["missing_file"]
     assert samples(tmp_path / "raw")[0].record["sources"] == ["human"]
+    assert run("imagefolder", pictures / name, "--output", tmp_path / "same") == 0
+    assert captions(tmp_path / "same") == captions(tmp_path / "raw")
 
 
 def test_coco_captions_without_karpathys_split(tmp_path, pictures, capsys):
