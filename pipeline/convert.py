@@ -142,7 +142,7 @@ def convert(
                 notes += export_huggingface(bridge, settings, partial)
                 _write_notes(partial / "conversion.json", source, read_as, step, notes, settings)
             came = f"{read_as}: {source}" if read_as != "native" else read_metadata(source).get("converted_from", "")
-            card = model_card(destination.name, write_as, settings, Origin(step, came, notes), scored)
+            card = model_card(destination.name, write_as, settings, Origin(step, came, shown(notes)), scored)
             replace_file(partial / NAME, card)
         except Exception as error:
             shutil.rmtree(partial, ignore_errors=True)
