@@ -101,7 +101,8 @@ def test_fetched_weights_are_safetensors_and_load_without_network(root: Path, tm
 
 
 def test_a_repository_of_pickles_alone_is_refused(root: Path, tmp_path: Path) -> None:
-    with serving(root, {"tiny/opt": [BOT | {"author": {"name": "someone"}}]}) as (endpoint, hub):
+    others = [BOT | {"author": {"name": "someone"}}, BOT | {"status": "closed"}, BOT | {"title": "Update README"}]
+    with serving(root, {"tiny/opt": others}) as (endpoint, hub):
         answer = run("-m", "pipeline.fetch", "--also", "tiny/opt", home=tmp_path, endpoint=endpoint)
         assert answer.returncode == 1 and not hub.asked
     assert "tiny/opt: the hub has no safetensors of it, and pickles are not taken" in answer.stderr
