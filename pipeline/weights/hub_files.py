@@ -90,7 +90,7 @@ def _listed(repository: str, revision: str | None) -> list[Any]:
 
 
 def _conversion(api: Any, repository: str) -> str | None:
-    """The revision in which the hub's bot converted the weights, in an open pull request; transformers takes the same."""
+    """The revision in which the hub's bot converted the weights, in an open pull request, as transformers takes it."""
     for each in api.get_repo_discussions(repository, author=CONVERTER, discussion_type="pull_request"):
         if (each.is_pull_request, each.status, each.author, each.title) == (True, "open", CONVERTER, CONVERSION):
             return str(each.git_reference)
