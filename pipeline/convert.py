@@ -139,7 +139,7 @@ def convert(
                     _write_notes(partial / "conversion.json", source, read_as, step, notes, settings)
                 native = read_as == "native"
                 came = read_metadata(source).get("converted_from", "") if native else f"{read_as}: {source}"
-                card = model_card(destination.name, write_as, settings, Origin(step, came, notes), scored)
+                card = model_card(destination.name, write_as, settings, Origin(step, came, shown(notes)), scored)
                 replace_file(partial / NAME, card)
             partial.rename(destination)
         finally:
