@@ -105,7 +105,7 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
     add_in_fp32()
     found = run_folder.newest_checkpoint(recipe)
     with collectives.together():
-        task, collate = build_parts(recipe, device, fresh=found is None)
+        task, collate = build_parts(recipe, device, found is None)
         validation = Validation(recipe, collate) if recipe.validation else None
     towers = from_first_rank(identities(task, recipe) if rank == 0 else {})
     state, moments = run_folder.initial_state(recipe, data.digest(), towers), None
