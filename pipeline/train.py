@@ -34,11 +34,13 @@ def build_parts(recipe: Recipe, device: str, fresh: bool = True) -> tuple["Stage
     from pipeline.models.language import build_language
     from pipeline.models.trial import try_language, try_vision
     from pipeline.models.vision import TrainedVision, VisionTower, build_vision
+    from pipeline.training.identity import identities
     from pipeline.training.stage1_task import Stage1Task
     from pipeline.training.stage2_task import Stage2Task
     from pipeline.weights import native
 
-    vision, length = build_vision(recipe.vision, device), recipe.data.max_text_tokens
+    first, length = process_group.rank() == 0, recipe.data.max_text_tokens
+    vision = build_vision(recipe.vision, device)
     try_vision(vision, recipe.vision)
     frozen = vision if isinstance(vision, VisionTower) else None
     trained = vision if isinstance(vision, TrainedVision) else None
@@ -46,21 +48,21 @@ def build_parts(recipe: Recipe, device: str, fresh: bool = True) -> tuple["Stage
     if recipe.language is None:
         tokenizer = build.build_tokenizer(recipe.qformer)
         bridge1 = build.build_stage1(recipe, vision.width, trained)
-        if fresh:
-            native.initialise(bridge1, recipe)
         task1 = Stage1Task(bridge1, frozen, recipe.objectives, tokenizer.bos_token_id, recipe.qformer.precision)
+        if fresh:
+            native.initialise(bridge1, recipe, lambda: identities(task1, recipe) if first else None)
         build.log_frozen_and_trainable(held, bridge1)
         return task1.to(device), batch.collate_for_qformer(tokenizer, length)
-    sharded, first = recipe.run.layout == "sharded", process_group.rank() == 0
+    sharded = recipe.run.layout == "sharded"
     language = build_language(recipe.language, device if not sharded else "cpu" if first else "meta")
     if first or not sharded:
         try_language(language, recipe.language)
     bridge2 = build.build_stage2(recipe, vision.width, language, trained)
-    if fresh:
-        native.initialise(bridge2, recipe)
     build.log_frozen_and_trainable(held | {"language": language.model}, bridge2)
     asks = recipe.data.sample == "question"
     task2 = Stage2Task(bridge2.to(device), frozen, language, recipe.qformer.precision, sharded, asks)
+    if fresh:
+        native.initialise(bridge2, recipe, lambda: identities(task2, recipe) if first else None)
     tokenizer = language.tokenizer
     if prompt := recipe.language.prompt:
         asked = {"none": "", "question": prompted.HOLE, "prompt": prompt}[recipe.qformer.question]
@@ -104,7 +106,7 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
     add_in_fp32()
     found = run_folder.newest_checkpoint(recipe)
     with collectives.together():
-        task, collate = build_parts(recipe, device, fresh=found is None)
+        task, collate = build_parts(recipe, device, found is None)
         validation = Validation(recipe, collate) if recipe.validation else None
     towers = from_first_rank(identities(task, recipe) if rank == 0 else {})
     state, moments = run_folder.initial_state(recipe, data.digest(), towers), None

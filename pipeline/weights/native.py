@@ -1,9 +1,9 @@
 """The project's own weights: one safetensors file of what is trained, with recipe and origin in its metadata."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.config import Recipe, is_same_place, moved, parse_recipe
 from pipeline.files import parse_json, sync_file
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pipeline.models.inference import LanguageModel, RetrievalModel
     from pipeline.models.vision import VisionTower
 
+Identities = Callable[[], Mapping[str, str] | None]
 FORMAT = "blip2-native/1"
 FILE_NAME = "trainable.safetensors"
 TEXT_PATH = ("qformer.text_embeddings.", ".text_ffn.")  # in the names of the Q-Former's text path
@@ -115,10 +116,11 @@ def load_into(bridge: "nn.Module", tensors: dict[str, "Tensor"], source: Path) -
         tensor.copy_(tensors[name])
 
 
-def initialise(bridge: "nn.Module", recipe: Recipe) -> None:
+def initialise(bridge: "nn.Module", recipe: Recipe, found: Identities = dict) -> None:
     """Fill a fresh bridge from the recipe's `init_weights`, if it has any: those of its own stage, or stage 1 for 2.
 
-    Raises ValueError when they do not fit, or were trained with other towers.
+    Raises ValueError when they do not fit, or were trained with other towers. `found` gives the fingerprints of the
+    towers that are loaded, where one has another place than it had then; None where another rank compares them.
     """
     if recipe.init_weights is None:
         return
@@ -137,7 +139,7 @@ def initialise(bridge: "nn.Module", recipe: Recipe) -> None:
             f"vision.image_size_px is {now_px}; set {before_px}, or start from weights with a frozen encoder"
         )
     if not recipe.init_from_other_towers:
-        _check_same_towers(trained, recipe, f"init_weights {recipe.init_weights}")
+        _check_same_towers(trained, recipe, "init_weights", recipe.init_weights, found)
     reads = recipe.qformer.question != "none"
     if trained.qformer.question != "none" and not reads:
         raise ValueError(
@@ -147,26 +149,45 @@ def initialise(bridge: "nn.Module", recipe: Recipe) -> None:
     if (trained.stage, recipe.stage) == (1, 2):
         tensors = _for_stage2(bridge, tensors)
     if trained.stage == 2 and reads:
-        tensors |= _text_path(bridge, tensors, recipe)
+        tensors |= _text_path(bridge, tensors, recipe, found)
     if not trained.vision.trained:  # the encoder, if it is to be trained, starts from its own weights
         tensors |= {name: own for name, own in trained_tensors(bridge).items() if name.startswith("vision.")}
     load_into(bridge, tensors, recipe.init_weights)
 
 
-def _check_same_towers(trained: Recipe, recipe: Recipe, source: str) -> None:
-    """A bridge fits one image encoder, tokenizer and language model. Only precision and image size may change."""
+def _check_same_towers(trained: Recipe, recipe: Recipe, told: str, source: Path, found: Identities) -> None:
+    """A bridge fits one image encoder, tokenizer and language model. Precision, image size and place may change."""
     pairs = {"vision.name": (trained.vision.name, recipe.vision.name)}
     if recipe.stage == 1 or recipe.qformer.question != "none":  # else the Q-Former reads no text
         pairs["qformer.bert"] = (trained.qformer.bert, recipe.qformer.bert)
     if trained.language and recipe.language:
         pairs["language.name"] = (trained.language.name, recipe.language.name)
         pairs["language.config"] = (str(trained.language.config), str(recipe.language.config))
-    for field, (before, now) in pairs.items():
-        if not is_same_place(field, before, now):
+    other = {field: pair for field, pair in pairs.items() if not is_same_place(field, *pair)}
+    if not other or (now := found()) is None:
+        return
+    before = _towers_of(source)
+    for field, pair in other.items():
+        if not _is_same_tower(field.partition(".")[0], before, now):
             raise ValueError(
-                f"{source}: were trained with {field} {before}, the recipe has {now}; correct the recipe, "
-                "or allow it with --set init_from_other_towers=true (as for a folder that was moved)"
+                f"{told} {source}: were trained with {field} {pair[0]}, the recipe has {pair[1]}; correct the recipe, "
+                "or allow it with --set init_from_other_towers=true"
             )
+
+
+def _towers_of(path: Path) -> dict[str, str]:
+    """The fingerprints that a training keeps with its weights; none in converted weights and those of earlier versions.
+    Raises ValueError when they are not readable."""
+    try:
+        return dict(parse_json(read_metadata(path).get("towers", "{}").encode()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"weights {path}: have no readable towers in their metadata ({error})") from error
+
+
+def _is_same_tower(name: str, before: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    """By its configuration, and by its weights where they are frozen."""
+    settings = f"{name}.settings"
+    return settings in before and all(before.get(each) == now.get(each) for each in (name, settings))
 
 
 def _for_stage2(bridge: "nn.Module", stage1: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
@@ -176,7 +197,9 @@ def _for_stage2(bridge: "nn.Module", stage1: dict[str, "Tensor"]) -> dict[str, "
     return shared | {name: tensor for name, tensor in own.items() if name.startswith("language_projection.")}
 
 
-def _text_path(bridge: "nn.Module", stage2: dict[str, "Tensor"], recipe: Recipe) -> dict[str, "Tensor"]:
+def _text_path(
+    bridge: "nn.Module", stage2: dict[str, "Tensor"], recipe: Recipe, found: Identities
+) -> dict[str, "Tensor"]:
     """What of the Q-Former's text path stage 2's tensors lack, from stage 1's. Never BERT's: that path was trained."""
     text_path = [name for name in trained_tensors(bridge) if any(part in name for part in TEXT_PATH)]
     lacking = [name for name in text_path if name not in stage2]
@@ -197,7 +220,7 @@ def _text_path(bridge: "nn.Module", stage2: dict[str, "Tensor"], recipe: Recipe)
     if trained.stage != 1:
         raise ValueError(f"init_text_weights {source}: are of stage {trained.stage}; give a stage-1 run")
     if not recipe.init_from_other_towers:
-        _check_same_towers(trained, recipe, f"init_text_weights {source}")
+        _check_same_towers(trained, recipe, "init_text_weights", source, found)
     return {name: tensors[name] for name in lacking if name in tensors}
 
 
@@ -210,20 +233,13 @@ def load_model(path: Path, device: str, places: Sequence[str] = ()) -> "Retrieva
     bridge = build_bridge(recipe, device)
     load_into(bridge, tensors, path)
     model = inference_model(recipe, bridge, device)
-    if places:
-        _check_moved_towers(weights_file(path), model.fingerprints())
-    return model
-
-
-def _check_moved_towers(file: Path, found: dict[str, str]) -> None:
-    """By the fingerprints in the checkpoint's state.json; weights alone, such as converted ones, have none."""
-    state = file.with_name("state.json")
-    saved: Any = parse_json(state.read_bytes()).get("towers", {}) if state.is_file() else {}
+    before, now = (_towers_of(path), model.fingerprints()) if places else ({}, {})
     for name in ("vision", "language"):
-        if name in found and saved.get(name, found[name]) != found[name]:
+        if before.get(name) and name in now and before[name] != now[name]:
             raise ValueError(
-                f"--set {name}.name: holds other weights than {file.parent} was trained with; name a copy of those"
+                f"--set {name}.name: holds other weights than {path} was trained with; name a copy of those"
             )
+    return model
 
 
 def evaluation_vision(recipe: Recipe, bridge: "Bridge", device: str) -> "VisionTower":
