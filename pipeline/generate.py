@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from pipeline.trained_model import Model
 
 DECODING = ("num_beams", "max_new_tokens", "min_new_tokens", "length_penalty", "top_p", "temperature", "seed")
-CHAT_DECODING = {"max_new_tokens": 30, "length_penalty": 1.0}
-CHAT_TURNS = 16  # earlier turns that are repeated; OPT reads 2,048 tokens
 
 
 def flags() -> Parser:
@@ -92,7 +90,7 @@ def texts_of(
 
 def chat(model: "Model", pixels_3SS: "Tensor", prompt: str | None, how: dict[str, Any]) -> None:
     """Answer each line of stdin, with the turns before it."""
-    from pipeline.prompts import chat_prompt
+    from pipeline.prompts import CHAT_DECODING, CHAT_TURNS, chat_prompt
 
     turns: list[tuple[str, str]] = []
     for line in sys.stdin:

@@ -58,7 +58,7 @@ class Faults:
         return int(self.count > 0)
 
 
-def add_weights(parser: Parser, stage: int) -> None:
+def add_weights(parser: Parser, stage: int | str) -> None:
     """The flags that name a model."""
     model = parser.add_argument_group("model")
     model.add_argument("--weights", type=Path, required=True, metavar="W",
@@ -80,8 +80,8 @@ def add_pictures(parser: Parser, group: Any) -> None:
     parser.add_argument("--allow-loopback", action="store_true", help="fetch from 127.0.0.1, too; for tests")
 
 
-def load_weights(options: argparse.Namespace, stage: int) -> "Model":
-    """The model that the flags name. Raises ValueError in one line, also for another stage."""
+def load_weights(options: argparse.Namespace, stage: int | None) -> "Model":
+    """The model that the flags name. Raises ValueError in one line, also for another stage than a given one."""
     from pipeline.trained_model import load
 
     if not sys.stderr.isatty():
@@ -89,7 +89,7 @@ def load_weights(options: argparse.Namespace, stage: int) -> "Model":
 
         logging.disable_progress_bar()
     model = load(options.weights, options.recipe, options.set)
-    if model.stage != stage:
+    if stage is not None and model.stage != stage:
         raise ValueError(
             f"--weights {options.weights}: are of stage {model.stage}; this needs weights of stage {stage}"
         )

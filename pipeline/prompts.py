@@ -18,6 +18,8 @@ CAPTION_DECODING: dict[str, Any] = {
 ANSWER_DECODING: dict[str, Any] = {
     "num_beams": 5, "max_new_tokens": 10, "min_new_tokens": 1, "length_penalty": -1.0,
 }  # fmt: skip
+CHAT_DECODING: dict[str, Any] = {"max_new_tokens": 30, "length_penalty": 1.0}  # in place of an answer's
+CHAT_TURNS = 16  # earlier turns that are repeated; OPT reads 2,048 tokens
 # Of a caption, by the kind of language model. The paper's code counts the 4 tokens of BOS and prompt among a causal
 # model's 8.
 MIN_CAPTION_TOKENS = {"causal": 4, "seq2seq": 8}

@@ -1,7 +1,7 @@
 """A trained model for use from Python: pictures and text in, text or numpy arrays out. `pipeline.load` makes one.
 
 A picture is a PIL image, a path, a URL, a file's bytes, or pixels as `load_evaluation_pixels` has them. Shapes: N
-pictures, T texts, Q queries, E projection width.
+pictures, T texts, Q queries, E projection width, G patches on a side of a picture.
 """
 
 import hashlib
@@ -173,6 +173,29 @@ class Model:
                 rows.append([itc_T, logits_T2.softmax(dim=1)[:, 1], itc_T + logits_T2[:, 1]])
         place = (slice(None) if _is_list(picture) else 0, slice(None) if _is_list(texts) else 0)
         return Scores(*(torch.stack(column).cpu().numpy()[place] for column in zip(*rows, strict=True)))
+
+    def attention(self, picture: Pictures, question: Texts | None = None) -> Floats:
+        """What each query looks at, on a square of patches that covers the picture: fp32 [Q, G, G].
+
+        They are shares of its attention in the Q-Former's last layer with cross-attention, averaged over heads. What
+        is left of 1 went to the encoder's other tokens, as CLS. A Q-Former that reads questions needs a `question`.
+        """
+        pictures = _listed(picture, "picture")
+        read: list[str] | None = None
+        if question is not None and isinstance(self.model, LanguageModel) and self.model.reader is not None:
+            template = prompts.question_prompt(self.recipe, self.model.language_kind)
+            asked = [prompts.as_trained(each, self.recipe) for each in _each(question, len(pictures), "question")]
+            read = [prompts.read_by_qformer(each, prompts.fill(template, each), self.recipe) or each for each in asked]
+        found = []
+        for start in range(0, len(pictures), PICTURES_AT_ONCE):
+            part = slice(start, start + PICTURES_AT_ONCE)
+            pixels_N3SS = self._pixels(pictures[part])
+            if isinstance(self.model, LanguageModel):
+                found.append(self.model.attention(pixels_N3SS, None if read is None else read[part]))
+            else:
+                found.append(self.model.attention(pixels_N3SS))
+        maps = np.concatenate([each.float().cpu().numpy() for each in found])
+        return maps if _is_list(picture) else maps[0]
 
     def _pixels(self, pictures: Sequence[Picture]) -> Tensor:
         """uint8 [N, 3, S, S]. Raises ValueError that names the picture that cannot be read."""

@@ -1,6 +1,7 @@
 """Trained models as evaluation uses them: in evaluation mode, without gradients, from uint8 pixels and plain text.
 
-Shapes: B batch, S image side, P image tokens, I image width, Q queries, E projection width, K texts.
+Shapes: B batch, S image side, P image tokens, I image width, Q queries, E projection width, K texts, G patches on a
+side.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Recipe
+from pipeline.models.attention_maps import on_grid, watched
 from pipeline.models.fingerprint import fingerprint, fingerprint_of_settings
 from pipeline.models.language import Decoding, LanguageTower
 from pipeline.models.marked_text import MARK, PicturesOf
@@ -75,6 +77,12 @@ class RetrievalModel:
             image = self.bridge.qformer.project_image(frozen_BPI, self.weights)
             query_BQD, _ = self.bridge.qformer.encode_queries(image, self.weights)
             return self.bridge.embed_queries(query_BQD)
+
+    def attention(self, pixels_B3SS: Tensor) -> Tensor:
+        """What the queries look at in the last layer with cross-attention, without text: [B, Q, G, G]."""
+        with watched(self.bridge.qformer) as found:
+            self.embed_images(self.encode_images(pixels_B3SS))
+        return on_grid(found[-1])
 
     @torch.no_grad()
     def embed_texts(self, texts: Tokens) -> Tensor:
@@ -143,6 +151,13 @@ class LanguageModel:
             return self.language.generate(self._soft_prompts(pixels_N3SS, None, None), prompts, decoding, pictures_of)
         soft_prompts = self._soft_prompts(pixels_N3SS, picture_of, questions)
         return self.language.generate(soft_prompts, prompts, decoding)
+
+    @torch.no_grad()
+    def attention(self, pixels_B3SS: Tensor, questions: Sequence[str] | None = None) -> Tensor:
+        """What the queries look at in the last layer with cross-attention: [B, Q, G, G]. `questions` as `generate`."""
+        with watched(self.bridge.qformer) as found:
+            self._soft_prompts(pixels_B3SS, None, questions)
+        return on_grid(found[-1])
 
     def ranking(self, answers: Sequence[str], template: str, num_candidates: int) -> Ranking:
         """A closed list of answers to questions in a prompt, ready to be ranked."""
