@@ -136,7 +136,7 @@ def test_hostile_pictures_are_one_line(picture: bytes, message: str, models: dic
 
 def test_a_conversation_that_the_language_model_cannot_hold_is_refused(models: dict[str, Model]) -> None:
     """The tiny OPT has 128 positions."""
-    with pytest.raises(ValueError, match="more than the language model.s 128 positions; shorten it"):
+    with pytest.raises(ValueError, match=r"more than the language model.s 128 positions; shorten it"):
         answered(models["opt"], "answer", {"question": "red", "earlier": [["red " * 10, "red"]] * 10})
 
 
