@@ -78,7 +78,7 @@ def _parquet(path: Path, columns: Values) -> Iterator[Values]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as opened, pq.ParquetFile(opened) as file:  # Arrow takes paths in UTF-8 alone
             _check_columns(path, columns, file.schema_arrow.names)
             for batch in file.iter_batches(batch_size=65_536, columns=list(dict.fromkeys(columns))):
                 yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
