@@ -72,6 +72,8 @@ def _index_shard(tar: Path, output: Path, tables: Path) -> Shard:
     """Scan one tar, write its offset table if it has samples, and return its entry of the manifest."""
     receipt = read_receipt(tar)
     relative = _below(output, tar)
+    if not f"{relative}{tables.name}".isprintable():
+        raise ValueError(f"--output {output}: its name, or that of {tar}, has unprintable characters; rename it")
     if not tar.is_file() or tar.stat().st_size != receipt.bytes:
         raise ValueError(f"{tar}: is missing, or its size is not the {receipt.bytes} bytes of its receipt; {REMEDY}")
     table, short_side_px = counted_table(tar)
