@@ -27,7 +27,7 @@ MAP = {
     ],
     "look": [
         "data_prep.gallery", "pipeline.generate", "pipeline.match", "pipeline.embed", "eval.report", "eval.curves",
-        "pipeline.mirror",
+        "pipeline.serve", "pipeline.mirror",
     ],
     "change the project": [
         "make lock", "make format", "make check", "make quick", "make test", "make bench", "make gpu",

@@ -53,6 +53,7 @@ ALLOWED = {
     "pipeline.pages": ["pipeline.pages", "pipeline.pictures"],
     "pipeline.pictures": ["pipeline.pictures"],
     "pipeline.web": ["pipeline.web"],
+    "pipeline.serving.http_server": ["pipeline.command_line"],
     "pipeline.data.captions": [],
     "pipeline.data.manifest": ["pipeline.files"],
     "pipeline.distributed": ["pipeline.distributed"],

@@ -24,13 +24,18 @@ PICTURE = jpeg_bytes(5, 90, 120)
 FRAME = f"<!doctype html><title></title><iframe src=/ width={PHONE_PX} height=800 style=border:0></iframe>"
 DRIVER = (
     """<script>
-const told = {faults: []}, shown = selector => document.querySelector(selector).textContent;
+const told = {faults: [], width: 0}, plain = fetch, shown = selector => document.querySelector(selector).textContent;
 for (const kind of ["error", "unhandledrejection", "securitypolicyviolation"]) {
   addEventListener(kind, event => told.faults.push(`${kind}: ${event.message || event.reason || event.blockedURI}`));
 }
+fetch = async (path, asked) => {
+  if (path === "/answer") told.asked = (await asked.body.text()).split("\\n")[0];
+  return plain(path, asked);
+};
 const until = async ready => {
   for (let tries = 0; tries < 500 && !ready(); tries++) await new Promise(done => setTimeout(done, 20));
   if (!ready()) told.faults.push(`waited for ${ready}`);
+  told.width = Math.max(told.width, document.documentElement.scrollWidth);
 };
 const submit = async (id, ready) => { find(id).requestSubmit(); await until(ready); };
 const file = () => {
@@ -40,7 +45,6 @@ const file = () => {
 };
 const drop = () => dispatchEvent(new DragEvent("drop", {dataTransfer: file()}));
 const say = () => {
-  told.width = document.documentElement.scrollWidth;
   told.nameless = [...document.querySelectorAll("input, textarea, button")].filter(
     each => !(each.labels?.length || each.textContent.trim())).map(each => each.id);
   parent.document.title = JSON.stringify(told);
@@ -62,6 +66,7 @@ STAGE_2 = """
     find("question").value = question;
     await submit("answer", () => turns.length > before);
   }
+  told.second = told.asked;
   told.turns = [...document.querySelectorAll("#turns > *")].map(each => each.textContent);
   await submit("attention", () => !find("maps").hidden);
   told.maps = document.querySelectorAll("#small button").length;
@@ -74,7 +79,11 @@ STAGE_2 = """
   await submit("fetch", () => shown("#fetch .fault"));
   told.fault = shown("#fetch .fault");
   find("again").click();
-  told.left = find("turns").children.length;
+  told.left = [turns.length, find("turns").children.length];
+  find("question").value = "colour ?";
+  await submit("answer", () => turns.length);
+  drop();
+  told.left.push(turns.length, find("turns").children.length);
 """
 STAGE_1 = """
   dispatchEvent(new ClipboardEvent("paste", {clipboardData: file()}));
@@ -145,7 +154,8 @@ def test_a_picture_is_dropped_captioned_and_asked_about(weights: dict[str, Path]
     first = model.answer(PICTURE, "colour ?", chat_prompt(model.recipe), **CHAT_DECODING)
     second = "<b>number</b> ?"
     after = model.answer(PICTURE, second, chat_prompt(model.recipe), [("colour ?", first)], **CHAT_DECODING)
-    assert told["turns"] == ["colour ?", first, second, after] and told["left"] == 0
+    assert told["turns"] == ["colour ?", first, second, after] and told["left"] == [0, 0, 0, 0]
+    assert json.loads(told["second"]) == {"question": second, "earlier": [["colour ?", first]]}
     assert (told["maps"], told["canvas"], told["colours"]) == (5, 4, True)
     share = 100 * model.attention(PICTURE)[1].sum()
     assert told["said"].startswith(f"Query 2: {share:.0f}% of the attention is on the picture's patches")
