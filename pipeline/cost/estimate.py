@@ -130,7 +130,7 @@ class Planner:
         self.bridge = states.tensors_of(task.bridge)
         frozen = task.towers.vision
         self.vision_bytes = states.tensors_of(frozen).num_bytes if frozen else 0  # a trained one is in the bridge
-        self.language = states.tensors_of(task.towers.language.model) if task.towers.language else None
+        self.language = states.tensors_of(task.towers.language.model, task.bridge) if task.towers.language else None
         self.passes = recipe.batch.num_passes(assumed.num_gpus)
 
     def dry_run(self, micro_size: int) -> DryRun:
