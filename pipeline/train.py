@@ -32,6 +32,7 @@ def build_parts(recipe: Recipe, device: str, fresh: bool = True) -> tuple["Stage
     from pipeline.data import batch, prompted
     from pipeline.models import build
     from pipeline.models.language import build_language
+    from pipeline.models.lora import add_lora
     from pipeline.models.trial import try_language, try_vision
     from pipeline.models.vision import TrainedVision, VisionTower, build_vision
     from pipeline.training.identity import identities
@@ -57,7 +58,8 @@ def build_parts(recipe: Recipe, device: str, fresh: bool = True) -> tuple["Stage
     language = build_language(recipe.language, device if not sharded else "cpu" if first else "meta")
     if first or not sharded:
         try_language(language, recipe.language)
-    bridge2 = build.build_stage2(recipe, vision.width, language, trained)
+    lora = add_lora(language.model, recipe, device)
+    bridge2 = build.build_stage2(recipe, vision.width, language, trained, lora)
     build.log_frozen_and_trainable(held | {"language": language.model}, bridge2)
     asks = recipe.data.sample == "question"
     task2 = Stage2Task(bridge2.to(device), frozen, language, recipe.qformer.precision, sharded, asks)
@@ -120,6 +122,8 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
         log.warning("init_weights is empty: this stage 2 does not begin with a stage-1 run, which its answers need")
     gathered = ds_config["zero_optimization"]["stage"] == 3  # whose hooks stand between a module and its weights
     language = task.towers.language.model if task.towers.language and recipe.run.layout == "replicated" else None
+    if gathered and recipe.language and recipe.language.lora.rank:
+        language = None
     vision = None if gathered and recipe.vision.trained else vision_of(task)
     compile_blocks(recipe.run, device, vision, None if gathered else task.bridge.qformer, language)
     engine = build_engine(task, recipe, ds_config)

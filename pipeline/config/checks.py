@@ -40,6 +40,16 @@ def check_texts(recipe: "Recipe") -> None:
         )
 
 
+def check_lora(recipe: "Recipe") -> None:
+    """LoRA's matrices stand beside whole layers, on every rank."""
+    lora = recipe.language.lora if recipe.language else None
+    if lora and lora.rank and recipe.run.layout == "sharded":
+        raise ValueError(
+            f"run.layout 'sharded': does not go with language.lora.rank {lora.rank}; set run.layout=replicated, or "
+            "language.lora.rank=0"
+        )
+
+
 def check_optimizer(recipe: "Recipe") -> None:
     """The learning rate rises to its peak and falls from there."""
     rates = recipe.optimizer

@@ -21,6 +21,7 @@ from pipeline.models.language import (
     language_config,
     language_on_meta,
 )
+from pipeline.models.lora import add_lora
 from pipeline.models.one_kernel import fuse_operations
 from pipeline.models.recomputing import checkpoint_layers
 from pipeline.models.stage1 import Stage1Bridge
@@ -62,15 +63,18 @@ def unweighted_task(recipe: Recipe, mode: Any) -> Stage1Task | Stage2Task:
             bridge, frozen, recipe.objectives, bridge.qformer.shape.vocabulary - 1, recipe.qformer.precision
         )
     assert isinstance(bridge, Stage2Bridge)
-    language = _language(recipe, mode)
+    language = _language(recipe, mode, bridge)
     sharded, asks = recipe.run.layout == "sharded", recipe.data.sample == "question"
     return Stage2Task(bridge, frozen, language, recipe.qformer.precision, sharded, asks)
 
 
-def _language(recipe: Recipe, mode: Any) -> LanguageTower:
+def _language(recipe: Recipe, mode: Any, bridge: Stage2Bridge) -> LanguageTower:
+    """The language model; the bridge's LoRA is then the one that it runs."""
     assert recipe.language is not None
     model = language_on_meta(recipe.language)
-    model.requires_grad_(False).eval()
+    model.requires_grad_(False)
+    bridge.lora = add_lora(model, recipe, "meta")
+    model.eval()
     _without_weights(model, mode)
     fuse_operations(model)
     if recipe.language.activation_checkpointing:

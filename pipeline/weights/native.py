@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Recipe, is_same_place, moved, parse_recipe
 from pipeline.files import parse_json, sync_file
@@ -13,11 +13,13 @@ if TYPE_CHECKING:
 
     from pipeline.models.build import Bridge
     from pipeline.models.inference import LanguageModel, RetrievalModel
+    from pipeline.models.stage2 import Stage2Bridge
     from pipeline.models.vision import VisionTower
 
 Identities = Callable[[], Mapping[str, str] | None]
 FORMAT = "blip2-native/1"
 FILE_NAME = "trainable.safetensors"
+LORA = "lora."  # before the names of its matrices in a bridge
 TEXT_PATH = ("qformer.text_embeddings.", ".text_ffn.")  # in the names of the Q-Former's text path
 
 
@@ -146,12 +148,15 @@ def initialise(bridge: "nn.Module", recipe: Recipe, found: Identities = dict) ->
             f"init_weights {recipe.init_weights}: are of a Q-Former that reads questions, and qformer.question is "
             "'none'; start from a stage-2 run, or set qformer.question and data.sample=question"
         )
+    _check_lora(trained, recipe)
     if (trained.stage, recipe.stage) == (1, 2):
         tensors = _for_stage2(bridge, tensors)
     if trained.stage == 2 and reads:
         tensors |= _text_path(bridge, tensors, recipe, found)
     if not trained.vision.trained:  # the encoder, if it is to be trained, starts from its own weights
-        tensors |= {name: own for name, own in trained_tensors(bridge).items() if name.startswith("vision.")}
+        tensors |= _fresh(bridge, "vision.")
+    if not (trained.language and trained.language.lora.rank):  # as LoRA does: B is zero, so nothing changes at first
+        tensors |= _fresh(bridge, LORA)
     load_into(bridge, tensors, recipe.init_weights)
 
 
@@ -190,11 +195,30 @@ def _is_same_tower(name: str, before: Mapping[str, str], now: Mapping[str, str])
     return settings in before and all(before.get(each) == now.get(each) for each in (name, settings))
 
 
+def _check_lora(trained: Recipe, recipe: Recipe) -> None:
+    """LoRA's matrices fit one rank, alpha and choice of layers. Weights without any may get fresh ones."""
+    if not (trained.language and recipe.language and trained.language.lora.rank):
+        return
+    for field in ("rank", "alpha", "targets"):
+        before, now = (getattr(each.lora, field) for each in (trained.language, recipe.language))
+        if before != now:
+            shown, new = (f"[{','.join(each)}]" if isinstance(each, tuple) else each for each in (before, now))
+            raise ValueError(
+                f"init_weights {recipe.init_weights}: hold LoRA's matrices with language.lora.{field} "
+                f"{shown or 'null'}, and the recipe has {new}; set language.lora.{field}={shown or 'null'}"
+            )
+
+
+def _fresh(bridge: "nn.Module", beginning: str) -> dict[str, "Tensor"]:
+    """A fresh bridge's own tensors whose names begin so."""
+    return {name: own for name, own in trained_tensors(bridge).items() if name.startswith(beginning)}
+
+
 def _for_stage2(bridge: "nn.Module", stage1: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
     """`ln_vision` and the query path of stage 1's tensors; the projection to the language model stays fresh."""
     own = trained_tensors(bridge)
     shared = {name: stage1[name] for name in own if name in stage1}
-    return shared | {name: tensor for name, tensor in own.items() if name.startswith("language_projection.")}
+    return shared | _fresh(bridge, "language_projection.")
 
 
 def _text_path(
@@ -254,6 +278,17 @@ def evaluation_vision(recipe: Recipe, bridge: "Bridge", device: str) -> "VisionT
     return vision
 
 
+def add_trained_lora(model: Any, recipe: Recipe, bridge: "Stage2Bridge") -> None:
+    """Put the bridge's LoRA matrices, if it has any, into a language model that was loaded without them."""
+    from pipeline.models.lora import add_lora
+
+    trained = bridge.lora
+    if trained is not None:
+        bridge.lora = add_lora(model, recipe, str(model.device))
+        assert bridge.lora is not None
+        bridge.lora.load_state_dict(trained.state_dict())
+
+
 def inference_model(recipe: Recipe, bridge: "Bridge", device: str) -> "RetrievalModel | LanguageModel":
     """A loaded bridge with the recipe's towers, each tried once. Raises ValueError for towers that cannot serve."""
     from pipeline.models.build import build_tokenizer
@@ -272,6 +307,7 @@ def inference_model(recipe: Recipe, bridge: "Bridge", device: str) -> "Retrieval
         return RetrievalModel(recipe, vision, bridge.to(device), build_tokenizer(recipe.qformer))
     assert isinstance(bridge, Stage2Bridge)
     language = build_language(recipe.language, device)
+    add_trained_lora(language.model, recipe, bridge)
     try_language(language, recipe.language)
     reader = build_tokenizer(recipe.qformer) if recipe.qformer.question != "none" else None
     return LanguageModel(recipe, vision, bridge.to(device), language, reader)
