@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from pipeline.data.batch import Collate
     from pipeline.data.loader import DataSource
+    from pipeline.models.language import LanguageTower
     from pipeline.training.stage1_task import Stage1Task
     from pipeline.training.stage2_task import Stage2Task
 
@@ -29,8 +30,11 @@ def build_parts(recipe: Recipe, device: str, fresh: bool = True) -> tuple["Stage
     A sharded language model is in host memory on rank 0, and has shapes alone on the others: the engine spreads it.
     A bridge that is not `fresh` gets its weights elsewhere, and not from `init_weights`.
     """
-    from pipeline.data import batch, prompted
+    from pipeline.data import prompted
+    from pipeline.data.batch import collate_for_qformer
+    from pipeline.data.pairs import Layout, in_sequences
     from pipeline.models import build
+    from pipeline.models.interleaved import check_positions
     from pipeline.models.language import build_language
     from pipeline.models.trial import try_language, try_vision
     from pipeline.models.vision import TrainedVision, VisionTower, build_vision
@@ -38,7 +42,7 @@ def build_parts(recipe: Recipe, device: str, fresh: bool = True) -> tuple["Stage
     from pipeline.training.stage2_task import Stage2Task
     from pipeline.weights import native
 
-    vision, length = build_vision(recipe.vision, device), recipe.data.max_text_tokens
+    vision = build_vision(recipe.vision, device)
     try_vision(vision, recipe.vision)
     frozen = vision if isinstance(vision, VisionTower) else None
     trained = vision if isinstance(vision, TrainedVision) else None
@@ -50,7 +54,7 @@ def build_parts(recipe: Recipe, device: str, fresh: bool = True) -> tuple["Stage
             native.initialise(bridge1, recipe)
         task1 = Stage1Task(bridge1, frozen, recipe.objectives, tokenizer.bos_token_id, recipe.qformer.precision)
         build.log_frozen_and_trainable(held, bridge1)
-        return task1.to(device), batch.collate_for_qformer(tokenizer, length)
+        return task1.to(device), collate_for_qformer(tokenizer, recipe.data.max_text_tokens)
     sharded, first = recipe.run.layout == "sharded", process_group.rank() == 0
     language = build_language(recipe.language, device if not sharded else "cpu" if first else "meta")
     if first or not sharded:
@@ -61,18 +65,33 @@ def build_parts(recipe: Recipe, device: str, fresh: bool = True) -> tuple["Stage
     build.log_frozen_and_trainable(held | {"language": language.model}, bridge2)
     asks = recipe.data.sample == "question"
     task2 = Stage2Task(bridge2.to(device), frozen, language, recipe.qformer.precision, sharded, asks)
-    tokenizer = language.tokenizer
-    if prompt := recipe.language.prompt:
+    collate = _collate_for(language, recipe)
+    if recipe.data.pairs_per_sequence == 1:
+        return task2, collate
+    check_positions(language, recipe)
+    begin, seq2seq = prompted.num_special(language.tokenizer), language.kind == "seq2seq"
+    layout = Layout(recipe.data.pairs_per_sequence, recipe.qformer.num_query_tokens, begin, seq2seq)
+    return task2, in_sequences(collate, layout)
+
+
+def _collate_for(language: "LanguageTower", recipe: Recipe) -> "Collate":
+    """The collation of pairs for a language model, by its kind and prompt."""
+    from pipeline.data import batch, prompted
+    from pipeline.models.build import build_tokenizer
+
+    assert recipe.language is not None
+    tokenizer, length = language.tokenizer, recipe.data.max_text_tokens
+    prompt, end = recipe.language.prompt, recipe.language.end_text
+    if prompt:
         asked = {"none": "", "question": prompted.HOLE, "prompt": prompt}[recipe.qformer.question]
-        reader = build.build_tokenizer(recipe.qformer) if asked else None
+        reader = build_tokenizer(recipe.qformer) if asked else None
         questions = prompted.questions_for_qformer(reader, length, asked) if reader else None
         if language.kind == "seq2seq":
-            return task2, prompted.collate_prompted_seq2seq(tokenizer, length, prompt, questions)
-        end = recipe.language.end_text
-        return task2, prompted.collate_prompted_causal(tokenizer, length, end, prompt, questions)
+            return prompted.collate_prompted_seq2seq(tokenizer, length, prompt, questions)
+        return prompted.collate_prompted_causal(tokenizer, length, end, prompt, questions)
     if language.kind == "seq2seq":
-        return task2, batch.collate_for_seq2seq(tokenizer, length)
-    return task2, batch.collate_for_causal(tokenizer, length, recipe.language.end_text)
+        return batch.collate_for_seq2seq(tokenizer, length)
+    return batch.collate_for_causal(tokenizer, length, end)
 
 
 def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: StopRequest) -> bool:
