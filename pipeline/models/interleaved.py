@@ -3,7 +3,7 @@
 Shapes: B pairs, Q soft prompts, S sequences, M places of the longest, H width of the language model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,10 +18,16 @@ from pipeline.tokens import Interleaved, Places, Tokens, true_places
 def embedded(embed_tokens: Any, prompts_BQH: Tensor, sequences: Interleaved) -> Tensor:
     """The sequences' embeddings [S, M, H], with each pair's soft prompts at its places."""
     texts_SMH = embed_tokens(sequences.text.ids)
-    # The gradient of a pair that is in several sequences is a sum of slices: that of an index has no fixed order.
-    rows_RH = torch.cat([prompts_BQH[first:after] for first, after in sequences.pairs]).flatten(0, 1)
+    rows_RH = _in_order(prompts_BQH, sequences.pairs).flatten(0, 1)
     places = true_places(sequences.is_prompt, len(rows_RH))
     return torch.where(sequences.is_prompt[..., None], places.pad(rows_RH.to(texts_SMH.dtype)), texts_SMH)
+
+
+def _in_order(prompts_BQH: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """The soft prompts of all sequences, one after the other. The gradient of an index would have no fixed order."""
+    if sum(after - first for first, after in pairs) == len(prompts_BQH):  # each is in one sequence
+        return prompts_BQH
+    return torch.cat([prompts_BQH[first:after] for first, after in pairs])
 
 
 @contextmanager
