@@ -50,6 +50,24 @@ def check_lora(recipe: "Recipe") -> None:
         )
 
 
+def check_pairs(recipe: "Recipe") -> None:
+    """Sequences of several pairs are a language model's, and have one text for each picture."""
+    pairs, size = recipe.data.pairs_per_sequence, recipe.batch.micro_size
+    if pairs > 1 and recipe.stage == 1:
+        raise ValueError(
+            f"data.pairs_per_sequence {pairs}: stage 1 has no language model that reads several pictures; set 1"
+        )
+    if size % pairs:
+        raise ValueError(
+            f"data.pairs_per_sequence {pairs}: does not divide batch.micro_size {size}; change one of them"
+        )
+    if pairs > 1 and recipe.data.answers == "all":
+        raise ValueError(
+            f"data.pairs_per_sequence {pairs}: a sequence has one answer to each question, and data.answers is 'all'; "
+            "set data.answers=one"
+        )
+
+
 def check_optimizer(recipe: "Recipe") -> None:
     """The learning rate rises to its peak and falls from there."""
     rates = recipe.optimizer

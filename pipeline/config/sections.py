@@ -14,6 +14,7 @@ from pipeline.config.checks import (
     check_lora,
     check_objectives,
     check_optimizer,
+    check_pairs,
     check_texts,
 )
 from pipeline.config.data_section import Data, Validation
@@ -200,6 +201,7 @@ class Recipe(Section):
         check_optimizer(self)
         check_objectives(self)
         check_texts(self)
+        check_pairs(self)
         check_epochs(self)
         return self
 

@@ -48,6 +48,7 @@ class Sample:
     rng: random.Random
     corrupt: int
     question: str = ""
+    source: str = ""
     loss_weight: float = 1.0
     answers: tuple[tuple[str, float], ...] = ()
 
@@ -195,5 +196,5 @@ class SampleStream:
         again = f"/{occurrence}" if occurrence else ""
         rng = random.Random(f"{self.order.seed}/{epoch}/{key}{of}{again}")
         sample = draw_sample(key, pixels_3HW, texts, corrupt, rng, self.settings, self.image_size_px)
-        weights = self.settings.loss_weights or {}
-        return replace(sample, loss_weight=weights.get(self.manifest.shards[shard].source, 1.0))
+        source, weights = self.manifest.shards[shard].source, self.settings.loss_weights or {}
+        return replace(sample, source=source, loss_weight=weights.get(source, 1.0))

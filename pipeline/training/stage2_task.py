@@ -78,7 +78,7 @@ class Stage2Task(nn.Module):
             prompts_BQH = prompts_BQH.float()
             prompts_BQH.register_hook(self._unscaled)
         if batch.answers is None:
-            texts = batch.context, batch.target, batch.loss_weights_A
+            texts = batch.interleaved or batch.context, batch.target, batch.loss_weights_A
             loss_sum = self.towers.language.loss_sum(prompts_BQH, *texts)
         else:
             loss_sum = self._answers_loss_sum(prompts_BQH, batch, batch.answers, place.most_texts)

@@ -12,7 +12,7 @@ from pipeline.cost.dry_run import BRIDGE_BACKWARD, LANGUAGE, LANGUAGE_BACKWARD, 
 from pipeline.cost.flops import sample_flops, utilisation_of_one_sample_a_second
 from pipeline.cost.gpus import GPUS, gpu_of_cuda
 from pipeline.cost.unweighted import caption_batch, longest_lengths, mean_lengths
-from pipeline.train import build_parts
+from pipeline.training.parts import build_parts
 from pipeline.training.task import StepPlace
 from tests.pipeline.models.test_any_towers import LANGUAGES, VISIONS, save_vision
 from tests.support.paper_sizes import save_configs

@@ -16,9 +16,9 @@ from pipeline.cost.gpus import gpu_named
 from pipeline.cost.states import FP32, bridge_states, sharded_language, tensors_of
 from pipeline.cost.unweighted import caption_batch
 from pipeline.cost.zero_policy import read_policy
-from pipeline.train import build_parts
 from pipeline.training import checkpoint
 from pipeline.training.engine import resolve_ds_config
+from pipeline.training.parts import build_parts
 from pipeline.training.task import StepPlace
 from tests.support.gloo_ranks import run_on_ranks
 from tests.support.tiny_runs import ROOT, train_here, write_recipe

@@ -16,7 +16,8 @@ from transformers import Blip2ForConditionalGeneration
 import pipeline
 from pipeline.config import Recipe, load_recipe, parse_recipe
 from pipeline.models.build import build_bridge
-from pipeline.weights.native import initialise, load_model, save_weights, trained_tensors, weights_file
+from pipeline.weights.initial import initialise
+from pipeline.weights.native import load_model, save_weights, trained_tensors, weights_file
 from tests.pipeline.weights.test_convert import convert
 from tests.support.gloo_ranks import run_on_ranks
 from tests.support.random_bridges import randomise
