@@ -2,7 +2,7 @@
 
 The ledger beside each shard says for every row of the table whether it was kept, or for which reason it was dropped.
 Finished shards are skipped: run the same command again to continue. With --images ROOT, images are read from this
-machine instead.
+machine instead. The source `tars`, and parquet tables with a column of pictures, hold the images themselves.
 """
 
 import sys
@@ -119,7 +119,8 @@ def _images(options: Namespace, source: "Source") -> "Path | None":
             raise ValueError(f"--images {images}: source {source.name!r} has its pictures in its tars; leave it out")
         return None
     if source.format == "imagefolder":
-        images = images or options.input[0]
+        table: Path = options.input[0]
+        images = images or (table.parent if table.is_file() else table)
     if images is None and source.format != "table":
         raise ValueError(f"source {source.name!r}: its annotations name files; give their folder with --images")
     if images is not None and not images.is_dir():

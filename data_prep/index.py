@@ -17,7 +17,7 @@ from data_prep.shards.receipts import finished_shards, read_receipt, source_of
 from data_prep.shards.tar_files import REMEDY, counted_table
 from data_prep.viewing.data_card import check_card, write_card
 from pipeline.command_line import Parser, finish, print_settings
-from pipeline.data.manifest import PLACES, Shard, manifest_json, read_manifest
+from pipeline.data.manifest import COUNTS, PLACES, Shard, manifest_json, read_manifest
 from pipeline.files import remove_partials, replace_file
 from pipeline.progress_line import ProgressLine
 
@@ -72,12 +72,14 @@ def _index_shard(tar: Path, output: Path, tables: Path) -> Shard:
     """Scan one tar, write its offset table if it has samples, and return its entry of the manifest."""
     receipt = read_receipt(tar)
     relative = _below(output, tar)
+    if not f"{relative}{tables.name}".isprintable():
+        raise ValueError(f"--output {output}: its name, or that of {tar}, has unprintable characters; rename it")
     if not tar.is_file() or tar.stat().st_size != receipt.bytes:
         raise ValueError(f"{tar}: is missing, or its size is not the {receipt.bytes} bytes of its receipt; {REMEDY}")
     table, short_side_px = counted_table(tar)
     if len(table) != receipt.samples:
         raise ValueError(f"{tar}: has {len(table)} samples, but its receipt says {receipt.samples}; {REMEDY}")
-    captions, questions = (int(number) for number in table[:, PLACES:].sum(axis=0))
+    captions, questions = (int(number) for number in table[:, PLACES:COUNTS].sum(axis=0))
     if (captions, questions) != (receipt.captions, receipt.questions):
         raise ValueError(
             f"{tar}: has {captions} captions and {questions} questions, but its receipt says {receipt.captions} and "

@@ -97,7 +97,7 @@ def _write(manifest: "Manifest", path: Path, chosen: "Sequence[NDArray[np.bool_]
 def _part(manifest: "Manifest", tables: Path, shard: "Shard", rows: "NDArray[np.bool_]") -> "Shard":
     """A shard with only these of its samples, and its offset table written."""
     from data_prep.shards.offset_files import DIGITS, table_bytes, table_name, write_table
-    from pipeline.data.manifest import PLACES
+    from pipeline.data.manifest import COUNTS, PLACES
 
     tar = manifest.shard_path(shard)
     manifest.counts(shard)  # raises where an earlier version wrote the table
@@ -107,7 +107,7 @@ def _part(manifest: "Manifest", tables: Path, shard: "Shard", rows: "NDArray[np.
         return replace(shard, index=write_table(tables / name, table)[0])
     _, sha256 = table_bytes(table)
     index, _ = write_table(tables / name.replace(".npy", f"-{sha256[:DIGITS]}.npy"), table)
-    captions, questions = (int(number) for number in table[:, PLACES:].sum(axis=0))
+    captions, questions = (int(number) for number in table[:, PLACES:COUNTS].sum(axis=0))
     return replace(
         shard,
         index=index,

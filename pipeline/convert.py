@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.command_line import Parser, finish, print_settings, printable
-from pipeline.config import Recipe, load_recipe
+from pipeline.config import Recipe, check_places, load_recipe
 from pipeline.files import naming_full_disk, replace_file
 from pipeline.model_card import NAME, Origin, model_card, read_scores
 from pipeline.progress_line import ProgressLine
@@ -76,6 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _check_options(parser: Parser, options: Namespace) -> None:
     """Wrong usage ends the command with one line."""
     native, encoder = options.read_as == "native", options.image_encoder
+    if native:
+        try:
+            check_places(options.set)
+        except ValueError as error:
+            parser.error(str(error))
     if native and options.recipe:
         parser.error(f"--recipe {options.recipe}: native weights hold their own recipe; remove --recipe")
     if native and encoder:
@@ -139,7 +144,7 @@ def convert(
                     _write_notes(partial / "conversion.json", source, read_as, step, notes, settings)
                 native = read_as == "native"
                 came = read_metadata(source).get("converted_from", "") if native else f"{read_as}: {source}"
-                card = model_card(destination.name, write_as, settings, Origin(step, came, notes), scored)
+                card = model_card(destination.name, write_as, settings, Origin(step, came, shown(notes)), scored)
                 replace_file(partial / NAME, card)
             partial.rename(destination)
         finally:

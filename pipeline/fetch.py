@@ -44,33 +44,66 @@ def fetch(recipes: Sequence[Path], edits: Sequence[str], also: Sequence[str], on
     """
     from huggingface_hub import constants
 
-    from pipeline.weights.hub_files import fetch_repository
-
     repositories, folders = needed(recipes, edits, also)
     for name in folders:
         print(printable(f"{name}: a local folder{'' if Path(name).is_dir() else ', which is not there'}"))
-    if constants.HF_HUB_OFFLINE and not only_list:
+    if only_list:
+        for (repository, revision), part in repositories.items():
+            print(printable(f"{_shown(repository, revision)}: {part}"))
+        return Path(constants.HF_HOME)
+    if constants.HF_HUB_OFFLINE:
         raise ValueError("HF_HUB_OFFLINE: is set, so nothing can be downloaded; unset it on a machine with network")
-    faults = []
-    for (repository, revision), part in repositories.items():
-        name = f"{repository}@{revision}" if revision else repository
-        if only_list:
-            print(printable(f"{name}: {part}"))
-            continue
-        try:
-            found = fetch_repository(repository, revision)
-        except ValueError as error:
-            print(printable(f"{error}"), file=sys.stderr)
-            faults.append(name)
-            continue
-        print(printable(f"{name}: {part}, {found.files} files, {found.bytes / 1e9:.2f} GB"))
-        if found.needs_folder:
-            field = RECIPE_FIELD.get(part, "the model")
-            print(printable(f"  from a conversion to safetensors: set {field}={found.folder}"))
+    faults = _download(repositories)
     if faults:
         raise ValueError(f"{len(faults)} of {len(repositories)} repositories failed, first {faults[0]}; each is "
                          "printed above")  # fmt: skip
     return Path(constants.HF_HOME)
+
+
+def _download(repositories: Needed) -> list[str]:
+    """Download all, after their sizes were printed; returns the names of those that failed."""
+    from pipeline.weights.hub_files import Wanted, download, look_up
+
+    faults, found = [], list[tuple[str, Wanted]]()
+    for (repository, revision), part in repositories.items():
+        try:
+            wanted = look_up(repository, revision)
+        except ValueError as error:
+            print(printable(str(error)), file=sys.stderr)
+            faults.append(_shown(repository, revision))
+            continue
+        found.append((part, wanted))
+        size, missing = (number / 1e9 for number in (wanted.bytes, wanted.missing_bytes))
+        print(printable(f"{_shown(repository, revision)}: {part}, {size:.2f} GB, {missing:.2f} GB to download"))
+    _check_space(sum(wanted.missing_bytes for _, wanted in found))
+    for part, wanted in found:
+        try:
+            folder = download(wanted)
+        except ValueError as error:
+            print(printable(str(error)), file=sys.stderr)
+            faults.append(wanted.repository)
+            continue
+        if wanted.is_conversion:
+            field = RECIPE_FIELD.get(part, "the model")
+            print(printable(f"{wanted.repository} is from a conversion to safetensors: set {field}={folder}"))
+    return faults
+
+
+def _check_space(missing: int) -> None:
+    """Raises ValueError when the disk of HF_HOME has too little space for the download."""
+    import shutil
+
+    from huggingface_hub import constants
+
+    home = Path(constants.HF_HOME)
+    home.mkdir(parents=True, exist_ok=True)
+    if missing > (free := shutil.disk_usage(home).free):
+        raise ValueError(f"HF_HOME {home}: has {free / 1e9:.1f} GB free, but {missing / 1e9:.1f} GB are to be "
+                         "downloaded; set it to a folder on a larger disk")  # fmt: skip
+
+
+def _shown(repository: str, revision: str | None) -> str:
+    return f"{repository}@{revision}" if revision else repository
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

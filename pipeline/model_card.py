@@ -137,7 +137,7 @@ def _about(form: str, recipe: Recipe, origin: Origin) -> str:
     }[recipe.stage]
     tuned = {"image": "", "caption": " Fine-tuned on captions.", "question": " Fine-tuned on questions."}
     whole = "the whole model, towers included" if form == "huggingface" else "what was trained, without frozen towers"
-    step = f" of step {origin.step:,}" if origin.step else ""
+    step = f", of step {origin.step:,}" if origin.step else ""
     came = f" Converted from {escaped(origin.converted_from)}." if origin.converted_from else ""
     return f"{what}{tuned[recipe.data.sample]} This folder has {whole}{step}.{came}\n"
 
@@ -169,8 +169,8 @@ def _data(recipe: Recipe, origin: Origin) -> str:
         return "Streamed from URLs, see the recipe.\n"
     try:
         shards = load_manifest(recipe.data.manifest).shards
-    except (ValueError, OSError) as error:
-        return f"The manifest could not be read when this card was written: {escaped(str(error))}\n"
+    except (ValueError, OSError):
+        return f"{escaped(recipe.data.manifest.name)} could not be read when this card was written.\n"
     weights = recipe.data.source_weights or {}
     counts: dict[str, Counter[str]] = {}
     for shard in shards:

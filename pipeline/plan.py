@@ -1,10 +1,13 @@
 """`python -m pipeline.plan --recipe R.yaml --gpus N --gpu a100-40gb`: plan memory, time and traffic of a run.
 
-Needs no GPU and no weights: the recipe's own step runs at its real shapes on tensors without content.
+A GPU that has no name here is described by --memory-gib, --tflops and --bandwidth, in the place of --gpu. Needs no GPU,
+no weights and, for the models of the paper, no network: the recipe's own step runs at its real shapes on tensors
+without content.
 """
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -12,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.command_line import Parser, finish, positive
 from pipeline.config import Recipe, dump_recipe, for_ranks, load_recipe
-from pipeline.cost.gpus import GIB, HOST_BANDWIDTH, Gpu, gpu_named, known
+from pipeline.cost.gpus import GIB, HOST_BANDWIDTH, Gpu, gpu_named, known, own_gpu
 from pipeline.cost.saving import save_lines
+from pipeline.cost.shipped import with_shipped
 from pipeline.cost.step_table import step_lines
 from pipeline.files import check_target, replace_file
 
@@ -117,6 +121,19 @@ def _traffic_lines(plan: "Plan") -> list[str]:
     return lines
 
 
+def check_precisions(recipe: Recipe, gpu: Gpu) -> None:
+    """Raises ValueError for a number format that the GPU does not multiply."""
+    if gpu.has_bf16:
+        return
+    for name, section, instead in (
+        ("vision", recipe.vision, "fp32" if recipe.vision.trained else "fp16"),
+        ("qformer", recipe.qformer, "fp32"),
+        ("language", recipe.language, "fp16 (of a T5, which overflows in fp16: fp32)"),
+    ):
+        if section and section.precision == "bf16":
+            raise ValueError(f"{name}.precision 'bf16': a {gpu.name} has no bf16; set {name}.precision={instead}")
+
+
 def check_fits(plan: "Plan", recipe: Recipe, gpu: Gpu) -> None:
     """Raises ValueError when the recipe does not fit, in one line that says what to change."""
     if plan.total_bytes <= gpu.memory_bytes:
@@ -162,6 +179,17 @@ def write_json(path: Path, plan: "Plan", recipe: Recipe, gpu: Gpu, assumed: "Ass
     replace_file(path, json.dumps(content, indent=1) + "\n")
 
 
+def above_zero(text: str) -> float:
+    """The type of a flag that takes an amount. Raises ArgumentTypeError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
 def _arguments() -> argparse.Namespace:
     parser = Parser(
         prog="python -m pipeline.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -170,7 +198,10 @@ def _arguments() -> argparse.Namespace:
     recipe.add_argument("--recipe", type=Path, required=True, help="the recipe, a YAML file; see pipeline/recipes/")
     recipe.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="change fields")
     gpus = parser.add_argument_group("the GPUs")
-    gpus.add_argument("--gpu", required=True, metavar="TYPE", help=f"one of {', '.join(known())}")
+    gpus.add_argument("--gpu", metavar="TYPE", help=f"one of {', '.join(known())}")
+    gpus.add_argument("--memory-gib", type=above_zero, metavar="M", help="memory of a GPU that is not among them")
+    gpus.add_argument("--tflops", type=above_zero, metavar="T", help="its dense bf16 peak, without sparsity")
+    gpus.add_argument("--bandwidth", type=above_zero, metavar="B", help="its memory bandwidth in GB/s")
     gpus.add_argument("--gpus", type=positive, required=True, metavar="N", help="number of all GPUs; each has one rank")
     gpus.add_argument("--gpus-per-node", type=positive, default=8, metavar="G", help="GPUs of a node; default: 8")
     gpus.add_argument(
@@ -189,9 +220,17 @@ def _arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if not 0 < arguments.utilisation <= 1:
         parser.error(f"--utilisation {arguments.utilisation}: must be above 0 and at most 1")
-    if arguments.gpu not in known():
+    described = [arguments.memory_gib, arguments.tflops, arguments.bandwidth]
+    if arguments.gpu is None and None in described:
+        parser.error("--gpu: is missing; name a GPU, or give --memory-gib, --tflops and --bandwidth, all three")
+    if arguments.gpu and any(described):
         parser.error(
-            f"--gpu {arguments.gpu}: is not in the table of pipeline/cost/gpus.py; there are {', '.join(known())}"
+            f"--gpu {arguments.gpu}: has figures of its own; remove it, or --memory-gib, --tflops, --bandwidth"
+        )
+    if arguments.gpu and arguments.gpu not in known():
+        parser.error(
+            f"--gpu {arguments.gpu}: is not in the table of pipeline/cost/gpus.py; there are {', '.join(known())}; for "
+            "another, give --memory-gib, --tflops and --bandwidth"
         )
     return arguments
 
@@ -223,7 +262,8 @@ def _plan(options: argparse.Namespace) -> None:
     from pipeline.training.engine import resolve_ds_config
 
     recipe = _in_steps(for_ranks(load_recipe(options.recipe, options.set), options.gpus), options.epoch_samples)
-    gpu = gpu_named(options.gpu)
+    gpu = gpu_named(options.gpu) if options.gpu else own_gpu(options.memory_gib, options.tflops, options.bandwidth)
+    check_precisions(recipe, gpu)
     network = options.node_gbit_s * 1e9 / 8 if options.node_gbit_s else gpu.between_nodes * options.gpus_per_node
     assumed = Assumptions(options.gpus, options.gpus_per_node, options.utilisation, options.caption_tokens, network)
     ds_config = resolve_ds_config(recipe, options.gpus)
@@ -242,7 +282,7 @@ def _plan(options: argparse.Namespace) -> None:
         if warning := enlarged(load_manifest(recipe.data.manifest), recipe.vision.image_size_px):
             print(f"warning: {warning}", file=sys.stderr)
     print(f"{options.gpus} {gpu.name}, {options.gpus_per_node} a node", flush=True)
-    plan = Planner(recipe, ds_config, gpu, assumed, _say).plan()
+    plan = Planner(with_shipped(recipe), ds_config, gpu, assumed, _say).plan()
     print(f"\n{text_of(plan, recipe, gpu, assumed)}")
     if options.json:
         write_json(options.json, plan, recipe, gpu, assumed)

@@ -119,6 +119,24 @@ class Tokens:
         return Tokens(functional.pad(self.ids, (0, missing)), functional.pad(self.is_token, (0, missing)), self.count)
 
 
+@dataclass(frozen=True)
+class Interleaved:
+    """Sequences of pictures and texts [S, M], padded on the right, in which a language model reads several pairs.
+
+    In `text`, `is_token` is true for soft prompts, too; `is_prompt` says where these stand, and `predicts` the places
+    before the tokens that a causal model is scored on. `pairs`: each sequence's first pair, and the one after its last.
+    """
+
+    text: Tokens
+    is_prompt: Tensor
+    predicts: Tensor
+    pairs: tuple[tuple[int, int], ...]
+
+
+Given = Tokens | Interleaved
+"""What a language model reads before it is scored."""
+
+
 def stack_tokens(parts: Sequence[Tokens]) -> Tokens:
     """The rows of all parts, which are padded to the same length."""
     return Tokens(

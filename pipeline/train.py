@@ -13,66 +13,9 @@ from pipeline.distributed import process_group
 from pipeline.training.preemption import EXIT_STOPPED, StopRequest
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from pipeline.data.batch import Collate
     from pipeline.data.loader import DataSource
-    from pipeline.training.stage1_task import Stage1Task
-    from pipeline.training.stage2_task import Stage2Task
 
 log = logging.getLogger("pipeline.train")
-
-
-def build_parts(recipe: Recipe, device: str, fresh: bool = True) -> tuple["Stage1Task | Stage2Task", "Collate"]:
-    """The stage's task with its frozen towers on the device, and the collation that feeds it.
-
-    A sharded language model is in host memory on rank 0, and has shapes alone on the others: the engine spreads it.
-    A bridge that is not `fresh` gets its weights elsewhere, and not from `init_weights`.
-    """
-    from pipeline.data import batch, prompted
-    from pipeline.models import build
-    from pipeline.models.language import build_language
-    from pipeline.models.trial import try_language, try_vision
-    from pipeline.models.vision import TrainedVision, VisionTower, build_vision
-    from pipeline.training.stage1_task import Stage1Task
-    from pipeline.training.stage2_task import Stage2Task
-    from pipeline.weights import native
-
-    vision, length = build_vision(recipe.vision, device), recipe.data.max_text_tokens
-    try_vision(vision, recipe.vision)
-    frozen = vision if isinstance(vision, VisionTower) else None
-    trained = vision if isinstance(vision, TrainedVision) else None
-    held: dict[str, nn.Module] = {} if frozen is None else {"vision": frozen}
-    if recipe.language is None:
-        tokenizer = build.build_tokenizer(recipe.qformer)
-        bridge1 = build.build_stage1(recipe, vision.width, trained)
-        if fresh:
-            native.initialise(bridge1, recipe)
-        task1 = Stage1Task(bridge1, frozen, recipe.objectives, tokenizer.bos_token_id, recipe.qformer.precision)
-        build.log_frozen_and_trainable(held, bridge1)
-        return task1.to(device), batch.collate_for_qformer(tokenizer, length)
-    sharded, first = recipe.run.layout == "sharded", process_group.rank() == 0
-    language = build_language(recipe.language, device if not sharded else "cpu" if first else "meta")
-    if first or not sharded:
-        try_language(language, recipe.language)
-    bridge2 = build.build_stage2(recipe, vision.width, language, trained)
-    if fresh:
-        native.initialise(bridge2, recipe)
-    build.log_frozen_and_trainable(held | {"language": language.model}, bridge2)
-    asks = recipe.data.sample == "question"
-    task2 = Stage2Task(bridge2.to(device), frozen, language, recipe.qformer.precision, sharded, asks)
-    tokenizer = language.tokenizer
-    if prompt := recipe.language.prompt:
-        asked = {"none": "", "question": prompted.HOLE, "prompt": prompt}[recipe.qformer.question]
-        reader = build.build_tokenizer(recipe.qformer) if asked else None
-        questions = prompted.questions_for_qformer(reader, length, asked) if reader else None
-        if language.kind == "seq2seq":
-            return task2, prompted.collate_prompted_seq2seq(tokenizer, length, prompt, questions)
-        end = recipe.language.end_text
-        return task2, prompted.collate_prompted_causal(tokenizer, length, end, prompt, questions)
-    if language.kind == "seq2seq":
-        return task2, batch.collate_for_seq2seq(tokenizer, length)
-    return task2, batch.collate_for_causal(tokenizer, length, recipe.language.end_text)
 
 
 def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: StopRequest) -> bool:
@@ -83,15 +26,14 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
     from pipeline.data.loader import build_loader, named_worker_faults
     from pipeline.distributed import collectives
     from pipeline.distributed.first_rank import from_first_rank
-    from pipeline.models.compiling import compile_blocks
     from pipeline.models.precision import add_in_fp32, choose_attention_kernel
     from pipeline.training import checkpoint, engine_state, loop, run_folder
     from pipeline.training.engine import build_engine
     from pipeline.training.identity import identities
+    from pipeline.training.parts import build_parts, compile_parts
     from pipeline.training.profiling import Profile
     from pipeline.training.progress import Progress
     from pipeline.training.saving import Saver
-    from pipeline.training.task import vision_of
     from pipeline.training.telemetry import Telemetry
     from pipeline.training.validation import Validation
     from pipeline.training.watchdog import Watchdog
@@ -104,7 +46,7 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
     add_in_fp32()
     found = run_folder.newest_checkpoint(recipe)
     with collectives.together():
-        task, collate = build_parts(recipe, device, fresh=found is None)
+        task, collate = build_parts(recipe, device, found is None)
         validation = Validation(recipe, collate) if recipe.validation else None
     towers = from_first_rank(identities(task, recipe) if rank == 0 else {})
     state, moments = run_folder.initial_state(recipe, data.digest(), towers), None
@@ -116,10 +58,7 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
     log.info("%s %s", *("resuming from", found) if found else ("starting from", recipe.init_weights or "scratch"))
     if not found and recipe.stage == 2 and not recipe.init_weights:
         log.warning("init_weights is empty: this stage 2 does not begin with a stage-1 run, which its answers need")
-    gathered = ds_config["zero_optimization"]["stage"] == 3  # whose hooks stand between a module and its weights
-    language = task.towers.language.model if task.towers.language and recipe.run.layout == "replicated" else None
-    vision = None if gathered and recipe.vision.trained else vision_of(task)
-    compile_blocks(recipe.run, device, vision, None if gathered else task.bridge.qformer, language)
+    compile_parts(task, recipe, device, ds_config["zero_optimization"]["stage"])
     engine = build_engine(task, recipe, ds_config)
     engine_state.restore(engine, moments, state.step - state.skipped)
     del moments

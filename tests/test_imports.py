@@ -132,6 +132,17 @@ def _without_encoding(path: Path) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_no_deadline_or_duration_is_measured_by_a_clock_that_steps(path: Path) -> None:
+    """NTP and daylight saving step the time of day: leases, deadlines and speeds ask time.monotonic()."""
+    asked = {
+        f"{node.func.value.id}.{node.func.attr}"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name)
+    }
+    assert not asked & {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_text_files_are_utf8_whatever_the_locale_says(path: Path) -> None:
     assert not list(_without_encoding(path)), "give encoding"
 

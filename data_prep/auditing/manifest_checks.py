@@ -19,7 +19,7 @@ from data_prep.shards.processes import map_in_order
 from data_prep.shards.receipts import source_of
 from data_prep.shards.sample_json import questions_of
 from pipeline.data.captions import has_words, is_text
-from pipeline.data.manifest import Manifest, ManifestFile, Shard, dropped_by_source
+from pipeline.data.manifest import COUNTS, PLACES, Manifest, ManifestFile, Shard, dropped_by_source
 from pipeline.files import sha256_of
 from pipeline.progress_line import ProgressLine
 
@@ -117,7 +117,7 @@ def _shard_faults(manifest: Manifest, shard: Shard, records: list[Record], *, de
             records += everything
             yield from _count_faults(tar, shard, records)
             if shard.index:
-                yield from _offset_faults(manifest, shard, table, records)
+                yield from _offset_faults(manifest, shard, table)
     yield from _source_faults(tar, shard, everything)
     yield from sidecar_faults(tar, _whole(shard, everything), everything)
 
@@ -137,7 +137,7 @@ def _part_faults(
     path = manifest.root / shard.index
     places = {tuple(row): place for place, row in enumerate(table.tolist())}
     try:
-        rows = [places.get(tuple(row), -1) for row in checked_offsets(manifest, shard).tolist()]
+        rows = [places.get(tuple(row), -1) for row in checked_offsets(manifest, shard)[:, :PLACES].tolist()]
     except ValueError as error:
         yield Fault("offsets", path, str(error))
         return
@@ -146,24 +146,29 @@ def _part_faults(
     elif len(everything) == len(table):
         records += [everything[row] for row in rows]
         yield from _count_faults(manifest.shard_path(shard), shard, records)
-        yield from _offset_faults(manifest, shard, table[rows], records)
+        yield from _offset_faults(manifest, shard, table[rows], rows)
 
 
 def _offset_faults(
-    manifest: Manifest, shard: Shard, table: NDArray[np.int64], records: Sequence[Record]
+    manifest: Manifest, shard: Shard, table: NDArray[np.int64], rows: Sequence[int] | None = None
 ) -> Iterator[Fault]:
+    """`table` has the places of the listed samples; of a part, `rows` are their numbers in the tar."""
     path = manifest.root / shard.index
     try:
-        if not np.array_equal(checked_offsets(manifest, shard), table):
+        written = checked_offsets(manifest, shard)
+        if not np.array_equal(written[:, :PLACES], table):
             yield Fault("offsets", path, "differs from the tar; run data_prep.index again")
             return
     except ValueError as error:
         yield Fault("offsets", path, str(error))
         return
-    counts = np.array([(len(each["captions"]), len(each["questions"])) for each in records], np.int64).reshape(-1, 2)
-    with suppress(ValueError):  # a table of an earlier version has no counts
-        if len(records) == shard.samples and not np.array_equal(manifest.counts(shard), counts):
+    with suppress(ValueError):  # a damaged JSON, which is reported already
+        whole = tar_files.counted_table(manifest.shard_path(shard)).table[:, : written.shape[1]]
+        told = whole if rows is None else whole[rows]
+        if not np.array_equal(written[:, PLACES:COUNTS], told[:, PLACES:COUNTS]):
             yield Fault("offsets", path, "its counts of captions and questions differ; run data_prep.index again")
+        if not np.array_equal(written[:, COUNTS:], told[:, COUNTS:]):
+            yield Fault("offsets", path, "its digests differ from the tar; run data_prep.index again")
 
 
 def _sample_faults(tar: Path, table: NDArray[np.int64], records: list[Record], *, decode: bool) -> Iterator[Fault]:

@@ -32,7 +32,7 @@ def embedded_image_bytes(
     copies: dict[int, Place | Drop] = {}
     if cells:
         private.mkdir(parents=True)
-        copies = _copied(cells, private)
+        copies = _copied(cells, private, max_bytes)
 
     def read(row: Row) -> bytes | Drop:
         if drop := unusable(row, rules):
@@ -55,8 +55,9 @@ def _read(place: Place, max_bytes: int) -> bytes | Drop:
     return content if len(content) == place.size else Drop("unreadable_file")
 
 
-def _copied(cells: Sequence[tuple[int, Cell]], folder: Path) -> dict[int, Place | Drop]:
-    """Row -> where its bytes are now. Raises ValueError when a table cannot be read, or the disk is full."""
+def _copied(cells: Sequence[tuple[int, Cell]], folder: Path, max_bytes: int) -> dict[int, Place | Drop]:
+    """Row -> where its bytes are now, or why they were not copied. Raises ValueError when a table cannot be read, or
+    the disk is full."""
     wanted: defaultdict[tuple[Path, str], dict[int, int]] = defaultdict(dict)
     for row, cell in cells:
         wanted[cell.file, cell.column][cell.row] = row
@@ -65,8 +66,8 @@ def _copied(cells: Sequence[tuple[int, Cell]], folder: Path) -> dict[int, Place 
         copy = folder / str(number)
         with copy.open("wb") as target:
             for cell_row, content in _cells(file, column, rows.keys()):
-                if content is None:
-                    copies[rows[cell_row]] = Drop("no_picture")
+                if content is None or len(content) > max_bytes:
+                    copies[rows[cell_row]] = Drop("no_picture" if content is None else "byte_cap")
                     continue
                 copies[rows[cell_row]] = Place(copy, target.tell(), len(content))
                 target.write(content)

@@ -6,6 +6,7 @@ named reason.
 
 import hashlib
 import io
+import re
 from dataclasses import dataclass
 
 from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions, Resizer
@@ -17,6 +18,10 @@ from pipeline.pictures.perceptual_hash import perceptual_hash
 from pipeline.pictures.plain_picture import on_white, true_colour, upright
 
 JPEG_QUALITY = 95
+OTHER_FORMATS = re.compile(
+    rb"....ftyp(hei|hev|mif1|msf1|heif)|....JXL |\xff\x0a|....jP  |\xff\x4f\xff\x51|8BPS", re.DOTALL
+)
+"""How HEIF, JPEG XL, JPEG 2000 and Photoshop's files begin, which are pictures and not read."""
 BICUBIC = ResizeOptions(resize_alg=ResizeAlg.convolution(FilterType.catmull_rom))
 """Pillow's bicubic filter, with SIMD instructions. The bytes are the same with each set of instructions."""
 
@@ -64,7 +69,7 @@ def store(content: bytes, limits: ImageLimits) -> StoredImage | Drop:
             image.load()
             return _encode(on_white(_fitted(true_colour(upright(image)), limits.max_side_px)))
     except UnidentifiedImageError:
-        return Drop("not_an_image")
+        return Drop("unsupported_format" if OTHER_FORMATS.match(content) else "not_an_image")
     except Image.DecompressionBombError:
         return Drop("pixel_cap")
     except CostlyPictureError:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from data_prep.shards.sample_json import KEY_PATTERN
 from data_prep.shards.ustar import BLOCK, padded, read_header
-from pipeline.data.manifest import Manifest, Shard
+from pipeline.data.manifest import PLACES, Manifest, Shard
 
 
 def offset_table(tar: Path) -> NDArray[np.int64]:
@@ -38,11 +38,12 @@ def offset_table(tar: Path) -> NDArray[np.int64]:
 
 
 def checked_offsets(manifest: Manifest, shard: Shard) -> NDArray[np.int64]:
-    """As `Manifest.offsets`. Raises ValueError, with the file's name, when the table is damaged or points past its
+    """As `Manifest.table`. Raises ValueError, with the file's name, when the table is damaged or points past its
     tar."""
-    table = manifest.offsets(shard)
+    table = manifest.table(shard)
+    places = table[:, :PLACES]
     # An offset just below the end is not refused here, but gives a short read, which is an error too.
-    if table.size and (table.min() < 0 or table.max() > shard.bytes):
+    if places.size and (places.min() < 0 or places.max() > shard.bytes):
         raise ValueError(
             f"{manifest.root / shard.index}: points past the {shard.bytes} bytes of its tar; run data_prep.index again"
         )

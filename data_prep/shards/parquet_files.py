@@ -20,7 +20,7 @@ def read_rows(path: Path, columns: Columns, what: str, remedy: str) -> tuple[lis
     try:
         if not path.is_file():
             raise ValueError("no such file")
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as opened, pq.ParquetFile(opened) as file:  # Arrow takes paths in UTF-8 alone
             if missing := [name for name in columns if name not in file.schema_arrow.names]:
                 raise ValueError(f"has no column {', '.join(missing)}")
             table = file.read(columns=list(columns))

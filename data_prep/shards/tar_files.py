@@ -19,6 +19,7 @@ from data_prep.shards.offsets import offset_table
 from data_prep.shards.receipts import read_receipt, receipt_path
 from data_prep.shards.sample_json import KEY_PATTERN, encode_record, questions_of, record_fault
 from data_prep.shards.ustar import BLOCK, LARGEST_MEMBER, HashingFile, write_member
+from pipeline.data.manifest import COLUMNS, PLACES, check_record, digest_of
 from pipeline.files import parse_json, replacing
 
 REMEDY = "the tar is damaged or was replaced; remove it and run the step that writes it again"
@@ -99,7 +100,10 @@ def read_samples(tar: Path) -> Iterator[Sample]:
 
 
 def read_at(file: BinaryIO, tar: Path, row: NDArray[np.int64]) -> Sample:
-    """The sample that a row of the offset table points at. Raises ValueError, with the name of the tar, on damage."""
+    """The sample that a row of the offset table points at. Raises ValueError, with the name of the tar, on damage.
+
+    A row of a manifest's whole table also says which JSON must be there.
+    """
     jpeg = _read(file, tar, row[0], row[1])
     record = _read_record(file, tar, row)
     if hashlib.sha256(jpeg).hexdigest() != record["sha256"]:
@@ -117,27 +121,28 @@ def _read(file: BinaryIO, tar: Path, offset: np.int64, size: np.int64) -> bytes:
 
 
 class CountedTable(NamedTuple):
-    """The offset table of a tar with the numbers of captions and questions of each sample, int64 [samples, 6], and the
-    longest of the shorter sides of its pictures."""
+    """int64 [samples, 7]: the offset table of a tar, and of each sample the numbers of its captions and questions and a
+    digest of its JSON; and the longest of the shorter sides of all pictures."""
 
     table: NDArray[np.int64]
     short_side_px: int
 
 
 def counted_table(tar: Path) -> CountedTable:
-    """The places and counts of a tar's samples, from its headers and all its JSONs.
+    """The places, counts and digests of a tar's samples, from its headers and all its JSONs.
 
     Raises ValueError, with the name of the tar, as `offset_table` does, and on a damaged JSON.
     """
     table = offset_table(tar)
     with tar.open("rb") as file:
-        records = (_read_record(file, tar, row) for row in table)
-        read = [
-            (len(record["captions"]), len(questions_of(record)), min(record["width"], record["height"]))
-            for record in records
-        ]
-    numbers = np.array(read, np.int64).reshape(-1, 3)
-    return CountedTable(np.hstack([table, numbers[:, :2]]), int(numbers[:, 2].max(initial=0)))
+        told = [_told(_read(file, tar, row[2], row[3]), _read_record(file, tar, row)) for row in table]
+    numbers = np.array(told, np.int64).reshape(-1, COLUMNS - PLACES + 1)
+    return CountedTable(np.hstack([table, numbers[:, :-1]]), int(numbers[:, -1].max(initial=0)))
+
+
+def _told(text: bytes, record: dict[str, Any]) -> tuple[int, int, int, int]:
+    side = min(record["width"], record["height"])
+    return len(record["captions"]), len(questions_of(record)), digest_of(text), side
 
 
 def content_hashes(tar: Path, table: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -157,6 +162,7 @@ def content_hash(path: Path, sha256: str) -> int:
 def _read_record(file: BinaryIO, tar: Path, row: NDArray[np.int64]) -> dict[str, Any]:
     json_offset, text = int(row[2]), _read(file, tar, row[2], row[3])
     try:
+        check_record(text, row)
         record = parse_json(text)
     except ValueError as error:
         raise ValueError(f"{tar}: the JSON at byte {json_offset} is damaged ({error}); {REMEDY}") from error

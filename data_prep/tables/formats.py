@@ -88,7 +88,7 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Values]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as opened, pq.ParquetFile(opened) as file:  # Arrow takes paths in UTF-8 alone
             _check_columns(path, columns, file.schema_arrow.names)
             pictures = _picture_column(file.schema_arrow.field(columns[0]))
             others = columns[1:] if pictures else columns

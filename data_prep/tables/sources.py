@@ -174,7 +174,7 @@ def _rows_with_columns(
         wanted = foreign_tars.Wanted(source.url_column or "url", source.caption_column, conditions)
         return foreign_tars.tar_rows(path, wanted, *task)
     assert source.url_column and source.caption_column, source.name
-    table = _metadata(path) if source.format == "imagefolder" else path
+    table = _metadata(path) if source.format == "imagefolder" and path.is_dir() else path
     columns = (source.url_column, source.caption_column)
     return formats.table_rows(table, *columns, header=source.columns, conditions=conditions)
 

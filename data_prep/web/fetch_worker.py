@@ -5,9 +5,12 @@ before it fetches anything. All these processes die with the process that starte
 """
 
 import json
+import multiprocessing
 import os
 import resource
 import sys
+import threading
+import time
 import urllib.request
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +26,9 @@ LIMITS_VARIABLE = "BLIP2_FETCH_LIMITS"
 """The environment variable with the fields of FetchLimits as JSON. img2dataset's processes inherit it."""
 
 OPEN_FILES = 16_384
+KILLED = 137
+"""Exit code when one of its processes was killed; a shell would give 137 for SIGKILL, too."""
+POLL_S = 0.2
 
 
 def prepare_process() -> None:
@@ -46,7 +52,24 @@ def _allow_many_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
+def end_with_killed_process() -> None:
+    """End this process as soon as one of img2dataset's is killed, as when memory runs out: its pool would wait for the
+    lost work for ever."""
+
+    def watch() -> None:
+        seen: set[multiprocessing.process.BaseProcess] = set()
+        while True:
+            seen |= set(multiprocessing.active_children())
+            if any((each.exitcode or 0) < 0 for each in seen):
+                os._exit(KILLED)
+            seen = {each for each in seen if each.exitcode is None}
+            time.sleep(POLL_S)
+
+    threading.Thread(target=watch, name="killed processes", daemon=True).start()
+
+
 def main() -> None:
+    end_with_killed_process()
     settings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     img2dataset: Any = import_module("img2dataset.main")  # the attribute `main` of its package is a function
     img2dataset.DummySampleWriter = RowWriter

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from data_prep.shards.ledger import Drop
 from data_prep.tables.row import Place
-from data_prep.web.fetch_worker import LIMITS_VARIABLE
+from data_prep.web.fetch_worker import KILLED, LIMITS_VARIABLE
 from data_prep.web.row_writer import read_results
+from pipeline.command_line import printable
+from pipeline.files import replace_file
 from pipeline.web.guarded_opener import AGENT_TOKEN, FetchLimits
 
 OPT_OUTS = ["noai", "noimageai", "noml", "noindex", "noimageindex", "none"]
@@ -23,6 +25,8 @@ LARGEST_PART = 10_000
 LEAST_FREE_BYTES = 32 << 20
 """Fetching stops when less is free on the disk. If writes fail, img2dataset's processes hang until the time limit."""
 POLL_S = 1.0
+TIMED_OUT = 124
+"""In the place of an exit code, as `timeout` has it."""
 START_ALLOWANCE_S = 300
 """Seconds that img2dataset may take to start and stop, on a slow file system, before it counts as hung."""
 
@@ -103,14 +107,26 @@ def _run_img2dataset(urls: dict[int, str], folder: Path, settings: FetchSettings
     )
     waits = -(-part // settings.threads) * -(-len(urls) // (part * processes))
     code = _run_worker(folder, settings, START_ALLOWANCE_S + waits * settings.deadline_s)
+    if code in (KILLED, -signal.SIGKILL):
+        raise ValueError(
+            f"--processes {processes}: a process of img2dataset was killed by signal 9, probably because memory ran "
+            "out; run again with fewer --processes or --threads"
+        )
     found = dict(read_results(folder / "fetched"))
     if len(found) < len(urls):
         check_disk(folder)
     if not found:
-        tail = (folder / "log.txt").read_text(errors="replace", encoding="utf-8").strip().splitlines()[-1:]
         log = folder / "log.txt"
+        tail = _cleaned(log)[-1:]
         raise ValueError(f"{log}: img2dataset ended with {code} and without a result ({' '.join(tail)}); read this log")
     return found
+
+
+def _cleaned(log: Path) -> list[str]:
+    """The log's lines, in which servers may have put control characters for the terminal that shows it."""
+    lines = [printable(line) for line in log.read_text(errors="replace", encoding="utf-8").strip().splitlines()]
+    replace_file(log, "\n".join(lines) + "\n")
+    return lines
 
 
 def _run_worker(folder: Path, settings: FetchSettings, timeout_s: float) -> int:
@@ -143,13 +159,13 @@ def _run_worker(folder: Path, settings: FetchSettings, timeout_s: float) -> int:
 
 
 def _watched(worker: subprocess.Popen[bytes], folder: Path, deadline: float) -> int:
-    """The exit code of the worker; at the deadline that of a kill. Raises ValueError when the disk is full."""
+    """The exit code of the worker; TIMED_OUT at the deadline. Raises ValueError when the disk is full."""
     while time.monotonic() < deadline:
         try:
             return worker.wait(POLL_S)
         except subprocess.TimeoutExpired:
             check_disk(folder)
-    return -signal.SIGKILL
+    return TIMED_OUT
 
 
 def check_disk(folder: Path) -> None:

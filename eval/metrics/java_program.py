@@ -101,7 +101,8 @@ def run_java(name: str, options: Sequence[str], folder: Path, stdin: Path | None
         said = " ".join(errors.read_text(errors="replace", encoding="utf-8").split())[-LAST_WORDS:]
         more = f"{f' ({said})' if said else ''}; run it again, or leave out --{name.lower()}"
         if code < 0:
-            raise ValueError(f"{name}: java was killed by {signal.Signals(-code).name}{more}")
+            why = ", probably because memory ran out" if code == -signal.SIGKILL else ""
+            raise ValueError(f"{name}: java was killed by {signal.Signals(-code).name}{why}{more}")
         raise ValueError(f"{name}: java exited with code {code}{more}")
     return output
 

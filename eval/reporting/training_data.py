@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from pipeline.data.manifest import Manifest, Shard, load_manifest
+from pipeline.data.manifest import PLACES, Manifest, Shard, check_record, load_manifest
 from pipeline.files import first_fault, parse_json
 from pipeline.pages.thumbnails import Thumbnail, thumbnail
 
@@ -115,7 +115,8 @@ def _candidates(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 def _read(manifest: Manifest, shard: Shard, row: int) -> tuple[dict[str, Any], bytes]:
     """Raises ValueError when the table points outside the tar, or the JSON there is not that of a sample."""
-    path, places = manifest.shard_path(shard), [int(each) for each in manifest.offsets(shard)[row]]
+    path, table = manifest.shard_path(shard), manifest.table(shard)
+    places = [int(each) for each in table[row, :PLACES]]
     try:
         size = path.stat().st_size if path.is_file() else 0
         if min(places) < 0 or max(places[0] + places[1], places[2] + places[3]) > size:
@@ -124,7 +125,9 @@ def _read(manifest: Manifest, shard: Shard, row: int) -> tuple[dict[str, Any], b
             file.seek(places[0])
             jpeg = file.read(places[1])
             file.seek(places[2])
-            record: dict[str, Any] = parse_json(file.read(places[3]))
+            text = file.read(places[3])
+        check_record(text, table[row])
+        record: dict[str, Any] = parse_json(text)
         _Record.model_validate(record)
     except (OSError, ValueError) as error:
         told = first_fault(error) if isinstance(error, ValidationError) else error

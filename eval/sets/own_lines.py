@@ -54,17 +54,22 @@ def questions_with_answers(path: Path) -> list[OwnLine]:
     return lines
 
 
-def images_with_captions(path: Path) -> list[OwnLine]:
-    """Lines to score captions against. Raises ValueError for one without captions, and for a picture that comes
-    twice."""
+def pictures_once(path: Path) -> list[OwnLine]:
+    """All lines. Raises ValueError for a picture that comes twice: captions are scored by picture."""
     seen: dict[str, str] = {}
     for line in (lines := own_lines(path)):
-        if not line.captions:
-            raise ValueError(f"{path}: {line.place} has no captions, so nothing can be scored; add them to every line")
         if line.image in seen:
             raise ValueError(f"{path}: {line.place} has the picture of {seen[line.image]}; put all captions of a "
                              "picture on one line")  # fmt: skip
         seen[line.image] = line.place
+    return lines
+
+
+def images_with_captions(path: Path) -> list[OwnLine]:
+    """Lines to score captions against. Raises ValueError for one without captions."""
+    for line in (lines := pictures_once(path)):
+        if not line.captions:
+            raise ValueError(f"{path}: {line.place} has no captions, so nothing can be scored; add them to every line")
     return lines
 
 

@@ -7,13 +7,13 @@ from pathlib import Path, PurePosixPath
 from eval.sets.captioned import retrieval_text
 from eval.sets.captioned_images import DataSet
 from eval.sets.official_files import SampleId
-from eval.sets.own_lines import OwnLine, asked_of, images_with_captions, own_lines
+from eval.sets.own_lines import OwnLine, asked_of, images_with_captions, own_lines, pictures_once
 from eval.sets.samples import RetrievalData, Sample, TaskData, check_length
 
 
 def load_own_captioning(file: Path, images: Path | None, limit: int | None = None) -> TaskData:
     """One sample for each line; captions are not needed."""
-    lines = own_lines(file)[:limit]
+    lines = pictures_once(file)[:limit]
     paths = {line.id: path for line, path in zip(lines, _pictures(file, images, lines), strict=True)}
     return TaskData(file, _named(file), paths, tuple(Sample(line.id, line.id) for line in lines))
 

@@ -57,19 +57,26 @@ def _table(section: dict[str, Any], prefix: str) -> list[str]:
     return lines
 
 
-def page() -> str:
-    schema = Recipe.model_json_schema()
-    lines = [HEAD, "## The run", *_table(schema, "")]
-    for name, field in schema["properties"].items():
+def _sections(of: dict[str, Any], kinds: dict[str, Any], prefix: str = "") -> list[str]:
+    """A chapter for each section within a section, and then for those within it."""
+    lines = []
+    for name, field in of["properties"].items():
         references = [each["$ref"] for each in (field, *field.get("anyOf", ())) if "$ref" in each]
-        for section in (schema["$defs"][reference.rpartition("/")[2]] for reference in references):
-            optional = "" if name in schema["required"] or field.get("default") is not None else " May be left out."
+        for section in (kinds[reference.rpartition("/")[2]] for reference in references):
+            is_there = name in of.get("required", ()) or field.get("default") is not None
             lines += [
                 "",
-                f"## {name}",
-                " ".join(section["description"].split()) + optional,
-                *_table(section, f"{name}."),
+                f"## {prefix}{name}",
+                " ".join(section["description"].split()) + ("" if is_there else " May be left out."),
+                *_table(section, f"{prefix}{name}."),
+                *_sections(section, kinds, f"{prefix}{name}."),
             ]
+    return lines
+
+
+def page() -> str:
+    schema = Recipe.model_json_schema()
+    lines = [HEAD, "## The run", *_table(schema, ""), *_sections(schema, schema["$defs"])]
     return "\n".join(lines) + "\n"
 
 

@@ -40,6 +40,34 @@ def check_texts(recipe: "Recipe") -> None:
         )
 
 
+def check_lora(recipe: "Recipe") -> None:
+    """LoRA's matrices stand beside whole layers, on every rank."""
+    lora = recipe.language.lora if recipe.language else None
+    if lora and lora.rank and recipe.run.layout == "sharded":
+        raise ValueError(
+            f"run.layout 'sharded': does not go with language.lora.rank {lora.rank}; set run.layout=replicated, or "
+            "language.lora.rank=0"
+        )
+
+
+def check_pairs(recipe: "Recipe") -> None:
+    """Sequences of several pairs are a language model's, and have one text for each picture."""
+    pairs, size = recipe.data.pairs_per_sequence, recipe.batch.micro_size
+    if pairs > 1 and recipe.stage == 1:
+        raise ValueError(
+            f"data.pairs_per_sequence {pairs}: stage 1 has no language model that reads several pictures; set 1"
+        )
+    if size % pairs:
+        raise ValueError(
+            f"data.pairs_per_sequence {pairs}: does not divide batch.micro_size {size}; change one of them"
+        )
+    if pairs > 1 and recipe.data.answers == "all":
+        raise ValueError(
+            f"data.pairs_per_sequence {pairs}: a sequence has one answer to each question, and data.answers is 'all'; "
+            "set data.answers=one"
+        )
+
+
 def check_optimizer(recipe: "Recipe") -> None:
     """The learning rate rises to its peak and falls from there."""
     rates = recipe.optimizer

@@ -32,6 +32,9 @@ class Data(Section):
     loss_weights: dict[str, Weight] | None = None
     """factor on the loss of a source's samples in stage 2; without a weight 1; the sum is still divided by all
     questions, or all scored tokens of captions"""
+    pairs_per_sequence: Positive = 1
+    """of stage 2: pictures of one source, each with its text, that the language model reads one after the other. Each
+    text is scored, and sees its own and earlier pictures and texts. `batch.micro_size` must be a multiple"""
     num_workers: Annotated[int, Field(ge=0)] = 4
     """processes of a rank that load pictures"""
     max_text_tokens: Positive = 32

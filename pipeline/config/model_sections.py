@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.section import Positive, Section
+from pipeline.config.section import NotNegative, OneOrMore, Positive, Section
 
 Precision = Literal["fp32", "bf16", "fp16"]
 VisionPrecision = Literal["fp32", "bf16", "fp16", "fp8"]
@@ -67,6 +67,20 @@ class QFormer(Section):
     with the question in it"""
 
 
+class Lora(Section):
+    """LoRA on the language model: small trained matrices beside its frozen ones, W x + (alpha / rank) B A x."""
+
+    rank: NotNegative = 0
+    """rank of the matrices; 0: none, the language model stays as it is"""
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    """factor on what they add, divided by the rank"""
+    dropout: Probability = 0.05
+    """dropout probability before A, in training"""
+    targets: OneOrMore | None = None
+    """ends of the names of the linear layers that get them, as [q_proj, v_proj]; null: peft's choice for the model's
+    family, queries and values for OPT and T5"""
+
+
 class Language(Section):
     """The frozen language model of stage 2: any causal or seq2seq language model of transformers."""
 
@@ -83,3 +97,4 @@ class Language(Section):
     """values that replace fields of the model's own config.json, by name"""
     activation_checkpointing: bool = False
     """compute each layer again in the backward pass: less memory, a third more work"""
+    lora: Lora = Lora()

@@ -46,6 +46,12 @@ def with_absolute_places(recipe: Recipe) -> Recipe:
 
 def moved(recipe: Recipe, edits: Sequence[str]) -> Recipe:
     """A recipe that is kept with weights, with new places. Raises ValueError for an edit of anything else."""
+    check_places(edits)
+    return edited(recipe, edits)
+
+
+def check_places(edits: Sequence[str]) -> None:
+    """Raises ValueError for an edit of anything else than a place."""
     for item in edits:
         field = item.partition("=")[0]
         if field not in (*TOWERS, *FILES):
@@ -53,4 +59,3 @@ def moved(recipe: Recipe, edits: Sequence[str]) -> Recipe:
                 f"--set {item}: these weights hold their own recipe, of which only places may change: "
                 f"{', '.join((*TOWERS, *FILES))}"
             )
-    return edited(recipe, edits)

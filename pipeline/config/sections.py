@@ -8,7 +8,15 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from pipeline.config.checks import check_encoder, check_epochs, check_objectives, check_optimizer, check_texts
+from pipeline.config.checks import (
+    check_encoder,
+    check_epochs,
+    check_lora,
+    check_objectives,
+    check_optimizer,
+    check_pairs,
+    check_texts,
+)
 from pipeline.config.data_section import Data, Validation
 from pipeline.config.model_sections import Language, QFormer, Vision
 from pipeline.config.section import NotNegative, OneOrMore, Positive, Section
@@ -189,9 +197,11 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _parts_fit_together(self) -> "Recipe":
         check_encoder(self)
+        check_lora(self)
         check_optimizer(self)
         check_objectives(self)
         check_texts(self)
+        check_pairs(self)
         check_epochs(self)
         return self
 

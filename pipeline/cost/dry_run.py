@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pipeline.config import Recipe
 from pipeline.cost.gpu_kernels import gpu_kernels
 from pipeline.cost.operations import Operation
-from pipeline.cost.recorder import REST, Recorder
+from pipeline.cost.recorder import Recorder
 from pipeline.cost.unweighted import (
     caption_batch,
     faked,
@@ -44,17 +44,25 @@ QUERY_PATH = "Q-Former and projection"
 class DryRun:
     """What one micro batch of one rank takes.
 
-    `flops` by part, backward passes apart. Bytes: `kept` for the backward pass by part, at the end of the forward pass;
+    `flops` by part, backward passes apart; of them, activation checkpointing computes
+    `repeated` for the second time. Bytes: `kept` for the backward pass by part, at the end of the forward pass;
     `peak`, the most that lives at any time beside weights and their gradients; `vision_peak`, that of the vision tower.
-    `operations`: what launches kernels, in its order. `sent`: what the task's own collectives send.
+    `operations`: what launches kernels, in its order, where it was asked for.
+    `sent`: what the task's own collectives send.
     """
 
     flops: dict[str, float]
+    repeated: dict[str, float]
     kept: dict[str, int]
     peak: int
     vision_peak: int
     operations: list[Operation]
     sent: Sent
+
+
+def once(run: DryRun) -> dict[str, float]:
+    """FLOPs by part, where each layer counts once, though activation checkpointing may repeat it."""
+    return {part: flops - run.repeated.get(part, 0.0) for part, flops in run.flops.items()}
 
 
 class UnweightedRecipe:
@@ -65,33 +73,39 @@ class UnweightedRecipe:
 
         self.recipe, self.mode = recipe, FakeTensorMode()
         self.task = unweighted_task(recipe, self.mode)
-        self.runs: dict[tuple[int, tuple[int, int], int], DryRun] = {}
+        self.runs: dict[tuple[int, tuple[int, int], int, bool], DryRun] = {}
 
-    def run(self, micro_size: int, lengths: tuple[int, int], num_ranks: int = 1) -> DryRun:
+    def run(
+        self, micro_size: int, lengths: tuple[int, int], num_ranks: int = 1, lists_operations: bool = False
+    ) -> DryRun:
         """One pass of `micro_size` captions with (context, target) tokens each, on one of `num_ranks` ranks."""
-        asked = (micro_size, lengths, num_ranks)
+        asked = (micro_size, lengths, num_ranks, lists_operations)
         if asked not in self.runs:
-            self.runs[asked] = self._run(caption_batch(self.recipe, micro_size, lengths), num_ranks, lengths[1])
+            batch = caption_batch(self.recipe, micro_size, lengths)
+            self.runs[asked] = self._run(batch, num_ranks, lengths[1], lists_operations)
         return self.runs[asked]
 
     def typical_run(self, micro_size: int, caption_tokens: int, num_ranks: int = 1) -> DryRun:
         """One pass of captions of many lengths, `caption_tokens` on average; those of all ranks are of one law."""
         of_all_ranks = typical_lengths(micro_size * num_ranks, caption_tokens)[-1]
         batch = typical_batch(self.recipe, micro_size, caption_tokens)
-        return self._run(batch, num_ranks, mean_lengths(self.recipe, of_all_ranks)[1])
+        return self._run(batch, num_ranks, mean_lengths(self.recipe, of_all_ranks)[1], lists_operations=True)
 
-    def _run(self, batch: Batch, num_ranks: int, longest_target: int) -> DryRun:
+    def _run(self, batch: Batch, num_ranks: int, longest_target: int, lists_operations: bool) -> DryRun:
         try:
             with self.mode:
-                return dry_run(self.task, faked(batch, self.mode), num_ranks, longest_target)
+                fake = faked(batch, self.mode)
+                return dry_run(self.task, fake, num_ranks, longest_target, lists_operations)
         except Exception as error:  # each architecture has kinds of its own, as where a step depends on values
             towers = [self.recipe.vision.name, *([self.recipe.language.name] if self.recipe.language else [])]
             raise ValueError(f"{' with '.join(towers)}: cannot run without weights ({first_line(error)})") from error
 
 
-def dry_run(task: Stage1Task | Stage2Task, batch: Batch, num_ranks: int, longest_target: int) -> DryRun:
+def dry_run(
+    task: Stage1Task | Stage2Task, batch: Batch, num_ranks: int, longest_target: int, lists_operations: bool = True
+) -> DryRun:
     """The same of a task whose tensors may be real."""
-    recorder = Recorder()
+    recorder = Recorder(lists_operations)
     watched = {id(module): module for module in _modules(task)}
     recorder.frozen(*watched.values())
     place = StepPlace(0, 1.0, longest_target, 0, num_ranks)
@@ -107,11 +121,11 @@ def dry_run(task: Stage1Task | Stage2Task, batch: Batch, num_ranks: int, longest
         loss = losses["loss"]
         del losses
         kept = {part: size for part, size in recorder.live.items() if size}
-        recorder.part = LANGUAGE_BACKWARD if isinstance(task, Stage2Task) else BRIDGE_BACKWARD
-        loss.backward()
-    recorder.part = REST
+        with recorder.backward_pass(LANGUAGE_BACKWARD if isinstance(task, Stage2Task) else BRIDGE_BACKWARD):
+            loss.backward()
     peaks = recorder.peaks
-    return DryRun(dict(recorder.flops), kept, max(peaks.values()), peaks[VISION], recorder.operations, sent)
+    flops, most = dict(recorder.flops), max(peaks.values())
+    return DryRun(flops, dict(recorder.repeated), kept, most, peaks[VISION], recorder.operations, sent)
 
 
 def _modules(task: Stage1Task | Stage2Task) -> list[nn.Module]:

@@ -14,8 +14,8 @@ from pipeline.cost.dry_run import (
     VISION,
     DryRun,
     UnweightedRecipe,
+    once,
 )
-from pipeline.cost.flops import sample_flops
 from pipeline.cost.fusion import fused
 from pipeline.cost.gpus import GIB, HOST_BANDWIDTH, Gpu
 from pipeline.cost.operations import Operation
@@ -28,7 +28,7 @@ CONTEXT_BYTES = int(1.5 * GIB)  # CUDA context, NCCL, cuBLAS workspaces: an assu
 FRAGMENTED_SHARE = 0.05  # of what is allocated, lost between blocks: an assumption
 ADAMW_BYTES = 28  # an element: reads weight, gradient and two moments, writes all but the gradient
 LINES_ALONE = 6  # probes on lines through two sizes, before others halve what is left
-MOST_GROWTH = 4  # of the micro batch, from one that fits to the next that is tried
+MOST_GROWTH = 16  # of the micro batch, from one that fits to the next that is tried
 SECONDS_A_DAY = 86400.0
 NEXT_BATCH = "next batch through the vision tower"
 
@@ -75,7 +75,11 @@ class Plan:
 
 
 def largest_that_fits(bytes_of: Callable[[int], int], least: int, likely: int, room: int) -> int:
-    """The largest size that takes at most `room` bytes, which grow with it; 0 when even `least` does not fit."""
+    """The largest size that takes at most `room` bytes; 0 when even `least` does not fit.
+
+    Memory is the largest of many straight lines in the size: so beyond two sizes it lies above the line through them.
+    What that line already excludes is not run.
+    """
     sizes = {least: bytes_of(least)}
     if sizes[least] > room:
         return 0
@@ -87,6 +91,9 @@ def largest_that_fits(bytes_of: Callable[[int], int], least: int, likely: int, r
             fitting = probe
         else:
             too_large = probe
+        slope = (sizes[fitting] - sizes[before]) / max(1, fitting - before)
+        if slope and sizes[fitting] + slope > room + 1:
+            break
         if len(sizes) > LINES_ALONE and too_large and len(sizes) % 2:
             probe = (fitting + too_large) // 2  # the line alone may close in from one side only
             continue
@@ -101,7 +108,7 @@ def largest_that_fits(bytes_of: Callable[[int], int], least: int, likely: int, r
 class Planner:
     """A recipe (its accumulation decided) on GPUs of one type. Runs without weights are kept and used again.
 
-    `say` is told what is computed next: a plan takes minutes.
+    `say` is told what is computed next: a plan takes seconds.
     """
 
     def __init__(
@@ -123,7 +130,7 @@ class Planner:
         self.bridge = states.tensors_of(task.bridge)
         frozen = task.towers.vision
         self.vision_bytes = states.tensors_of(frozen).num_bytes if frozen else 0  # a trained one is in the bridge
-        self.language = states.tensors_of(task.towers.language.model) if task.towers.language else None
+        self.language = states.tensors_of(task.towers.language.model, task.bridge) if task.towers.language else None
         self.passes = recipe.batch.num_passes(assumed.num_gpus)
 
     def dry_run(self, micro_size: int) -> DryRun:
@@ -246,19 +253,13 @@ class Planner:
             return self.gpu.peak_fp8_flops
         return self.gpu.peak_fp32_flops if precision == "fp32" else self.gpu.peak_flops
 
-    def computes_twice(self) -> bool:
-        """Whether activation checkpointing repeats some of the arithmetic."""
-        language = self.recipe.language
-        return self.recipe.vision.activation_checkpointing or (
-            language is not None and language.activation_checkpointing
-        )
-
     def plan(self) -> Plan:
-        """The whole plan. Makes some seven runs without weights, most to find the largest micro batch."""
+        """The whole plan. Makes some five runs without weights, most to find the largest micro batch."""
         least = 2
         lengths = mean_lengths(self.recipe, self.assumed.caption_tokens)
-        flops = {part: total / least for part, total in self.unweighted.run(least, lengths).flops.items()}
-        model_flops = sum((sample_flops(self.recipe, lengths) if self.computes_twice() else flops).values())
+        of_samples = self.unweighted.run(least, lengths)
+        flops = {part: total / least for part, total in of_samples.flops.items()}
+        model_flops = sum(once(of_samples).values()) / least
         own, transfers = self.dry_run(self.recipe.batch.micro_size), self.transfers()
         ranks, host = self.assumed.num_gpus, states.bridge_states(self.bridge, self.policy, self.assumed.num_gpus).host
         return Plan(

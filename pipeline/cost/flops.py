@@ -3,7 +3,7 @@
 import logging
 
 from pipeline.config import Recipe
-from pipeline.cost.dry_run import UnweightedRecipe
+from pipeline.cost.dry_run import UnweightedRecipe, once
 from pipeline.cost.gpus import gpu_of_cuda
 from pipeline.cost.unweighted import mean_lengths
 
@@ -18,13 +18,7 @@ def sample_flops(recipe: Recipe, lengths: tuple[int, int]) -> dict[str, float]:
     Each layer counts once, though activation checkpointing may repeat it; a frozen tower's backward pass has no
     products for its weights.
     """
-    once = recipe.vision.model_copy(update={"activation_checkpointing": False})
-    recipe = recipe.model_copy(update={"vision": once})
-    if recipe.language is not None:
-        plain = recipe.language.model_copy(update={"activation_checkpointing": False})
-        recipe = recipe.model_copy(update={"language": plain})
-    found = UnweightedRecipe(recipe).run(NUM_PAIRS, lengths)
-    return {part: flops / NUM_PAIRS for part, flops in found.flops.items()}
+    return {part: flops / NUM_PAIRS for part, flops in once(UnweightedRecipe(recipe).run(NUM_PAIRS, lengths)).items()}
 
 
 def utilisation_of_one_sample_a_second(recipe: Recipe, num_ranks: int, cuda_name: str | None) -> float | None:

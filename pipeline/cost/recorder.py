@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -28,13 +29,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """FLOPs by part (matrix products and attention, a product of m x k and k x n as 2mnk), and bytes that live.
 
     Bytes are of what was made within, by the part that made it: neither weights nor what is freed again. `operations`
-    are all that launch kernels, in their order.
+    are all that launch kernels, in their order; they are listed only where they are wanted, as that takes time.
+    `repeated` are the FLOPs of activation checkpointing, which computes layers again in the backward pass.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lists_operations: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.part = REST
+        self.part, self.lists_operations = REST, lists_operations
+        self._layers_begun = 0
         self.flops: defaultdict[str, float] = defaultdict(float)
+        self.repeated: defaultdict[str, float] = defaultdict(float)
         self.live: defaultdict[str, int] = defaultdict(int)
         self.peaks: defaultdict[str, int] = defaultdict(int)  # of all live bytes, while a part ran
         self.operations: list[Operation] = []
@@ -52,8 +56,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             work = law(*arguments, **options, out_val=out)
             share = MODEL_SHARE if function._overloadpacket is ATTENTION_BACKWARD else 1
             self.flops[self.part] += work * share
-        operation = operation_of(function, (arguments, options), out, self.part, work, self._number)
-        self.operations += [operation] if operation else []
+            if self._layers_begun:
+                self.repeated[self.part] += work * share
+        if self.lists_operations:
+            operation = operation_of(function, (arguments, options), out, self.part, work, self._number)
+            self.operations += [operation] if operation else []
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._note(tensor)
@@ -97,6 +104,26 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return original(*arguments, **options)
 
         setattr(owner, method, watched)
+
+    @contextmanager
+    def backward_pass(self, part: str) -> Iterator[None]:
+        """Within is a backward pass: a module that runs there runs for the second time."""
+
+        def begin(*_: Any) -> None:
+            self._layers_begun += 1
+
+        def end(*_: Any) -> None:
+            self._layers_begun -= 1
+
+        self.part = part
+        # Checkpointing leaves a layer by an exception when it has all that it needs: `always_call`.
+        hooks = [register_module_forward_pre_hook(begin), register_module_forward_hook(end, always_call=True)]
+        try:
+            yield
+        finally:
+            self.part, self._layers_begun = REST, 0
+            for hook in hooks:
+                hook.remove()
 
     def frozen(self, *modules: torch.nn.Module) -> None:
         """Weights are not counted, though an operation may give one out again."""

@@ -23,9 +23,10 @@ class Tensors:
         return sum(self.matrices) + sum(self.vectors)
 
 
-def tensors_of(module: nn.Module) -> Tensors:
-    """Each parameter once; bytes with those of its buffers."""
-    parameters = list(module.parameters())
+def tensors_of(module: nn.Module, without: nn.Module | None = None) -> Tensors:
+    """Each parameter once, but not those of `without`; bytes with those of its buffers."""
+    others = {id(parameter) for parameter in without.parameters()} if without else set()
+    parameters = [parameter for parameter in module.parameters() if id(parameter) not in others]
     matrices = tuple(p.numel() for p in parameters if p.ndim >= 2)
     vectors = tuple(p.numel() for p in parameters if p.ndim < 2)
     return Tensors(matrices, vectors, _bytes_of([*parameters, *module.buffers()]))

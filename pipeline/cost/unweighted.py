@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from pipeline.config import Recipe
 from pipeline.data.batch import Batch
+from pipeline.data.pairs import Layout, interleave
 from pipeline.models.build import build_bridge
 from pipeline.models.encoders import load_encoder
+from pipeline.models.interleaved import check_positions
 from pipeline.models.language import (
     CausalTower,
     LanguageTower,
@@ -21,6 +23,7 @@ from pipeline.models.language import (
     language_config,
     language_on_meta,
 )
+from pipeline.models.lora import add_lora
 from pipeline.models.one_kernel import fuse_operations
 from pipeline.models.recomputing import checkpoint_layers
 from pipeline.models.stage1 import Stage1Bridge
@@ -62,15 +65,19 @@ def unweighted_task(recipe: Recipe, mode: Any) -> Stage1Task | Stage2Task:
             bridge, frozen, recipe.objectives, bridge.qformer.shape.vocabulary - 1, recipe.qformer.precision
         )
     assert isinstance(bridge, Stage2Bridge)
-    language = _language(recipe, mode)
+    language = _language(recipe, mode, bridge)
+    check_positions(language, recipe)
     sharded, asks = recipe.run.layout == "sharded", recipe.data.sample == "question"
     return Stage2Task(bridge, frozen, language, recipe.qformer.precision, sharded, asks)
 
 
-def _language(recipe: Recipe, mode: Any) -> LanguageTower:
+def _language(recipe: Recipe, mode: Any, bridge: Stage2Bridge) -> LanguageTower:
+    """The language model; the bridge's LoRA is then the one that it runs."""
     assert recipe.language is not None
     model = language_on_meta(recipe.language)
-    model.requires_grad_(False).eval()
+    model.requires_grad_(False)
+    bridge.lora = add_lora(model, recipe, "meta")
+    model.eval()
     _without_weights(model, mode)
     fuse_operations(model)
     if recipe.language.activation_checkpointing:
@@ -114,7 +121,16 @@ def caption_batch(recipe: Recipe, micro_size: int, lengths: tuple[int, int]) -> 
     size_px = recipe.vision.image_size_px
     pixels = torch.zeros((micro_size, 3, size_px, size_px), dtype=torch.uint8)
     texts = tokens(context, equal=not asks), tokens(target)
-    return Batch(pixels, torch.arange(micro_size), *texts, 0, question=question)
+    return _in_sequences(Batch(pixels, torch.arange(micro_size), *texts, 0, question=question), recipe)
+
+
+def _in_sequences(batch: Batch, recipe: Recipe) -> Batch:
+    """The same with sequences of several pairs, where the recipe has them; all samples are of one source."""
+    pairs = recipe.data.pairs_per_sequence
+    if pairs == 1:
+        return batch
+    layout = Layout(pairs, recipe.qformer.num_query_tokens, 1, _is_seq2seq(recipe))
+    return interleave(batch, [""] * len(batch.image_ids_B), layout)
 
 
 def typical_batch(recipe: Recipe, micro_size: int, caption_tokens: int) -> Batch:
@@ -122,7 +138,8 @@ def typical_batch(recipe: Recipe, micro_size: int, caption_tokens: int) -> Batch
     rows = [mean_lengths(recipe, length) for length in typical_lengths(micro_size, caption_tokens)]
     context, target = (pad_tokens([[1] * length for length in lengths], 0) for lengths in zip(*rows, strict=True))
     question = context if recipe.qformer.question != "none" else None
-    return replace(caption_batch(recipe, micro_size, (0, 0)), context=context, target=target, question=question)
+    empty = caption_batch(recipe, micro_size, (0, 0))
+    return _in_sequences(replace(empty, context=context, target=target, question=question), recipe)
 
 
 def typical_lengths(number: int, mean: int) -> list[int]:

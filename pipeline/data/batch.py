@@ -2,14 +2,14 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.data.stream import Sample
-from pipeline.tokens import Tokens, pad_tokens
+from pipeline.tokens import Interleaved, Tokens, pad_tokens
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Batch:
     `frozen_BPI` are the image encoder's tokens, once it has run. `question` is what the Q-Former reads beside its
     queries: [CLS] text [SEP], where the recipe asks for it (`qformer.question`). A sample has one context and target,
     or as many as `answers` says: A in all, sample by sample. `loss_weights_A` are factors on their losses, where one
-    is not 1.
+    is not 1. `interleaved` are the sequences of several pairs that the language model reads, if it does
+    (`data.pairs_per_sequence`); then context and target are what each pair has in them.
     """
 
     pixels_B3SS: Tensor
@@ -31,6 +32,7 @@ class Batch:
     question: Tokens | None = None
     loss_weights_A: Tensor | None = None
     answers: tuple[int, ...] | None = None
+    interleaved: Interleaved | None = None
 
     def tensors(self) -> list[Tensor]:
         """All of them."""
@@ -54,11 +56,12 @@ class Batch:
         """The batch with every tensor of it changed."""
 
         def changed(value: Any) -> Any:
-            if isinstance(value, Tokens):
-                return Tokens(change(value.ids), change(value.is_token), value.count)
+            if is_dataclass(value) and not isinstance(value, type):
+                return replace(value, **{field.name: changed(getattr(value, field.name)) for field in fields(value)})
             return change(value) if isinstance(value, Tensor) else value
 
-        return Batch(**{field.name: changed(getattr(self, field.name)) for field in fields(self)})
+        batch: Batch = changed(self)
+        return batch
 
 
 Collate = Callable[[Sequence[Sample]], Batch]

@@ -1,9 +1,10 @@
 """The manifest: which shards make a data set, and where in each tar every sample lies.
 
 A manifest is one JSON file outside the shard folders, written by `data_prep.index`. Beside it, in `NAME.index/`, lies
-one `.npy` per shard: int64 [samples, 6], a row a sample = (jpg offset, jpg bytes, json offset, json bytes, captions,
-questions), so that a reader seeks straight to a sample and knows what it holds. Tables of earlier versions have the
-first four columns. Readers trust the manifest, never a glob. Paths are relative to its folder.
+one `.npy` per shard: int64 [samples, 7], a row a sample = (jpg offset, jpg bytes, json offset, json bytes, captions,
+questions, digest of the JSON), so that a reader seeks straight to a sample, knows what it holds, and notices another
+tar in the shard's place. Tables of earlier versions have the first four or six columns. Readers trust the manifest,
+never a glob. Paths are relative to its folder.
 """
 
 import hashlib
@@ -22,8 +23,9 @@ from pydantic.dataclasses import dataclass as validated_dataclass
 from pipeline.files import read_validated
 
 FORMAT = "blip2-manifest/1"
-PLACES, COLUMNS = 4, 6
-"""Columns of an offset table: the places alone, as earlier versions wrote it, or with the two counts."""
+PLACES, COUNTS, COLUMNS = 4, 6, 7
+"""Columns of an offset table: the places alone, with the two counts (earlier versions), with the digest of the JSON."""
+REPLACED = "the tar was replaced or is damaged: run data_prep.verify, and data_prep.index again"
 LEAST_SAMPLE = 1024
 """Bytes: a sample has two members in its tar, each with a header of 512 bytes."""
 COUNTED = ("dropped", "dropped_questions", "question_sets", "cleaned_of")
@@ -145,15 +147,15 @@ class Manifest:
         Raises ValueError when the table is of an earlier version, which has no counts.
         """
         table = self.table(shard)
-        if table.shape[1] != COLUMNS:
+        if table.shape[1] < COUNTS:
             raise ValueError(
                 f"{self.root / shard.index}: has no counts of captions and questions, because an earlier version wrote "
                 "it; run `python -m data_prep.index` again"
             )
-        return table[:, PLACES:]
+        return table[:, PLACES:COUNTS]
 
     def table(self, shard: Shard) -> NDArray[np.int64]:
-        """Memory-mapped int64 [samples, 6], or 4 columns of an earlier version: the whole offset table of a shard."""
+        """Memory-mapped int64: all columns that the table of a shard has, 7, or 4 or 6 of earlier versions."""
         path = self.root / shard.index
         try:
             if not path.is_file():
@@ -163,12 +165,23 @@ class Manifest:
                 raise ValueError(f"its type is {table.dtype}, expected int64")
         except Exception as error:  # numpy raises many kinds of errors on a damaged header
             raise ValueError(f"{path}: is not a table of offsets ({error}); run data_prep.index again") from error
-        if table.ndim != 2 or len(table) != shard.samples or table.shape[1] not in (PLACES, COLUMNS):
+        if table.ndim != 2 or len(table) != shard.samples or table.shape[1] not in (PLACES, COUNTS, COLUMNS):
             raise ValueError(
                 f"{self.root / shard.index}: shape {table.shape}, expected ({shard.samples}, {COLUMNS}) or, of an "
-                f"earlier version, ({shard.samples}, {PLACES})"
+                f"earlier version, ({shard.samples}, {PLACES} or {COUNTS})"
             )
         return table
+
+
+def digest_of(text: bytes) -> int:
+    """64 bits of a hash of a sample's JSON, which holds its key, its texts and the sha256 of its picture."""
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
+
+
+def check_record(text: bytes, row: NDArray[np.int64]) -> None:
+    """Raises ValueError when the JSON is not what was indexed; tables of earlier versions do not say what was."""
+    if len(row) == COLUMNS and digest_of(text) != row[COUNTS]:
+        raise ValueError(f"another JSON than was indexed; {REPLACED}")
 
 
 def read_manifest(path: Path) -> ManifestFile:

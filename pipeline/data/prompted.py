@@ -45,7 +45,7 @@ def collate_prompted_causal(
 
     Raises ValueError when the tokenizer joins prompt and text, or the prompt leaves no token for a text.
     """
-    begin = _num_special(tokenizer)
+    begin = num_special(tokenizer)
     kept = begin + len(tokenizer(template.rpartition(HOLE)[2], add_special_tokens=False).input_ids)
     _check_template(tokenizer, max_tokens, end_text, template, kept)
 
@@ -66,7 +66,7 @@ def collate_prompted_causal(
     return collate
 
 
-def _num_special(tokenizer: Any) -> int:
+def num_special(tokenizer: Any) -> int:
     """Tokens that the tokenizer puts before a text: BOS, where the model has one."""
     return len(tokenizer("").input_ids)
 

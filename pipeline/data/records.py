@@ -1,5 +1,6 @@
 """The JSON of a sample: its key, and the texts of the picture from which one is drawn. Nothing in it is trusted."""
 
+import hashlib
 import json
 import random
 from collections.abc import Sequence
@@ -33,10 +34,13 @@ class Texts:
         return rng.choices(self.choices, self.counts)[0]
 
 
-def read_record(text: bytes, sample: SampleKind = "image", which: int = 0) -> tuple[str, Texts]:
+def read_record(
+    text: bytes, sample: SampleKind = "image", which: int = 0, picture: bytes | None = None
+) -> tuple[str, Texts]:
     """Key and texts of a sample: all captions of a picture, its caption `which`, or its question `which`.
 
-    Captions without words are passed over. Raises ValueError when no text is left.
+    Captions without words are passed over. Raises ValueError when no text is left, or when the `picture` is not the one
+    whose sha256 the JSON has.
     """
     try:
         content = json.loads(text)
@@ -44,6 +48,8 @@ def read_record(text: bytes, sample: SampleKind = "image", which: int = 0) -> tu
         raise ValueError("its JSON is nested too deep") from error
     if not isinstance(content, dict) or not is_text(content.get("key")):
         raise ValueError("its JSON has no key")
+    if picture is not None and "sha256" in content and hashlib.sha256(picture).hexdigest() != content["sha256"]:
+        raise ValueError("its picture differs from its sha256")
     if sample == "question":
         return content["key"], _question(_list_of(content, "questions"), which)
     captions = _list_of(content, "captions")
@@ -51,6 +57,16 @@ def read_record(text: bytes, sample: SampleKind = "image", which: int = 0) -> tu
         raise ValueError(f"its JSON has no caption {which}")
     chosen = captions if sample == "image" else captions[which : which + 1]
     return content["key"], captions_of(chosen)
+
+
+def foreign_caption(text: bytes) -> str | None:
+    """The caption in a JSON of img2dataset, whose key counts within its tar alone; None when it has none."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    caption = content.get("caption") if isinstance(content, dict) else None
+    return caption if isinstance(caption, str) else None
 
 
 def captions_of(captions: Sequence[object]) -> Texts:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config import Data
-from pipeline.data.manifest import Manifest
+from pipeline.data.manifest import PLACES, Manifest, check_record
 from pipeline.data.order import TOTALS, Order
 from pipeline.data.records import Texts, read_record
 from pipeline.data.transforms import decode, random_resized_crop
@@ -48,6 +48,7 @@ class Sample:
     rng: random.Random
     corrupt: int
     question: str = ""
+    source: str = ""
     loss_weight: float = 1.0
     answers: tuple[tuple[str, float], ...] = ()
 
@@ -83,7 +84,7 @@ class SampleStream:
         self._told: set[int] = set()
 
     def _read_offsets(self, shard: int) -> NDArray[np.int64]:
-        return self.manifest.offsets(self.manifest.shards[shard])
+        return self.manifest.table(self.manifest.shards[shard])
 
     def _read_ends(self, shard: int) -> NDArray[np.int64]:
         """Of each row, how many captions or questions the shard has up to its last one."""
@@ -139,7 +140,8 @@ class SampleStream:
 
     def _read(self, shard: int, row: int, which: int) -> tuple[bytes, str, Texts]:
         """JPEG bytes, key and texts of one row. Raises OSError or ValueError when the tar does not hold them."""
-        jpg_offset, jpg_bytes, json_offset, json_bytes = (int(number) for number in self._offsets(shard)[row])
+        places = self._offsets(shard)[row]
+        jpg_offset, jpg_bytes, json_offset, json_bytes = (int(number) for number in places[:PLACES])
         file = self._file(shard)
         if max(jpg_bytes, json_bytes) > LARGEST_MEMBER or min(jpg_offset, jpg_bytes, json_offset, json_bytes) < 0:
             raise ValueError(
@@ -149,7 +151,8 @@ class SampleStream:
         if len(picture) != jpg_bytes or len(text) != json_bytes:
             raise ValueError(f"{self.manifest.shards[shard].path}: ends before row {row}")
         try:
-            return picture, *read_record(text, self.settings.sample, which)
+            check_record(text, places)
+            return picture, *read_record(text, self.settings.sample, which, picture)
         except ValueError as error:
             raise ValueError(f"{self.manifest.shards[shard].path}: row {row} is damaged: {error}") from error
 
@@ -193,5 +196,5 @@ class SampleStream:
         again = f"/{occurrence}" if occurrence else ""
         rng = random.Random(f"{self.order.seed}/{epoch}/{key}{of}{again}")
         sample = draw_sample(key, pixels_3HW, texts, corrupt, rng, self.settings, self.image_size_px)
-        weights = self.settings.loss_weights or {}
-        return replace(sample, loss_weight=weights.get(self.manifest.shards[shard].source, 1.0))
+        source, weights = self.manifest.shards[shard].source, self.settings.loss_weights or {}
+        return replace(sample, source=source, loss_weight=weights.get(source, 1.0))

@@ -1,9 +1,10 @@
 """Shards from HTTP(S) URLs and `pipe:` commands, without a manifest: read from begin to end, through webdataset.
 
 Each worker of each rank passes endlessly over shards of its own, in an order that is drawn again for each pass, through
-a buffer of `SHUFFLE_SAMPLES`. A tar is not compressed and holds `KEY.jpg` and either `KEY.json` with `key` and
-`captions`, as data_prep writes, or `KEY.txt`. A run logs at its start what streaming cannot promise (`CANNOT_PROMISE`).
-A `pipe:` command is run by the shell: it comes from the recipe, never from a manifest.
+a buffer of `SHUFFLE_SAMPLES`. A tar is not compressed. A sample is `KEY.jpg` with one of these: `KEY.json` with `key`
+and `captions`, as data_prep writes, or, as img2dataset writes both, `KEY.txt`, or `KEY.json` with `caption`. A run logs
+at its start what streaming cannot promise (`CANNOT_PROMISE`). A `pipe:` command is run by the shell: it comes from the
+recipe, never from a manifest.
 
 This is the one module that knows webdataset, of which it uses the grouping of files into samples, and the shuffle
 buffer. `streamed_tar` opens URLs and reads tars.
@@ -21,7 +22,7 @@ from typing import Any
 from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.config import Data
-from pipeline.data.records import captions_of, read_record
+from pipeline.data.records import captions_of, foreign_caption, read_record
 from pipeline.data.stream import Sample, UnreadableShardError, draw_sample
 from pipeline.data.streamed_tar import FAULTS, files, opened
 from pipeline.data.transforms import decode
@@ -130,9 +131,10 @@ class StreamedSamples(IterableDataset[Sample]):
         try:
             key, texts = read_record(raw.get("json", b"{}"))
         except ValueError:
-            if "txt" not in raw:
+            caption = raw["txt"].decode() if "txt" in raw else foreign_caption(raw.get("json", b""))
+            if caption is None:
                 raise
-            key, texts = f"{raw['__url__']}/{raw['__key__']}", captions_of([raw["txt"].decode()])
+            key, texts = f"{raw['__url__']}/{raw['__key__']}", captions_of([caption])
         rng = random.Random(f"{self.seed}/{number}/{key}")
         return draw_sample(key, decode(raw["jpg"]), texts, corrupt, rng, self.settings, self.image_size_px)
 

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from pipeline.config import QFormer as QFormerSettings
 from pipeline.config import Recipe
 from pipeline.models.encoders import load_encoder, vision_width
-from pipeline.models.language import LanguageTower, language_width
+from pipeline.models.language import LanguageTower, language_on_meta, language_width
 from pipeline.models.loading import load_of_transformers, not_loaded, refuse_missing
+from pipeline.models.lora import add_lora
 from pipeline.models.qformer import QFormer
 from pipeline.models.qformer_layer import Layer, QFormerShape
 from pipeline.models.stage1 import Stage1Bridge
@@ -129,11 +130,16 @@ def build_stage1(recipe: Recipe, image_width: int, trained: TrainedVision | None
 
 
 def build_stage2(
-    recipe: Recipe, image_width: int, language: LanguageTower, trained: TrainedVision | None = None
+    recipe: Recipe,
+    image_width: int,
+    language: LanguageTower,
+    trained: TrainedVision | None = None,
+    lora: nn.Module | None = None,
 ) -> Stage2Bridge:
-    """A fresh stage-2 bridge that starts from BERT (and, once loaded, from stage 1); with an encoder as above."""
+    """A fresh stage-2 bridge that starts from BERT (and, once loaded, from stage 1); with an encoder as above, and with
+    the matrices that `add_lora` has put into the language model."""
     asks = recipe.qformer.question != "none"
-    bridge = Stage2Bridge(_shape(recipe, image_width), language.width, trained, asks)
+    bridge = Stage2Bridge(_shape(recipe, image_width), language.width, trained, asks, lora)
     load_bert(bridge.qformer, recipe.qformer)
     return bridge
 
@@ -146,12 +152,16 @@ def build_bridge(recipe: Recipe, device: str = "cpu") -> Bridge:
     shape = _shape(recipe, vision_width(recipe.vision))
     if recipe.language is None:
         return Stage1Bridge(shape, recipe.qformer.projection_width, vision)
-    return Stage2Bridge(shape, language_width(recipe.language), vision, recipe.qformer.question != "none")
+    lora = add_lora(language_on_meta(recipe.language), recipe, device) if recipe.language.lora.rank else None
+    return Stage2Bridge(shape, language_width(recipe.language), vision, recipe.qformer.question != "none", lora)
 
 
 def log_frozen_and_trainable(frozen: dict[str, nn.Module], trainable: nn.Module) -> None:
-    """Freeze the towers, and log how many parameters are frozen and how many are trained."""
+    """Freeze the towers, and log how many parameters are frozen and how many are trained. LoRA's are the bridge's."""
+    trained = {id(parameter) for parameter in trainable.parameters()}
     for name, module in frozen.items():
-        module.requires_grad_(False).eval()
-        log.info("%s: %.1fM parameters, frozen", name, sum(p.numel() for p in module.parameters()) / 1e6)
+        own = [parameter for parameter in module.eval().parameters() if id(parameter) not in trained]
+        for parameter in own:
+            parameter.requires_grad_(False)
+        log.info("%s: %.1fM parameters, frozen", name, sum(p.numel() for p in own) / 1e6)
     log.info("bridge: %.1fM parameters, trained", sum(p.numel() for p in trainable.parameters()) / 1e6)

@@ -11,27 +11,34 @@ if TYPE_CHECKING:
 STEP = 0x9E3779B97F4A7C15 - (1 << 64)  # odd, its bits well mixed (2^64 over the golden ratio), as a signed number
 CHUNK = 1 << 24  # elements that are weighted at once: bounds the memory
 SMALL = 1 << 12  # elements; smaller buffers go whole into the fingerprint
+TRAINED, WRAPPED = ("lora_A", "lora_B"), ".base_layer."  # in peft's names: LoRA's matrices; the layer beside them
 UNTOLD = ("transformers_version", "_name_or_path", "_from_model_config")
 
 
 def fingerprint(module: "nn.Module") -> str:
     """sha256 over each parameter's and saved buffer's name, type, shape and sum of bits.
 
-    An element's bits are multiplied by a number of its place. Tensors are read once, on their device, and integer sums
-    do not depend on the order.
+    An element's bits are multiplied by a number of its place. What LoRA trains does not count. Tensors are read once,
+    on their device, and integer sums do not depend on the order.
     """
     import torch
 
     saved = module.state_dict().keys()
     buffers = {name: buffer for name, buffer in module.named_buffers() if name in saved}
     lines, sums = [], []
-    for name, tensor in sorted((dict(module.named_parameters()) | buffers).items()):
+    tensors = {frozen_name(name): each for name, each in (dict(module.named_parameters()) | buffers).items()}
+    for name, tensor in sorted((name, each) for name, each in tensors.items() if name is not None):
         lines.append(f"{name} {tensor.dtype} {tuple(getattr(tensor, 'ds_shape', tensor.shape))}")
         sums.append(_sum_of_bits(tensor.detach()))
     numbers = torch.stack(sums).tolist() if sums else []
     return hashlib.sha256(
         "\n".join(f"{line} {number}" for line, number in zip(lines, numbers, strict=True)).encode()
     ).hexdigest()
+
+
+def frozen_name(name: str) -> str | None:
+    """The name that a frozen tensor has without LoRA; None for LoRA's own."""
+    return None if any(part in TRAINED for part in name.split(".")) else name.replace(WRAPPED, ".")
 
 
 def _sum_of_bits(tensor: "Tensor") -> "Tensor":

@@ -9,19 +9,19 @@ from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from pipeline.config import Language
 from pipeline.models.attention_masks import hiding_padding
 from pipeline.models.beam_cache import copied_for_beams, has_plain_cache
+from pipeline.models.interleaved import causal_loss_sum, embedded
 from pipeline.models.loading import load_of_transformers, not_loaded, refuse_missing
 from pipeline.models.marked_text import PicturesOf, check_length, with_pictures
 from pipeline.models.one_kernel import fuse_operations
-from pipeline.models.precision import DTYPES, at_least_fp32
+from pipeline.models.precision import DTYPES
 from pipeline.models.recomputing import checkpoint_layers
-from pipeline.tokens import Tokens, close_up
+from pipeline.models.token_losses import IGNORED, padded_loss_sum
+from pipeline.tokens import Given, Interleaved, Tokens, close_up
 
-IGNORED = -100  # label of a position that is not scored
 TAKES_4D_MASKS = ("t5", "mt5")  # encoder-decoders that add a mask of four dimensions as it is
 
 
@@ -45,25 +45,16 @@ class LanguageTower(Protocol):
     tokenizer: Any
     width: int
 
-    def loss_sum(self, prompts_BQH: Tensor, context: Tokens, target: Tokens, weights_B: Tensor | None = None) -> Tensor:
+    def loss_sum(self, prompts_BQH: Tensor, context: Given, target: Tokens, weights_B: Tensor | None = None) -> Tensor:
         """Cross-entropy of the target after prompts and context, summed over its tokens, fp32. Gradient to prompts.
 
-        `weights_B` are factors on the sums of the rows.
+        `weights_B` are factors on the sums of the rows. Instead of contexts there may be sequences of several pairs.
         """
 
     def generate(
         self, prompts_BQH: Tensor | None, texts: Sequence[str], decoding: Decoding, pictures: PicturesOf | None = None
     ) -> list[str]:
         """Continue each text after its soft prompts (None: after the text alone), or as `with_pictures` places them."""
-
-
-def _scored(logits_BLV: Tensor, target: Tokens, weights_B: Tensor | None) -> Tensor:
-    labels_BL = target.ids.masked_fill(~target.is_token, IGNORED)
-    logits_TV, labels_T = at_least_fp32(logits_BLV.flatten(0, 1)), labels_BL.flatten()
-    if weights_B is None:
-        return functional.cross_entropy(logits_TV, labels_T, ignore_index=IGNORED, reduction="sum")
-    losses_T = functional.cross_entropy(logits_TV, labels_T, ignore_index=IGNORED, reduction="none")
-    return (losses_T.view(labels_BL.shape).sum(dim=1) * weights_B).sum()
 
 
 class _Tower:
@@ -132,7 +123,10 @@ class CausalTower(_Tower):
             raise ValueError(f"language.end_text {end_text!r}: the tokenizer has no token for it; set another text")
         self.end_token_id: int = ids[-1]
 
-    def loss_sum(self, prompts_BQH: Tensor, context: Tokens, target: Tokens, weights_B: Tensor | None = None) -> Tensor:
+    def loss_sum(self, prompts_BQH: Tensor, context: Given, target: Tokens, weights_B: Tensor | None = None) -> Tensor:
+        if isinstance(context, Interleaved):
+            embeddings = embedded(self.embed_tokens, prompts_BQH, context)
+            return causal_loss_sum(self.model, embeddings, context, target, weights_B)
         text, scored = close_up(context, target)
         embeddings, _ = self._inputs(prompts_BQH, text)
         length = scored.ids.shape[1]
@@ -140,7 +134,7 @@ class CausalTower(_Tower):
         # The language head runs only on the positions that predict the target: its logits are the largest tensor.
         output = self.model(inputs_embeds=embeddings, attention_mask=None, logits_to_keep=length + 1, use_cache=False)
         logits_BLV = output.logits
-        return _scored(logits_BLV[:, -length - 1 : -1], scored, weights_B)
+        return padded_loss_sum(logits_BLV[:, -length - 1 : -1], scored, weights_B)
 
     def generate(
         self, prompts_BQH: Tensor | None, texts: Sequence[str], decoding: Decoding, pictures: PicturesOf | None = None
@@ -175,8 +169,12 @@ class Seq2SeqTower(_Tower):
 
     kind: Literal["causal", "seq2seq"] = "seq2seq"
 
-    def loss_sum(self, prompts_BQH: Tensor, context: Tokens, target: Tokens, weights_B: Tensor | None = None) -> Tensor:
-        embeddings, mask = self._inputs(prompts_BQH, context)
+    def loss_sum(self, prompts_BQH: Tensor, context: Given, target: Tokens, weights_B: Tensor | None = None) -> Tensor:
+        if isinstance(context, Interleaved):
+            embeddings, context = embedded(self.embed_tokens, prompts_BQH, context), context.text
+            mask = context.is_token.long()
+        else:
+            embeddings, mask = self._inputs(prompts_BQH, context)
         own_mask = self.model.config.model_type in TAKES_4D_MASKS
         seen = hiding_padding(mask, context, embeddings.dtype) if own_mask else mask
         labels = target.ids.masked_fill(~target.is_token, IGNORED)
@@ -184,7 +182,7 @@ class Seq2SeqTower(_Tower):
         output = self.model(
             inputs_embeds=embeddings, attention_mask=seen, decoder_input_ids=decoder_ids, use_cache=False
         )
-        return _scored(output.logits, target, weights_B)
+        return padded_loss_sum(output.logits, target, weights_B)
 
     def _decoder_ids(self, labels_BL: Tensor) -> Tensor:
         """The labels shifted right, as the model itself does it: most put a start token first, mBART the language."""

@@ -12,13 +12,18 @@ from pipeline.tokens import Tokens
 
 class Stage2Bridge(nn.Module):
     """Everything that stage 2 trains: `ln_vision`, the query path, the projection to soft prompts, the image encoder if
-    it is trained, and the text path if the Q-Former reads questions."""
+    it is trained, the text path if the Q-Former reads questions, and LoRA's matrices, which the language model runs."""
 
     def __init__(
-        self, shape: QFormerShape, language_width: int, vision: nn.Module | None = None, reads_questions: bool = False
+        self,
+        shape: QFormerShape,
+        language_width: int,
+        vision: nn.Module | None = None,
+        reads_questions: bool = False,
+        lora: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.vision = vision
+        self.vision, self.lora = vision, lora
         self.ln_vision = nn.LayerNorm(shape.image_width, eps=1e-5)
         self.qformer = QFormer(shape, "read" if reads_questions else "none")
         self.language_projection = nn.Linear(shape.width, language_width)

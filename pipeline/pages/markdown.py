@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-PUNCTUATION = re.compile(r"""([!-/:-@\[-`{-~])""")  # of ASCII; Markdown takes a backslash before each
+MARKS = re.compile(r"([!#$&()*+\-.:<=>@\[\\\]^_`{|}~])")  # what Markdown may read; it takes a backslash before each
 FENCE = "```"
 
 
@@ -11,7 +11,7 @@ def escaped(text: str, most: int = 300) -> str:
     """The text in one line, cut to so many characters, with a backslash before every mark that Markdown may read."""
     line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
     line = line if len(line) <= most else f"{line[:most]}..."
-    return PUNCTUATION.sub(r"\\\1", line)
+    return MARKS.sub(r"\\\1", line)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -19,6 +19,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MAX_BYTES = 256 << 20
 MAX_PIXELS = 120_000_000
 """A photo of 108 megapixels is decoded."""
+MAX_MEMORY = 600_000_000
+"""Bytes that decoding may take at its peak. 120 megapixels in RGB take 5 a pixel, with what is copied meanwhile."""
+OF_COPIES = {"WEBP": 20, "AVIF": 16}
+"""Bytes a pixel of decoders that keep the picture several times, measured."""
+OF_TRANSPARENCY, OF_OTHER_COLOURS, OF_RGB = 16, 9, 5
 MAX_SCANNED_PIXELS = 2_000_000_000
 """Pixels x scans of a JPEG, about 1.3 s. An ordinary JPEG has 10 scans at most, a hostile one thousands."""
 SCAN = (0xFF, 0xDA)
@@ -60,13 +65,23 @@ def opened(content: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...
         raise UnidentifiedImageError(f"is no picture of {', '.join(formats)}") from error
     with found as image:
         num_pixels = image.width * image.height
-        if num_pixels > max_pixels:
-            raise Image.DecompressionBombError(f"has {num_pixels} pixels, more than {max_pixels}")
+        most = min(max_pixels, MAX_MEMORY // _bytes_a_pixel(image))
+        if num_pixels > most:
+            raise Image.DecompressionBombError(f"has {num_pixels} pixels, more than {most} in its format")
         if image.format in ("JPEG", "MPO"):
             _check_scans(image, content, num_pixels)
         elif image.format == "TIFF":
             _check_tiles(image, max_pixels)
         yield image
+
+
+def _bytes_a_pixel(image: Image.Image) -> int:
+    """What decoding and `plain` take at their peak."""
+    if image.format in OF_COPIES:
+        return OF_COPIES[image.format]
+    if image.has_transparency_data:
+        return OF_TRANSPARENCY
+    return OF_RGB if image.mode in ("RGB", "L", "P", "1") else OF_OTHER_COLOURS
 
 
 def _check_scans(image: Image.Image, content: bytes, num_pixels: int) -> None:

@@ -108,7 +108,7 @@ def _write(folder: Path, weights: "Tensors", moments: "Tensors", recipe: Recipe,
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        native.save_tensors(weights, recipe, state.step, folder)
+        native.save_tensors(weights, recipe, state.step, folder, towers=json.dumps(state.towers))
         save_file(moments, folder / OPTIMIZER)
         sync_file(folder / OPTIMIZER)
         digests = {name: sha256_of(folder / name) for name in (native.FILE_NAME, OPTIMIZER)}

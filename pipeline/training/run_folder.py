@@ -42,6 +42,8 @@ def initial_state(recipe: Recipe, manifest_digest: str, towers: dict[str, str] |
     settings["batch"] = {"global_size": recipe.batch.global_size}
     if recipe.stage == 1:  # its losses compare the pairs of one pass
         settings["batch"]["pass_size"] = recipe.batch.global_size // (recipe.batch.accumulation or 1)
+    if recipe.data.pairs_per_sequence > 1:  # which pairs share a sequence
+        settings["batch"]["micro_size"] = recipe.batch.micro_size
     if recipe.faults.spike_factor:  # a leap is measured by what was logged
         settings["run"]["log_every_steps"] = recipe.run.log_every_steps
     world_size = process_group.world_size()

@@ -40,12 +40,20 @@ class Stage2Task(nn.Module):
         self.loss_scale = LossScale()
         if language.model.dtype == torch.float16:
             self.loss_scale = LossScale(INITIAL_SCALE, dynamic=True)
+            for parameter in bridge.lora.parameters() if bridge.lora else ():
+                parameter.register_hook(self._unscaled)  # type: ignore[no-untyped-call]
 
     def train(self, mode: bool = True) -> "Stage2Task":
         """Sets the bridge's mode; a frozen tower has no training mode."""
         super().train(mode)
         self.towers.language.model.eval()
+        if self.bridge.lora is not None:  # the language model holds it, too, and only its dropout has a mode
+            self.bridge.lora.train(mode)
         return self
+
+    def _unscaled(self, gradient: Tensor) -> Tensor:
+        """A gradient as it leaves the fp16 tower for what has fp32 weights."""
+        return gradient / self.loss_scale.value
 
     @staticmethod
     def num_scored_tokens(batch: Batch) -> int:
@@ -68,9 +76,9 @@ class Stage2Task(nn.Module):
         if prompts_BQH.requires_grad and self.loss_scale.value != 1:
             # Unscale where the gradient leaves the fp16 tower: the bridge has fp32 weights and needs no scaling.
             prompts_BQH = prompts_BQH.float()
-            prompts_BQH.register_hook(lambda gradient: gradient / self.loss_scale.value)
+            prompts_BQH.register_hook(self._unscaled)
         if batch.answers is None:
-            texts = batch.context, batch.target, batch.loss_weights_A
+            texts = batch.interleaved or batch.context, batch.target, batch.loss_weights_A
             loss_sum = self.towers.language.loss_sum(prompts_BQH, *texts)
         else:
             loss_sum = self._answers_loss_sum(prompts_BQH, batch, batch.answers, place.most_texts)
@@ -102,9 +110,10 @@ class Stage2Task(nn.Module):
 
         if parts == 1:
             return loss_of(prompts_BQH, 0, total)
+        random = self.bridge.lora is not None  # its dropout
         cuts = [total * part // parts for part in range(parts + 1)]
         losses = [
-            checkpoint(loss_of, prompts_BQH, begin, end, use_reentrant=False, preserve_rng_state=False)
+            checkpoint(loss_of, prompts_BQH, begin, end, use_reentrant=False, preserve_rng_state=random)
             for begin, end in pairwise(cuts)
         ]
         return torch.stack(losses).sum()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.config import Recipe
+from pipeline.config import Recipe, check_places
 from pipeline.files import sha256_of
 from pipeline.weights import native
 
@@ -50,7 +50,9 @@ def find_weights(path: Path, recipe: Recipe | None, places: Sequence[str] = ()) 
 
     `places` are edits of the recipe that native weights hold; those of `recipe` are already in it.
     """
-    if recipe is not None:
+    if recipe is None:
+        check_places(places)
+    else:
         from pipeline.weights.huggingface import local_folder
 
         path = local_folder(path)

@@ -10,6 +10,7 @@ from pipeline.config import Recipe
 from pipeline.models.build import Bridge, build_tokenizer
 from pipeline.models.inference import LanguageModel, RetrievalModel
 from pipeline.models.language import build_language
+from pipeline.models.lora import merge_lora
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.stage2 import Stage2Bridge
 from pipeline.weights import huggingface, lavis, native, towers
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 def export_lavis(bridge: Bridge, recipe: Recipe, path: Path) -> list[str]:
     """Write LAVIS's `.pth`; returns notes. Raises ValueError when LAVIS has no such model."""
     refuse_questions(recipe)
+    if recipe.language and recipe.language.lora.rank:
+        raise ValueError(
+            f"language.lora.rank {recipe.language.lora.rank}: a file of LAVIS has no place for a language model; "
+            "convert to huggingface, which merges LoRA into it"
+        )
     encoder: dict[str, Tensor] = {}
     others: dict[str, Tensor] = {}
     for name, tensor in native.trained_tensors(bridge).items():
@@ -50,8 +56,20 @@ def export_huggingface(bridge: Bridge, recipe: Recipe, folder: Path) -> list[str
     else:
         assert isinstance(bridge, Stage2Bridge) and recipe.language is not None
         model = LanguageModel(recipe, vision, bridge, build_language(recipe.language, "cpu"))
+    merged = isinstance(model, LanguageModel) and _merge_trained_lora(model)
     notes = huggingface.write_folder(model, folder)
+    notes += ["LoRA is merged into the language model"] if merged else []
     eps = (
         f"{bridge.ln_vision.eps} here is the image encoder's own there: set vision_model.post_layernorm.eps to compare"
     )
     return [*notes, f"epsilon of ln_vision: {eps}"]
+
+
+def _merge_trained_lora(model: LanguageModel) -> bool:
+    """The bridge's LoRA as a part of the language model's weights, and no longer of the bridge. False: it has none."""
+    if model.bridge.lora is None:
+        return False
+    native.add_trained_lora(model.language.model, model.recipe, model.bridge)
+    merge_lora(model.language.model)
+    model.bridge.lora = None
+    return True

@@ -40,6 +40,7 @@ def read_foreign(
     With `image_encoder`, the file's own is written to that folder, and the recipe that is returned names it.
     """
     refuse_questions(recipe)
+    refuse_lora(recipe)
     if recipe.vision.trained and image_encoder is not None:
         raise ValueError(
             f"--image-encoder {image_encoder}: the recipe trains the image encoder, and the weights hold it; remove "
@@ -74,6 +75,15 @@ def read_foreign(
         name = towers.write_timm_folder(found.vision, recipe.vision, image_encoder.absolute())
         recipe = recipe.model_copy(update={"vision": recipe.vision.model_copy(update={"name": name})})
     return bridge, recipe, notes
+
+
+def refuse_lora(recipe: Recipe) -> None:
+    """Raises ValueError for a recipe with LoRA: others' files hold none."""
+    if recipe.language and recipe.language.lora.rank:
+        raise ValueError(
+            f"language.lora.rank {recipe.language.lora.rank}: weights of LAVIS and transformers hold no LoRA; set 0 "
+            "here, and the rank in the recipe that trains from the result"
+        )
 
 
 def refuse_questions(recipe: Recipe) -> None:

@@ -18,13 +18,16 @@ CONVERTER, CONVERSION = "SFconvertbot", "Adding `safetensors` variant of this mo
 
 
 @dataclass(frozen=True)
-class Fetched:
-    """A repository's files here. `needs_folder`: they are of a conversion, so a recipe must name this folder."""
+class Wanted:
+    """Files of a repository, and how many of their bytes are not here. `is_conversion`: a recipe must name their
+    folder, as loaders look at the main branch."""
 
-    folder: Path
-    files: int
+    repository: str
+    revision: str | None
+    files: tuple[str, ...]
     bytes: int
-    needs_folder: bool
+    missing_bytes: int
+    is_conversion: bool
 
 
 def chosen_files(names: Iterable[str]) -> list[str]:
@@ -38,29 +41,47 @@ def chosen_files(names: Iterable[str]) -> list[str]:
     return sorted(weights | {name for name in others if not name.endswith(OTHER_FRAMEWORKS)})
 
 
-def fetch_repository(repository: str, revision: str | None = None) -> Fetched:
-    """Download what is missing here. Raises ValueError in one line when the hub does not give it, or has no safetensors
-    of it."""
+def look_up(repository: str, revision: str | None = None) -> Wanted:
+    """What to take; nothing is downloaded. Raises ValueError in one line when the hub does not give it, or has no
+    safetensors of it."""
     from huggingface_hub import HfApi
 
     try:
-        files, needs_folder = _listed(repository, revision), False
-        if not files and revision is None and (revision := _conversion(HfApi(), repository)):
-            files, needs_folder = _listed(repository, revision), True
-        if files:
-            folder = _snapshot(repository, revision, [each.filename for each in files])
-            sizes = [(folder / each.filename).stat().st_size for each in files]
-            return Fetched(folder, len(files), sum(sizes), needs_folder)
+        found, is_conversion = _listed(repository, revision), False
+        if not found and revision is None and (revision := _conversion(HfApi(), repository)):
+            found, is_conversion = _listed(repository, revision), True
     except Exception as error:  # the hub's library raises many kinds of errors
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{repository}: the hub does not give it ({reason}); correct the name, log in with `hf auth "
-                         "login` if it is gated, or try again") from error  # fmt: skip
-    raise ValueError(f"{repository}: the hub has no safetensors of it, and pickles are not taken; choose other "
-                     "weights, or convert them on a machine of yours and name the folder")  # fmt: skip
+        raise _not_given(repository, error) from error
+    if not found:
+        raise ValueError(f"{repository}: the hub has no safetensors of it, and pickles are not taken; choose other "
+                         "weights, or convert them on a machine of yours and name the folder")  # fmt: skip
+    sizes = [(each.file_size or 0, each.will_download) for each in found]
+    missing = sum(size for size, is_missing in sizes if is_missing)
+    files = tuple(each.filename for each in found)
+    return Wanted(repository, revision, files, sum(size for size, _ in sizes), missing, is_conversion)
+
+
+def download(wanted: Wanted) -> Path:
+    """Download what is missing here; returns the folder. Raises ValueError as `look_up` does."""
+    import glob
+
+    from huggingface_hub import snapshot_download
+
+    patterns = [glob.escape(each) for each in wanted.files]
+    try:
+        return Path(snapshot_download(wanted.repository, revision=wanted.revision, allow_patterns=patterns))
+    except Exception as error:  # as above
+        raise _not_given(wanted.repository, error) from error
+
+
+def _not_given(repository: str, error: Exception) -> ValueError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return ValueError(f"{repository}: the hub does not give it ({reason}); correct the name, log in with `hf auth "
+                      "login` if it is gated, or try again")  # fmt: skip
 
 
 def _listed(repository: str, revision: str | None) -> list[Any]:
-    """The files to take, with their sizes. Nothing is downloaded."""
+    """The files to take, with their sizes."""
     from huggingface_hub import snapshot_download
 
     found: Any = snapshot_download(repository, revision=revision, dry_run=True)
@@ -68,17 +89,9 @@ def _listed(repository: str, revision: str | None) -> list[Any]:
     return [each for each in found if each.filename in wanted]
 
 
-def _snapshot(repository: str, revision: str | None, files: list[str]) -> Path:
-    import glob
-
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(repository, revision=revision, allow_patterns=[glob.escape(each) for each in files]))
-
-
 def _conversion(api: Any, repository: str) -> str | None:
-    """The revision in which the hub's bot converted the weights, in a pull request that was not merged."""
+    """The revision in which the hub's bot converted the weights, in an open pull request, as transformers takes it."""
     for each in api.get_repo_discussions(repository, author=CONVERTER, discussion_type="pull_request"):
-        if each.is_pull_request and each.author == CONVERTER and each.title == CONVERSION:
+        if (each.is_pull_request, each.status, each.author, each.title) == (True, "open", CONVERTER, CONVERSION):
             return str(each.git_reference)
     return None

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Recipe, is_same_place, moved, parse_recipe
+from pipeline.config import Recipe, moved, parse_recipe
 from pipeline.files import parse_json, sync_file
 
 if TYPE_CHECKING:
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
     from pipeline.models.build import Bridge
     from pipeline.models.inference import LanguageModel, RetrievalModel
+    from pipeline.models.stage2 import Stage2Bridge
     from pipeline.models.vision import VisionTower
 
 FORMAT = "blip2-native/1"
 FILE_NAME = "trainable.safetensors"
-TEXT_PATH = ("qformer.text_embeddings.", ".text_ffn.")  # in the names of the Q-Former's text path
 
 
 def weights_file(path: Path) -> Path:
@@ -37,6 +37,15 @@ def weights_file(path: Path) -> Path:
 def save_weights(bridge: "nn.Module", recipe: Recipe, step: int, folder: Path, **provenance: str) -> Path:
     """Write the trained weights with their recipe and origin; the file is on disk when this returns."""
     return save_tensors(trained_tensors(bridge), recipe, step, folder, **provenance)
+
+
+def towers_of(path: Path) -> dict[str, str]:
+    """The fingerprints that a training keeps with its weights; none in converted weights and those of earlier versions.
+    Raises ValueError when they are not readable."""
+    try:
+        return dict(parse_json(read_metadata(path).get("towers", "{}").encode()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"weights {path}: have no readable towers in their metadata ({error})") from error
 
 
 def trained_tensors(bridge: "nn.Module") -> dict[str, "Tensor"]:
@@ -115,92 +124,6 @@ def load_into(bridge: "nn.Module", tensors: dict[str, "Tensor"], source: Path) -
         tensor.copy_(tensors[name])
 
 
-def initialise(bridge: "nn.Module", recipe: Recipe) -> None:
-    """Fill a fresh bridge from the recipe's `init_weights`, if it has any: those of its own stage, or stage 1 for 2.
-
-    Raises ValueError when they do not fit, or were trained with other towers.
-    """
-    if recipe.init_weights is None:
-        return
-    trained, tensors = read_weights(recipe.init_weights)
-    if trained.vision.trained and not recipe.vision.trained:
-        raise ValueError(
-            f"init_weights {recipe.init_weights}: hold an image encoder that was trained, and the recipe freezes it; "
-            "set vision.trained=true, or start from other weights"
-        )
-    if (trained.stage, recipe.stage) == (2, 1):
-        raise ValueError(f"init_weights {recipe.init_weights}: are of stage 2, and stage is 1; give stage-1 weights")
-    now_px, before_px = recipe.vision.image_size_px, trained.vision.image_size_px
-    if trained.vision.trained and before_px != now_px:
-        raise ValueError(
-            f"init_weights {recipe.init_weights}: hold an image encoder that was trained at {before_px} px, and "
-            f"vision.image_size_px is {now_px}; set {before_px}, or start from weights with a frozen encoder"
-        )
-    if not recipe.init_from_other_towers:
-        _check_same_towers(trained, recipe, f"init_weights {recipe.init_weights}")
-    reads = recipe.qformer.question != "none"
-    if trained.qformer.question != "none" and not reads:
-        raise ValueError(
-            f"init_weights {recipe.init_weights}: are of a Q-Former that reads questions, and qformer.question is "
-            "'none'; start from a stage-2 run, or set qformer.question and data.sample=question"
-        )
-    if (trained.stage, recipe.stage) == (1, 2):
-        tensors = _for_stage2(bridge, tensors)
-    if trained.stage == 2 and reads:
-        tensors |= _text_path(bridge, tensors, recipe)
-    if not trained.vision.trained:  # the encoder, if it is to be trained, starts from its own weights
-        tensors |= {name: own for name, own in trained_tensors(bridge).items() if name.startswith("vision.")}
-    load_into(bridge, tensors, recipe.init_weights)
-
-
-def _check_same_towers(trained: Recipe, recipe: Recipe, source: str) -> None:
-    """A bridge fits one image encoder, tokenizer and language model. Only precision and image size may change."""
-    pairs = {"vision.name": (trained.vision.name, recipe.vision.name)}
-    if recipe.stage == 1 or recipe.qformer.question != "none":  # else the Q-Former reads no text
-        pairs["qformer.bert"] = (trained.qformer.bert, recipe.qformer.bert)
-    if trained.language and recipe.language:
-        pairs["language.name"] = (trained.language.name, recipe.language.name)
-        pairs["language.config"] = (str(trained.language.config), str(recipe.language.config))
-    for field, (before, now) in pairs.items():
-        if not is_same_place(field, before, now):
-            raise ValueError(
-                f"{source}: were trained with {field} {before}, the recipe has {now}; correct the recipe, "
-                "or allow it with --set init_from_other_towers=true (as for a folder that was moved)"
-            )
-
-
-def _for_stage2(bridge: "nn.Module", stage1: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
-    """`ln_vision` and the query path of stage 1's tensors; the projection to the language model stays fresh."""
-    own = trained_tensors(bridge)
-    shared = {name: stage1[name] for name in own if name in stage1}
-    return shared | {name: tensor for name, tensor in own.items() if name.startswith("language_projection.")}
-
-
-def _text_path(bridge: "nn.Module", stage2: dict[str, "Tensor"], recipe: Recipe) -> dict[str, "Tensor"]:
-    """What of the Q-Former's text path stage 2's tensors lack, from stage 1's. Never BERT's: that path was trained."""
-    text_path = [name for name in trained_tensors(bridge) if any(part in name for part in TEXT_PATH)]
-    lacking = [name for name in text_path if name not in stage2]
-    source = recipe.init_text_weights
-    if not lacking:
-        if source:
-            raise ValueError(
-                f"init_text_weights {source}: init_weights {recipe.init_weights} have a text path; remove "
-                "init_text_weights"
-            )
-        return {}
-    if source is None:
-        raise ValueError(
-            f"init_weights {recipe.init_weights}: have no text path, as stage 2 drops it, and qformer.question is "
-            f"{recipe.qformer.question!r}; set init_text_weights to the stage-1 run"
-        )
-    trained, tensors = read_weights(source)
-    if trained.stage != 1:
-        raise ValueError(f"init_text_weights {source}: are of stage {trained.stage}; give a stage-1 run")
-    if not recipe.init_from_other_towers:
-        _check_same_towers(trained, recipe, f"init_text_weights {source}")
-    return {name: tensors[name] for name in lacking if name in tensors}
-
-
 def load_model(path: Path, device: str, places: Sequence[str] = ()) -> "RetrievalModel | LanguageModel":
     """The whole model of a checkpoint, for evaluation: towers from where its recipe or `places` say, bridge from the
     file. Raises ValueError when a new place holds other weights than the checkpoint was trained with."""
@@ -210,20 +133,13 @@ def load_model(path: Path, device: str, places: Sequence[str] = ()) -> "Retrieva
     bridge = build_bridge(recipe, device)
     load_into(bridge, tensors, path)
     model = inference_model(recipe, bridge, device)
-    if places:
-        _check_moved_towers(weights_file(path), model.fingerprints())
-    return model
-
-
-def _check_moved_towers(file: Path, found: dict[str, str]) -> None:
-    """By the fingerprints in the checkpoint's state.json; weights alone, such as converted ones, have none."""
-    state = file.with_name("state.json")
-    saved: Any = parse_json(state.read_bytes()).get("towers", {}) if state.is_file() else {}
+    before, now = (towers_of(path), model.fingerprints()) if places else ({}, {})
     for name in ("vision", "language"):
-        if name in found and saved.get(name, found[name]) != found[name]:
+        if before.get(name) and name in now and before[name] != now[name]:
             raise ValueError(
-                f"--set {name}.name: holds other weights than {file.parent} was trained with; name a copy of those"
+                f"--set {name}.name: holds other weights than {path} was trained with; name a copy of those"
             )
+    return model
 
 
 def evaluation_vision(recipe: Recipe, bridge: "Bridge", device: str) -> "VisionTower":
@@ -236,6 +152,17 @@ def evaluation_vision(recipe: Recipe, bridge: "Bridge", device: str) -> "VisionT
         vision = vision.frozen(recipe.vision.precision).to(device)
     assert isinstance(vision, VisionTower)
     return vision
+
+
+def add_trained_lora(model: Any, recipe: Recipe, bridge: "Stage2Bridge") -> None:
+    """Put the bridge's LoRA matrices, if it has any, into a language model that was loaded without them."""
+    from pipeline.models.lora import add_lora
+
+    trained = bridge.lora
+    if trained is not None:
+        bridge.lora = add_lora(model, recipe, str(model.device))
+        assert bridge.lora is not None
+        bridge.lora.load_state_dict(trained.state_dict())
 
 
 def inference_model(recipe: Recipe, bridge: "Bridge", device: str) -> "RetrievalModel | LanguageModel":
@@ -256,6 +183,7 @@ def inference_model(recipe: Recipe, bridge: "Bridge", device: str) -> "Retrieval
         return RetrievalModel(recipe, vision, bridge.to(device), build_tokenizer(recipe.qformer))
     assert isinstance(bridge, Stage2Bridge)
     language = build_language(recipe.language, device)
+    add_trained_lora(language.model, recipe, bridge)
     try_language(language, recipe.language)
     reader = build_tokenizer(recipe.qformer) if recipe.qformer.question != "none" else None
     return LanguageModel(recipe, vision, bridge.to(device), language, reader)

@@ -34,7 +34,7 @@ def test_a_card_has_counts_and_licences_by_source(folder: Path, capsys: pytest.C
     assert card.data.license == "other" and card.data.pretty_name == "all"
     rows = [line for line in card.text.splitlines() if line.startswith("| coco")]
     assert len(rows) == 1 and "| 3 | 15 | 0 | annotations CC BY 4\\.0" in rows[0]
-    assert "| tiny |  | 4 | 4 | 0 | not known here\\; ask its owner |" in card.text
+    assert "| tiny |  | 4 | 4 | 0 | not known here; ask its owner |" in card.text
     assert "belong to their owners" in card.text
     assert index(folder, "--card", folder / "README.md") == 0  # a card is replaced
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_prep.download import MAX_BYTES
 from data_prep.shards.receipts import finished_shards, receipt_path
 from tests.data_prep.test_download import ledger, run, samples
 from tests.support.web_folder import jpeg_bytes
@@ -35,7 +36,7 @@ def pictures(tmp_path):
 def test_parquet_with_pictures_as_datasets_writes_it(tmp_path):
     """A column of {bytes, path}, in several row groups and files; a cell without bytes or with others is counted."""
     cells = [{"bytes": jpeg_bytes(number), "path": "image.png"} for number in range(25)]
-    cells[3]["bytes"], cells[7]["bytes"] = None, b"no picture"
+    cells[3]["bytes"], cells[7]["bytes"], cells[8]["bytes"] = None, b"no picture", bytes(MAX_BYTES + 1)
     texts = [f"caption {number}" for number in range(25)]
     texts[9] = ""
     (tmp_path / "hf").mkdir()
@@ -46,7 +47,7 @@ def test_parquet_with_pictures_as_datasets_writes_it(tmp_path):
     assert run("table", tmp_path / "hf", *flags, "--output", tmp_path / "raw") == 0
     entries = ledger(tmp_path / "raw")
     dropped = {entry["row"]: entry["reason"] for entry in entries if entry["reason"]}
-    assert dropped == {3: "no_picture", 7: "not_an_image", 9: "no_caption"} and len(entries) == 25
+    assert dropped == {3: "no_picture", 7: "not_an_image", 8: "byte_cap", 9: "no_caption"} and len(entries) == 25
     assert entries[21]["url"] == "train-00001.parquet/1", "a path may be the same for all pictures"
     kept = [number for number in range(25) if number not in dropped]
     assert captions(tmp_path / "raw") == [[f"caption {number}"] for number in kept]
@@ -76,6 +77,8 @@ def test_an_imagefolder_with_its_metadata(tmp_path, pictures, name):
     assert captions(tmp_path / "raw") == [[f"a picture, number {number}"] for number in range(4)]
     assert [entry["reason"] for entry in ledger(tmp_path / "raw")] == [None] * 4 + ["missing_file"]
     assert samples(tmp_path / "raw")[0].record["sources"] == ["human"]
+    assert run("imagefolder", pictures / name, "--output", tmp_path / "same") == 0
+    assert captions(tmp_path / "same") == captions(tmp_path / "raw")
 
 
 def test_coco_captions_without_karpathys_split(tmp_path, pictures, capsys):

@@ -4,7 +4,11 @@ import io
 import json
 import os
 import random
+import signal
+import subprocess
+import sys
 import tarfile
+import time
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -14,6 +18,7 @@ import pytest
 from PIL import Image
 
 from data_prep import capfilt, duplicates, gallery, index, verify
+from data_prep.shards.receipts import finished_shards
 from data_prep.tables.foreign_tars import LARGEST_TEXT, NAME, Wanted, _members, tar_rows
 from data_prep.tables.row import Place
 from tests.data_prep.test_download import ledger, run, samples
@@ -269,6 +274,27 @@ def test_another_picture_in_a_tar_makes_its_shard_again(tmp_path):
         assert run("tars", *flags) == 0
         summary = json.loads((tmp_path / "raw" / "tars-000.summary.json").read_text())
         assert summary["rows_of_this_run"] == rows_done
+
+
+def test_a_killed_download_continues_with_the_same_bytes(tmp_path):
+    """SIGKILL when some shards are finished; what follows is as if it had never happened."""
+    large = jpeg_bytes(1, 2400, 1800)
+    members = [each for i in range(60) for each in ((f"{i:03d}.jpg", large), (f"{i:03d}.txt", b"words"))]
+    write_tar(tmp_path / "in" / "0.tar", members)
+    flags = [*("tars", tmp_path / "in", "--samples-per-shard", 5, "--processes", 1), "--output"]
+    assert run(*flags, tmp_path / "calm") == 0
+    command = [sys.executable, "-m", "data_prep.download", *map(str, flags), str(tmp_path / "raw")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not finished_shards(tmp_path / "raw") and process.poll() is None:
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and 0 < len(finished_shards(tmp_path / "raw")) < 12
+    assert run(*flags, tmp_path / "raw") == 0
+    calm = {path.name: path.read_bytes() for path in (tmp_path / "calm").glob("tars-*") if "summary" not in path.name}
+    assert calm.items() <= {path.name: path.read_bytes() for path in (tmp_path / "raw").glob("tars-*")}.items()
+    assert len(calm) == 36 and not list((tmp_path / "raw").glob("*.partial"))
 
 
 @pytest.mark.parametrize(

@@ -182,3 +182,10 @@ def test_a_manifest_that_cannot_be_is_refused(
     (tmp_path / "train.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=named):
         load_manifest(tmp_path / "train.json")
+
+
+def test_a_name_that_a_manifest_cannot_hold_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tiny_shards(tmp_path / "shards", 2)
+    assert index.main([str(tmp_path / "shards"), "--output", str(tmp_path / "a\x1b.json")]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert "has unprintable characters; rename it" in line

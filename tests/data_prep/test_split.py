@@ -117,7 +117,10 @@ def test_verify_finds_another_table_of_a_part(tmp_path: Path, capsys: pytest.Cap
     manifest = load_manifest(tmp_path / "m.train.json")
     part = next(shard for shard in manifest.shards if shard.of_samples)
     table = np.load(manifest.root / part.index)
-    for damage in (table[::-1], np.vstack([table[:-1], table[:1]]), table + 512):
+    whole = load_manifest(tmp_path / "m.json")
+    other = whole.table(next(shard for shard in whole.shards if shard.path == part.path))[-len(table) :]
+    assert not np.array_equal(other, table)
+    for damage in (table[::-1], np.vstack([table[:-1], table[:1]]), table + 512, other):
         np.save(manifest.root / part.index, damage)
         assert verify.main([str(tmp_path / "m.train.json")]) == 1
         assert "fault: offsets:" in capsys.readouterr().out

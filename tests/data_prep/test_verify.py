@@ -44,6 +44,13 @@ def spoil_counts(manifest: Manifest) -> None:
     np.save(path, table)
 
 
+def spoil_digests(manifest: Manifest) -> None:
+    path = manifest.root / manifest.shards[1].index
+    table = np.load(path)
+    table[0, 6] += 1
+    np.save(path, table)
+
+
 def tar_of(manifest: Manifest) -> Path:
     return manifest.shard_path(manifest.shards[1])
 
@@ -59,6 +66,7 @@ SPOILERS: dict[str, tuple[Callable[[Manifest], object], set[str]]] = {
     "padding": (lambda m: flip(tar_of(m), tar_of(m).stat().st_size - 1), {"sha256", "unreadable tar"}),
     "offsets": (spoil_offsets, {"offsets"}),
     "counts": (spoil_counts, {"offsets"}),
+    "digests": (spoil_digests, {"offsets"}),
     "no offsets": (lambda m: (m.root / m.shards[1].index).unlink(), {"offsets"}),
     "rewritten": (
         lambda m: rewrite(tar_of(m), [tiny_sample(99, 0, 1, "web", "tiny")]),

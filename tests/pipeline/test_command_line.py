@@ -122,3 +122,13 @@ def test_what_a_terminal_cannot_show_is_escaped(encoding: str) -> None:
     }
     assert run.stdout.splitlines() == [shown[encoding], b"/data/\xe9"], run.stderr
     assert run.returncode == 1 and run.stderr.startswith(b"error: /data/") and b"Traceback" not in run.stderr
+
+
+def test_in_a_locale_without_utf8_an_error_with_a_path_says_what_helps() -> None:
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for text, helped in ((r"/data/\udcc3\udca9: is no folder", True), ("/data/e: is no folder", False)):
+        code = f"from pipeline.command_line import one_line; print(one_line(ValueError('{text}')))"
+        run = subprocess.run(
+            [sys.executable, "-c", code], check=True, cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert ("PYTHONUTF8=1" in run.stdout) is helped

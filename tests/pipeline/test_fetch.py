@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.fetch import main
+from pipeline.fetch import _check_space, main
 from pipeline.weights.hub_files import chosen_files
 from tests.support.tiny_hub import serving
 from tests.support.tiny_towers import save_tiny_bert, save_tiny_opt, save_tiny_t5, save_tiny_vision, tiny_recipe
@@ -91,6 +91,7 @@ def test_fetched_weights_are_safetensors_and_load_without_network(root: Path, tm
     assert not any("bin.index" in name for name in asked) and len(set(asked)) == len(asked)
     stored = {path.suffix for path in home.rglob("*") if path.is_file() and "snapshots" in path.parts}
     assert stored <= {".json", ".txt", ".safetensors"}
+    assert "tiny/t5: language model, 0.00 GB, 0.00 GB to download" in again.stdout
     [told] = [line for line in again.stdout.splitlines() if "from a conversion" in line]
     folder = told.partition("language.name=")[2]
     converted = write_recipe(tmp_path, folder)
@@ -100,7 +101,8 @@ def test_fetched_weights_are_safetensors_and_load_without_network(root: Path, tm
 
 
 def test_a_repository_of_pickles_alone_is_refused(root: Path, tmp_path: Path) -> None:
-    with serving(root, {"tiny/opt": [BOT | {"author": {"name": "someone"}}]}) as (endpoint, hub):
+    others = [BOT | {"author": {"name": "someone"}}, BOT | {"status": "closed"}, BOT | {"title": "Update README"}]
+    with serving(root, {"tiny/opt": others}) as (endpoint, hub):
         answer = run("-m", "pipeline.fetch", "--also", "tiny/opt", home=tmp_path, endpoint=endpoint)
         assert answer.returncode == 1 and not hub.asked
     assert "tiny/opt: the hub has no safetensors of it, and pickles are not taken" in answer.stderr
@@ -121,6 +123,15 @@ def test_names_are_listed_without_network(tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(SystemExit) as ended:
         main([])
     assert ended.value.code == 2
+
+
+def test_a_disk_that_is_too_small_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
+    _check_space(10)
+    with pytest.raises(ValueError, match=r"^HF_HOME .*/home: has .* GB free, but 1000000000.0 GB are to be downloaded"):
+        _check_space(10**18)
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,8 @@ def test_a_converted_folder_has_a_card_with_data_and_scores(weights: Path, tmp_p
     assert card.data.pipeline_tag == "zero-shot-image-classification" and card.data.license == "other"
     assert card.data.base_model is None and "blip-2" in card.data.tags  # the towers are local folders
     assert r"| tiny | 6 | 12 | 0 | 1 |" in card.text
-    assert r"| Flickr30K test | tr\_at\_1 | 12\.3 | 10\.0 to 15\.0 | 1\,000 | ret\/k128\/itm\+itc |" in card.text
-    assert r"| a\|b \<i\>\.jsonl\, the first 5 |" in card.text and "ret\\/chance" not in card.text
+    assert r"| Flickr30K test | tr\_at\_1 | 12\.3 | 10\.0 to 15\.0 | 1,000 | ret/k128/itm\+itc |" in card.text
+    assert r"| a\|b \<i\>\.jsonl, the first 5 |" in card.text and "ret/chance" not in card.text
     assert "of step 4" in card.text and "image_size_px:" in card.text
 
 

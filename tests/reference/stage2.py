@@ -55,6 +55,22 @@ def seq2seq_loss_sum(model: Any, prompts_QH: Tensor, context: list[int], target:
     return loss
 
 
+def loss_sums_in_sequence(
+    model: Any, loss_sum: Any, prompts: Sequence[Tensor], texts: Sequence[tuple[list[int], list[int]]], end: int
+) -> list[Tensor]:
+    """Of pairs that follow one another, each one's own: what stands before its text is read as soft prompts are.
+
+    `texts` are context and target of each; a later pair reads both of them, without the last `end` tokens of each.
+    """
+    before, sums = prompts[0][:0], []
+    for prompts_QH, (context, target) in zip(prompts, texts, strict=True):
+        before = torch.cat([before, prompts_QH])
+        sums.append(loss_sum(model, before, context, target))
+        whole = context[: len(context) - end] + target[: len(target) - end]
+        before = torch.cat([before, model.get_input_embeddings()(torch.tensor(whole, dtype=torch.int64))])
+    return sums
+
+
 def all_answers_loss(
     loss_sums: list[list[Tensor]], counts: list[list[int]], source_weights: Sequence[float] | None = None
 ) -> Tensor:

@@ -14,7 +14,7 @@ from pipeline.config import Recipe
 from pipeline.data.manifest import load_manifest
 from pipeline.data.order import SampleOrder
 from pipeline.data.stream import SampleStream
-from pipeline.train import build_parts
+from pipeline.training.parts import build_parts
 from pipeline.training.task import StepPlace
 from pipeline.weights import native
 

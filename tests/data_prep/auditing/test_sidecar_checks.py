@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import index, verify
+from data_prep import index, split, verify
 from data_prep.captioning.capfilt_plan import Plan, Selection
 from data_prep.captioning.captioned_shard import Candidates
 from data_prep.captioning.selection import Candidate
@@ -18,6 +18,7 @@ from data_prep.captioning.side_table import side_table_path
 from data_prep.shards.ledger import Entry, ledger_path, write_ledger
 from data_prep.shards.receipts import finished_shards, receipt_path
 from data_prep.shards.tar_files import Sample
+from pipeline.data.manifest import load_manifest
 from tests.support.tiny_shards import write_tiny_shards
 
 MAKING = {"sampling": {"seed": 0, "num_captions": 2}, "models": {"captioner": "b", "ranker": "c"}}
@@ -184,3 +185,20 @@ def test_shards_without_samples_are_accounted_for(world: Path, capsys: pytest.Ca
 def test_manifests_of_before_are_still_read(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     forge(lambda content: [content.pop(name) for name in ("dropped", "empty_shards")])(world)
     assert faults_of(world, capsys) == []
+
+
+def test_files_beside_a_tar_are_compared_with_all_of_it_also_for_a_part(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--share", "0.5", "--seed", "3", "--ledgers", str(world / "web"))
+    assert split.main([str(world / "train.json"), *flags]) == 0
+    parts = [world / "train.train.json", world / "train.validation.json"]
+    listed = [{shard.path: shard for shard in load_manifest(part).shards} for part in parts]
+    path = captioned(world).relative_to(world).as_posix()
+    assert all(each[path].of_samples == 3 for each in listed)  # both have some of this shard
+    for part in parts:
+        assert verify.main([str(part)]) == 0, capsys.readouterr().out
+    edit_table(side_table_path(captioned(world)), lambda rows: rows[:-1])
+    for part in parts:
+        assert verify.main([str(part)]) == 1
+        assert "fault: side table: " in capsys.readouterr().out

@@ -217,7 +217,11 @@ def test_the_table_with_counts_has_the_places_and_the_numbers_of_captions_and_qu
     assert (totals.captions, totals.questions, totals.question_sets) == (2, 1, {"vqav2_val2014": 1})
     table, short_side_px = tar_files.counted_table(tar)
     assert short_side_px == max(min(each.record["width"], each.record["height"]) for each in (make_sample(0), second))
-    assert table.dtype == np.int64 and table[:, 4:].tolist() == [[1, 0], [1, 1]]
+    assert table.dtype == np.int64 and table[:, 4:6].tolist() == [[1, 0], [1, 1]]
+    content = tar.read_bytes()
+    texts = [content[offset : offset + size] for offset, size in table[:, 2:4].tolist()]
+    digests = [hashlib.blake2b(text, digest_size=8).digest() for text in texts]
+    assert table[:, 6].astype("<i8").tobytes() == b"".join(digests)
     assert np.array_equal(table[:, :4], offset_table(tar))
 
 

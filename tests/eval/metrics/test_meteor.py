@@ -61,7 +61,7 @@ def fake_java(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        ("kill -9 $$", "METEOR: java was killed by SIGKILL"),
+        ("kill -9 $$", "METEOR: java was killed by SIGKILL, probably because memory ran out"),
         ("echo no memory >&2; exit 3", "METEOR: java exited with code 3 (no memory); run it again"),
         ("echo 1 2 3; echo 4", "METEOR: java answered '1 2 3' for image row 0"),
         ("exit 0", "METEOR: java answered 0 lines for 2 captions"),

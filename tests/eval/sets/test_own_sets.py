@@ -144,11 +144,14 @@ def test_what_a_task_needs_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
     file = save_lines(tmp_path, [{"image": "photos/0.jpg"}, {"image": "photos/0.jpg"}])
     with pytest.raises(ValueError, match="line 1 has no question"):
         load_own_questions(file, None)
+    bare = save_lines(tmp_path, [{"image": "photos/0.jpg"}], "bare.jsonl")
+    assert load_own_captioning(bare, None).samples
     with pytest.raises(ValueError, match="line 1 has no captions, so nothing can be scored"):
-        load_own_retrieval(file, None)
+        load_own_retrieval(bare, None)
     twice = save_lines(tmp_path, [{"image": "photos/0.jpg", "captions": ["a"]}] * 2, "twice.jsonl")
-    with pytest.raises(ValueError, match="line 2 has the picture of line 1"):
-        load_own_retrieval(twice, None)
+    for load in (load_own_retrieval, load_own_captioning):
+        with pytest.raises(ValueError, match="line 2 has the picture of line 1"):
+            load(twice, None)
     long = save_lines(tmp_path, [QUESTION | {"question": "x" * 1001}], "long.jsonl")
     with pytest.raises(ValueError, match="question_id 1 has a question of 1,001 characters"):
         load_own_questions(long, None)

@@ -12,7 +12,7 @@ from pipeline.cost.dry_run import BRIDGE_BACKWARD, LANGUAGE, LANGUAGE_BACKWARD, 
 from pipeline.cost.flops import sample_flops, utilisation_of_one_sample_a_second
 from pipeline.cost.gpus import GPUS, gpu_of_cuda
 from pipeline.cost.unweighted import caption_batch, longest_lengths, mean_lengths
-from pipeline.train import build_parts
+from pipeline.training.parts import build_parts
 from pipeline.training.task import StepPlace
 from tests.pipeline.models.test_any_towers import LANGUAGES, VISIONS, save_vision
 from tests.support.paper_sizes import save_configs
@@ -115,8 +115,17 @@ def test_utilisation_is_known_where_the_peak_is(configs: Path) -> None:
 
 def test_cuda_names_lead_to_one_gpu_each() -> None:
     names = ["NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "NVIDIA H200"]
+    names += [
+        "NVIDIA H20",
+        "NVIDIA B200",
+        "NVIDIA L40S",
+        "NVIDIA A10",
+        "NVIDIA GeForce RTX 4090",
+        "Tesla V100-SXM2-32GB",
+    ]
     found = [gpu_of_cuda(name) for name in names]
     assert found == list(GPUS)
+    assert [gpu_of_cuda(name) for name in ("NVIDIA A10G", "NVIDIA L40", "NVIDIA GeForce RTX 4090D")] == [None] * 3
 
 
 @pytest.mark.parametrize(

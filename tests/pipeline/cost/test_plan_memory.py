@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Recipe, load_recipe, parse_recipe
-from pipeline.cost.dry_run import UnweightedRecipe
+from pipeline.cost.dry_run import LANGUAGE_BACKWARD, UnweightedRecipe
 from pipeline.cost.estimate import NEXT_BATCH, Assumptions, Planner
 from pipeline.cost.gpus import gpu_named
 from pipeline.cost.states import FP32, bridge_states, sharded_language, tensors_of
 from pipeline.cost.unweighted import caption_batch
 from pipeline.cost.zero_policy import read_policy
-from pipeline.train import build_parts
 from pipeline.training import checkpoint
 from pipeline.training.engine import resolve_ds_config
+from pipeline.training.parts import build_parts
 from pipeline.training.task import StepPlace
 from tests.support.gloo_ranks import run_on_ranks
 from tests.support.tiny_runs import ROOT, train_here, write_recipe
@@ -112,6 +112,28 @@ def test_the_next_batchs_pass_through_the_vision_tower_is_counted(towers: Path) 
     patches = (size_px // 8) ** 2
     assert parts[NEXT_BATCH] == run.vision_peak >= FP32 * micro_size * (3 * size_px**2 + patches * width)
     assert sum(parts.values()) == planner.total_bytes(micro_size) > run.peak + run.vision_peak
+
+
+def test_lora_is_counted_among_what_is_trained(towers: Path) -> None:
+    plans = []
+    for edits in ({}, {"rank": 8, "targets": ["q_proj", "v_proj"]}):
+        content: dict[str, Any] = tiny_recipe(towers, towers / "none.json", towers / "run", 2, "opt")
+        content["language"] |= {"lora": edits}
+        recipe = parse_recipe(content)
+        plans.append(
+            Planner(recipe, resolve_ds_config(recipe, 2), gpu_named("a100-40gb"), Assumptions(2, 8, 0.4, 12, 200e9))
+        )
+    plain, trained = plans
+    elements = 2 * 2 * 8 * (32 + 32)  # two layers, queries and values, A and B
+    assert trained.bridge.elements - plain.bridge.elements == elements
+    assert trained.language == plain.language
+    parts = [each.memory(each.dry_run(2)) for each in plans]
+    copied = elements // 2  # ZeRO-1 holds all gradients, and its rank's part of them twice
+    assert parts[1]["bridge, gradients"] - parts[0]["bridge, gradients"] == FP32 * (elements + copied)
+    assert parts[1]["activations, language model"] > parts[0]["activations, language model"]
+    lengths = (0, 9)
+    backward = [each.unweighted.run(2, lengths).flops[LANGUAGE_BACKWARD] for each in plans]
+    assert backward[1] > backward[0]
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from pipeline.cost.estimate import Assumptions, Planner
 from pipeline.cost.fusion import fused
 from pipeline.cost.gpus import gpu_named
 from pipeline.cost.step_time import work_of
+from pipeline.cost.unweighted import longest_lengths
 from pipeline.training.engine import resolve_ds_config
 from tests.support.paper_sizes import save_configs
 
@@ -61,7 +62,7 @@ def figures_of_stage_2(folder: Path) -> dict[str, int]:
     recipe = for_ranks(load_recipe(RECIPE.with_name("stage2_vitg_flant5xxl.yaml"), edits), RANKS)
     gpu, ds_config = gpu_named("a100-40gb"), resolve_ds_config(recipe, RANKS)
     planner = Planner(recipe, ds_config, gpu, Assumptions(RANKS, 8, 0.4, CAPTION_TOKENS, gpu.between_nodes * 8))
-    run = planner.dry_run(recipe.batch.micro_size)
+    run = planner.unweighted.run(recipe.batch.micro_size, longest_lengths(recipe), RANKS, lists_operations=True)
     eager, merged = work_of(run.operations, gpu), work_of(fused(run.operations), gpu)
     return {
         "kernels": eager.kernels,

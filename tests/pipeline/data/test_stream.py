@@ -109,6 +109,44 @@ def test_damaged_samples_are_counted_and_replaced_alike_everywhere(manifest: Man
         assert torch.equal(sample.pixels_3SS, whole[source].pixels_3SS) and equal(sample, other[0, position])
 
 
+def test_another_shard_of_the_same_size_and_layout_is_never_trained_on(manifest: Manifest) -> None:
+    """Each sample of it is sound, and none is what was indexed: those of the next shard stand in, and are counted."""
+    tar = manifest.shard_path(manifest.shards[0])
+    content = tar.read_bytes()
+    swapped = content.replace(b"picture", b"drawing")  # in the captions
+    tar.write_bytes(swapped)
+    assert len(swapped) == len(content) and swapped != content
+    keys = {record["key"] for (shard, _), (_, record) in read_plainly(manifest).items() if shard == 0}
+    stream = stream_of(manifest)
+    samples = [stream[0, position] for position in range(SAMPLES)]
+    assert not keys & {sample.key for sample in samples}
+    there = [position for position in range(SAMPLES) if stream.order.locate(0, position)[0] == 0]
+    assert all(samples[position].corrupt for position in there)
+
+
+def test_a_table_of_an_earlier_version_cannot_tell(manifest: Manifest) -> None:
+    for shard in manifest.shards:
+        path = manifest.root / shard.index
+        np.save(path, np.load(path)[:, :6])
+    stream = stream_of(manifest)
+    assert not any(stream[0, position].corrupt for position in range(SAMPLES))
+
+
+def test_another_picture_beside_a_sound_json_is_passed_over(manifest: Manifest) -> None:
+    """The bytes of one that decodes."""
+    content = read_plainly(manifest)
+    sizes = {place: len(picture) for place, (picture, _) in content.items() if place[0] == 0}
+    small, large = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
+    offset = int(manifest.offsets(manifest.shards[0])[large[1], 0])
+    with manifest.shard_path(manifest.shards[0]).open("rb+") as file:
+        file.seek(offset)
+        file.write(content[small][0].ljust(sizes[large], b"\0"))
+    decode(content[small][0].ljust(sizes[large], b"\0"))
+    stream = stream_of(manifest)
+    [position] = [each for each in range(SAMPLES) if stream.order.locate(0, each) == large]
+    assert stream[0, position].corrupt == 1 and stream[0, position].key != content[large][1]["key"]
+
+
 @pytest.mark.parametrize("kind", ["image", "caption"])
 def test_a_text_that_no_tokenizer_takes_is_passed_over(kind: SampleKind, tmp_path: Path) -> None:
     """Half a character ended a run in the tokenizer; empty captions, and those of marks alone, were trained on."""

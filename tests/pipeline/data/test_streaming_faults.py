@@ -100,6 +100,25 @@ def test_captions_without_words_are_passed_over_and_counted(tmp_path: Path) -> N
     assert {key[-1] for key, _ in samples} == {"1"} and sum(corrupt for _, corrupt in samples) >= 4 * (len(samples) - 1)
 
 
+def test_a_caption_in_img2datasets_json_is_enough(tmp_path: Path) -> None:
+    """Its keys count within a tar, so two tars have the same ones. Without a caption a sample is counted."""
+    rng = np.random.default_rng(0)
+    captions = ['"a red picture"', '"a blue picture"', "null", '""', "[1]", '"\\ud800"']
+    for name in "ab":
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            for number, caption in enumerate(captions):
+                told = f'{{"caption": {caption}, "key": "{number:09}", "status": "success", "sha256": "{"0" * 64}"}}'
+                add(tar, f"{number:09}.jpg", tiny_jpeg(rng, "red", "dark", 40, 40))
+                add(tar, f"{number:09}.json", told.encode())
+    recipe = recipe_of(f"pipe:cat {tmp_path}/{{a,b}}.tar", steps=4)
+    loader: Any = build_loader(recipe, open_source(recipe, 1), keys_of, 0, 1, 0)  # type: ignore[arg-type]
+    samples = [each for micro in loader for each in micro]
+    assert {key.partition(str(tmp_path))[2] for key, _ in samples} == {
+        f"/{name}.tar/{number:09}" for name in "ab" for number in range(2)
+    }
+    assert sum(corrupt for _, corrupt in samples) >= 2 * (len(samples) - 4)
+
+
 def test_a_shard_whose_rest_is_damaged_gives_what_is_before_it_and_counts_it(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     with tarfile.open(tmp_path / "a.tar", "w") as tar:

@@ -16,7 +16,7 @@ from pipeline.models.language import CausalTower, Decoding, build_language
 from pipeline.models.trial import try_language, try_vision
 from pipeline.models.vision import build_vision
 from pipeline.tokens import Tokens
-from pipeline.train import build_parts
+from pipeline.training.parts import build_parts
 from pipeline.training.task import StepPlace
 from tests.support.tiny_towers import IMAGE_SIZE_PX, tiny_recipe
 from tests.support.tiny_zoo import PATCH_PX, save_language_family, save_timm_family, save_transformers_vision

@@ -51,12 +51,13 @@ def test_no_sum_of_a_product_is_kept_in_16_bits(towers: Path, monkeypatch: pytes
     """In training, generation and evaluation: the last two load a model by the same function."""
     from pipeline import train
     from pipeline.models.build import build_bridge
+    from pipeline.training import parts
     from pipeline.weights.native import inference_model
 
     flags = torch.backends.cuda.matmul
     names = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
     recipe = parse_recipe(tiny_recipe(towers, Path("none.json"), Path("run"), 1, None))
-    monkeypatch.setattr(train, "build_parts", mock.Mock(side_effect=ValueError("enough")))
+    monkeypatch.setattr(parts, "build_parts", mock.Mock(side_effect=ValueError("enough")))
 
     def train_until_the_parts_are_built() -> None:
         with pytest.raises(ValueError, match="enough"):

@@ -11,6 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipeline import weight_sets
 from pipeline.config import Language, Vision
 from pipeline.config import QFormer as QFormerSettings
 from pipeline.models.build import load_bert, qformer_shape
@@ -129,3 +130,19 @@ def test_two_sets_of_weights_in_a_folder_must_agree(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(whole)
     with pytest.raises(ValueError, match=r"language.name.*model.safetensors and model.safetensors.index.json .*fc2"):
         build_language(Language(name=str(folder), precision="fp32"), "cpu")
+
+
+def test_two_sets_that_differ_in_one_value_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it is: in the middle of a part, or at its end; in parts of a few rows."""
+    monkeypatch.setattr(weight_sets, "PART", 64)
+    state = {"a": torch.randn(50, 3, 7), "b": torch.randn(9), "c": torch.tensor(2.0), "d": torch.zeros(0, 4)}
+    state["b"][4] = torch.nan
+    save_file(state, tmp_path / "model.safetensors")
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    check_weight_sets(tmp_path)
+    for name, place in (("a", (23, 1, 3)), ("a", (0, 0, 0)), ("a", (49, 2, 6)), ("b", (5,)), ("c", ())):
+        changed = {key: tensor.clone() for key, tensor in state.items()}
+        changed[name][place] += 1e-3
+        torch.save(changed, tmp_path / "pytorch_model.bin")
+        with pytest.raises(ValueError, match=f"differ in '{name}'"):
+            check_weight_sets(tmp_path)

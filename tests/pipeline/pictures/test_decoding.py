@@ -7,6 +7,7 @@ import resource
 import struct
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,6 +152,31 @@ def test_a_picture_with_too_many_pixels_is_not_decoded() -> None:
     with pytest.raises(ValueError, match="more than 120000000"):
         decode(content)
     assert store(content, LIMITS) == Drop("pixel_cap")
+
+
+def blank(kind: str, mode: str, num_pixels: int, **options: Any) -> bytes:
+    content = io.BytesIO()
+    Image.new(mode, (num_pixels // 100, 100)).save(content, kind, **options)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "most", "options"),
+    [
+        ("WEBP", "RGB", 30_000, {"lossless": True}), ("AVIF", "RGB", 37_500, {}), ("PNG", "LA", 37_500, {}),
+        ("PNG", "P", 37_500, {"transparency": 0}), ("TIFF", "CMYK", 66_600, {}), ("PNG", "L", 120_000, {}),
+        ("GIF", "P", 120_000, {}), ("JPEG", "RGB", 120_000, {}),
+    ],
+)  # fmt: skip
+def test_what_takes_more_memory_a_pixel_has_fewer_pixels(
+    kind: str, mode: str, most: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousandth of the real bound: a blank WebP of 119 megapixels has 40 bytes, and took 1.8 GB."""
+    monkeypatch.setattr(decoding, "MAX_MEMORY", decoding.MAX_MEMORY // 1000)
+    with decoding.opened(blank(kind, mode, most, **options)) as image:
+        image.load()
+    with pytest.raises(Image.DecompressionBombError, match="pixels, more than"):
+        decoding.decode_rgb(blank(kind, mode, most + 100, **options))
 
 
 def test_no_program_is_started_for_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

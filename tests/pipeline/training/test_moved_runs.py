@@ -125,6 +125,16 @@ def test_what_is_not_the_same_there_is_refused_and_nothing_is_written(moved: Pat
     assert len(checkpoint.complete_checkpoints(moved / "run")) == 1
 
 
+def test_a_stage_2_starts_from_a_stage_1_whose_towers_have_moved_and_from_no_other(moved: Path, home: Path) -> None:
+    start = [f"init_weights={home.with_name('gone') / 'stage1'}", f"run.output={moved / 'new'}", "run.steps=1"]
+    code, errors = train(resume(moved, *start))
+    assert code == 0 and "starting from" in errors, errors
+    weights = moved / "v" / "model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
+    code, errors = train(resume(moved, *start[:1], f"run.output={moved / 'newer'}"))
+    assert code == 1 and "were trained with vision.name" in errors
+
+
 def test_trained_weights_are_used_where_their_towers_are_now(
     moved: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

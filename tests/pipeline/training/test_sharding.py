@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.config import Recipe, load_recipe
 from pipeline.distributed import process_group
+from pipeline.training.parts import build_parts
 from tests.support.gloo_ranks import run_on_ranks
 from tests.support.tiny_runs import ROOT, train_here, write_recipe
 from tests.support.tiny_shards import tiny_manifest
@@ -39,7 +40,6 @@ class AskedError(Exception):
 def test_where_a_rank_builds_the_language_model(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, layout: str, rank: int, wanted: str
 ) -> None:
-    from pipeline import train
     from pipeline.models import language, trial, vision
 
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -51,7 +51,7 @@ def test_where_a_rank_builds_the_language_model(
         mock.patch.object(language, "build_language", side_effect=lambda settings, device: raise_asked(device)),
         pytest.raises(AskedError, match=f"^{wanted}$"),
     ):
-        train.build_parts(recipe, f"cuda:{rank}")
+        build_parts(recipe, f"cuda:{rank}")
 
 
 def raise_asked(device: str) -> None:
@@ -62,9 +62,9 @@ def look_at_the_language_model(arguments: list[str]) -> dict[str, Any]:
     """Where it is when the parts are built, and what is left of it when DeepSpeed gets the task."""
     import deepspeed
 
-    from pipeline import train
+    from pipeline.training import parts
 
-    build_parts, initialize, found = train.build_parts, deepspeed.initialize, {}
+    initialize, found = deepspeed.initialize, {}
 
     def built(*others: Any) -> Any:
         task, collate = build_parts(*others)
@@ -80,7 +80,7 @@ def look_at_the_language_model(arguments: list[str]) -> dict[str, Any]:
         found["tensors"] = len(tensors)
         return initialize(model=model, **others)
 
-    with mock.patch.object(train, "build_parts", built), mock.patch.object(deepspeed, "initialize", initialised):
+    with mock.patch.object(parts, "build_parts", built), mock.patch.object(deepspeed, "initialize", initialised):
         code, _, errors = train_here(arguments)
     assert code == 0, errors
     return found

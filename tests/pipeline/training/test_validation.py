@@ -13,8 +13,8 @@ from pipeline.config import load_recipe
 from pipeline.data.manifest import load_manifest
 from pipeline.data.order import SampleOrder
 from pipeline.data.stream import SampleStream
-from pipeline.train import build_parts
 from pipeline.training import checkpoint
+from pipeline.training.parts import build_parts
 from pipeline.training.task import StepPlace
 from pipeline.weights import native
 from tests.support.gloo_ranks import run_on_ranks

@@ -130,9 +130,9 @@ def test_restoring_and_saving_again_gives_the_same_bytes(folder: Path, towers: P
 
 def restored_moments(run_folder: str, recipe_path: str) -> dict[str, float]:
     from pipeline.distributed import process_group
-    from pipeline.train import build_parts
     from pipeline.training import engine_state
     from pipeline.training.engine import build_engine, resolve_ds_config
+    from pipeline.training.parts import build_parts
 
     recipe = load_recipe(
         Path(recipe_path), ["batch.global_size=6", "batch.micro_size=2", f"run.zero={ROOT}/ds_configs/zero3.json"]

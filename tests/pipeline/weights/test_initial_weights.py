@@ -8,7 +8,8 @@ import torch
 
 from pipeline.config import Recipe, parse_recipe
 from pipeline.models.build import build_bridge
-from pipeline.weights.native import initialise, read_weights, save_weights
+from pipeline.weights.initial import initialise
+from pipeline.weights.native import read_weights, save_weights
 from tests.support.random_bridges import randomise
 from tests.support.tiny_towers import save_tiny_opt, save_tiny_vision, tiny_recipe
 
