@@ -56,20 +56,24 @@ class Desk:
 
     def __init__(self, waiting: int) -> None:
         self.places, self.work = BoundedSemaphore(1 + waiting), Lock()
+        self.is_closed = False
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Raises NotServedError when the queue is full."""
+        """Raises NotServedError when the queue is full, or the desk is closed."""
         if not self.places.acquire(blocking=False):
             raise NotServedError("the queue is full; try again in a moment", HTTPStatus.SERVICE_UNAVAILABLE)
         try:
             with self.work:
+                if self.is_closed:
+                    raise NotServedError("the server is ending; start it again", HTTPStatus.SERVICE_UNAVAILABLE)
                 yield
         finally:
             self.places.release()
 
     def close(self, timeout_s: float) -> None:
         """Wait for the work that is being done; none begins after it."""
+        self.is_closed = True
         self.work.acquire(timeout=timeout_s)
 
 
