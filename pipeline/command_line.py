@@ -112,7 +112,8 @@ def one_line(error: BaseException) -> str:
         message = message.splitlines()[-1].partition(": ")[2]
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     hint = ": the disk is full; free space, run again" if full else ""
-    if not message.isascii() and sys.getfilesystemencoding() != "utf-8":  # several libraries take paths in UTF-8 alone
+    is_foreign = not message.isascii() or isinstance(error, UnicodeEncodeError)
+    if is_foreign and sys.getfilesystemencoding() != "utf-8":  # several libraries take paths in UTF-8 alone
         hint += f"; file names are in {sys.getfilesystemencoding()} here: if a path is right, set PYTHONUTF8=1"
     return (printable(" ".join(message.split())) or type(error).__name__) + hint
 

@@ -17,7 +17,7 @@ def read_local(root: Path, name: str, max_bytes: int) -> bytes | Drop:
         return Drop("refused_scheme")
     try:
         return _read_below(root.resolve(), name, max_bytes)
-    except OSError:
+    except (OSError, UnicodeEncodeError):  # the latter: a name that file names of this locale cannot have
         return Drop("unreadable_file")
 
 

@@ -85,3 +85,7 @@ def test_a_table_of_local_files_never_leaves_its_root(tmp_path):
     expected = [None, *refused, "missing_file", "missing_file", "refused_scheme"]
     assert [entry["reason"] for entry in ledger(tmp_path / "raw")] == expected
     assert read_local(root, "in.jpg", max_bytes=10) == Drop("byte_cap")
+
+
+def test_a_name_that_no_file_can_have_drops_its_row_alone(tmp_path):
+    assert read_local(tmp_path, "half a character \ud800.jpg", 100) == Drop("unreadable_file")
