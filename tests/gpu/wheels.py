@@ -15,7 +15,7 @@ PYTHON = "3.12"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux1_x86_64")
 READY = (
     "pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions", "omegaconf", "hjson",
-    "accelerate", "webdataset", "braceexpand", "protego",
+    "accelerate", "webdataset", "braceexpand", "protego", "peft",
 )  # fmt: skip
 FROM_SOURCE = "deepspeed"
 ON_MACHINE = (
