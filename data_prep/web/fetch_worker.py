@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import threading
 import time
@@ -60,7 +61,7 @@ def end_with_killed_process() -> None:
         seen: set[multiprocessing.process.BaseProcess] = set()
         while True:
             seen |= set(multiprocessing.active_children())
-            if any((each.exitcode or 0) < 0 for each in seen):
+            if any(each.exitcode == -signal.SIGKILL for each in seen):  # its pool itself ends them by SIGTERM
                 os._exit(KILLED)
             seen = {each for each in seen if each.exitcode is None}
             time.sleep(POLL_S)

@@ -23,6 +23,8 @@ def die(number):
 fetch_worker.end_with_killed_process()
 with multiprocessing.get_context("fork").Pool(2, maxtasksperchild=1) as pool:
     print(sorted(pool.imap_unordered(die, [int(each) for each in sys.argv[1:]])))
+    time.sleep(0.5)  # so that the last ones, which the pool now ends by SIGTERM, are known
+time.sleep(0.5)
 """
 
 
