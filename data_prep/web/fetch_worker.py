@@ -30,6 +30,7 @@ OPEN_FILES = 16_384
 KILLED = 137
 """Exit code when one of its processes was killed; a shell would give 137 for SIGKILL, too."""
 POLL_S = 0.2
+GRACE_S = 10.0
 
 
 def prepare_process() -> None:
@@ -54,17 +55,23 @@ def _allow_many_files() -> None:
 
 
 def end_with_killed_process() -> None:
-    """End this process as soon as one of img2dataset's is killed, as when memory runs out: its pool would wait for the
-    lost work for ever."""
+    """End this process soon after one of img2dataset's is killed, as when memory runs out: its pool would wait for the
+    lost work for ever.
+
+    Its pool ends them by SIGTERM when all is done, and that is no such kill. To be sure, this process has some time to
+    end by itself.
+    """
 
     def watch() -> None:
         seen: set[multiprocessing.process.BaseProcess] = set()
         while True:
             seen |= set(multiprocessing.active_children())
-            if any(each.exitcode == -signal.SIGKILL for each in seen):  # its pool itself ends them by SIGTERM
-                os._exit(KILLED)
+            if any(each.exitcode == -signal.SIGKILL for each in seen):
+                break
             seen = {each for each in seen if each.exitcode is None}
             time.sleep(POLL_S)
+        time.sleep(GRACE_S)
+        os._exit(KILLED)
 
     threading.Thread(target=watch, name="killed processes", daemon=True).start()
 

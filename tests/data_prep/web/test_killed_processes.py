@@ -20,11 +20,13 @@ def die(number):
     if number == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return number
+fetch_worker.GRACE_S = 1.0
 fetch_worker.end_with_killed_process()
 with multiprocessing.get_context("fork").Pool(2, maxtasksperchild=1) as pool:
     print(sorted(pool.imap_unordered(die, [int(each) for each in sys.argv[1:]])))
-    time.sleep(0.5)  # so that the last ones, which the pool now ends by SIGTERM, are known
-time.sleep(0.5)
+    pool.apply_async(time.sleep, [60])
+    time.sleep(0.5)
+time.sleep(2)  # the pool has ended this one by SIGTERM
 """
 
 
