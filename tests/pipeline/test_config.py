@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -177,13 +178,20 @@ def test_the_page_of_fields_is_made_from_the_fields() -> None:
 
 
 def test_every_field_has_a_description_and_a_row_on_the_page() -> None:
-    sections = {section.__name__.lower(): section for section in Section.__subclasses__() if section is not Recipe}
     text = page()
-    for prefix, section in (("", Recipe), *((f"{name}.", section) for name, section in sections.items())):
+
+    def check(section: type[Section], prefix: str) -> None:
         for name, field in section.model_fields.items():
-            if prefix or name not in sections:
+            kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]
+            within = [kind for kind in kinds if issubclass(kind, Section)]
+            for kind in within:
+                assert text.count(f"\n## {prefix}{name}\n") == 1
+                check(kind, f"{prefix}{name}.")
+            if not within:
                 assert field.description, f"{prefix}{name} has no description"
                 assert text.count(f"\n| `{prefix}{name}` |") == 1
+
+    check(Recipe, "")
 
 
 def test_a_length_in_epochs_becomes_steps_and_is_written_as_epochs() -> None:
