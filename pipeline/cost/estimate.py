@@ -15,7 +15,7 @@ from pipeline.cost.dry_run import (
     DryRun,
     UnweightedRecipe,
 )
-from pipeline.cost.flops import sample_flops
+from pipeline.cost.flops import fewest_samples, sample_flops
 from pipeline.cost.fusion import fused
 from pipeline.cost.gpus import GIB, HOST_BANDWIDTH, Gpu
 from pipeline.cost.operations import Operation
@@ -255,7 +255,7 @@ class Planner:
 
     def plan(self) -> Plan:
         """The whole plan. Makes some seven runs without weights, most to find the largest micro batch."""
-        least = 2
+        least = fewest_samples(self.recipe)
         lengths = mean_lengths(self.recipe, self.assumed.caption_tokens)
         flops = {part: total / least for part, total in self.unweighted.run(least, lengths).flops.items()}
         model_flops = sum((sample_flops(self.recipe, lengths) if self.computes_twice() else flops).values())

@@ -12,6 +12,11 @@ CAPTION_TOKENS = 12  # mean of a web caption
 NUM_PAIRS = 2  # the smallest batch that has negatives
 
 
+def fewest_samples(recipe: Recipe) -> int:
+    """Of a pass that has negatives, or a whole sequence of pairs."""
+    return max(NUM_PAIRS, recipe.data.pairs_per_sequence)
+
+
 def sample_flops(recipe: Recipe, lengths: tuple[int, int]) -> dict[str, float]:
     """FLOPs of one sample by part, forward and backward, with so many tokens of context and target.
 
@@ -23,8 +28,9 @@ def sample_flops(recipe: Recipe, lengths: tuple[int, int]) -> dict[str, float]:
     if recipe.language is not None:
         plain = recipe.language.model_copy(update={"activation_checkpointing": False})
         recipe = recipe.model_copy(update={"language": plain})
-    found = UnweightedRecipe(recipe).run(NUM_PAIRS, lengths)
-    return {part: flops / NUM_PAIRS for part, flops in found.flops.items()}
+    samples = fewest_samples(recipe)
+    found = UnweightedRecipe(recipe).run(samples, lengths)
+    return {part: flops / samples for part, flops in found.flops.items()}
 
 
 def utilisation_of_one_sample_a_second(recipe: Recipe, num_ranks: int, cuda_name: str | None) -> float | None:
