@@ -66,6 +66,11 @@ def check_pairs(recipe: "Recipe") -> None:
             f"data.pairs_per_sequence {pairs}: a sequence has one answer to each question, and data.answers is 'all'; "
             "set data.answers=one"
         )
+    if pairs > 1 and recipe.qformer.question != "none":
+        raise ValueError(
+            f"data.pairs_per_sequence {pairs}: this Q-Former reads a question, and then a prompt has one picture only; "
+            "set 1, or qformer.question=none"
+        )
 
 
 def check_optimizer(recipe: "Recipe") -> None:

@@ -16,6 +16,7 @@ from pipeline.cost.dry_run import (
     UnweightedRecipe,
     once,
 )
+from pipeline.cost.flops import fewest_samples
 from pipeline.cost.fusion import fused
 from pipeline.cost.gpus import GIB, HOST_BANDWIDTH, Gpu
 from pipeline.cost.operations import Operation
@@ -255,7 +256,7 @@ class Planner:
 
     def plan(self) -> Plan:
         """The whole plan. Makes some five runs without weights, most to find the largest micro batch."""
-        least = 2
+        least = fewest_samples(self.recipe)
         lengths = mean_lengths(self.recipe, self.assumed.caption_tokens)
         of_samples = self.unweighted.run(least, lengths)
         flops = {part: total / least for part, total in of_samples.flops.items()}

@@ -12,13 +12,20 @@ CAPTION_TOKENS = 12  # mean of a web caption
 NUM_PAIRS = 2  # the smallest batch that has negatives
 
 
+def fewest_samples(recipe: Recipe) -> int:
+    """Of a pass that has negatives, or a whole sequence of pairs."""
+    return max(NUM_PAIRS, recipe.data.pairs_per_sequence)
+
+
 def sample_flops(recipe: Recipe, lengths: tuple[int, int]) -> dict[str, float]:
     """FLOPs of one sample by part, forward and backward, with so many tokens of context and target.
 
     Each layer counts once, though activation checkpointing may repeat it; a frozen tower's backward pass has no
     products for its weights.
     """
-    return {part: flops / NUM_PAIRS for part, flops in once(UnweightedRecipe(recipe).run(NUM_PAIRS, lengths)).items()}
+    samples = fewest_samples(recipe)
+    found = once(UnweightedRecipe(recipe).run(samples, lengths))
+    return {part: flops / samples for part, flops in found.items()}
 
 
 def utilisation_of_one_sample_a_second(recipe: Recipe, num_ranks: int, cuda_name: str | None) -> float | None:

@@ -48,9 +48,9 @@ class Sample:
     rng: random.Random
     corrupt: int
     question: str = ""
-    source: str = ""
     loss_weight: float = 1.0
     answers: tuple[tuple[str, float], ...] = ()
+    source: str = ""
 
     def texts(self) -> tuple[tuple[str, float], ...]:
         """What is trained on, and its share of the loss."""

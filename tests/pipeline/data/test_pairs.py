@@ -63,14 +63,16 @@ def test_a_sequence_is_what_a_prompt_with_marks_makes(language: LanguageTower, p
     batch = packed(language, prompt)
     assert batch.interleaved
     prompts = torch.randn(4, NUM_PROMPTS, language.width)
-    sequences = embedded(language.embed_tokens, prompts, batch.interleaved)
+    sequences = embedded(language.model.get_input_embeddings(), prompts, batch.interleaved)
     if language.kind == "seq2seq":
         ids = batch.context.ids[2][batch.context.is_token[2]].tolist()[:-1]  # EOS is added to both
         begun = language.tokenizer.decode(ids)
         text = f"<image> {prompt} a red picture <image> {begun}".replace("  ", " ")
     else:
         text = f"<image> {prompt} a red picture\n<image> {prompt} green\n".replace("  ", " ")
-    [wanted], _ = with_pictures(language.embed_tokens, language.tokenizer, prompts, [text], [[1, 2]], "right")
+    [wanted], _ = with_pictures(
+        language.model.get_input_embeddings(), language.tokenizer, prompts, [text], [[1, 2]], "right"
+    )
     row = next(place for place, each in enumerate(batch.interleaved.pairs) if each == (1, 3))
     found: Tensor = sequences[row][batch.interleaved.text.is_token[row]]
     assert torch.equal(found, wanted)

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from data_prep.index import index_shards
 from pipeline.config import Language, load_recipe
 from pipeline.data.batch import Batch
 from pipeline.data.pairs import Layout, interleave
@@ -21,9 +22,11 @@ from tests.pipeline.training.test_epochs import train_until_step_4_fails
 from tests.pipeline.training.test_host_waits import watched
 from tests.pipeline.training.test_stage2_losses import batch_of
 from tests.reference.stage2 import causal_loss_sum, loss_sums_in_sequence, seq2seq_loss_sum, soft_prompts
+from tests.reference.training import train_plainly
 from tests.support.gloo_ranks import run_on_ranks
 from tests.support.random_bridges import SHAPE, random_stage2
-from tests.support.tiny_runs import Write, lines_of, train_here
+from tests.support.tiny_runs import ROOT, Write, lines_of, train_here, write_recipe
+from tests.support.tiny_shards import write_tiny_shards
 
 LENGTHS, PROMPTED = [5, 2, 7, 1, 4, 3], [1, 6, 3, 2, 2, 4]
 SOURCES, RANGES = ["coco"] * 5 + ["web"], [(0, 3), (3, 5), (5, 6)]  # by threes: what is left of coco, and one of web
@@ -164,7 +167,8 @@ def test_two_ranks_and_a_cut_run_are_one_whole_run(kind: str, folder: Path, writ
     run(1, whole)
     assert run_on_ranks(1, train_until_step_4_fails, cut) == [1]
     run(1, cut)
-    run(2, ranks, "language.activation_checkpointing=true", f"run.zero={Path('ds_configs/zero3.json').absolute()}")
+    shared = ["run.layout=sharded", f"run.zero={ROOT / 'ds_configs' / 'zero3.json'}"]
+    run(2, ranks, "language.activation_checkpointing=true", *shared)
     wanted, found = weights_at(folder / f"{kind}_whole", 6), weights_at(folder / f"{kind}_cut", 6)
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
     assert losses_of(folder / f"{kind}_cut") == losses_of(folder / f"{kind}_whole")
@@ -183,6 +187,17 @@ def test_one_pair_a_sequence_is_the_run_without_the_field(folder: Path, write: W
     assert any(not torch.equal(other[name], tensor) for name, tensor in wanted.items())
 
 
+def test_questions_are_asked_one_after_the_other(tmp_path: Path, towers: Path) -> None:
+    write_tiny_shards(tmp_path / "shards", 4, questions_per_sample=2)
+    index_shards([tmp_path / "shards"], tmp_path / "train.json")
+    sections: dict[str, Any] = {**PAIRS, "data": PAIRS["data"] | {"sample": "question"}, "run": {"steps": 2}}
+    arguments = write_recipe(tmp_path, towers, tmp_path / "train.json", "run", 2, "opt", **sections)
+    edits = ["language.prompt='question {} answer'", "qformer.dropout=0"]
+    losses, _, _ = train_plainly(load_recipe(Path(arguments[1]), edits))  # a step's samples at once
+    run(1, arguments, *edits)
+    assert losses_of(tmp_path / "run") == pytest.approx(losses, rel=1e-5)
+
+
 def test_a_run_whose_sequences_would_change_is_not_resumed(folder: Path, write: Write) -> None:
     """Which pairs share a sequence depends on the micro batch; without sequences it may change."""
     arguments = write("sizes", **PAIRS, run={"steps": 2})
@@ -198,6 +213,15 @@ def test_a_run_whose_sequences_would_change_is_not_resumed(folder: Path, write: 
         (
             ["data.pairs_per_sequence=2", "data.sample=question", "data.answers=all", "language.prompt='{} answer'"],
             "has one answer to each question",
+        ),
+        (
+            [
+                "data.pairs_per_sequence=2",
+                "data.sample=question",
+                "qformer.question=question",
+                "language.prompt='{} ?'",
+            ],
+            "this Q-Former reads a question",
         ),
     ],
 )
