@@ -147,7 +147,8 @@ def test_of_questions_each_picture_is_asked_the_same_with_the_other_soft_prompts
     asked = {"data": {"sample": "question", "answers": "all"}, "qformer": {"question": "question"}}
     arguments = write_recipe(
         folder, towers, folder / "vqa.json", "asked", 2, "t5", batch={"global_size": 4, "micro_size": 4},
-        validation={"manifest": str(folder / "vqa.json"), "every_steps": 2, "samples": 8, "sample_texts": 6, "on_training_data": True}, **asked,
+        validation={"manifest": str(folder / "vqa.json"), "every_steps": 2, "samples": 8, "sample_texts": 6,
+                    "on_training_data": True}, **asked,
     )  # fmt: skip
     [(code, _, errors)] = run_on_ranks(1, train_here, [*arguments, "--set", "language.prompt='question : {} answer :'"])
     assert code == 0, errors
