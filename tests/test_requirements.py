@@ -1,6 +1,7 @@
 """requirements.lock names every package of the environment with its version and hash."""
 
 import re
+import sysconfig
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -28,7 +29,8 @@ def test_the_lock_has_every_pin_of_requirements() -> None:
 
 def test_the_environment_is_the_locks() -> None:
     locked = _locked()
-    installed = {canonicalize_name(each.name): each.version for each in distributions()}
+    found = distributions(path=[sysconfig.get_path("purelib")])  # setuptools puts more on the path, of its own
+    installed = {canonicalize_name(each.name): each.version for each in found}
     tools = {"pip", "setuptools", "uv", "blip2-pretraining"}  # make the environment, or are this project
     different = {n: v for n, v in installed.items() if n not in tools and locked.get(n) != v}
     assert not different

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from pipeline.distributed import device
 log = logging.getLogger(__name__)
 SILENT_S = 20.0  # before it is said that ranks are missing
 JOIN_S = 600.0  # in which all ranks must have started
+LEAVE_S = 10.0  # in which all ranks must have read why they end
 DAY_S = 86_400.0  # ranks of an evaluation may end hours apart
 _GROUPS: dict[str, Any] = {}  # as torch's default group, of the process; and the store that all ranks read
 COLLECTIVES_KEPT = 2000  # the last ones of each rank, by torch's flight recorder
@@ -211,6 +212,8 @@ def _agree_on_device(store: Any, stopped: Callable[[], bool] | None) -> str:
     told = _hearing_signals(lambda: store.multi_get([f"device/{each}" for each in range(world_size())]), stopped)
     kinds, hosts, faults = zip(*map(json.loads, told), strict=True)
     broken = [each for each, text in enumerate(faults) if text]
+    if broken or len(set(kinds)) > 1:
+        _leave_last(store)
     if broken:
         first = broken[0]
         raise device.DeviceError(
@@ -223,6 +226,14 @@ def _agree_on_device(store: Any, stopped: Callable[[], bool] | None) -> str:
             "rank a GPU, or none"
         )
     return name
+
+
+def _leave_last(store: Any) -> None:
+    """Rank 0 serves the store: it waits until every rank has read what it is about to end with."""
+    store.set(f"read/{rank()}", "")
+    if rank() == 0:
+        with suppress(RuntimeError):  # one that was killed meanwhile reads no more
+            store.wait([f"read/{each}" for each in range(world_size())], timedelta(seconds=LEAVE_S))
 
 
 def limit_waiting(timeout_s: float) -> None:

@@ -11,7 +11,7 @@ from pipeline.config import Recipe, parse_recipe
 from pipeline.cost.dry_run import LANGUAGE, LOGITS, DryRun, UnweightedRecipe
 from pipeline.cost.flops import sample_flops
 from pipeline.cost.unweighted import caption_batch, longest_lengths
-from pipeline.train import build_parts
+from pipeline.training.parts import build_parts
 from pipeline.training.task import StepPlace
 from tests.support.tiny_towers import tiny_recipe
 

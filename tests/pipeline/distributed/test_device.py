@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,9 @@ class Told:
 
     def multi_get(self, keys: list[str]) -> list[str]:
         return [self.values[key] for key in keys]
+
+    def wait(self, keys: list[str], _timeout: timedelta) -> None:
+        assert keys == [f"read/{number}" for number in range(len(keys))] and "read/0" in self.values
 
 
 def test_ranks_with_and_without_a_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
