@@ -13,4 +13,4 @@ RUN pip install --no-cache-dir uv==0.13.9 \
     && uv pip install --system --no-cache --compile-bytecode --require-hashes -r requirements.lock
 COPY . .
 RUN pip install --no-cache-dir --no-deps -e .
-ENV TOKENIZERS_PARALLELISM=false NO_ALBUMENTATIONS_UPDATE=1 WANDB_MODE=disabled
+ENV TOKENIZERS_PARALLELISM=false NO_ALBUMENTATIONS_UPDATE=1

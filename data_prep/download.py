@@ -40,6 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         summary = download(settings)
         print(f"{summary['rows']} rows, {summary['kept']} kept, dropped {summary['dropped_by_reason']}")
+        if summary["damaged_captions"]:
+            told = (
+                f"captions of {summary['damaged_captions']} rows hold \\ufffd, in the place of bytes that are no UTF-8"
+            )
+            print(
+                f"warning: {told}; if the table is in another encoding, convert it, and use a new --output",
+                file=sys.stderr,
+            )
         if summary["joined_rows"]:
             print(f"{summary['joined_rows']} more rows had a picture of these; their captions are with it")
         if summary["questions"] or summary["dropped_questions_by_reason"]:

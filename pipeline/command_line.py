@@ -94,6 +94,10 @@ def printable(text: str) -> str:
 
 
 class _PrintableLog(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        told = f"warning: {record.message}" if record.levelno >= logging.WARNING else record.message
+        return f"{record.asctime} {told}"
+
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(printable(line) for line in super().format(record).split("\n"))
 

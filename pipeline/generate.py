@@ -46,7 +46,8 @@ def flags() -> Parser:
     what.add_argument("--output", type=Path, metavar="FILE", help="write the lines to this file; default: print them")
     what.add_argument("--chat", action="store_true", help="answer questions on stdin about one picture, line by line")
     text = parser.add_argument_group("the text")
-    text.add_argument("--prompt", help="its beginning; with a question {} stands for it; default: evaluation's")
+    text.add_argument("--prompt", help="its beginning, with {} for a question, or caption, answer or short-answer, the "
+                      "paper's; default: evaluation's")  # fmt: skip
     text.add_argument("--question", help="a question about every picture")
     text.add_argument("--num-beams", type=positive, metavar="N", help="beams of the search; default: 5")
     text.add_argument("--max-new-tokens", type=positive, metavar="N", help="default: 30, answers 10")
@@ -117,8 +118,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> int:
         from pipeline.models.marked_text import pieces_of
         from pipeline.models.sampling import check_sampling
+        from pipeline.prompts import NAMED_PROMPTS
         from pipeline.trained_model import load_pixels
 
+        options.prompt = NAMED_PROMPTS.get(options.prompt, options.prompt)
         check_sampling(options.top_p, options.temperature, options.seed)
         if options.output:
             check_target(options.output)

@@ -50,6 +50,8 @@ class Wandb:
         self._run = _package("wandb").init(
             id=self.run_id, name=run.name, resume="allow", dir=str(run), config=_recipe(run)
         )
+        if self._run.disabled:
+            raise ValueError("--to wandb: it is disabled, as by WANDB_MODE, and would take nothing; unset the variable")
 
     def send(self, step: int, numbers: dict[str, float]) -> None:
         self._run.log(numbers, step=step)

@@ -12,6 +12,10 @@ from pipeline.data.captions import clean_question
 CAPTION_PROMPT = "a photo of"  # paper, appendix: COCO captioning
 QUESTION_PROMPTS = {"causal": "Question: {} Answer:", "seq2seq": "Question: {} Short answer:"}  # paper, section 4.1
 CHAT_PROMPT = "Question: {} Answer:"  # paper, Figure 4
+NAMED_PROMPTS = {
+    "caption": CAPTION_PROMPT, "answer": QUESTION_PROMPTS["causal"], "short-answer": QUESTION_PROMPTS["seq2seq"],
+}  # fmt: skip
+"""The paper's prompts by name: OPT's for questions is `answer`, FlanT5's `short-answer`."""
 CAPTION_DECODING: dict[str, Any] = {
     "num_beams": 5, "max_new_tokens": 30, "min_new_tokens": None, "length_penalty": 1.0,
 }  # fmt: skip

@@ -87,6 +87,8 @@ class Model:
         filled: list[str] = []
         read = []
         for begin, asked in zip(_each(template, count, "prompt"), _each(question, count, "question"), strict=True):
+            if not isinstance(asked, str) or not asked.strip():
+                raise ValueError(f"question {asked!r:.80} is no text with a word; ask something")
             if MARK in asked:
                 raise ValueError(f"question {asked!r:.80} has a mark {MARK}; marks of pictures stand in the prompt")
             cleaned = prompts.as_trained(asked, self.recipe)
@@ -205,6 +207,8 @@ class Model:
                 return picture
             if isinstance(picture, str):
                 return load_pixels(picture, self.image_size_px, allow_loopback=False)
+            if not isinstance(picture, Image.Image | Path | bytes):
+                raise ValueError(f"picture: is of type {type(picture).__name__}; give a PIL image, a path or bytes")
             return load_evaluation_pixels(picture, self.image_size_px)
 
         return torch.stack([load(each) for each in pictures])

@@ -32,7 +32,7 @@ def download(settings: DownloadSettings) -> dict[str, object]:
     """
     started = time.monotonic()
     shards = task_shards(settings)
-    rows = fetched = kept = questions = joined_rows = 0
+    rows = fetched = kept = questions = joined_rows = damaged = 0
     dropped, dropped_questions = Counter[str](), Counter[str]()
     with _claimed(settings), ProgressLine(settings.label, unit="rows") as line:
         for wave in prefetch(waves(shards, settings.samples_per_shard), partial(_fetched, settings)):
@@ -44,6 +44,7 @@ def download(settings: DownloadSettings) -> dict[str, object]:
                 dropped.update(receipt.dropped)
                 questions += receipt.questions
                 joined_rows += sum(row.joined for row in work.rows)
+                damaged += sum("\N{REPLACEMENT CHARACTER}" in "".join(row.captions) for row in work.rows)
                 dropped_questions.update(receipt.dropped_questions)
                 (line.advance if is_new else line.skip)(count)
     summary = {
@@ -53,6 +54,7 @@ def download(settings: DownloadSettings) -> dict[str, object]:
         "kept": kept,
         "dropped_by_reason": dict(sorted(dropped.items())),
         "joined_rows": joined_rows,
+        "damaged_captions": damaged,
         "failed_in_passing": sum(count for reason, count in dropped.items() if Drop.named(reason).temporary),
         "questions": questions,
         "dropped_questions_by_reason": dict(sorted(dropped_questions.items())),

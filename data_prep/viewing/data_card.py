@@ -88,8 +88,8 @@ def _captions(shards: Sequence[Shard]) -> str:
     for shard in shards:
         if shard.provenance.get("stage") == CAPTIONED:
             models[tuple(sorted(shard.provenance.get("models", {}).items()))] += shard.samples
-    lines = [f"- {samples:,} pictures went through CapFilt: web captions and those of a captioner, ranked and chosen. "
-             f"{escaped(', '.join(f'{part} {digest[:12]}' for part, digest in used)) or 'no model'}\n"
+    lines = [f"- {samples:,} pictures went through CapFilt: web captions and those of a captioner, ranked and chosen; "
+             f"human captions as they were. {escaped(', '.join(f'{part} {digest[:12]}' for part, digest in used))}\n"
              for used, samples in sorted(models.items())]  # fmt: skip
     sets = [f"{escaped(name)} ({count:,})" for name, count in question_sets(shards).items()]
     lines += [f"- Question sets: {', '.join(sets)}\n"] if sets else []
@@ -107,5 +107,7 @@ def _dropped(shards: Sequence[Shard]) -> str:
         for source, sets in cleaned_of(shards).items()
         if sets
     ]
-    text = table(("source", "reason", "rows or samples"), rows) if rows else "Nothing.\n"
+    text = table(("source", "reason", "rows or samples"), rows) if rows else "Nothing by the last step.\n"
+    if any(shard.provenance.get("stage") == CAPTIONED for shard in shards):
+        text += "\nShards that went through CapFilt do not say what their download dropped: its ledgers do.\n"
     return text + ("\n" + "".join(clean) if clean else "")

@@ -1,16 +1,21 @@
-"""Every evaluation task, in the order of --help. Each is declared in a file of its own here."""
+"""Every evaluation task, by name. Each is declared in a file of its own here: a new file is a new task."""
 
-from eval.catalogue.captioning import CAPTIONING
-from eval.catalogue.gqa import GQA
-from eval.catalogue.nocaps import NOCAPS
-from eval.catalogue.okvqa import OKVQA
-from eval.catalogue.retrieval import RETRIEVAL
+from importlib import import_module
+from pkgutil import iter_modules
+
 from eval.catalogue.task import EvaluationTask, Kind
-from eval.catalogue.vqa import VQA
 
 __all__ = ["TASKS", "EvaluationTask", "Kind", "known_task"]
 
-TASKS: dict[str, EvaluationTask] = {task.name: task for task in (CAPTIONING, NOCAPS, VQA, OKVQA, GQA, RETRIEVAL)}
+
+def declared() -> dict[str, EvaluationTask]:
+    """The tasks of all files of this folder."""
+    modules = [import_module(f"{__name__}.{each.name}") for each in iter_modules(__path__)]
+    tasks = [value for module in modules for value in vars(module).values() if isinstance(value, EvaluationTask)]
+    return {task.name: task for task in tasks}
+
+
+TASKS = declared()
 
 
 def known_task(name: str) -> str:

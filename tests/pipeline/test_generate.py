@@ -108,6 +108,9 @@ def test_flags_change_prompt_question_and_search(
     answer = opt.answer(picture, "colour ?", prompt="question {} answer")
     assert lines(output.read_text()) == [{"image": picture, "question": "colour ?", "text": answer}]
     capsys.readouterr()
+    assert main([*command, "--question", "colour ?", "--prompt", "short-answer"]) == 0
+    short = opt.answer(picture, "colour ?", prompt="Question: {} Short answer:")
+    assert lines(capsys.readouterr().out)[0]["text"] == short
     sampling = ["--top-p", "0.9", "--temperature", "3", "--seed", "4"]
     texts = []
     for flags in (sampling, sampling, [*sampling[:-1], "5"], ["--num-beams", "2", "--max-new-tokens", "3"]):

@@ -144,3 +144,11 @@ def test_wandb_itself_takes_the_lines_offline_under_one_id(run: Path) -> None:
     assert len(written) == 2  # a start each, of one run
     for wanted, path in zip((b"loss/itc", b"loss/itg"), written, strict=True):
         assert wanted in path.read_bytes()
+
+
+def test_a_disabled_wandb_is_refused_and_nothing_is_noted(run: Path) -> None:
+    environment = os.environ | {"WANDB_MODE": "disabled", "WANDB_SILENT": "true"}
+    command = [sys.executable, "-m", "pipeline.mirror", str(run), "--to", "wandb", "--once"]
+    done = subprocess.run(command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "--to wandb: it is disabled" in done.stderr
+    assert not (run / "mirror_wandb.json").exists()

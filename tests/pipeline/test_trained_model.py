@@ -154,6 +154,16 @@ def test_several_pictures_of_one_prompt_stand_at_their_marks(weights: dict[str, 
         pipeline.load(weights["tuned"]).answer([[first, second]], "which?", "<image> <image> question: {}")
 
 
+def test_what_is_no_picture_and_no_question_is_one_line(weights: dict[str, Path], pictures: list[Path]) -> None:
+    model = pipeline.load(weights["opt"])
+    for picture in (np.zeros((4, 4, 3)), None, 3):
+        with pytest.raises(ValueError, match=r"picture: is of type .*; give a PIL image, a path or bytes"):
+            model.caption(picture)
+    for question in (None, "", " "):
+        with pytest.raises(ValueError, match="is no text with a word; ask something"):
+            model.answer(pictures[0], question)
+
+
 def test_a_draw_depends_on_seed_picture_and_prompt_alone(weights: dict[str, Path], pictures: list[Path]) -> None:
     model, how = pipeline.load(weights["opt"]), {"top_p": 0.95, "temperature": 2.0, "seed": 5}
     together = model.caption(pictures, **how)
