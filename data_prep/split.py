@@ -143,6 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         if kept:
             print(f"{kept} pictures stay in training: their group of near copies is too large to hold out")
+        held, all_of = (load_manifest(path).samples for path in (paths[1], options.manifest))
+        print(f"{held} of {all_of} samples are held out, {held / all_of:.2%}; asked for were {options.share:.2%}")
         for path in paths:
             manifest = load_manifest(path)
             print(f"{path}: {len(manifest.shards)} shards, {manifest.samples} samples, {manifest.captions} captions")
