@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from data_prep.shards.ledger import Drop
 from pipeline.pictures.decoding import CostlyPictureError, opened
 from pipeline.pictures.perceptual_hash import perceptual_hash
-from pipeline.pictures.plain_picture import on_white, true_colour, upright
+from pipeline.pictures.plain_picture import NumberRangeError, on_white, true_colour, upright
 
 JPEG_QUALITY = 95
 OTHER_FORMATS = re.compile(
@@ -68,8 +68,9 @@ def store(content: bytes, limits: ImageLimits) -> StoredImage | Drop:
                 image.draft(None, (round(image.width * scale), round(image.height * scale)))
             image.load()
             return _encode(on_white(_fitted(true_colour(upright(image)), limits.max_side_px)))
-    except UnidentifiedImageError:
-        return Drop("unsupported_format" if OTHER_FORMATS.match(content) else "not_an_image")
+    except (UnidentifiedImageError, NumberRangeError) as error:
+        known = isinstance(error, NumberRangeError) or OTHER_FORMATS.match(content)
+        return Drop("unsupported_format" if known else "not_an_image")
     except Image.DecompressionBombError:
         return Drop("pixel_cap")
     except CostlyPictureError:

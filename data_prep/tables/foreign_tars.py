@@ -17,6 +17,7 @@ from data_prep.shards.ledger import Drop
 from data_prep.tables.conditions import Condition, failed
 from data_prep.tables.row import Place, Row, captions_of, text_of
 from data_prep.tables.unicode_text import without_surrogates
+from pipeline.tar_headers import BoundedTarInfo
 
 ENDING = ".tar"
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -114,7 +115,7 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
     size = path.stat().st_size
     with path.open("rb") as file:
         bounded: Any = _BoundedFile(file)
-        tar: Any = tarfile.open(fileobj=bounded, mode="r:")  # noqa: SIM115 - it holds nothing but the file
+        tar: Any = tarfile.open(fileobj=bounded, mode="r:", tarinfo=BoundedTarInfo)  # noqa: SIM115 - it holds nothing but the file
         end, number = -1, 0
         while (member := tar.next()) is not None:
             tar.members = []  # else it keeps every header

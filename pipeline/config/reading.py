@@ -82,7 +82,6 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ValueError(
             f"recipe {path}: no such file; the recipes that come with the project are in pipeline/recipes/"
         )
-    OmegaConf.register_resolver("oc.env", _environment, replace=True)
     unreadable = (OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError)
     try:
         settings = OmegaConf.load(path)
@@ -94,16 +93,35 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def edited(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
-    """A recipe with `a.b=v` overrides. Raises ValueError as `load_recipe` does."""
-    from omegaconf import OmegaConf
+    """A recipe with `a.b=v` overrides. Raises ValueError as `load_recipe` does.
 
-    return _validated(OmegaConf.create(recipe.model_dump(mode="json")), overrides, "of the weights")
+    Only the overrides are resolved: a recipe that came with weights must not read the environment.
+    """
+    content = recipe.model_dump(mode="json")
+    for item in overrides:
+        _merge(content, _resolved({}, [item], f"--set {item}"))
+    return parse_recipe(content)
+
+
+def _merge(content: dict[str, Any], edits: dict[str, Any]) -> None:
+    for name, value in edits.items():
+        if isinstance(value, dict) and isinstance(content.get(name), dict):
+            _merge(content[name], value)
+        else:
+            content[name] = value
 
 
 def _validated(settings: Any, overrides: Sequence[str], told: str) -> Recipe:
+    return parse_recipe(_resolved(settings, overrides, told))
+
+
+def _resolved(settings: Any, overrides: Sequence[str], told: str) -> dict[str, Any]:
+    """The content with its overrides, and with the values of references. Raises ValueError."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
+
+    OmegaConf.register_resolver("oc.env", _environment, replace=True)
 
     unreadable = (OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError)
     for item in overrides:
@@ -117,7 +135,7 @@ def _validated(settings: Any, overrides: Sequence[str], told: str) -> Recipe:
         content = cast(dict[Any, Any], OmegaConf.to_container(settings, resolve=True))
     except (OmegaConfBaseException, RecursionError) as error:
         raise ValueError(f"recipe {told}: a value cannot be resolved ({str(error).splitlines()[0]})") from error
-    return parse_recipe({str(key): value for key, value in content.items()})
+    return {str(key): value for key, value in content.items()}
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from os import killpg
 from typing import IO, Any
 
+from pipeline.tar_headers import BoundedTarInfo
+
 TIMEOUT_S = 60.0  # of a connection that says nothing
 MOST_BYTES = 128 << 20  # of a file in a tar, and of what lies between two files or after the last one
 PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # how gzip, bzip2, xz and zstd begin
@@ -96,7 +98,7 @@ def files(tar: Tar, hostile: list[Exception]) -> Iterator[dict[str, Any]]:
     """Name and content of each regular file; names as `__this__` are metadata of others. Ends before what is hostile,
     and says so in `hostile`."""
     try:
-        with tarfile.open(fileobj=tar, mode="r|") as members:  # type: ignore[call-overload]  # it needs `read` alone
+        with tarfile.open(fileobj=tar, mode="r|", tarinfo=BoundedTarInfo) as members:  # type: ignore[call-overload]
             for member in members:
                 if member.isreg() and not METADATA.match(member.name):
                     if not 0 <= member.size <= MOST_BYTES:

@@ -26,10 +26,16 @@ def upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
+class NumberRangeError(ValueError):
+    """A picture of 32-bit numbers, of which no header says which one is white."""
+
+
 def true_colour(image: Image.Image) -> Image.Image:
-    """In RGB, or in RGBA where it has transparency; 16-bit grey by its upper byte."""
+    """In RGB, or in RGBA where it has transparency; 16-bit grey by its upper byte. Raises NumberRangeError."""
     if image.mode in ("RGB", "RGBA"):
         return image
+    if image.mode in ("I", "F"):
+        raise NumberRangeError("has numbers of 32 bits, and does not say which one is white")
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     return image.convert("RGBA" if image.has_transparency_data else "RGB")

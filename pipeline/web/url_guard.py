@@ -49,7 +49,7 @@ def clean_url(url: str, *, allow_loopback: bool) -> str:
         host, port = parts.hostname, parts.port
         if parts.scheme.lower() not in SCHEMES:
             raise RefusedError("refused_scheme")
-        if not host or parts.username is not None or parts.password is not None or port == 0:
+        if not host or not host.isprintable() or parts.username is not None or parts.password is not None or port == 0:
             raise RefusedError("malformed_url")
         name = host if ":" in host else host.encode("idna").decode("ascii")
         path, query = quote(parts.path or "/", safe=SAFE_IN_URL), quote(parts.query, safe=SAFE_IN_URL)

@@ -248,3 +248,16 @@ def test_questions_need_a_language_model_and_a_place_in_its_prompt(stage: int, e
     with pytest.raises(ValueError) as refused:
         load_recipe(path, edits)
     assert str(refused.value).startswith(error) and "\n" not in str(refused.value)
+
+
+def test_a_recipe_of_weights_reads_no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a process that has not read a recipe's file before, and with an edit beside it."""
+    from pipeline.config.reading import edited
+
+    monkeypatch.setenv("MY_SECRET", "s3cr3t")
+    content = yaml.safe_load(STAGE_1.read_text())
+    content["run"] = {**content["run"], "output": "runs/${oc.env:MY_SECRET}", "steps": 5}
+    recipe = edited(parse_recipe(content), ["data.manifest=/x/y.json"])
+    assert "s3cr3t" not in dump_recipe(recipe) and str(recipe.data.manifest) == "/x/y.json"
+    with pytest.raises(ValueError, match=r"MY_SECRET}? is not allowed"):
+        edited(recipe, ["qformer.bert=${oc.env:MY_SECRET}"])

@@ -179,3 +179,10 @@ def test_damaged_bytes_never_raise():
         for place in rng.integers(0, len(damaged), 12):
             damaged[place] = rng.integers(256)
         assert isinstance(store(bytes(damaged), LIMITS), StoredImage | Drop)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_numbers_of_32_bits_without_a_range_are_no_black_picture(mode: str) -> None:
+    buffer = io.BytesIO()
+    Image.new(mode, (80, 60), 100).save(buffer, "TIFF")
+    assert store(buffer.getvalue(), LIMITS) == Drop("unsupported_format")
