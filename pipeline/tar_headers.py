@@ -14,6 +14,10 @@ LONGEST_DIGITS = 100
 """Of a run of digits in one; a length or a time has 20."""
 
 
+class HostileHeaderError(Exception):
+    """A header that takes too much time or memory. No TarError, as those of a tar that a connection cuts are."""
+
+
 class _Again:
     """A tar's file whose next read gives what was read already; then it is the file again."""
 
@@ -29,14 +33,14 @@ class _Again:
 
 
 class BoundedTarInfo(tarfile.TarInfo):
-    """For `tarfile.open(tarinfo=BoundedTarInfo)`. Raises ReadError on a PAX header beyond the bounds."""
+    """For `tarfile.open(tarinfo=BoundedTarInfo)`. Raises HostileHeaderError on a PAX header beyond bounds."""
 
     def _proc_pax(self, tar: Any) -> Self:
         if not 0 <= self.size <= LONGEST_PAX_BYTES:
-            raise tarfile.ReadError(f"a PAX header of {self.size} bytes")
+            raise HostileHeaderError(f"a PAX header of {self.size} bytes")
         content = tar.fileobj.read(self._block(self.size))  # type: ignore[attr-defined]
         if max(map(len, re.split(rb"\D+", content))) > LONGEST_DIGITS:
-            raise tarfile.ReadError(f"a PAX header with more than {LONGEST_DIGITS} digits in a row")
+            raise HostileHeaderError(f"a PAX header with more than {LONGEST_DIGITS} digits in a row")
         tar.fileobj = _Again(content, tar)
         found: Self = super()._proc_pax(tar)  # type: ignore[misc]
         return found
