@@ -151,7 +151,7 @@ class Model:
         if (picture is None) == (text is None):
             raise ValueError("embed: takes a picture or text=...; give one of the two")
         if text is not None:
-            parts = _parts(_listed(text, "text"), TEXTS_AT_ONCE)
+            parts = _parts(_texts(text), TEXTS_AT_ONCE)
             found = [model.embed_texts(model.tokenise(part)) for part in parts]
         else:
             some = _parts(_listed(picture, "picture"), PICTURES_AT_ONCE)
@@ -164,7 +164,7 @@ class Model:
     def match(self, picture: Pictures, texts: Texts) -> Scores:
         """ITC and ITM of each picture with each text."""
         model = self._stage1("match")
-        batches = [model.tokenise(part) for part in _parts(_listed(texts, "text"), TEXTS_AT_ONCE)]
+        batches = [model.tokenise(part) for part in _parts(_texts(texts), TEXTS_AT_ONCE)]
         text_TE = torch.cat([model.embed_texts(batch) for batch in batches]).float()
         rows: list[list[Tensor]] = []
         for part in _parts(_listed(picture, "picture"), PICTURES_AT_ONCE):
@@ -263,6 +263,13 @@ def _listed(value: Any, what: str) -> Sequence[Any]:
     if _is_list(value) and not value:
         raise ValueError(f"{what}: is an empty list; give at least one")
     return value if _is_list(value) else [value]  # type: ignore[no-any-return]
+
+
+def _texts(value: Any) -> Sequence[str]:
+    for text in (items := _listed(value, "text")):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"text {text!r:.80} is no text with a word; give one")
+    return items
 
 
 def _each(value: Any, count: int, what: str) -> Sequence[Any]:

@@ -20,6 +20,7 @@ from data_prep.raw.prefetch import prefetch
 from data_prep.raw.raw_shards import ReadImageBytes, ShardWork, Storing, finished_receipt, write_raw_shard
 from data_prep.shards.ledger import Drop
 from data_prep.shards.receipts import Receipt
+from data_prep.tables.row import Cell
 from pipeline.files import lock_file, read_validated, remove_partials, replace_file
 from pipeline.progress_line import ProgressLine
 
@@ -32,7 +33,7 @@ def download(settings: DownloadSettings) -> dict[str, object]:
     """
     started = time.monotonic()
     shards = task_shards(settings)
-    rows = fetched = kept = questions = joined_rows = damaged = 0
+    rows = fetched = kept = questions = joined_rows = damaged = embedded = 0
     dropped, dropped_questions = Counter[str](), Counter[str]()
     with _claimed(settings), ProgressLine(settings.label, unit="rows") as line:
         for wave in prefetch(waves(shards, settings.samples_per_shard), partial(_fetched, settings)):
@@ -44,6 +45,7 @@ def download(settings: DownloadSettings) -> dict[str, object]:
                 dropped.update(receipt.dropped)
                 questions += receipt.questions
                 joined_rows += sum(row.joined for row in work.rows)
+                embedded += sum(isinstance(row.place, Cell) for row in work.rows)
                 damaged += sum("\N{REPLACEMENT CHARACTER}" in "".join(row.captions) for row in work.rows)
                 dropped_questions.update(receipt.dropped_questions)
                 (line.advance if is_new else line.skip)(count)
@@ -55,6 +57,7 @@ def download(settings: DownloadSettings) -> dict[str, object]:
         "dropped_by_reason": dict(sorted(dropped.items())),
         "joined_rows": joined_rows,
         "damaged_captions": damaged,
+        "embedded_pictures": embedded,
         "failed_in_passing": sum(count for reason, count in dropped.items() if Drop.named(reason).temporary),
         "questions": questions,
         "dropped_questions_by_reason": dict(sorted(dropped_questions.items())),

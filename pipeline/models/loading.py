@@ -64,6 +64,9 @@ def not_loaded(field: str, error: Exception, folder: str = "FOLDER") -> ValueErr
         return ValueError(
             f"{field}: needs program code from its folder, which is never run; choose a model that transformers knows"
         )
+    name = re.search(r"'(?:local-dir:|transformers:)?([/.~][^']*)'", field)
+    if name and not Path(name[1]).exists():
+        return ValueError(f"{field}: there is no such folder; correct the path, or give a hub id")
     return ValueError(
         f"{field}: cannot be loaded ({first_line(error)}); a folder with this name is damaged: download it again. "
         "Without network, download the weights on another machine (`pipeline.fetch`) and copy its HF_HOME here, or "

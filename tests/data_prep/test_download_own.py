@@ -33,7 +33,7 @@ def pictures(tmp_path):
     return folder
 
 
-def test_parquet_with_pictures_as_datasets_writes_it(tmp_path):
+def test_parquet_with_pictures_as_datasets_writes_it(tmp_path, capsys):
     """A column of {bytes, path}, in several row groups and files; a cell without bytes or with others is counted."""
     cells = [{"bytes": jpeg_bytes(number), "path": "image.png"} for number in range(25)]
     cells[3]["bytes"], cells[7]["bytes"], cells[8]["bytes"] = None, b"no picture", bytes(MAX_BYTES + 1)
@@ -48,6 +48,7 @@ def test_parquet_with_pictures_as_datasets_writes_it(tmp_path):
     entries = ledger(tmp_path / "raw")
     dropped = {entry["row"]: entry["reason"] for entry in entries if entry["reason"]}
     assert dropped == {3: "no_picture", 7: "not_an_image", 8: "byte_cap", 9: "no_caption"} and len(entries) == 25
+    assert "so rows of one picture were not joined" in capsys.readouterr().out
     assert entries[21]["url"] == "train-00001.parquet/1", "a path may be the same for all pictures"
     kept = [number for number in range(25) if number not in dropped]
     assert captions(tmp_path / "raw") == [[f"caption {number}"] for number in kept]

@@ -107,3 +107,11 @@ def test_wrong_usage_is_one_line_and_leaves_nothing(
         errors = capsys.readouterr().err
         assert message in errors and errors.count("\n") == 1
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("text", ["", " ", 3, None])
+def test_an_empty_text_is_one_line(model: Model, paths: list[Path], text: object) -> None:
+    with pytest.raises(ValueError, match="is no text with a word; give one"):
+        model.match(paths[0], [text])
+    with pytest.raises(ValueError, match="is no text with a word; give one"):
+        model.embed(text=["a", text])

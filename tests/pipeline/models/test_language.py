@@ -112,3 +112,9 @@ def test_a_package_that_is_missing_is_named_and_no_folder_blamed(towers: Path, m
     assert "damaged" not in str(found.value) and "\n" not in str(found.value)
     error = ModuleNotFoundError("No module named 'timm.layers'", name="timm.layers")
     assert "the package timm is missing" in str(not_loaded("vision.name 'x'", error))
+
+
+@pytest.mark.parametrize("name", ["/nowhere/opt", "./nowhere", "~/nowhere"])
+def test_a_folder_that_is_not_there_is_said_so(name: str) -> None:
+    with pytest.raises(ValueError, match=f"language.name '{name}' in fp32: there is no such folder"):
+        build_language(Language(name=name, precision="fp32"), "cpu")
