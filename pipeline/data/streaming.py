@@ -1,10 +1,10 @@
 """Shards from HTTP(S) URLs and `pipe:` commands, without a manifest: read from begin to end, through webdataset.
 
 Each worker of each rank passes endlessly over shards of its own, in an order that is drawn again for each pass, through
-a buffer of `SHUFFLE_SAMPLES`. A tar is not compressed. A sample is `KEY.jpg` with one of these: `KEY.json` with `key`
-and `captions`, as data_prep writes, or, as img2dataset writes both, `KEY.txt`, or `KEY.json` with `caption`. A run logs
-at its start what streaming cannot promise (`CANNOT_PROMISE`). A `pipe:` command is run by the shell: it comes from the
-recipe, never from a manifest.
+a buffer of `SHUFFLE_SAMPLES`. A tar is not compressed. A sample is a picture (`KEY.jpg`; see `PICTURES`) with one of
+these: `KEY.json` with `key` and `captions`, as data_prep writes, or, as img2dataset writes both, `KEY.txt`, or
+`KEY.json` with `caption`. A run logs at its start what streaming cannot promise (`CANNOT_PROMISE`). A `pipe:` command
+is run by the shell: it comes from the recipe, never from a manifest.
 
 This is the one module that knows webdataset, of which it uses the grouping of files into samples, and the shuffle
 buffer. `streamed_tar` opens URLs and reads tars.
@@ -30,6 +30,7 @@ from pipeline.data.transforms import decode
 log = logging.getLogger(__name__)
 SCHEMES = ("https://", "http://", "pipe:")
 TRIES = 4
+PICTURES = ("jpg", "jpeg", "png", "webp")  # endings of pictures in foreign tars
 BACK_OFF_S = 1.0  # before the second try; twice as long before each one after
 SHUFFLE_SAMPLES = 1000  # a worker; still encoded: about 100 MB
 CANNOT_PROMISE = (
@@ -126,8 +127,9 @@ class StreamedSamples(IterableDataset[Sample]):
     def _sample(self, raw: dict[str, Any], number: int, corrupt: int) -> Sample:
         if "fault" in raw:
             raise ValueError(raw["fault"])
-        if "jpg" not in raw:
-            raise ValueError(f"{raw['__key__']}: has no jpg")
+        picture = next((raw[ending] for ending in PICTURES if ending in raw), None)
+        if picture is None:
+            raise ValueError(f"{raw['__key__']}: has no picture, {', '.join(PICTURES)}")
         try:
             key, texts = read_record(raw.get("json", b"{}"))
         except ValueError:
@@ -136,7 +138,7 @@ class StreamedSamples(IterableDataset[Sample]):
                 raise
             key, texts = f"{raw['__url__']}/{raw['__key__']}", captions_of([caption])
         rng = random.Random(f"{self.seed}/{number}/{key}")
-        return draw_sample(key, decode(raw["jpg"]), texts, corrupt, rng, self.settings, self.image_size_px)
+        return draw_sample(key, decode(picture), texts, corrupt, rng, self.settings, self.image_size_px)
 
 
 def _one_pass(urls: Sequence[str], seed: str) -> Iterator[dict[str, Any]]:

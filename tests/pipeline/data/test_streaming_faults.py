@@ -1,5 +1,6 @@
 """Streaming when a server fails, a shard is missing or damaged, or a reader leaves: counted, or one line."""
 
+import io
 import tarfile
 import time
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.data import streamed_tar
 from pipeline.data.loader import build_loader, open_source
@@ -117,6 +119,20 @@ def test_a_caption_in_img2datasets_json_is_enough(tmp_path: Path) -> None:
         f"/{name}.tar/{number:09}" for name in "ab" for number in range(2)
     }
     assert sum(corrupt for _, corrupt in samples) >= 2 * (len(samples) - 4)
+
+
+def test_pictures_of_other_formats_are_given_too(tmp_path: Path) -> None:
+    jpeg = tiny_jpeg(np.random.default_rng(0), "red", "dark", 40, 40)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for ending, kind in (("jpg", ""), ("jpeg", ""), ("PNG", "PNG"), ("webp", "WEBP"), ("gif", "GIF")):
+            packed = io.BytesIO()
+            Image.open(io.BytesIO(jpeg), formats=["JPEG"]).save(packed, kind or "JPEG")
+            add(tar, f"{ending}.{ending}", packed.getvalue())
+            add(tar, f"{ending}.txt", b"a red picture")
+    recipe = recipe_of(f"pipe:cat {tmp_path}/a.tar", steps=3)
+    loader: Any = build_loader(recipe, open_source(recipe, 1), keys_of, 0, 1, 0)  # type: ignore[arg-type]
+    samples = [each for micro in loader for each in micro]
+    assert {key.rpartition("/")[2] for key, _ in samples} == {"jpg", "jpeg", "PNG", "webp"}
 
 
 def test_a_shard_whose_rest_is_damaged_gives_what_is_before_it_and_counts_it(tmp_path: Path) -> None:
