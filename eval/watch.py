@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.command_line import Parser, finish, one_line, positive, print_settings
-from pipeline.files import lock_file
+from pipeline.files import lock_file, open_lock
 
 if TYPE_CHECKING:
     from eval.watching.wanted import Evaluation
@@ -50,7 +50,7 @@ def only_one(folder: Path) -> Iterator[int | None]:
     The kernel releases the lock when this process and its children that inherited the descriptor have ended.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w", encoding="utf-8") as file:
+    with open_lock(folder / LOCK) as file:
         try:
             lock_file(file, folder / LOCK)
         except BlockingIOError:

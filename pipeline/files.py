@@ -3,10 +3,12 @@
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import logging
 import math
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,6 +98,25 @@ def naming_full_disk(path: Path) -> Iterator[None]:
         if not full and "os error 28" not in str(error):  # safetensors' own name for it
             raise
         raise ValueError(f"{path}: the disk is full; free space, run again") from error
+
+
+def open_lock(path: Path) -> BinaryIO:
+    """The file at the path of a lock, made where there is none, its content kept; `lock_file` takes it.
+
+    Raises ValueError for a symlink, whose target is not ours, and for a pipe or a device.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    refused = ValueError(f"{path}: is not a regular file, and a lock is; remove it")
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+            raise refused from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise refused
+    return io.FileIO(descriptor, "r+")
 
 
 def lock_file(file: IO[Any] | int, path: Path, wait: bool = False) -> None:

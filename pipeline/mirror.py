@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.command_line import Parser, finish, print_settings
-from pipeline.files import lock_file, read_validated, replace_file
+from pipeline.files import lock_file, open_lock, read_validated, replace_file
 from pipeline.training.metric_groups import grouped
 
 
@@ -142,7 +142,7 @@ def mirror(run: Path, name: str, once: bool, every_s: float) -> None:
     if not (run / "recipe.yaml").is_file():
         raise ValueError(f"{run}: is not a run folder, or its training has not begun; it has no recipe.yaml")
     note_path = run / f"mirror_{name}.json"
-    with (run / f".mirror_{name}.lock").open("w", encoding="utf-8") as lock, _one_line_faults(name):
+    with open_lock(run / f".mirror_{name}.lock") as lock, _one_line_faults(name):
         try:
             lock_file(lock, note_path)
         except BlockingIOError as error:

@@ -20,7 +20,7 @@ from data_prep.raw.prefetch import prefetch
 from data_prep.raw.raw_shards import ReadImageBytes, ShardWork, Storing, finished_receipt, write_raw_shard
 from data_prep.shards.ledger import Drop
 from data_prep.shards.receipts import Receipt
-from pipeline.files import lock_file, read_validated, remove_partials, replace_file
+from pipeline.files import lock_file, open_lock, read_validated, remove_partials, replace_file
 from pipeline.progress_line import ProgressLine
 
 
@@ -130,7 +130,7 @@ def _claimed(settings: DownloadSettings) -> Iterator[None]:
     left in the task's work folder is removed first."""
     settings.output.mkdir(parents=True, exist_ok=True)
     path = settings.output / f".{settings.label}.lock"
-    with path.open("w", encoding="utf-8") as lock:
+    with open_lock(path) as lock:
         try:
             lock_file(lock, path)
         except BlockingIOError as error:
@@ -150,7 +150,7 @@ def _check_identity(settings: DownloadSettings) -> None:
     path = settings.output / f"{settings.source.name}.download.json"
     wanted = settings.identity()
     locked = path.with_name(f".{path.stem}.lock")
-    with locked.open("w", encoding="utf-8") as lock:
+    with open_lock(locked) as lock:
         lock_file(lock, locked, wait=True)
         remove_partials(path)
         if not path.exists():

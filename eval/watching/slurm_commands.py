@@ -27,7 +27,9 @@ def run_command(command: list[str], descriptors: Sequence[int] = ()) -> "subproc
     except subprocess.TimeoutExpired as error:
         raise UnansweredError(f"{command[0]}: no answer in {ANSWER_S} s ({' '.join(command[1:])})") from error
     except OSError as error:
-        raise ValueError(f"{command[0]}: {error}; run eval.watch on a machine that can submit jobs, or with --run-here") from error
+        raise ValueError(
+            f"{command[0]}: {error}; run eval.watch on a machine that can submit jobs, or with --run-here"
+        ) from error
 
 
 def queued_jobs() -> set[str]:
