@@ -12,7 +12,7 @@ from pathlib import Path
 from eval.reporting.files import score_files, scores_at_step
 from eval.watching.event_files import Curves, add_what_is_new
 from pipeline.command_line import Parser, finish, one_line, print_settings
-from pipeline.files import lock_file
+from pipeline.files import lock_file, open_lock
 
 
 def scalars(folder: Path) -> tuple[Curves, list[str]]:
@@ -43,7 +43,7 @@ def write_tensorboard(folder: Path) -> tuple[Path | None, list[str]]:
     target = folder / "tensorboard"
     target.mkdir(exist_ok=True)
     path = target / ".lock"
-    with path.open("w", encoding="utf-8") as lock:
+    with open_lock(path) as lock:
         lock_file(lock, path, wait=True)
         found, faults = scalars(folder)  # under the lock, so that scores that came while it waited count too
         return add_what_is_new(target, found), faults

@@ -17,8 +17,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.command_line import Parser, finish, one_line, positive, print_settings
-from pipeline.files import lock_file
+from pipeline.command_line import Parser, finish, one_line, positive, print_settings, seconds
+from pipeline.files import lock_file, open_lock
 
 if TYPE_CHECKING:
     from eval.watching.wanted import Evaluation
@@ -50,7 +50,7 @@ def only_one(folder: Path) -> Iterator[int | None]:
     The kernel releases the lock when this process and its children that inherited the descriptor have ended.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w", encoding="utf-8") as file:
+    with open_lock(folder / LOCK) as file:
         try:
             lock_file(file, folder / LOCK)
         except BlockingIOError:
@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m eval.watch", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("list", type=Path, metavar="LIST.yaml", help="run folders and their evaluations")
     parser.add_argument("--once", action="store_true", help="look once and exit, for cron or scrontab")
-    parser.add_argument("--every-s", type=float, default=300.0, help="without --once: seconds between looks (300)")
+    parser.add_argument("--every-s", type=seconds, default=300.0, help="without --once: seconds between looks (300)")
     parser.add_argument("--scripts", type=Path, default=SCRIPTS, help="folder of eval.sbatch and score.sbatch")
     parser.add_argument("--run-here", action="store_true", help="run them on this machine, one after another")
     parser.add_argument("--gpus", type=positive, default=1, metavar="N", help="of --run-here: GPUs of eval.run (1)")

@@ -21,6 +21,7 @@ STOPPED = 75
 
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+LONGEST_WAIT_S = 1_000_000
 DEAF_S = 20.0
 """Seconds that a signal may wait for the main thread: SLURM kills after 30. A collective, for one, hears none."""
 
@@ -65,6 +66,16 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def seconds(text: str) -> float:
+    """The type of a flag that takes a time to wait. Raises ArgumentTypeError."""
+    try:
+        if 0 <= (found := float(text)) <= LONGEST_WAIT_S:
+            return found
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to {LONGEST_WAIT_S}")
 
 
 def print_settings(options: argparse.Namespace) -> None:

@@ -3,10 +3,12 @@
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import logging
 import math
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ PARTIAL_SUFFIX = ".partial"
 NO_FOLDER_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.ENOSYS)  # CIFS and some FUSE file systems
 LARGEST_JSON = 1 << 30  # bytes; the manifest of 13,000 shards has 10 MB. A sparse file may claim more than memory holds
 LARGEST_FOREIGN = 8 << 30  # of files of published sets; GQA's largest one has 1 GB
+LONGEST_LINE = 1 << 20  # bytes
 Content = TypeVar("Content")
 
 
@@ -47,6 +50,26 @@ def read_whole(path: Path, most_bytes: int = LARGEST_JSON) -> bytes:
     if (size := path.stat().st_size) > most_bytes:
         raise ValueError(f"has {size} bytes, more than any such file")
     return path.read_bytes()
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file. One of more than LONGEST_LINE bytes is cut after the next byte; `check_line` refuses it.
+
+    Raises ValueError for what is no regular file.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: is not a regular file" if os.path.lexists(path) else f"{path}: no such file")
+    with path.open("rb") as file:
+        while line := file.readline(LONGEST_LINE + 1):
+            yield line
+            while len(line) > LONGEST_LINE and not line.endswith(b"\n"):
+                line = file.readline(LONGEST_LINE + 1)
+
+
+def check_line(line: bytes) -> None:
+    """Raises ValueError for a line that `read_lines` cut."""
+    if len(line) > LONGEST_LINE:
+        raise ValueError(f"is longer than {LONGEST_LINE} bytes")
 
 
 def check_target(path: Path) -> None:
@@ -96,6 +119,25 @@ def naming_full_disk(path: Path) -> Iterator[None]:
         if not full and "os error 28" not in str(error):  # safetensors' own name for it
             raise
         raise ValueError(f"{path}: the disk is full; free space, run again") from error
+
+
+def open_lock(path: Path) -> BinaryIO:
+    """The file at the path of a lock, made where there is none, its content kept; `lock_file` takes it.
+
+    Raises ValueError for a symlink, whose target is not ours, and for a pipe or a device.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    refused = ValueError(f"{path}: is not a regular file, and a lock is; remove it")
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+            raise refused from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise refused
+    return io.FileIO(descriptor, "r+")
 
 
 def lock_file(file: IO[Any] | int, path: Path, wait: bool = False) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.command_line import Parser, finish, positive
-from pipeline.files import check_target
+from pipeline.files import check_target, read_lines
 from pipeline.inputs import (
     Faults,
     Wanted,
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.output:
             check_target(options.output)
         if options.jsonl:
-            options.jsonl.open().close()  # before the model is loaded
+            next(read_lines(options.jsonl), None)  # before the model is loaded
         named = named_pictures(options.image)
         if options.together:
             pieces_of(options.prompt, len(named))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.command_line import Parser, positive, printable
-from pipeline.files import parse_json, replacing
+from pipeline.files import check_line, parse_json, read_lines, replacing
 from pipeline.progress_line import ProgressLine
 from pipeline.web.picture import is_url
 
@@ -119,26 +119,25 @@ def listed_pictures(path: Path) -> Iterator[Wanted]:
     {"images": [FILE, ...]} are the pictures of one prompt. FILE may be a URL. A relative FILE begins at the folder of
     `path`. A prompt beside a question has {} in its place.
     """
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            place = f"{path}:{number}"
-            try:
-                if line.strip():
-                    yield _of_line(line, path.parent)
-            except ValueError as error:
-                yield Wanted(place, fault=ValueError(f"{place}: {error}"))
+    for number, line in enumerate(read_lines(path), start=1):
+        place = f"{path}:{number}"
+        try:
+            if line.strip():
+                yield _of_line(line, path.parent)
+        except ValueError as error:
+            yield Wanted(place, fault=ValueError(f"{place}: {error}"))
 
 
 def count_lines(path: Path) -> int:
     """How many pictures `listed_pictures` finds, at most."""
-    with path.open("rb") as lines:
-        return sum(1 for line in lines if line.strip())
+    return sum(1 for line in read_lines(path) if line.strip())
 
 
 def _of_line(line: bytes, folder: Path) -> Wanted:
     """Raises ValueError for what is no such line."""
     from pipeline.models.marked_text import MARK, pieces_of
 
+    check_line(line)
     found = parse_json(line)
     if not isinstance(found, dict) or ("image" in found) == ("images" in found):
         raise ValueError('has no image; write {"image": FILE}, or {"images": [FILE, ...]} for several of one prompt')

@@ -7,6 +7,7 @@ W&B and MLflow read their own variables, such as WANDB_PROJECT, WANDB_MODE, MLFL
 
 import importlib
 import json
+import os
 import sys
 import time
 import uuid
@@ -17,9 +18,11 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.command_line import Parser, finish, print_settings
-from pipeline.files import lock_file, read_validated, replace_file
+from pipeline.command_line import Parser, finish, print_settings, seconds
+from pipeline.files import lock_file, open_lock, parse_json, read_lines, read_validated, read_whole, replace_file
 from pipeline.training.metric_groups import grouped
+
+LAST_STEP = 10**12
 
 
 class Note(BaseModel):
@@ -105,24 +108,31 @@ def _recipe(run: Path) -> Any:
 
 
 def lines_of(run: Path) -> Iterator[tuple[str, int, dict[str, float]]]:
-    """Split, step and numbers of each whole line. A line that is being written comes the next time."""
+    """Split, step and finite numbers of each whole line. A line that is being written comes the next time.
+
+    A step that no run reaches is left out: the real ones after it would never be sent.
+    """
     path = run / "metrics.jsonl"
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    for line in text.splitlines(keepends=True):
+    for line in read_lines(path) if os.path.lexists(path) else ():
         try:
-            content = json.loads(line) if line.endswith("\n") else None
+            content = json.loads(line.decode(errors="replace")) if line.endswith(b"\n") else None
         except (ValueError, RecursionError):
             continue
-        if isinstance(content, dict) and type(step := content.get("step")) is int:
+        if isinstance(content, dict) and type(step := content.get("step")) is int and 0 <= step <= LAST_STEP:
             split = str(content.get("split", ""))
-            told = {name: each for name, each in content.items() if type(each) in (int, float) and name != "step"}
+            told = {name: each for name, each in content.items() if _is_finite(each) and name != "step"}
             yield split, step, {grouped(name, split): float(value) for name, value in told.items()}
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether it is a number of JSON that is a finite float: a whole number may have hundreds of digits."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def is_complete(run: Path) -> bool:
     """Whether the run has saved its last step, after which it writes no more lines."""
     try:
-        steps = json.loads((run / "environment.json").read_text(encoding="utf-8"))["steps"]
+        steps = parse_json(read_whole(run / "environment.json"))["steps"]
         return (run / "checkpoints" / f"step_{steps:08d}" / "COMPLETE").exists()
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -142,7 +152,7 @@ def mirror(run: Path, name: str, once: bool, every_s: float) -> None:
     if not (run / "recipe.yaml").is_file():
         raise ValueError(f"{run}: is not a run folder, or its training has not begun; it has no recipe.yaml")
     note_path = run / f"mirror_{name}.json"
-    with (run / f".mirror_{name}.lock").open("w", encoding="utf-8") as lock, _one_line_faults(name):
+    with open_lock(run / f".mirror_{name}.lock") as lock, _one_line_faults(name):
         try:
             lock_file(lock, note_path)
         except BlockingIOError as error:
@@ -167,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, metavar="RUN", help="the run folder")
     parser.add_argument("--to", choices=list(SERVICES), required=True, help="where the numbers go")
     parser.add_argument("--once", action="store_true", help="send what is there and exit")
-    parser.add_argument("--every-s", type=float, default=30.0, help="without --once: seconds between looks (30)")
+    parser.add_argument("--every-s", type=seconds, default=30.0, help="without --once: seconds between looks (30)")
     options = parser.parse_args(arguments)
     print_settings(options)
     return finish(lambda: mirror(options.run, options.to, options.once, options.every_s))

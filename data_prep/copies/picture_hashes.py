@@ -39,7 +39,7 @@ def shard_hashes(tar: Path) -> Hashes:
     if any(row["sha256"] is None for row in rows):
         raise ValueError(f"{ledger_path(tar)}: a kept row has no sha256; run data_prep.download into another folder")
     return Hashes(
-        np.array([int(row["sha256"][:16], 16) for row in rows], np.uint64),
+        np.array([content_hash(ledger_path(tar), str(row["sha256"])) for row in rows], np.uint64),
         _text_hashes([row["url"] for row in rows]),
         np.array([row["phash"] or 0 for row in rows], np.uint64),
         np.array([row["phash"] is not None for row in rows], np.bool_),
@@ -55,7 +55,7 @@ def known_phashes(tars: Sequence[Path], content: NDArray[np.uint64]) -> tuple[ND
     contents, hashes, hashed = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)], [np.empty(0, np.bool_)]
     for tar in tars:
         rows = kept_rows(tar, ("status", "sha256", "phash"))
-        contents.append(np.array([content_hash(tar, str(row["sha256"])) for row in rows], np.uint64))
+        contents.append(np.array([content_hash(ledger_path(tar), str(row["sha256"])) for row in rows], np.uint64))
         hashes.append(np.array([row["phash"] or 0 for row in rows], np.uint64))
         hashed.append(np.array([row["phash"] is not None for row in rows], np.bool_))
     known, phash, has_phash = np.concatenate(contents), np.concatenate(hashes), np.concatenate(hashed)
@@ -133,8 +133,13 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 def _hash_of_file(path: Path) -> int | None:
     from data_prep.raw.stored_image import ImageLimits, StoredImage, store
+    from pipeline.pictures.decoding import read_picture
 
-    stored = store(path.read_bytes(), ImageLimits(1, LONGEST_SIDE_PX, MAX_PIXELS))
+    try:
+        content = read_picture(path)
+    except ValueError as error:
+        raise ValueError(f"--evaluation {error}; repair or remove it") from error
+    stored = store(content, ImageLimits(1, LONGEST_SIDE_PX, MAX_PIXELS))
     if not isinstance(stored, StoredImage):
         raise ValueError(f"--evaluation {path}: cannot be read as a picture ({stored.reason}); repair or remove it")
     return stored.phash

@@ -21,7 +21,7 @@ from data_prep.raw.raw_shards import ReadImageBytes, ShardWork, Storing, finishe
 from data_prep.shards.ledger import Drop
 from data_prep.shards.receipts import Receipt
 from data_prep.tables.row import Cell
-from pipeline.files import lock_file, read_validated, remove_partials, replace_file
+from pipeline.files import lock_file, open_lock, read_validated, remove_partials, replace_file
 from pipeline.progress_line import ProgressLine
 
 
@@ -133,7 +133,7 @@ def _claimed(settings: DownloadSettings) -> Iterator[None]:
     left in the task's work folder is removed first."""
     settings.output.mkdir(parents=True, exist_ok=True)
     path = settings.output / f".{settings.label}.lock"
-    with path.open("w", encoding="utf-8") as lock:
+    with open_lock(path) as lock:
         try:
             lock_file(lock, path)
         except BlockingIOError as error:
@@ -153,7 +153,7 @@ def _check_identity(settings: DownloadSettings) -> None:
     path = settings.output / f"{settings.source.name}.download.json"
     wanted = settings.identity()
     locked = path.with_name(f".{path.stem}.lock")
-    with locked.open("w", encoding="utf-8") as lock:
+    with open_lock(locked) as lock:
         lock_file(lock, locked, wait=True)
         remove_partials(path)
         if not path.exists():

@@ -21,6 +21,9 @@ from data_prep.tables.row import Cell, Row, captions_of, text_of
 FORMATS = (".parquet", ".tsv", ".csv", ".json", ".jsonl", ".tsv.gz", ".csv.gz", ".json.gz", ".jsonl.gz")
 LONGEST_FIELD = 1 << 24
 """Characters of one CSV field. Python's own limit of 131,072 is too small for some alt-texts."""
+LONGEST_TEXT = 8 << 30
+"""Characters of a .json, which is read at once. A small .json.gz can hold more than the memory does."""
+PIECE = 1 << 24
 
 END_OF_TABLE = "\0end of table"
 """A last line that no table has. A quote that is not closed takes it in."""
@@ -76,6 +79,8 @@ def _ending(path: Path) -> str:
 def _values(path: Path, columns: Columns, header: Columns | None) -> Iterator[Values]:
     """The values of some columns, row by row; in place of a picture's bytes, the cell that has them."""
     ending = _ending(path)
+    if path.exists() and not path.is_file():  # a pipe would be waited for, and a device has no end
+        raise ValueError(f"--input {path}: is not a regular file, as a table is; name another")
     if ending == ".parquet":
         return _parquet(path, columns)
     if ending in (".tsv", ".csv"):
@@ -177,8 +182,7 @@ def _tab_separated(lines: Iterable[str]) -> Iterator[list[str]]:
 
 def _json(path: Path, columns: Columns) -> Iterator[Values]:
     """A list of objects, or one object of equally long lists (as in SBU)."""
-    with _open(path) as file:
-        content = _parsed(path, file.read())
+    content = _parsed(path, _whole_text(path))
     if isinstance(content, dict):
         _check_columns(path, columns, content)
         for name in columns:
@@ -196,6 +200,20 @@ def _json(path: Path, columns: Columns) -> Iterator[Values]:
         raise ValueError(
             f"--input {path}: is of type {type(content).__name__}, expected a list of objects or an object of lists"
         )
+
+
+def _whole_text(path: Path) -> str:
+    """A packed file does not say how long its text is, so it is read in pieces. Raises ValueError for a longer one."""
+    pieces, length = [], 0
+    with _open(path) as file:
+        while piece := file.read(PIECE):
+            pieces.append(piece)
+            if (length := length + len(piece)) > LONGEST_TEXT:
+                raise ValueError(
+                    f"--input {path}: has a text of more than {LONGEST_TEXT} characters, too long to be read at once; "
+                    "write JSON lines (.jsonl)"
+                )
+    return "".join(pieces)
 
 
 def _json_lines(path: Path, columns: Columns) -> Iterator[Values]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.files import lock_file
+from pipeline.files import lock_file, open_lock
 
 ENGLISH = ("-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8")
 LAST_WORDS = 200  # characters of stderr in an error message
@@ -31,7 +31,7 @@ def private_folder(name: str) -> Iterator[Path]:
         _remove_unused(lock)
     with tempfile.TemporaryDirectory(prefix=f"{name}-") as made:
         unseen = Path(made) / f"{LOCK}.new"
-        with unseen.open("w", encoding="utf-8") as held:
+        with open_lock(unseen) as held:
             lock_file(held, unseen, wait=True)
             unseen.rename(unseen.with_name(LOCK))  # locked before another can find it
             yield Path(made)

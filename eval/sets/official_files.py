@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import LARGEST_FOREIGN, read_whole
+from pipeline.files import LARGEST_FOREIGN, check_line, read_lines, read_whole
 
 SampleId = int | str
 IDS_SHOWN = 5
@@ -32,18 +32,21 @@ def read_json(path: Path, most_bytes: int = LARGEST_FOREIGN) -> Any:
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The number, from 1, and the object of each line that is not empty, read as strictly as `read_json` reads."""
-    number = 0
-    try:
-        with path.open(encoding="utf-8", newline="\n") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    content = json.loads(line, object_pairs_hook=_once_each)
-                    check_whole_characters(line, content)
-                    if not isinstance(content, dict):
-                        raise ValueError(f"found {type(content).__name__}")
-                    yield number, content
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: line {number} is not one JSON object ({error}); write one object a line") from error
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            check_line(line)
+            text = line.decode()
+            content = json.loads(text, object_pairs_hook=_once_each)
+            check_whole_characters(text, content)
+            if not isinstance(content, dict):
+                raise ValueError(f"found {type(content).__name__}")
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{path}: line {number} is not one JSON object ({error}); write one object a line"
+            ) from error
+        yield number, content
 
 
 def check_whole_characters(text: str, content: Any) -> None:

@@ -68,7 +68,12 @@ def _pictures(file: Path, images: Path | None, lines: list[OwnLine]) -> list[Pat
         if leaves or (images is None and not Path(os.path.realpath(path)).is_relative_to(inside)):
             raise ValueError(f"{file}: {line.place}: picture {line.image!r} is outside {folder}; correct its name, or "
                              "name the folder of all pictures with --image-folder")  # fmt: skip
-        if not path.is_file():
+        try:
+            exists = path.is_file()
+        except OSError as error:
+            raise ValueError(f"{file}: {line.place}: picture {line.image!r:.80} cannot be looked for "
+                             f"({error.strerror}); correct its name") from error  # fmt: skip
+        if not exists:
             raise ValueError(f"{file}: {line.place}: picture {line.image!r} is not in {folder}; add it, or name the "
                              "folder of all pictures with --image-folder")  # fmt: skip
         found[line.image] = path

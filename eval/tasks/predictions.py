@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from eval.sets.official_files import SampleId, check_whole_characters, field_of
-from pipeline.files import lock_file, naming_full_disk, read_whole, replace_file
+from pipeline.files import check_target, lock_file, naming_full_disk, read_whole, replace_file
 
 Entry = Mapping[str, Any]
 RANK_FILES = "predictions.rank*.jsonl"
@@ -24,6 +24,7 @@ class PredictionLog:
 
     def __init__(self, folder: Path, rank: int) -> None:
         self.path = folder / f"predictions.rank{rank}.jsonl"
+        check_target(self.path)
         self.file = self.path.open("a+b")
         try:
             _lock(self.file, self.path)
@@ -56,6 +57,7 @@ class PredictionLog:
 
 def check_not_written(path: Path) -> None:
     """Raise ValueError while a process has this log open, for example a rank that outlived its job."""
+    check_target(path)
     with path.open("rb") as file:
         _lock(file, path)
 

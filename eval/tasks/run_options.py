@@ -86,6 +86,8 @@ def load_data(options: argparse.Namespace, split: str) -> "TaskData | RetrievalD
     """The samples of the task. Raises ValueError in one line when the folder does not hold them."""
     if options.data.is_file():
         return _load_own(options)
+    if options.data.exists() and not options.data.is_dir():
+        raise ValueError(f"--data {options.data}: is not a regular file, and no folder; name one of them")
     if options.image_folder:
         raise ValueError(f"--image-folder {options.image_folder}: has no effect with --data {options.data}, which is "
                          "not a file of your own; leave it out")  # fmt: skip

@@ -19,7 +19,7 @@ from eval.watching.notes import Note, write_note
 from eval.watching.states import stamp_of
 from eval.watching.wanted import Evaluation
 from pipeline.command_line import STOPPED
-from pipeline.files import lock_file
+from pipeline.files import lock_file, open_lock
 
 HERE = "here"
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -73,7 +73,7 @@ def prediction_command(evaluation: Evaluation, gpus: int) -> list[str]:
 def _show(run: Path, report: Sequence[str], output: Path, lock: int) -> None:
     """The curves and the report over all evaluations of a run so far. What they cannot read, the report says."""
     _run([sys.executable, "-m", "eval.curves", str(run)], output, lock)
-    with (run / ".report.lock").open("w", encoding="utf-8") as file:
+    with open_lock(run / ".report.lock") as file:
         lock_file(file, run / ".report.lock", wait=True)  # as the job that scores
         page = ["--output", str(run / "report.html"), "--title", run.name, *report]
         _run([sys.executable, "-m", "eval.report", str(run), *page], output, lock)

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipeline.config import Recipe, dump_recipe
 from pipeline.distributed import collectives, process_group
-from pipeline.files import naming_full_disk, replace_file
+from pipeline.files import naming_full_disk, open_lock, replace_file
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import State
 
@@ -91,18 +91,18 @@ def opened(recipe: Recipe) -> Iterator[Path]:
         yield folder
     finally:
         if lock is not None:
-            os.close(lock)
+            lock.close()
 
 
-def _lock(folder: Path) -> int:
+def _lock(folder: Path) -> BinaryIO:
     """A lock that the kernel, or the file server, takes back when its holder dies: it cannot go stale."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    file = open_lock(folder / "lock")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: forked workers do not hold it
     except (BlockingIOError, PermissionError) as error:
-        holder = os.pread(file, 200, 0).decode(errors="replace").strip()
-        os.close(file)
+        holder = os.pread(file.fileno(), 200, 0).decode(errors="replace").strip()
+        file.close()
         raise ValueError(
             f"run.output {folder}: another run is writing there ({holder}); wait for it, end it with `kill` of that "
             "process there (all its ranks save and end), or set another folder"
@@ -113,10 +113,10 @@ def _lock(folder: Path) -> int:
             *(folder, error),
         )
         return file
-    os.ftruncate(file, 0)
+    file.truncate(0)
     job = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
     with naming_full_disk(folder):
-        os.pwrite(file, f"host {socket.gethostname()}, process {os.getpid()}{job}\n".encode(), 0)
+        file.write(f"host {socket.gethostname()}, process {os.getpid()}{job}\n".encode())
     return file
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from data_prep import capfilt, download, duplicates, gallery, verify
+from data_prep.copies.picture_hashes import evaluation_hashes, known_phashes, shard_hashes
 from data_prep.index import index_shards
 from data_prep.shards import tar_files
 from data_prep.shards.drop_lists import DropLine, drop_list_path, read_drop_list, write_drop_list
@@ -115,6 +117,36 @@ def test_an_evaluations_linked_folders_are_followed_and_loops_end(
     capsys.readouterr()
     assert run(raw, raw / "linked", "--evaluation", str(pictures)) == 1
     assert "test2015: the target of this symlink is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "sparse"])
+def test_what_is_no_picture_file_in_an_evaluation_is_named_and_not_waited_for(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+    with pytest.raises(ValueError, match=r"^--evaluation .*a\.jpg: is .*; repair or remove it$"):
+        list(evaluation_hashes(tmp_path))
+
+
+@pytest.mark.parametrize("sha256", ["-fffffffffffffff1", "zz", "", "F" * 64])
+def test_a_ledger_with_a_sha256_that_is_none_is_named(sha256: str, raw: Path, tmp_path: Path) -> None:
+    for path in (raw / "human").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tar,) = finished_shards(tmp_path)
+    ledger = tmp_path / f"{tar.stem}.ledger.parquet"
+    table = pq.read_table(ledger)
+    place = table.column_names.index("sha256")
+    pq.write_table(table.set_column(place, "sha256", [[sha256] * len(table)]), ledger)
+    message = rf"ledger\.parquet: '{sha256}' is not the sha256 of a picture"
+    with pytest.raises(ValueError, match=message):
+        shard_hashes(tar)
+    with pytest.raises(ValueError, match=message):
+        known_phashes([tar], np.zeros(1, np.uint64))
 
 
 def test_each_rule_can_be_left_out(raw: Path) -> None:

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import socket
 import stat
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from pipeline import convert
 from pipeline.config import parse_recipe
-from pipeline.files import lock_file, read_validated, replace_file
+from pipeline.files import lock_file, open_lock, read_validated, replace_file
 from pipeline.models.build import build_bridge
 from pipeline.weights import native
 from tests.support.tiny_towers import tiny_recipe
@@ -38,6 +39,39 @@ def test_a_lock_that_another_holds_is_not_taken(tmp_path: Path) -> None:
         lock_file(one, path)
         with pytest.raises(BlockingIOError):
             lock_file(other, path)
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "pipe", "folder", "device", "socket"])
+def test_what_is_no_file_at_a_locks_path_is_refused_and_left_alone(kind: str, tmp_path: Path) -> None:
+    path, target = tmp_path / "lock", tmp_path / "precious"
+    target.write_text("kept")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "socket":
+        socket.socket(socket.AF_UNIX).bind(str(path))
+    else:
+        path.symlink_to({"link": target, "dangling": tmp_path / "new", "device": Path("/dev/zero")}[kind])
+    with pytest.raises(ValueError, match=r"lock: is not a regular file, and a lock is; remove it"):
+        open_lock(path)
+    assert target.read_text() == "kept" and not (tmp_path / "new").exists()
+
+
+def test_a_lock_is_made_and_what_it_says_is_kept(tmp_path: Path) -> None:
+    with open_lock(tmp_path / "lock") as file:
+        file.write(b"process 1")
+    with open_lock(tmp_path / "lock") as file:
+        assert file.read() == b"process 1"
+
+
+def test_no_lock_is_opened_in_another_way() -> None:
+    """`open("w")` empties what a symlink leads to, and waits for the reader of a pipe."""
+    root = Path(__file__).parents[2]
+    sources = [path for room in ("pipeline", "data_prep", "eval") for path in (root / room).rglob("*.py")]
+    locking = [path for path in sources if "lock_file(" in (text := path.read_text()) or "lockf(" in text]
+    others = [path.name for path in locking if "open_lock(" not in path.read_text()]
+    assert others == ["predictions.py"]  # which locks the file that it appends to
 
 
 def test_a_folder_that_cannot_be_synced_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from PIL import Image
 import pipeline
 from pipeline.config import parse_recipe
 from pipeline.convert import main as convert
+from pipeline.files import LONGEST_LINE
 from pipeline.generate import main
+from pipeline.inputs import count_lines, listed_pictures
 from pipeline.models.build import build_bridge
 from pipeline.trained_model import Model
 from pipeline.weights.native import save_weights
@@ -183,7 +186,7 @@ def test_a_conversation_repeats_its_earlier_turns(
         (["--image", "a", "--top-p", "0.5", "--num-beams", "2"], 2, "argument --num-beams: has no effect"),
         (["--image", "a", "--seed", "1"], 1, "give top_p as well"),
         (["--image", "a", "--top-p", "1.5"], 1, "top_p 1.5"),
-        (["--jsonl", "gone.jsonl"], 1, "No such file"),
+        (["--jsonl", "gone.jsonl"], 1, "gone.jsonl: no such file"),
         (["--image", "a", "--set", "seed=2"], 1, "--set seed=2: these weights hold their own recipe"),
     ],
 )
@@ -196,6 +199,25 @@ def test_wrong_usage_is_one_line_before_any_work(
         assert end.code == code
     errors = capsys.readouterr().err
     assert message in errors and len(errors.splitlines()) == 1
+
+
+def test_a_list_that_is_a_pipe_or_a_device_is_not_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        assert main(["--weights", "gone", "--jsonl", str(path)]) == 1
+        assert capsys.readouterr().err == f"error: {path}: is not a regular file\n"
+
+
+def test_a_line_that_is_too_long_is_counted_and_the_next_ones_are_read(tmp_path: Path) -> None:
+    path, good = tmp_path / "asked.jsonl", b'{"image": "a"}\n'
+    for longer in (1, LONGEST_LINE, 3 * LONGEST_LINE):
+        path.write_bytes(good + b"x" * (LONGEST_LINE + longer) + b"\n" + good + b"y" * 2 * LONGEST_LINE)
+        found = list(listed_pictures(path))
+        assert [each.fault is None for each in found] == [True, False, True, False]
+        assert str(found[1].fault) == f"{path}:2: is longer than {LONGEST_LINE} bytes"
+        assert count_lines(path) == 4
 
 
 def test_weights_of_stage_1_write_no_text(

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from eval.watch import main as watch
 from pipeline import mirror
+from pipeline.files import LONGEST_LINE
 from pipeline.mirror import main
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +56,13 @@ def line(step: int, **values: Any) -> str:
 
 def write(run: Path, *lines: str) -> None:
     (run / "metrics.jsonl").write_text("".join(lines))
+
+
+def put(path: Path, kind: str) -> None:
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
 
 
 def once(run: Path) -> int:
@@ -129,6 +138,49 @@ def test_wrong_use_is_one_line(run: Path, monkeypatch: pytest.MonkeyPatch, capsy
     (run / "mirror_mlflow.json").write_text('{"run_id": 3}')
     assert main([str(run), "--to", "mlflow"]) == 1
     assert "mirror_mlflow.json: is not a note of pipeline.mirror (run_id" in capsys.readouterr().err
+
+
+def test_a_line_that_is_no_measurement_stops_no_later_one(run: Path, told: type[Told]) -> None:
+    good = [line(step, loss=0.5) for step in (1, 2, 3)]
+    odd = ['{"step": 2, "loss": 1' + "0" * 400 + ', "lr": 1.0, "a": NaN, "b": 1e999, "c": -1e999}\n']
+    odd += [line(99999999999999999999, loss=1.0), line(-1, loss=1.0), "[" * 100_000 + "\n", "9" * 5000 + "\n"]
+    odd += ['{"step": 2, "x": "' + "y" * 2 * LONGEST_LINE + '"}\n']
+    write(run, good[0], *odd, good[1], good[2])
+    assert once(run) == 0 and once(run) == 0
+    assert told.lines == [(1, {"loss/total": 0.5}), (2, {"optimizer/lr": 1.0}), (3, {"loss/total": 0.5})]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", ".mirror_wandb.lock", "mirror_wandb.json"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_file_is_one_line(
+    name: str, kind: str, run: Path, told: type[Told], capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(run / name, kind)
+    assert once(run) == 1 and not told.lines
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and name in errors[0] and "is not a regular file" in errors[0]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "deep", "huge", "list"])
+def test_an_environment_that_says_nothing_ends_nothing(kind: str, run: Path) -> None:
+    path = run / "environment.json"
+    assert not mirror.is_complete(run)
+    path.unlink()
+    texts = {"deep": "[" * 100_000, "huge": '{"steps": 1' + "0" * 4000 + "}", "list": '{"steps": [6]}'}
+    if kind in texts:
+        path.write_text(texts[kind])
+    else:
+        put(path, kind)
+    assert not mirror.is_complete(run)
+
+
+@pytest.mark.parametrize("value", ["nan", "-1", "inf", "1e300", "x"])
+def test_a_time_that_cannot_be_waited_is_refused(value: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command, arguments in ((main, [str(run), "--to", "wandb"]), (watch, ["list.yaml"])):
+        with pytest.raises(SystemExit) as end:
+            command([*arguments, f"--every-s={value}"])
+        assert end.value.code == 2
+        assert f"argument --every-s: '{value}' is not a number of seconds" in capsys.readouterr().err
 
 
 def test_wandb_itself_takes_the_lines_offline_under_one_id(run: Path) -> None:

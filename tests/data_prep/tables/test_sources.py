@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import os
 
 import pandas as pd
 import pyarrow as pa
@@ -10,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from data_prep.tables import formats
+from data_prep.tables.formats import FORMATS
 from data_prep.tables.row import Row
 from data_prep.tables.sources import choose_source, load_sources, read_rows
 
@@ -188,6 +191,39 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=f"--input {tmp_path / name}: {message}"):
         list(read_rows(choose_source("table"), tmp_path / name))
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_table_that_is_no_file_is_named_and_not_waited_for(tmp_path, kind, ending):
+    path = tmp_path / f"t{ending}"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    for given in (path, tmp_path):  # the table, and a folder of tables
+        with pytest.raises(ValueError, match=f"--input {path}: is not a regular file"):
+            list(read_rows(choose_source("table"), given))
+
+
+def test_a_table_behind_a_symlink_is_read(tmp_path):
+    (tmp_path / "kept.csv").write_text(text_of("csv"), newline="")
+    (tmp_path / "t.csv").symlink_to(tmp_path / "kept.csv")
+    assert list(read_rows(choose_source("table"), tmp_path / "t.csv")) == EXPECTED
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_json_that_would_fill_the_memory_is_not_read_to_its_end(tmp_path, packed, monkeypatch):
+    monkeypatch.setattr(formats, "PIECE", 1000)
+    monkeypatch.setattr(formats, "LONGEST_TEXT", 5000)
+    content = text_of("json")
+    path = tmp_path / ("t.json.gz" if packed else "t.json")
+    path.write_bytes(gzip.compress(content.encode()) if packed else content.encode())
+    assert list(read_rows(choose_source("table"), path)) == EXPECTED
+    long = b" " * 5001 + b"\xff" * 1_000_000  # damaged after it, which reading on would tell
+    path.write_bytes(gzip.compress(long)[:-20] if packed else long)
+    with pytest.raises(ValueError, match=r"has a text of more than 5000 characters.*write JSON lines"):
+        list(read_rows(choose_source("table"), path))
 
 
 def test_damage_inside_a_packed_table_is_named(tmp_path):

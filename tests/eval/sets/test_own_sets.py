@@ -1,6 +1,8 @@
 """Questions and captions of one's own: from a file to predictions, scores and the report; its paths are hostile."""
 
+import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from eval.report import main as report
 from eval.score import main as score
 from eval.sets.own_lines import own_lines
 from eval.sets.own_sets import load_own_captioning, load_own_questions, load_own_retrieval
+from eval.tasks.run_options import load_data
+from pipeline.files import LONGEST_LINE
 from tests.eval.test_run import SHORT, Folders, run
 from tests.support.tiny_evaluation_sets import save_picture
 
@@ -138,6 +142,35 @@ def test_a_bad_line_is_named(content: str, message: str, tmp_path: Path) -> None
     file.write_text(content)
     with pytest.raises(ValueError, match=f"^{file}: {message}"):
         own_lines(file)
+
+
+def test_a_line_of_any_bytes_or_any_length_is_named(tmp_path: Path) -> None:
+    file, good = tmp_path / "mine.jsonl", b'{"image": "a"}\n'
+    file.write_bytes(good * 2 + b'{"image": "\xff"}\n' + good)
+    with pytest.raises(ValueError, match=r"mine.jsonl: line 3 is not one JSON object \('utf-8' codec"):
+        own_lines(file)
+    file.write_bytes(good + b'{"image": "' + b"a" * LONGEST_LINE + b'"}\n' + good)
+    with pytest.raises(ValueError, match=r"line 2 is not one JSON object \(is longer than 1048576 bytes\)"):
+        own_lines(file)
+
+
+def test_a_name_that_is_too_long_has_its_line(tmp_path: Path) -> None:
+    for name in ("a" * 300, "a/" * 2500):
+        file = save_lines(tmp_path, [QUESTION, {"image": name}])
+        with pytest.raises(ValueError, match=r"mine.jsonl: line 2: picture '.{,80} cannot be .*name too long") as error:
+            load_own_captioning(file, None)
+        assert len(str(error.value)) < 300 + len(str(file))
+
+
+def test_a_pipe_and_a_device_are_no_data(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "device.jsonl").symlink_to("/dev/zero")
+    for name in ("pipe.jsonl", "device.jsonl"):
+        with pytest.raises(ValueError, match=rf"{name}: is not a regular file"):
+            own_lines(tmp_path / name)
+        options = argparse.Namespace(data=tmp_path / name, task="vqa", image_folder=None)
+        with pytest.raises(ValueError, match=rf"--data .*{name}: is not a regular file"):
+            load_data(options, "own")
 
 
 def test_what_a_task_needs_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], checkpoints: Folders) -> None:

@@ -1,11 +1,12 @@
 """The prediction log: nothing lost, nothing twice, the same merge however the work was divided."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from eval.tasks.predictions import PredictionLog, batches_of_rank, finished, merge
+from eval.tasks.predictions import PredictionLog, batches_of_rank, check_not_written, finished, merge
 
 CASES = [(ranks, n) for ranks in (1, 2, 3, 7, 8) for n in sorted({0, 1, ranks - 1, ranks, ranks + 1, 500})]
 
@@ -57,3 +58,11 @@ def test_missing_and_contradicting_predictions_are_named(tmp_path: Path) -> None
         log.append([{"id": "a", "text": "y"}])
     with pytest.raises(ValueError, match="id 'a' has two different predictions"):
         finished(tmp_path)
+
+
+def test_a_pipe_in_the_place_of_a_log_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "predictions.rank0.jsonl")
+    with pytest.raises(ValueError, match="is not a regular file"):
+        PredictionLog(tmp_path, 0)
+    with pytest.raises(ValueError, match="is not a regular file"):
+        check_not_written(tmp_path / "predictions.rank0.jsonl")
