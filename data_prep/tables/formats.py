@@ -11,7 +11,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from data_prep.tables.row import Cell, Row, captions_of, text_of
 FORMATS = (".parquet", ".tsv", ".csv", ".json", ".jsonl", ".tsv.gz", ".csv.gz", ".json.gz", ".jsonl.gz")
 LONGEST_FIELD = 1 << 24
 """Characters of one CSV field. Python's own limit of 131,072 is too small for some alt-texts."""
+LONGEST_ROW = 64 << 20
+"""Characters of a line."""
 LONGEST_TEXT = 8 << 30
 """Characters of a .json, which is read at once. A small .json.gz can hold more than the memory does."""
 PIECE = 1 << 24
@@ -123,7 +125,8 @@ def _delimited(path: Path, columns: Columns, header: Columns | None, ending: str
     csv.field_size_limit(LONGEST_FIELD)
     plain = ending == ".tsv" and (header is not None or not _has_quoted_fields(path))
     with _open(path, newline="\n" if plain else "") as file:
-        rows = _tab_separated(file) if plain else _quoted(path, file, "\t" if ending == ".tsv" else ",")
+        lines = _lines(path, file)
+        rows = _tab_separated(lines) if plain else _quoted(path, lines, "\t" if ending == ".tsv" else ",")
         names = header or tuple(next(rows, ()))
         if not names:
             return
@@ -140,7 +143,7 @@ def _has_quoted_fields(path: Path) -> bool:
     In other TSVs quotes are plain text, and then some line breaks the rules of quoting.
     """
     with _open(path) as file:
-        reader = csv.reader(file, delimiter="\t", strict=True)
+        reader = csv.reader(_lines(path, file), delimiter="\t", strict=True)
         try:
             width = len(next(reader, ()))
             return all(len(fields) in (0, width) for fields in reader)
@@ -218,7 +221,7 @@ def _whole_text(path: Path) -> str:
 
 def _json_lines(path: Path, columns: Columns) -> Iterator[Values]:
     with _open(path) as file:
-        yield from _objects(path, columns, (_parsed(path, line) for line in file if line.strip()))
+        yield from _objects(path, columns, (_parsed(path, line) for line in _lines(path, file) if line.strip()))
 
 
 def _parsed(path: Path, text: str) -> Any:
@@ -238,6 +241,18 @@ def _objects(path: Path, columns: Columns, objects: Any) -> Iterator[Values]:
             _check_columns(path, columns, entry)
             first = False
         yield tuple(map(entry.get, columns))
+
+
+def _lines(path: Path, file: io.TextIOBase) -> Iterator[str]:
+    """The lines of a table. Raises ValueError for one without end, as a packed file can have it."""
+    for number in count(1):
+        if not (line := file.readline(LONGEST_ROW + 1)):
+            return
+        if len(line) > LONGEST_ROW:
+            raise ValueError(
+                f"--input {path}: line {number} has more than {LONGEST_ROW} characters; repair the table, or remove it"
+            )
+        yield line
 
 
 def _open(path: Path, newline: str = "") -> io.TextIOBase:

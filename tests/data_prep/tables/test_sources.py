@@ -296,3 +296,13 @@ def test_a_file_of_sources_that_is_none_is_named(tmp_path, content):
     (tmp_path / "sources.yaml").write_text(content)
     with pytest.raises(ValueError, match=r"sources\.yaml: "):
         load_sources(tmp_path / "sources.yaml")
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl"])
+def test_a_line_without_end_is_refused(ending, tmp_path, monkeypatch):
+    """A packed megabyte can hold a line of a gigabyte."""
+    monkeypatch.setattr(formats, "LONGEST_ROW", 5000)
+    path = tmp_path / f"table.{ending}.gz"
+    path.write_bytes(gzip.compress((text_of(ending) + "x" * 100_000).encode()))
+    with pytest.raises(ValueError, match=r"has more than 5000 characters; repair the table"):
+        list(read_rows(choose_source("table"), path))
