@@ -155,7 +155,7 @@ def _towers(recipe: Recipe, towers: Sequence[Tower]) -> str:
         for tower in towers
     ]
     return table(("part", "name", "state", "licence"), rows) + (
-        "\nThese licences stood on the towers' pages when this program was written; read them again. The licence of "
+        "\nThis program did not read the towers' pages; read the licences there. The licence of "
         "what was trained here is its owner's to choose: write it into `license` above.\n"
     )
 

@@ -9,7 +9,7 @@ from pipeline.config import Recipe
 HF_HUB = "hf-hub:"
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 UNKNOWN = "not known here; ask its owner"
-LICENCES = {  # repository on the hub -> licence, as its page has it
+LICENCES = {  # repository on the hub -> licence, not compared with its page: none could be reached
     "facebook/opt-": "OPT-175B licence: research only, not commercial",
     "google/flan-t5-": "apache-2.0",
     "google-bert/bert-": "apache-2.0",
