@@ -13,17 +13,6 @@ from pipeline.tokens import Tokens
 PROMPTS = ["question : 1 ?", "a photo of", "the colour is number 2 , a dark red picture : answer", ""]
 
 
-@pytest.fixture(scope="module", params=["t5", "opt"])
-def language(request: pytest.FixtureRequest, towers: Path) -> LanguageTower:
-    """With large random weights: those of the tiny towers say the same to everything."""
-    tower = build_language(Language(name=str(towers / request.param), precision="fp32"), "cpu")
-    torch.manual_seed(3)
-    for parameter in tower.model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.4)
-    return tower
-
-
 def soft_prompts(language: LanguageTower, count: int) -> torch.Tensor:
     return torch.randn(count, 5, language.width, generator=torch.Generator().manual_seed(2))
 

@@ -1,25 +1,12 @@
 """Marks of pictures in a text: where soft prompts stand, and that one mark at the beginning changes nothing."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from pipeline.config import Language
-from pipeline.models.language import Decoding, LanguageTower, build_language
+from pipeline.models.language import Decoding, LanguageTower
 from pipeline.models.marked_text import pieces_of, with_pictures
 
 TEXTS = ["a photo of", "a picture of the colour red", "a"]
-
-
-@pytest.fixture(scope="module", params=["opt", "t5"])
-def language(request: pytest.FixtureRequest, towers: Path) -> LanguageTower:
-    tower = build_language(Language(name=str(towers / request.param), precision="fp32"), "cpu")
-    torch.manual_seed(3)
-    for parameter in tower.model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.4)
-    return tower
 
 
 def soft_prompts(language: LanguageTower, count: int) -> torch.Tensor:
