@@ -17,6 +17,7 @@ from data_prep.miniature.towers.__main__ import main
 from data_prep.miniature.towers.blip import PROMPT, mirror_caption
 from data_prep.miniature.towers.clip import normalise
 from data_prep.miniature.towers.drawings import GROUP, draw_groups, mirrored, patch_labels, scene_group
+from data_prep.miniature.towers.folding import fold_first_norm
 from data_prep.miniature.towers.text_samples import draw_text_sample
 from data_prep.miniature.towers.vocabulary import bert_tokenizer, clip_tokenizer, opt_tokenizer, t5_tokenizer
 from data_prep.miniature.truth import is_true
@@ -75,6 +76,24 @@ def test_the_encoder_is_the_rankers_with_its_first_norm_folded_in(towers: Path) 
     assert (torch.cat([prefix, patches], dim=1) - expected).abs().max() < 1e-4
     assert patches.shape[1] == GRID**2
     assert list(vision.pretrained_cfg["mean"]) == clip_mean(towers)
+
+
+def test_a_folded_norm_has_its_weight_and_bias(towers: Path) -> None:
+    """Those of a tower that is hardly trained are one and zero."""
+    from transformers import CLIPModel
+
+    clip = CLIPModel.from_pretrained(towers / "clip").eval().vision_model
+    pixels = normalise(draw_groups(4, clip.config.image_size, np.random.default_rng(8)).pixels)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in (clip.pre_layrnorm.weight, clip.pre_layrnorm.bias):
+            parameter.add_(torch.randn_like(parameter))
+        folded, normed = fold_first_norm(clip, pixels), clip.pre_layrnorm(clip.embeddings(pixels))
+        patches = torch.nn.functional.conv2d(pixels, folded.kernel_C3pp, stride=clip.config.patch_size)
+        found = patches.flatten(2).transpose(1, 2) + folded.positions_PC[1:]
+    assert (
+        torch.cosine_similarity(found, normed[:, 1:], dim=-1).median() > 0.97
+    )  # the scales of few are far from the mean
 
 
 def clip_mean(towers: Path) -> list[float]:
