@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.reading import edited
+from pipeline.config.references import FILES, TOWERS, of_today, places_in
 from pipeline.config.sections import Recipe
 
-TOWERS = ("vision.name", "qformer.bert", "language.name")
-FILES = ("init_weights", "init_text_weights", "data.manifest", "validation.manifest", "run.output")
 KINDS = ("local-dir:", "transformers:")
 """What stands before the folder of an image encoder."""
 
@@ -34,14 +33,18 @@ def is_same_place(field: str, one: Any, other: Any) -> bool:
 def with_absolute_places(recipe: Recipe) -> Recipe:
     """The recipe as a run keeps it: relative paths begin at the current folder, where the run began."""
     content = recipe.model_dump(mode="json")
-    for field in (*TOWERS, *FILES):
-        *sections, name = field.split(".")
-        section = content
-        for each in sections:
-            section = section.get(each) or {}
-        if name in section:
-            section[name] = absolute_place(field, section[name])
-    return Recipe.model_validate(content)
+    for field, section, name in places_in(content):
+        section[name] = absolute_place(field, section[name])
+    return Recipe.model_validate(content).referring(recipe.references)
+
+
+def in_environment(recipe: Recipe) -> Recipe:
+    """The recipe with its towers where their variables say today. They have fingerprints; files stay what they were."""
+    content = recipe.model_dump(mode="json")
+    for field, section, name in places_in(content, TOWERS):
+        if field in recipe.references and (place := of_today(recipe.references[field])):
+            section[name] = absolute_place(field, place)
+    return Recipe.model_validate(content).referring(recipe.references)
 
 
 def moved(recipe: Recipe, edits: Sequence[str]) -> Recipe:

@@ -1,6 +1,5 @@
 """A recipe from its YAML file and `--set` edits, checked; and back to YAML."""
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,13 +8,11 @@ from typing import Any, cast, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
+from pipeline.config.references import from_environment, places_in, references_in, written
 from pipeline.config.section import Section
 from pipeline.config.sections import Recipe
 
 FIELD_AND_VALUE = re.compile(r"\w+(\.\w+)*=.*", re.DOTALL)  # an item of --set
-VARIABLES = ("MINIATURE",)
-OWN_VARIABLES = "BLIP2_"
-"""The variables of the environment that a recipe may use: others may hold secrets."""
 
 
 def for_ranks(recipe: Recipe, world_size: int) -> Recipe:
@@ -62,16 +59,6 @@ def parse_recipe(content: dict[str, Any]) -> Recipe:
         raise ValueError(f"recipe: {_one_line(error)}") from error
 
 
-def _environment(name: str, default: str | None = None) -> str | None:
-    """What `${oc.env:NAME,DEFAULT}` stands for. The value is written into recipes and weights, where others read it."""
-    if name not in VARIABLES and not name.startswith(OWN_VARIABLES):
-        raise ValueError(f"${{oc.env:{name}}} is not allowed, only MINIATURE and BLIP2_...; write the value")
-    value = os.environ.get(name, default)
-    if value is None:
-        raise ValueError(f"the environment variable {name} is not set")
-    return value
-
-
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a YAML recipe, apply `a.b=v` overrides, validate. Raises ValueError with one line naming file and field."""
     from omegaconf import DictConfig, OmegaConf
@@ -89,7 +76,10 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ValueError(f"recipe {path}: is not readable as YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(settings, DictConfig):
         raise ValueError(f"recipe {path}: is not a mapping of fields; write `field: value` lines")
-    return _validated(settings, overrides, str(path))
+    content, raw = _resolved(settings, overrides, str(path))
+    return parse_recipe(content).referring(
+        references_in({field: section[name] for field, section, name in places_in(raw)})
+    )
 
 
 def edited(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
@@ -99,8 +89,9 @@ def edited(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     """
     content = recipe.model_dump(mode="json")
     for item in overrides:
-        _merge(content, _resolved({}, [item], f"--set {item}"))
-    return parse_recipe(content)
+        _merge(content, _resolved({}, [item], f"--set {item}")[0])
+    fields = {item.partition("=")[0] for item in overrides}
+    return parse_recipe(content).referring({f: each for f, each in recipe.references.items() if f not in fields})
 
 
 def _merge(content: dict[str, Any], edits: dict[str, Any]) -> None:
@@ -111,17 +102,13 @@ def _merge(content: dict[str, Any], edits: dict[str, Any]) -> None:
             content[name] = value
 
 
-def _validated(settings: Any, overrides: Sequence[str], told: str) -> Recipe:
-    return parse_recipe(_resolved(settings, overrides, told))
-
-
-def _resolved(settings: Any, overrides: Sequence[str], told: str) -> dict[str, Any]:
-    """The content with its overrides, and with the values of references. Raises ValueError."""
+def _resolved(settings: Any, overrides: Sequence[str], told: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The content with its overrides: with the values of references, and as it was written. Raises ValueError."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    OmegaConf.register_resolver("oc.env", _environment, replace=True)
+    OmegaConf.register_resolver("oc.env", from_environment, replace=True)
 
     unreadable = (OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError)
     for item in overrides:
@@ -132,14 +119,15 @@ def _resolved(settings: Any, overrides: Sequence[str], told: str) -> dict[str, A
         except unreadable as error:
             raise ValueError(f"--set {item}: is not readable as YAML ({str(error).splitlines()[0]})") from error
     try:
-        content = cast(dict[Any, Any], OmegaConf.to_container(settings, resolve=True))
+        contents = [cast(dict[Any, Any], OmegaConf.to_container(settings, resolve=each)) for each in (True, False)]
     except (OmegaConfBaseException, RecursionError) as error:
         raise ValueError(f"recipe {told}: a value cannot be resolved ({str(error).splitlines()[0]})") from error
-    return {str(key): value for key, value in content.items()}
+    content, raw = ({str(key): value for key, value in each.items()} for each in contents)
+    return content, raw
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML, every field spelled out; a length in epochs stays one."""
+    """The recipe as YAML, every field spelled out; a length in epochs stays one, and so does a place's reference."""
     import yaml
 
-    return yaml.safe_dump(recipe.as_written().model_dump(mode="json"), sort_keys=False)
+    return yaml.safe_dump(written(recipe), sort_keys=False)

@@ -6,7 +6,7 @@ The text under a field is its description: RECIPE.md is made of it.
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from pipeline.config.checks import (
     check_encoder,
@@ -177,6 +177,7 @@ class Recipe(Section):
     optimizer: Optimizer = Optimizer()
     faults: Faults = Faults()
     run: Run
+    _references: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _stage_has_its_parts(self) -> "Recipe":
@@ -204,6 +205,17 @@ class Recipe(Section):
         check_pairs(self)
         check_epochs(self)
         return self
+
+    @property
+    def references(self) -> dict[str, str]:
+        """Of places that were given by a variable: the text, as `${oc.env:NAME}/towers`."""
+        return self._references
+
+    def referring(self, references: dict[str, str]) -> "Recipe":
+        """The recipe with the references that its files keep."""
+        copy = self.model_copy()
+        copy._references = references
+        return copy
 
     def in_steps(self, samples: int) -> "Recipe":
         """The recipe with the steps that `run.epochs` is, where an epoch has so many samples."""

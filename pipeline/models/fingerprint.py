@@ -75,6 +75,12 @@ def fingerprint_of_settings(towers: Iterable["nn.Module"], tokenizer: Any = None
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
+def fingerprint_of_qformer(bridge: Any, tokenizer: Any = None) -> str:
+    """sha256 over a bridge's Q-Former without its weights, and the tokenizer of the texts that it reads, if it does."""
+    tokens = fingerprint_of_settings([], tokenizer) if tokenizer is not None else ""
+    return hashlib.sha256(f"{bridge.qformer.shape} {tokens}".encode()).hexdigest()
+
+
 def _told(settings: dict[str, Any]) -> str:
     told = {name: value for name, value in settings.items() if name not in UNTOLD}
     return json.dumps(told, sort_keys=True, default=str)

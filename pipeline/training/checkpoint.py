@@ -108,7 +108,8 @@ def _write(folder: Path, weights: "Tensors", moments: "Tensors", recipe: Recipe,
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        native.save_tensors(weights, recipe, state.step, folder, towers=json.dumps(state.towers))
+        told = {"towers": json.dumps(state.towers), "references": json.dumps(recipe.references)}
+        native.save_tensors(weights, recipe, state.step, folder, **told)
         save_file(moments, folder / OPTIMIZER)
         sync_file(folder / OPTIMIZER)
         digests = {name: sha256_of(folder / name) for name in (native.FILE_NAME, OPTIMIZER)}

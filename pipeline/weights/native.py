@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Recipe, moved, parse_recipe
+from pipeline.config import Recipe, in_environment, moved, parse_recipe, references_in
 from pipeline.files import parse_json, sync_file
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def read_provenance(path: Path) -> tuple[int, str]:
 
 def read_weights(path: Path, places: Sequence[str] = ()) -> tuple[Recipe, dict[str, "Tensor"]]:
     """The recipe, with new places where `--set` gives some, and the tensors of a weights file. Raises ValueError in
-    one line when it is missing or damaged."""
+    one line when it is missing or damaged. The environment is not read."""
     from safetensors import SafetensorError, safe_open
 
     file = weights_file(path)
@@ -100,9 +100,10 @@ def read_weights(path: Path, places: Sequence[str] = ()) -> tuple[Recipe, dict[s
         raise ValueError(f"weights {file}: is of format {metadata.get('format')!r}, expected {FORMAT!r}")
     try:
         content = json.loads(metadata["recipe"])
-    except (KeyError, ValueError, RecursionError) as error:
+        references = references_in(dict(json.loads(metadata.get("references", "{}"))))
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"weights {file}: has no readable recipe in its metadata ({error})") from error
-    return moved(parse_recipe(content), places), tensors
+    return moved(parse_recipe(content).referring(references), places), tensors
 
 
 def load_into(bridge: "nn.Module", tensors: dict[str, "Tensor"], source: Path) -> None:
@@ -125,21 +126,33 @@ def load_into(bridge: "nn.Module", tensors: dict[str, "Tensor"], source: Path) -
 
 
 def load_model(path: Path, device: str, places: Sequence[str] = ()) -> "RetrievalModel | LanguageModel":
-    """The whole model of a checkpoint, for evaluation: towers from where its recipe or `places` say, bridge from the
-    file. Raises ValueError when a new place holds other weights than the checkpoint was trained with."""
+    """The whole model of a checkpoint, for evaluation: bridge from the file, towers from where `places`, the variables
+    that they were given by, or else its recipe say. Raises ValueError when a new place holds others than it was
+    trained with."""
     from pipeline.models.build import build_bridge
 
-    recipe, tensors = read_weights(path, places)
-    bridge = build_bridge(recipe, device)
+    recipe, tensors = read_weights(path)
+    now = in_environment(moved(recipe, places))
+    bridge = build_bridge(now, device)
     load_into(bridge, tensors, path)
-    model = inference_model(recipe, bridge, device)
-    before, now = (towers_of(path), model.fingerprints()) if places else ({}, {})
-    for name in ("vision", "language"):
-        if before.get(name) and name in now and before[name] != now[name]:
-            raise ValueError(
-                f"--set {name}.name: holds other weights than {path} was trained with; name a copy of those"
-            )
+    model = inference_model(now, bridge, device)
+    if now != recipe:
+        _check_towers(model, path)
     return model
+
+
+def _check_towers(model: "RetrievalModel | LanguageModel", path: Path) -> None:
+    from pipeline.models.fingerprint import fingerprint_of_qformer
+
+    reader = model.tokenizer if model.stage == 1 else model.reader
+    found = model.fingerprints() | {"qformer.settings": fingerprint_of_qformer(model.bridge, reader)}
+    before = towers_of(path)
+    fields = {"vision": "vision.name", "language": "language.name", "qformer.settings": "qformer.bert"}
+    for name, field in fields.items():
+        if before.get(name) and name in found and before[name] != found[name]:
+            raise ValueError(
+                f"{field}: --set or its variable leads to another than {path} was trained with; name a copy of that"
+            )
 
 
 def evaluation_vision(recipe: Recipe, bridge: "Bridge", device: str) -> "VisionTower":

@@ -23,10 +23,11 @@ TUNING = {  # the paper's Tables 7 to 9: task -> batch, pixels, layer decay of e
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_recipes_are_valid_and_their_batches_divide(path: Path) -> None:
+def test_shipped_recipes_are_valid_and_their_batches_divide(path: Path, tmp_path: Path) -> None:
     recipe = load_recipe(path)
     for_ranks(recipe, 2 if "miniature" in path.stem else 16)
-    assert parse_recipe(yaml.safe_load(dump_recipe(recipe))) == recipe
+    (written := tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    assert load_recipe(written) == recipe
     assert (Path(__file__).parents[2] / recipe.run.zero).is_file()
 
 
@@ -84,17 +85,6 @@ def test_overrides_edit_before_validation(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="NO_SUCH_VARIABLE"):
         load_recipe(path)
-
-
-@pytest.mark.parametrize("name", ["SOME_TOKEN", "${oc.decode:SOME_TOKEN}"])
-def test_a_recipe_cannot_read_secrets_of_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SOME_TOKEN", "secret-text")
-    monkeypatch.setenv("BLIP2_DATA", "/data")
-    with pytest.raises(ValueError, match="SOME_TOKEN} is not allowed") as fault:
-        load_recipe(STAGE_1, [f"run.output=${{oc.env:{name}}}"])
-    assert "secret-text" not in str(fault.value)
-    assert load_recipe(STAGE_1, ["run.output=${oc.env:BLIP2_DATA}/a"]).run.output == Path("/data/a")
-    assert load_recipe(STAGE_1, ["run.output=${oc.env:BLIP2_NONE,b}"]).run.output == Path("b")
 
 
 @pytest.mark.parametrize(
@@ -248,16 +238,3 @@ def test_questions_need_a_language_model_and_a_place_in_its_prompt(stage: int, e
     with pytest.raises(ValueError) as refused:
         load_recipe(path, edits)
     assert str(refused.value).startswith(error) and "\n" not in str(refused.value)
-
-
-def test_a_recipe_of_weights_reads_no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also in a process that has not read a recipe's file before, and with an edit beside it."""
-    from pipeline.config.reading import edited
-
-    monkeypatch.setenv("MY_SECRET", "s3cr3t")
-    content = yaml.safe_load(STAGE_1.read_text())
-    content["run"] = {**content["run"], "output": "runs/${oc.env:MY_SECRET}", "steps": 5}
-    recipe = edited(parse_recipe(content), ["data.manifest=/x/y.json"])
-    assert "s3cr3t" not in dump_recipe(recipe) and str(recipe.data.manifest) == "/x/y.json"
-    with pytest.raises(ValueError, match=r"MY_SECRET}? is not allowed"):
-        edited(recipe, ["qformer.bert=${oc.env:MY_SECRET}"])

@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline import convert, embed
+from pipeline.config import load_recipe
 from pipeline.training import checkpoint
 from pipeline.weights import native
 from tests.support.gloo_ranks import run_on_ranks
 from tests.support.tiny_runs import lines_of, train_here, write_recipe
 from tests.support.tiny_shards import tiny_manifest
-from tests.support.tiny_towers import save_tiny_opt
+from tests.support.tiny_towers import save_tiny_opt, save_tiny_vision
 
 SPEED = ("_per_s", "_share", "memory_mib")
 STEPS = 4
@@ -29,13 +30,15 @@ def numbers_of(run: Path) -> list[dict[str, float]]:
 
 
 def train(arguments: list[str], folder: Path | None = None) -> tuple[int, str]:
-    """pipeline.train in a rank of its own, from this folder."""
-    [(code, _, errors)] = run_on_ranks(1, train_in, arguments, str(folder or Path.cwd()))
+    """pipeline.train in a rank of its own, from this folder, with the recipes' variables of this process."""
+    own = {name: value for name, value in os.environ.items() if name.startswith("BLIP2_")}
+    [(code, _, errors)] = run_on_ranks(1, train_in, arguments, str(folder or Path.cwd()), own)
     return code, errors
 
 
-def train_in(arguments: list[str], folder: str) -> tuple[int, str, str]:
+def train_in(arguments: list[str], folder: str, variables: dict[str, str]) -> tuple[int, str, str]:
     os.chdir(folder)
+    os.environ.update(variables)
     return train_here(arguments)
 
 
@@ -154,5 +157,46 @@ def test_trained_weights_are_used_where_their_towers_are_now(
     assert "of which only places may change" in capsys.readouterr().err
     shutil.rmtree(moved / "l")
     save_tiny_opt(moved / "l", seed=5)
-    with pytest.raises(ValueError, match="holds other weights than"):
+    with pytest.raises(ValueError, match="leads to another than"):
         pipeline.load(moved / "run", edits=places(moved))
+
+
+def test_a_run_whose_places_a_variable_gave_moves_with_the_variable(
+    folder: Path, towers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recipe, metadata and card keep the reference and the value of the training; other towers are refused there."""
+    import pipeline
+
+    first, second = tmp_path / "a, {b}: $c é", tmp_path / "second"
+    shutil.copytree(towers, first)
+    monkeypatch.setenv("BLIP2_TOWERS", str(first))
+    at = {"vision": "local-dir:${oc.env:BLIP2_TOWERS}/vision", "bert": "${oc.env:BLIP2_TOWERS}/bert"}
+    sections: dict[str, Any] = {"run": {"steps": 1}, "vision": {"name": at["vision"]}, "qformer": {"bert": at["bert"]}}
+    sections["batch"] = {"global_size": 4, "micro_size": 4}
+    arguments = write_recipe(tmp_path, first, folder / "data" / "train.json", "run", 1, None, **sections)
+    code, errors = train(arguments)
+    assert code == 0, errors
+    monkeypatch.delenv("BLIP2_TOWERS")
+    written = (tmp_path / "run" / "recipe.yaml").read_text()
+    assert "local-dir:${oc.env:BLIP2_TOWERS,'" in written
+    assert load_recipe(tmp_path / "run" / "recipe.yaml") == pipeline.load(tmp_path / "run").recipe
+    assert train(["--recipe", str(tmp_path / "run" / "recipe.yaml")])[0] == 0  # complete, without the variable
+    monkeypatch.setenv("BLIP2_TOWERS", str(second))
+    with pytest.raises(ValueError, match=r"vision\.name"):
+        pipeline.load(tmp_path / "run")  # nothing is there
+    first.rename(second)
+    assert pipeline.load(tmp_path / "run").recipe.qformer.bert == str(second / "bert")
+    again = ["--recipe", str(tmp_path / "run" / "recipe.yaml"), "--set", "run.steps=2"]
+    assert train([*again, "run.resume_despite=[run.steps]"])[0] == 0
+    third = second.rename(tmp_path / "third")
+    monkeypatch.setenv("BLIP2_TOWERS", str(third))
+    assert pipeline.load(tmp_path / "run").recipe.vision.name == f"local-dir:{third / 'vision'}"
+    for name, quote in (("tokenizer.json", '"'), ("vocab.txt", "\n")):
+        text = (third / "bert" / name).read_text()
+        (third / "bert" / name).write_text(text.replace(f"{quote}red{quote}", f"{quote}rouge{quote}"))
+    with pytest.raises(ValueError, match=r"qformer\.bert: .* leads to another than"):
+        pipeline.load(tmp_path / "run")
+    shutil.rmtree(third / "vision")
+    save_tiny_vision(third / "vision", seed=7)
+    with pytest.raises(ValueError, match=r"vision\.name: .* leads to another than"):
+        pipeline.load(tmp_path / "run")
