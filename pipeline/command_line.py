@@ -35,8 +35,27 @@ class Parser(argparse.ArgumentParser):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors=ANY_TEXT)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's. Where they are this process's own arguments, it is in UTF-8 mode afterwards."""
+        if args is None:
+            _restart_in_utf8()
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def _restart_in_utf8() -> None:
+    """Become the same command in Python's UTF-8 mode, where the locale has another encoding: libraries take paths in
+    UTF-8 alone. Not where PYTHONUTF8 is set, so at most once, nor with an argument in another encoding."""
+    if sys.getfilesystemencoding() == "utf-8" or "PYTHONUTF8" in os.environ:
+        return
+    try:
+        for each in sys.orig_argv:
+            os.fsencode(each).decode()
+    except UnicodeDecodeError:
+        return
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"PYTHONUTF8": "1"})
 
 
 def _any_text(error: UnicodeError) -> tuple[bytes, int]:
