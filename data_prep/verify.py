@@ -12,7 +12,7 @@ from pathlib import Path
 from data_prep.auditing.manifest_checks import find_faults, total_faults
 from data_prep.shards.processes import add_workers
 from pipeline.command_line import Parser, finish, print_settings, printable
-from pipeline.data.manifest import Manifest, dropped_by_source, read_manifest
+from pipeline.data.manifest import COLUMNS, Manifest, dropped_by_source, read_manifest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,6 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if reasons:
                 counts = ", ".join(f"{number} {reason}" for reason, number in reasons.items())
                 print(printable(f"dropped from {source}: {counts}"))
+        if old := sum(manifest.table(shard).shape[1] < COLUMNS for shard in manifest.shards):
+            print(
+                f"without digests: {old} of {len(manifest.shards)} shards, so training would not notice another tar in "
+                "their place; run data_prep.index again (of a split: data_prep.split, too)"
+            )
         without = f" ({len(content.empty_shards)} more shards are empty)" if content.empty_shards else ""
         questions = f", {manifest.questions} questions" if manifest.questions else ""
         totals = f"{len(manifest.shards)} shards, {manifest.samples} samples, {manifest.captions} captions{questions}"

@@ -144,3 +144,16 @@ def test_exit_codes_and_last_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "fault: missing tar: " in output.out and "1 faults" in output.err
     assert verify.main([str(tmp_path / "nothing.json")]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_tables_of_an_earlier_version_are_named_until_they_are_written_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tiny_manifest(tmp_path, 4, samples_per_shard=2)
+    first = load_manifest(path).shards[0]
+    tables = load_manifest(path).root / first.index
+    np.save(tables, np.load(tables)[:, :6])
+    assert verify.main([str(path)]) == 0
+    assert "without digests: 1 of 2 shards" in capsys.readouterr().out
+    index.index_shards([path.parent / Path(first.path).parent], path)
+    assert verify.main([str(path)]) == 0 and "without digests" not in capsys.readouterr().out

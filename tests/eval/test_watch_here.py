@@ -17,6 +17,12 @@ from eval.watching.here import prediction_command
 from eval.watching.wanted import Evaluation, Wanted
 
 ROOT = Path(__file__).parents[2]
+NO_LOCKS = """
+import errno, fcntl
+def none(*arguments):
+    raise OSError(errno.ENOSYS, "Function not implemented")
+fcntl.flock = fcntl.lockf = none
+"""
 ANNOTATIONS = ("v2_mscoco_val2014_annotations.json", "v2_OpenEnded_mscoco_val2014_questions.json")
 
 
@@ -66,6 +72,25 @@ def test_a_stop_ends_the_child_and_the_next_look_goes_on(
     before = (folder / "metrics.json").stat().st_mtime_ns
     assert main(arguments) == 0
     assert capfd.readouterr().out.endswith("1 scored\n") and (folder / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_it_finishes_on_a_file_system_without_locks(
+    checkpoints: dict[str, Path], vqa: dict[str, Any], tmp_path: Path
+) -> None:
+    """The watcher and each of its children; each names the file that it cannot lock."""
+    arguments = write_list(tmp_path, checkpoints["opt"], vqa=vqa)
+    (tmp_path / "sitecustomize.py").write_text(NO_LOCKS)
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "eval.watch", *arguments]
+    done = subprocess.run(command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0 and done.stdout.endswith("1 scored\n"), done
+    output = next((tmp_path / "eval").rglob("*-here.out")).read_text()
+    for lock, told in (
+        (".watch.lock", done.stderr),
+        (".report.lock", done.stderr),
+        ("predictions.rank0.jsonl", output),
+    ):
+        assert f"{lock}: this file system has no locks" in told
 
 
 def test_one_that_fails_is_named_and_not_begun_again_by_itself(
