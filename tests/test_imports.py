@@ -43,7 +43,7 @@ BRIDGE = [
 
 # Room -> what it may import of this project. The longest name that fits a module decides. Programs import downward.
 ALLOWED = {
-    "pipeline.config": ["pipeline.config", "pipeline.command_line"],
+    "pipeline.config": ["pipeline.config", "pipeline.command_line", "pipeline.files"],
     "pipeline.answers": [],
     "pipeline.command_line": [],
     "pipeline.files": [],

@@ -110,13 +110,16 @@ def test_a_repository_of_pickles_alone_is_refused(root: Path, tmp_path: Path) ->
 
 def test_names_are_listed_without_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = write_recipe(tmp_path, "tiny/t5")
+    own = write_recipe(tmp_path, str(tmp_path))
     shipped = ROOT / "pipeline" / "recipes" / "stage2_vitg_opt2.7b.yaml"
-    assert main([str(recipe), str(shipped), "--list", "--also", "a/b"]) == 0
+    assert main([str(recipe), str(own), str(shipped), "--list", "--also", "a/b"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:-1]
     assert lines == [
-        "tiny/vision: image encoder", "tiny/bert: Q-Former's start", "tiny/t5: language model",
-        "timm/eva_giant_patch14_clip_224.laion400m: image encoder", "bert-base-uncased: Q-Former's start",
-        "facebook/opt-2.7b: language model", "a/b: also",
+        f"{recipe}:", "  tiny/vision: image encoder", "  tiny/bert: Q-Former's start", "  tiny/t5: language model",
+        f"{own}:", "  tiny/vision: image encoder", "  tiny/bert: Q-Former's start", f"  {tmp_path}: a local folder",
+        f"{shipped}:", "  timm/eva_giant_patch14_clip_224.laion400m: image encoder",
+        "  bert-base-uncased: Q-Former's start", "  facebook/opt-2.7b: language model",
+        "--also:", "  a/b: also",
     ]  # fmt: skip
     assert main([str(recipe)]) == 1  # HF_HUB_OFFLINE is set for all tests
     assert "HF_HUB_OFFLINE: is set" in capsys.readouterr().err
