@@ -72,8 +72,11 @@ def _print_list(repositories: Needed, folders: Sequence[str]) -> None:
 
 def _download(repositories: Needed) -> list[str]:
     """Download all, after their sizes were printed; returns the names of those that failed."""
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
     from pipeline.weights.hub_files import Wanted, download, look_up
 
+    disable_progress_bars()  # of each file; one line says how far a repository is
     faults, found = [], list[tuple[str, Wanted]]()
     for (repository, revision), part in repositories.items():
         try:

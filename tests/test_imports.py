@@ -73,7 +73,14 @@ ALLOWED = {
     "pipeline.objectives": [],
     "pipeline.training": ["pipeline"],
     "pipeline.weights": [
-        *("pipeline.weights", "pipeline.models", "pipeline.config", "pipeline.files", "pipeline.weight_sets"),
+        *(
+            "pipeline.weights",
+            "pipeline.models",
+            "pipeline.config",
+            "pipeline.files",
+            "pipeline.progress_line",
+            "pipeline.weight_sets",
+        ),
     ],
     "pipeline": ["pipeline"],
     "data_prep": ["data_prep", *GROUND],
