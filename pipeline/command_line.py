@@ -152,8 +152,9 @@ def one_line(error: BaseException) -> str:
     return (printable(" ".join(message.split())) or type(error).__name__) + hint
 
 
-def finish(work: Callable[[], int | None]) -> int:
-    """Run `work` and return the exit code: its own (0 for None), 1 after an error, 75 after a signal.
+def finish(work: Callable[[], int | None], after_stop: str = "; run the same command again to continue") -> int:
+    """Run `work` and return the exit code: its own (0 for None), 1 after an error, 75 after a signal; what to do then
+    is `after_stop`.
 
     A ValueError or OSError becomes one line on stderr. Other exceptions are faults of this program and pass through.
     """
@@ -166,10 +167,10 @@ def finish(work: Callable[[], int | None]) -> int:
 
     previous = {each: signal.signal(each, stop) for each in STOPS}
     try:
-        with _ended_if_deaf(heard):
+        with _ended_if_deaf(heard, after_stop):
             return work() or 0
     except StoppedBySignalError as stopped:
-        print(f"stopped by {stopped}; run the same command again to continue", file=sys.stderr)
+        print(f"stopped by {stopped}{after_stop}", file=sys.stderr)
         return STOPPED
     except (ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
@@ -180,7 +181,7 @@ def finish(work: Callable[[], int | None]) -> int:
 
 
 @contextmanager
-def _ended_if_deaf(heard: threading.Event) -> Iterator[None]:
+def _ended_if_deaf(heard: threading.Event, after_stop: str) -> Iterator[None]:
     """End this process when a signal came and the main thread did not hear it for DEAF_S: it may be in a call of a
     library that does not return. What it has written so far is as whole as after kill -9."""
     reader, writer = os.pipe()
@@ -190,8 +191,7 @@ def _ended_if_deaf(heard: threading.Event) -> Iterator[None]:
         while number := os.read(reader, 1)[0]:
             if number in STOPS and not heard.wait(DEAF_S):
                 name = signal.Signals(number).name
-                os.write(2, f"stopped by {name}, which was not heard for {DEAF_S:g} s; run the same command again to "
-                            "continue\n".encode())  # fmt: skip
+                os.write(2, f"stopped by {name}, which was not heard for {DEAF_S:g} s{after_stop}\n".encode())
                 os._exit(STOPPED)
 
     thread = threading.Thread(target=watch, name="signals", daemon=True)

@@ -44,13 +44,16 @@ def fetch(recipes: Sequence[Path], edits: Sequence[str], also: Sequence[str], on
     """
     from huggingface_hub import constants
 
-    repositories, folders = needed(recipes, edits, also)
-    for name in folders:
-        print(printable(f"{name}: a local folder{'' if Path(name).is_dir() else ', which is not there'}"))
     if only_list:
-        for (repository, revision), part in repositories.items():
-            print(printable(f"{_shown(repository, revision)}: {part}"))
+        for path in recipes:
+            print(printable(f"{path}:"))
+            _print_list(*needed([path], edits, ()))
+        if also:
+            print("--also:")
+            _print_list(*needed((), (), also))
         return Path(constants.HF_HOME)
+    repositories, folders = needed(recipes, edits, also)
+    _print_list({}, folders)
     if constants.HF_HUB_OFFLINE:
         raise ValueError("HF_HUB_OFFLINE: is set, so nothing can be downloaded; unset it on a machine with network")
     faults = _download(repositories)
@@ -60,10 +63,20 @@ def fetch(recipes: Sequence[Path], edits: Sequence[str], also: Sequence[str], on
     return Path(constants.HF_HOME)
 
 
+def _print_list(repositories: Needed, folders: Sequence[str]) -> None:
+    for (repository, revision), part in repositories.items():
+        print(printable(f"  {_shown(repository, revision)}: {part}"))
+    for name in folders:
+        print(printable(f"  {name}: a local folder{'' if Path(name).is_dir() else ', which is not there'}"))
+
+
 def _download(repositories: Needed) -> list[str]:
     """Download all, after their sizes were printed; returns the names of those that failed."""
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
     from pipeline.weights.hub_files import Wanted, download, look_up
 
+    disable_progress_bars()  # of each file; one line says how far a repository is
     faults, found = [], list[tuple[str, Wanted]]()
     for (repository, revision), part in repositories.items():
         try:
@@ -113,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("recipes", metavar="RECIPE", nargs="*", type=Path, help="recipes, such as pipeline/recipes/*")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="edits of every recipe")
     parser.add_argument("--also", nargs="+", default=[], metavar="NAME", help="more of the hub, such as CapFilt's")
-    parser.add_argument("--list", action="store_true", help="only print the names; needs no network")
+    parser.add_argument("--list", action="store_true", help="only print the names, recipe by recipe; needs no network")
     options = parser.parse_args(arguments)
     if not options.recipes and not options.also:
         parser.error("argument RECIPE: is missing; name one or more, or --also")

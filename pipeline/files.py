@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, the digests that identify them, and whole-file JSON that is validated."""
 
+import difflib
 import errno
 import fcntl
 import hashlib
@@ -10,14 +11,15 @@ import math
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar, get_args
 
 if TYPE_CHECKING:
-    from pydantic import ValidationError
+    from pydantic import BaseModel, ValidationError
+    from pydantic_core import ErrorDetails
 
 log = logging.getLogger(__name__)
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
@@ -26,6 +28,7 @@ NO_FOLDER_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.ENOSYS)  # 
 LARGEST_JSON = 1 << 30  # bytes; the manifest of 13,000 shards has 10 MB. A sparse file may claim more than memory holds
 LARGEST_FOREIGN = 8 << 30  # of files of published sets; GQA's largest one has 1 GB
 LONGEST_LINE = 1 << 20  # bytes
+UNKNOWN = "extra_forbidden"  # pydantic's name of the fault that a field is not known
 Content = TypeVar("Content")
 
 
@@ -222,10 +225,37 @@ def read_validated(path: Path, kind: type[Content], what: str) -> Content:
         raise ValueError(f"{path}: is not {what} ({error})") from error
 
 
-def first_fault(error: "ValidationError") -> str:
-    """The first field that pydantic refused: its dotted name, what is wrong, and the value found."""
-    fault = error.errors(include_url=False)[0]
+def clearest(error: "ValidationError") -> "ErrorDetails":
+    """The fault to tell: a name that is unknown, before the field that is missing for it."""
+    faults = error.errors(include_url=False)
+    return next((each for each in faults if each["type"] == UNKNOWN), faults[0])
+
+
+def nearest_field(kind: "type[BaseModel]", place: Sequence[int | str]) -> str:
+    """` (did you mean NAME?)` for an unknown field at `place` in such a file; empty where no field is near."""
+    for part in place[:-1]:
+        field = kind.model_fields.get(str(part))
+        kind = (_model_in(field.annotation) if field else None) or kind
+    near = difflib.get_close_matches(str(place[-1]), kind.model_fields, 1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _model_in(annotation: Any) -> "type[BaseModel] | None":
+    """The model that a type is, or that it holds: of `dict[str, Model]` and `Model | None`."""
+    from pydantic import BaseModel
+
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)
+
+
+def first_fault(error: "ValidationError", kind: "type[BaseModel] | None" = None) -> str:
+    """A field that pydantic refused: its dotted name, what is wrong, and the value found. Of a `kind` that a person
+    writes, an unknown field has the nearest known one beside it."""
+    fault = clearest(error)
     field = ".".join(str(part) for part in fault["loc"])
+    if kind and fault["type"] == UNKNOWN:
+        return f"{field}: unknown field{nearest_field(kind, fault['loc'])}"
     message = fault["msg"].removeprefix("Value error, ")
     tells_all = fault["type"] == "missing" or (fault["type"] == "value_error" and not field)  # found: the whole file
     found = "" if tells_all else f" (found {fault['input']!r:.80})"

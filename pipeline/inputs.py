@@ -54,7 +54,8 @@ class Faults:
     def exit_code(self) -> int:
         """1 after any fault, with the count on stderr."""
         if self.count:
-            print(f"{self.count} of {self.seen} were left out; see the lines above", file=sys.stderr)
+            verb = "was" if self.count == 1 else "were"
+            print(f"{self.count} of {self.seen} {verb} left out; see the lines above", file=sys.stderr)
         return int(self.count > 0)
 
 

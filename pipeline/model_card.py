@@ -63,8 +63,18 @@ class _Task(_File):
     weights_sha256: str
     data_set: str
     split: str
+    data: str = ""
+    is_of_published_set: bool = False
     image_source: Literal["own", "none", "shuffled"]
     limit: int | Literal["all"]
+
+    @property
+    def data_name(self) -> str:
+        """The set's name. Data that only have its format, such as drawn ones, do not get it."""
+        folder = Path(self.data).name
+        is_its_own = self.is_of_published_set or self.data_set == folder
+        name = self.data_set if is_its_own else f"{folder} (in the format of {self.data_set}, not that set)"
+        return name if self.limit == "all" else f"{name}, the first {self.limit}"
 
 
 @dataclass(frozen=True)
@@ -86,12 +96,11 @@ def read_scores(files: Sequence[Path], weights_sha256: str) -> list[list[str]]:
         if task.weights_sha256 != weights_sha256:
             raise ValueError(f"--scores {path}: of other weights (task.json beside it has {task.weights_sha256:.12}, "
                              f"SRC is {weights_sha256:.12}); leave it out")  # fmt: skip
-        data = task.data_set if task.limit == "all" else f"{task.data_set}, the first {task.limit}"
         shown = {"own": "", "none": ", without picture", "shuffled": ", another picture"}[task.image_source]
         for row in metrics.metrics:
             if row.subset == "overall" and not any(each in row.protocol for each in UNSHOWN):
                 interval = "" if row.low is None or row.high is None else f"{row.low:.1f} to {row.high:.1f}"
-                cells = (data + shown, row.name, f"{row.value:.1f}", interval, f"{metrics.n:,}", row.protocol)
+                cells = (task.data_name + shown, row.name, f"{row.value:.1f}", interval, f"{metrics.n:,}", row.protocol)
                 rows.append([escaped(cell) for cell in cells])
     return rows
 

@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             finally:
                 tasks.computing.close(CLOSING_S)
 
-    return finish(work)
+    return finish(work, after_stop="")
 
 
 if __name__ == "__main__":

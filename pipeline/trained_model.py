@@ -119,7 +119,10 @@ class Model:
         check_sampling(top_p, temperature, seed)
         how = Decoding(**decoding)
         if how.min_new_tokens > how.max_new_tokens:
-            raise ValueError(f"min_new_tokens {how.min_new_tokens}: is above {how.max_new_tokens}, the most; lower it")
+            raise ValueError(
+                f"--min-new-tokens (min_new_tokens) {how.min_new_tokens}: is above {how.max_new_tokens}, the most; "
+                "lower it"
+            )
         written: list[str] = []
         for start in range(0, len(texts), PICTURES_AT_ONCE):
             part = slice(start, start + PICTURES_AT_ONCE)

@@ -43,7 +43,7 @@ BRIDGE = [
 
 # Room -> what it may import of this project. The longest name that fits a module decides. Programs import downward.
 ALLOWED = {
-    "pipeline.config": ["pipeline.config", "pipeline.command_line"],
+    "pipeline.config": ["pipeline.config", "pipeline.command_line", "pipeline.files"],
     "pipeline.answers": [],
     "pipeline.command_line": [],
     "pipeline.files": [],
@@ -73,7 +73,14 @@ ALLOWED = {
     "pipeline.objectives": [],
     "pipeline.training": ["pipeline"],
     "pipeline.weights": [
-        *("pipeline.weights", "pipeline.models", "pipeline.config", "pipeline.files", "pipeline.weight_sets"),
+        *(
+            "pipeline.weights",
+            "pipeline.models",
+            "pipeline.config",
+            "pipeline.files",
+            "pipeline.progress_line",
+            "pipeline.weight_sets",
+        ),
     ],
     "pipeline": ["pipeline"],
     "data_prep": ["data_prep", *GROUND],

@@ -5,12 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_prep.shards.ledger import Drop
 from data_prep.tables.row import Row, captions_of, text_of
 from data_prep.tables.unicode_text import without_surrogates
 from pipeline.files import LARGEST_FOREIGN, read_whole
 
 TRAINING_SPLITS = ("train", "restval")
 """In Karpathy's COCO, `restval` marks images of the validation set that belong to training."""
+OTHERWISE = (
+    "name the source's own file; for a plain list of pictures give the source `table` with --caption-column caption"
+)
+NO_FILE = Drop("no_picture")
 
 
 def karpathy_rows(path: Path, split: str) -> Iterator[Row]:
@@ -52,7 +57,7 @@ def visual_genome_rows(path: Path) -> Iterator[Row]:
 
 def coco_caption_rows(path: Path) -> Iterator[Row]:
     """The images of `captions_*.json`, each with all its captions. An annotation whose image is not listed is a row
-    without a file."""
+    that is dropped."""
     captions: dict[Any, list[str]] = {}
     for number, each in enumerate(_load(path, "annotations")):
         try:
@@ -67,17 +72,18 @@ def coco_caption_rows(path: Path) -> Iterator[Row]:
             raise ValueError(f"--input {path}: image {row} has no id and file_name ({error!r})") from error
         yield Row(row, file, tuple(filter(None, captions.pop(picture_id, ()))), picture_id=picture_id)
     for row, (picture_id, texts) in enumerate(captions.items(), len(images)):
-        yield Row(row, "", tuple(filter(None, texts)), picture_id=picture_id)
+        yield Row(row, "", tuple(filter(None, texts)), picture_id=picture_id, drop=NO_FILE)
 
 
 def llava_rows(path: Path) -> Iterator[Row]:
     """The entries of a list of conversations, each with the first answer as its caption. Entries without a picture are
-    rows without a file."""
+    rows that are dropped."""
     for row, entry in enumerate(_load(path, None)):
         try:
             turns = entry["conversations"]
             answers = [turn["value"] for turn in turns if turn["from"] == "gpt"]
-            yield Row(row, text_of(entry.get("image")), captions_of(answers[:1]))
+            file = text_of(entry.get("image"))
+            yield Row(row, file, captions_of(answers[:1]), drop=None if file else NO_FILE)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"--input {path}: entry {row} has no list of conversations ({error!r})") from error
 
@@ -87,7 +93,9 @@ def _load(path: Path, key: str | None) -> list[Any]:
         content = json.loads(read_whole(path, LARGEST_FOREIGN).decode())
         images = content[key] if key else content
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
-        raise ValueError(f"--input {path}: is not an annotation file ({error!r})") from error
+        raise ValueError(f"--input {path}: is not an annotation file ({error!r}); {OTHERWISE}") from error
     if not isinstance(images, list):
-        raise ValueError(f"--input {path}: its images are of type {type(images).__name__}, expected a list")
+        raise ValueError(
+            f"--input {path}: its images are of type {type(images).__name__}, expected a list; {OTHERWISE}"
+        )
     return images

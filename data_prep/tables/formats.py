@@ -264,8 +264,13 @@ def _open(path: Path, newline: str = "") -> io.TextIOBase:
 
 
 def _check_columns(path: Path, wanted: Columns, found: Any) -> None:
-    for name in wanted:
+    for place, name in enumerate(wanted):
         if name not in found:
-            raise ValueError(f"--input {path}: has no column {name!r}; its columns are {', '.join(map(str, found))}")
+            flag = ("--url-column", "--caption-column", "--keep-where")[min(place, 2)]
+            free = next((each for each in found if each not in wanted), "NAME")
+            raise ValueError(
+                f"--input {path}: has no column {name!r}; its columns are {', '.join(map(str, found))}; give, for "
+                f"example, {flag} {free}"
+            )
         if list(found).count(name) > 1:
             raise ValueError(f"--input {path}: the column {name!r} comes twice; rename one of them")

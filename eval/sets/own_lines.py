@@ -111,6 +111,8 @@ def _of_coco(path: Path) -> Iterator[OwnLine]:
     """COCO's {images: [{id, file_name}], annotations: [{image_id, caption}]}; without annotations there are no
     captions."""
     content = read_json(path)
+    if isinstance(content, list):
+        raise ValueError(f"{path}: is a JSON list; write its objects one a line, into a file that ends in .jsonl")
     check_not_nocaps(path, content, "give --task nocaps and the folder of NoCaps")
     images = listed(path, content, "images")
     captions: dict[SampleId, list[str]] = {field_of(path, image, "id", (int, str)): [] for image in images}

@@ -108,7 +108,8 @@ def read_watch_list(path: Path) -> WatchList:
     try:
         return WatchList.model_validate(yaml.safe_load(read_whole(path).decode()))
     except ValidationError as error:
-        raise ValueError(f"{path}: not a watch list ({first_fault(error)}); eval/README.md has an example") from error
+        told = first_fault(error, WatchList)
+        raise ValueError(f"{path}: not a watch list ({told}); eval/README.md has an example") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: a date that cannot be
         raise ValueError(f"{path}: not readable as YAML ({error}); name a watch list") from error
 

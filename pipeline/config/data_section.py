@@ -90,7 +90,7 @@ class Validation(Section):
     samples: Positive = 2048
     """pairs that are measured, from the beginning of a fixed order"""
     sample_texts: NotNegative = 8
-    """of stage 2: pictures whose text is written to samples.jsonl at each measurement, with their own and with another
-    picture's soft prompts; 0: none"""
+    """pictures whose text is written to samples.jsonl at each measurement, for themselves and with another picture in
+    their place: by the language model, in stage 1 by ITG's head; 0: none"""
     on_training_data: bool = False
     """allow samples that `data.manifest` has too; they show how well the data are learnt, not held-out losses"""

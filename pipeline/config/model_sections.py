@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.section import NotNegative, OneOrMore, Positive, Section
+from pipeline.config.section import NotNegative, OneOrMore, Place, Positive, Section
 
 Precision = Literal["fp32", "bf16", "fp16"]
 VisionPrecision = Literal["fp32", "bf16", "fp16", "fp8"]
@@ -17,7 +17,7 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 class Vision(Section):
     """The image encoder, which is frozen unless `trained`."""
 
-    name: str
+    name: Place
     """a timm ViT (its name, `hf-hub:OWNER/NAME` or `local-dir:FOLDER`) or a transformers vision model
     (`transformers:NAME` or `transformers:FOLDER`)"""
     precision: VisionPrecision = "fp16"
@@ -50,7 +50,7 @@ class Vision(Section):
 class QFormer(Section):
     """The Querying Transformer, which is trained."""
 
-    bert: str = "bert-base-uncased"
+    bert: Place = "bert-base-uncased"
     """the BERT that gives its size, its first weights and its tokenizer: a hub id or a folder"""
     num_query_tokens: Positive = 32
     """learned queries; each becomes a soft prompt of the language model"""
@@ -84,7 +84,7 @@ class Lora(Section):
 class Language(Section):
     """The frozen language model of stage 2: any causal or seq2seq language model of transformers."""
 
-    name: str
+    name: Place
     """a hub id or a folder"""
     precision: Precision
     """number format of its weights; T5 models overflow in fp16"""

@@ -11,6 +11,7 @@ from pydantic_core import to_jsonable_python
 from pipeline.config.references import from_environment, places_in, references_in, written
 from pipeline.config.section import Section
 from pipeline.config.sections import Recipe
+from pipeline.files import UNKNOWN, clearest, nearest_field
 
 FIELD_AND_VALUE = re.compile(r"\w+(\.\w+)*=.*", re.DOTALL)  # an item of --set
 
@@ -26,13 +27,13 @@ def for_ranks(recipe: Recipe, world_size: int) -> Recipe:
 
 
 def _one_line(error: ValidationError) -> str:
-    """The first fault of a validation, as `field value: what is wrong`."""
-    fault = error.errors()[0]
+    """A fault of a validation, as `field value: what is wrong`."""
+    fault = clearest(error)
     field = ".".join(str(part) for part in fault["loc"])
     value = "" if isinstance(fault["input"], dict | BaseModel) else f" {fault['input']!r}"
     message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "extra_forbidden":
-        message = "unknown field; pipeline/RECIPE.md lists the fields"
+    if fault["type"] == UNKNOWN:
+        message = f"unknown field{nearest_field(Recipe, fault['loc'])}; pipeline/RECIPE.md lists the fields"
     if fault["type"] == "tuple_type":
         message = "is not a list; write [a, b]"
     return f"{field}{value}: {message}" if field else message

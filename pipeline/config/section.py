@@ -1,20 +1,34 @@
 """What every section of a recipe is, and the types that its fields share."""
 
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 OneOrMore = Annotated[tuple[str, ...], BeforeValidator(lambda it: (it,) if isinstance(it, str) else it)]
+HOME = re.compile(r"((?:local-dir:|transformers:)?)(~.*)", re.DOTALL)
+
+
+def _from_home(name: str) -> str:
+    """The name; a folder that begins with `~` is one of the home, as a shell has it."""
+    found = HOME.fullmatch(name)
+    # unlike Path.expanduser, this leaves the name of an unknown user as it is
+    return f"{found[1]}{os.path.expanduser(found[2])}" if found else name  # noqa: PTH111
+
+
+Place = Annotated[str, AfterValidator(_from_home)]
+"""A hub id or a folder; of an image encoder also `local-dir:FOLDER` and the like."""
 
 LARGEST = 2**53
 """Of an integer: a larger one is not exact as a float."""
 
 
 class Section(BaseModel):
-    """A part of a recipe: frozen, and an unknown field is an error."""
+    """A part of a recipe: frozen, and an unknown field is an error. A path may begin with `~`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -22,7 +36,7 @@ class Section(BaseModel):
     @classmethod
     def _check_bounds(cls, value: Any) -> Any:
         _check(value)
-        return value
+        return Path(_from_home(str(value))) if isinstance(value, Path) else value
 
 
 def _check(value: Any) -> None:

@@ -34,9 +34,9 @@ def check_sampling(top_p: float | None, temperature: float | None, seed: int | N
     """Raises ValueError in one line for values that no draw can have."""
     if top_p is None:
         if temperature is not None or seed is not None:
-            raise ValueError("temperature, seed: are of nucleus sampling; give top_p as well")
+            raise ValueError("--temperature, --seed: are of nucleus sampling; give --top-p (top_p) as well")
         return
     if not 0 < top_p <= 1:
-        raise ValueError(f"top_p {top_p}: is a share of the probability; give more than 0 and at most 1")
+        raise ValueError(f"--top-p (top_p) {top_p}: is a share of the probability; give more than 0 and at most 1")
     if temperature is not None and not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature {temperature}: is not a finite number above 0; give, for example, 1")
+        raise ValueError(f"--temperature {temperature}: is not a finite number above 0; give, for example, 1")

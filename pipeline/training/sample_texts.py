@@ -18,6 +18,7 @@ from pipeline.data.manifest import load_manifest
 from pipeline.data.order import SampleOrder
 from pipeline.data.stream import Sample, SampleStream
 from pipeline.distributed import process_group
+from pipeline.models.build import build_tokenizer
 from pipeline.models.language import Decoding
 from pipeline.tokens import stack_tokens
 
@@ -39,9 +40,10 @@ class SampleText:
 
 
 class SampleTexts:
-    """Stage 2's texts of `validation.sample_texts` pictures of the validation manifest, drawn by the recipe's seed.
+    """Texts of `validation.sample_texts` pictures of the validation manifest, drawn by the recipe's seed.
 
-    Each is written a second time with the soft prompts of the next picture, and the same question.
+    Stage 2's language model writes them, in stage 1 the Q-Former itself with ITG's head. Each is written a second time
+    with the soft prompts, or the queries, of the next picture, and the same question.
     """
 
     def __init__(self, recipe: Recipe, collate: Collate) -> None:
@@ -53,8 +55,8 @@ class SampleTexts:
     def texts(self, engine: Any) -> list[SampleText]:
         """One for each picture, on rank 0; none on other ranks. Every rank calls it at the same step.
 
-        Soft prompts are made on all ranks, whose weights may be spread over them (ZeRO-3). Text is written by rank 0;
-        by all ranks where they share the language model.
+        Soft prompts, and stage 1's texts, are made on all ranks, whose weights may be spread over them (ZeRO-3). Stage
+        2's text is written by rank 0; by all ranks where they share the language model.
         """
         if self._batch is None:
             return []
@@ -66,24 +68,35 @@ class SampleTexts:
             engine.train()
 
     def _written(self, engine: Any, batch: Batch) -> list[SampleText]:
-        prompts_2BQH: Tensor = engine(batch.to(str(engine.device)), None)["prompts"]
-        language, first = engine.module.towers.language, process_group.rank() == 0
-        shared = self._recipe.run.layout == "sharded"
-        if not first and not shared:
+        made = engine(batch.to(str(engine.device)), None)
+        written = self._by_itg(made["texts"]) if "texts" in made else self._by_language_model(engine, made["prompts"])
+        if process_group.rank():
             return []
-        asks = self._recipe.data.sample == "question"
-        told = [_told(sample.question, self._recipe, language.kind) for sample in self._samples]
-        limit = prompts.ANSWER_DECODING if asks else prompts.CAPTION_DECODING
-        decoding = Decoding(num_beams=1, max_new_tokens=min(20, limit["max_new_tokens"]), in_step=shared)
-        written = language.generate(prompts_2BQH, told * 2, decoding)
-        if not first:
-            return []
-        own, of_other = written[: len(told)], written[len(told) :]
+        own, of_other = written[: len(self._samples)], written[len(self._samples) :]
         others = [*self._samples[1:], *self._samples[:1]]
         return [
             SampleText(sample.key, sample.question, text, other.key, text_of_other, _reference(sample))
             for sample, text, other, text_of_other in zip(self._samples, own, others, of_other, strict=True)
         ]
+
+    def _by_itg(self, ids_BL: Tensor) -> list[str]:
+        """The texts up to [SEP]."""
+        tokenizer = build_tokenizer(self._recipe.qformer)
+        rows = [[*row, tokenizer.sep_token_id] for row in ids_BL.tolist()]
+        texts: list[str] = tokenizer.batch_decode([row[: row.index(tokenizer.sep_token_id)] for row in rows])
+        return texts
+
+    def _by_language_model(self, engine: Any, prompts_2BQH: Tensor) -> list[str]:
+        """Nothing on ranks that do not write."""
+        language, shared = engine.module.towers.language, self._recipe.run.layout == "sharded"
+        if process_group.rank() and not shared:
+            return []
+        asks = self._recipe.data.sample == "question"
+        told = [_told(sample.question, self._recipe, language.kind) for sample in self._samples]
+        limit = prompts.ANSWER_DECODING if asks else prompts.CAPTION_DECODING
+        decoding = Decoding(num_beams=1, max_new_tokens=min(20, limit["max_new_tokens"]), in_step=shared)
+        written: list[str] = language.generate(prompts_2BQH, told * 2, decoding)
+        return written
 
 
 def share_that_differs(texts: Sequence[SampleText]) -> float:
@@ -104,9 +117,9 @@ def _reference(sample: Sample) -> str:
 
 
 def _drawn(recipe: Recipe) -> list[Sample]:
-    """Samples of different pictures, uncropped; none where they would not be two."""
-    validation = recipe.validation
-    if validation is None or not validation.sample_texts or recipe.stage == 1:
+    """Samples of different pictures, uncropped; none where they would not be two, or where nothing learns to write."""
+    validation, writes = recipe.validation, recipe.stage == 2 or recipe.objectives.itg_weight
+    if validation is None or not validation.sample_texts or not writes:
         return []
     manifest = load_manifest(validation.manifest)
     order = SampleOrder(manifest, recipe.seed, recipe.data.shuffle_shards, recipe.data.sample)

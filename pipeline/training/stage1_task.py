@@ -20,6 +20,8 @@ from pipeline.tokens import Tokens, stack_tokens, true_places
 from pipeline.training.faults import LossScale
 from pipeline.training.task import StepPlace, Towers
 
+WRITTEN = 20  # tokens of a text of `_write`
+
 
 class Stage1Task(nn.Module):
     """The bridge is the only submodule: a frozen image encoder stays outside the engine."""
@@ -42,13 +44,27 @@ class Stage1Task(nn.Module):
         """Tokens that ITG predicts: all but the first of each text."""
         return batch.target.num_real() - len(batch.target.ids)
 
-    def forward(self, batch: Batch, place: StepPlace) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, place: StepPlace | None) -> dict[str, Tensor]:
         """The losses, `loss` their weighted sum. The mean over ranks and micro batches is the joined batch's loss.
 
-        With `itg_weight` 0, ITG is not computed, and its head gets no gradient (paper, Table 6).
+        With `itg_weight` 0, ITG is not computed, and its head gets no gradient (paper, Table 6). Without a place there
+        is no loss: only `texts`, what ITG's head writes about the pictures.
         """
         with autocast(batch.pixels_B3SS.device.type, self.precision):  # inside: DeepSpeed switches an outer one off
-            return self._losses(batch, place)
+            return {"texts": self._write(batch)} if place is None else self._losses(batch, place)
+
+    def _write(self, batch: Batch) -> Tensor:
+        """The likeliest token after [DEC], then the one after that: int64 [B, WRITTEN]. Whatever follows [SEP] is no
+        text. Every rank does the same passes, as ZeRO-3 gathers weights in each."""
+        qformer, weights = self.bridge.qformer, self.bridge.weights()
+        image = qformer.project_image(self.towers.image_tokens(batch, self.bridge.vision), weights)
+        _, query_cache = qformer.encode_queries(image, weights)
+        ids_BL = torch.full_like(batch.image_ids_B[:1], self.decode_token_id).expand(len(batch.pixels_B3SS), 1)
+        for _ in range(WRITTEN):
+            text = Tokens(ids_BL, torch.ones_like(ids_BL, dtype=torch.bool), ids_BL.numel())
+            rows_BLD = torch.unflatten(qformer.decode_text(text, query_cache, weights), 0, ids_BL.shape)
+            ids_BL = torch.cat([ids_BL, qformer.predict_tokens(rows_BLD[:, -1]).argmax(dim=1, keepdim=True)], dim=1)
+        return ids_BL[:, 1:]
 
     def _losses(self, batch: Batch, place: StepPlace) -> dict[str, Tensor]:
         image_BPI = self.towers.image_tokens(batch, self.bridge.vision)

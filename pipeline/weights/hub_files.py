@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pipeline.progress_line import ProgressLine
 
 ENDINGS = (".json", ".txt", ".model", ".safetensors")  # .model: sentencepiece
 OTHER_FRAMEWORKS = (".bin.index.json", ".msgpack.index.json", ".h5.index.json")
@@ -15,6 +18,8 @@ WEIGHTS = (
 )  # the first that is there
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 CONVERTER, CONVERSION = "SFconvertbot", "Adding `safetensors` variant of this model"  # the hub's own bot
+
+MB = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -62,16 +67,42 @@ def look_up(repository: str, revision: str | None = None) -> Wanted:
 
 
 def download(wanted: Wanted) -> Path:
-    """Download what is missing here; returns the folder. Raises ValueError as `look_up` does."""
+    """Download what is missing here, and say how far it is; returns the folder. Raises ValueError as `look_up` does."""
     import glob
 
     from huggingface_hub import snapshot_download
 
     patterns = [glob.escape(each) for each in wanted.files]
     try:
-        return Path(snapshot_download(wanted.repository, revision=wanted.revision, allow_patterns=patterns))
+        with _Arrived(wanted):
+            return Path(snapshot_download(wanted.repository, revision=wanted.revision, allow_patterns=patterns))
     except Exception as error:  # as above
         raise _not_given(wanted.repository, error) from error
+
+
+class _Arrived(ProgressLine):
+    """Megabytes of a repository, by what its folder in the hub's cache holds: files that are not whole count, too."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        from huggingface_hub import constants
+        from huggingface_hub.file_download import repo_folder_name
+
+        name = repo_folder_name(repo_id=wanted.repository, repo_type="model")
+        self._folder = Path(constants.HF_HUB_CACHE, name, "blobs")
+        self._before = self._stored() - (wanted.bytes - wanted.missing_bytes)  # of other files
+        start = (wanted.bytes - wanted.missing_bytes) // MB
+        super().__init__(wanted.repository, wanted.bytes // MB, "MB", done=start)
+
+    def text(self) -> str:
+        self.done = (self._stored() - self._before) // MB
+        return super().text()
+
+    def _stored(self) -> int:
+        found = 0
+        for path in self._folder.glob("*"):
+            with suppress(OSError):  # renamed at this moment
+                found += path.stat().st_size
+        return found
 
 
 def _not_given(repository: str, error: Exception) -> ValueError:

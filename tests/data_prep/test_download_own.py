@@ -93,7 +93,7 @@ def test_coco_captions_without_karpathys_split(tmp_path, pictures, capsys):
     assert run("coco_captions", tmp_path / "captions.json", *flags) == 0
     assert captions(tmp_path / "raw") == [["zero a", "zero b"], ["one a"]]
     found = [entry["reason"] for entry in ledger(tmp_path / "raw")]
-    assert found == [None, None, "coco_evaluation", "no_caption", "no_url"]
+    assert found == [None, None, "coco_evaluation", "no_caption", "no_picture"]
     (tmp_path / "captions.json").write_text(json.dumps({"images": images, "annotations": [{"caption": "x"}]}))
     assert run("coco_captions", tmp_path / "captions.json", "--images", pictures, "--output", tmp_path / "b") == 1
     assert "annotation 0 has no image_id and caption (KeyError('image_id'))" in capsys.readouterr().err
@@ -114,7 +114,7 @@ def test_the_first_answer_of_a_conversation_is_the_caption(tmp_path, pictures, c
     (tmp_path / "l.json").write_text(json.dumps(entries))
     assert run("llava", tmp_path / "l.json", "--images", pictures, "--output", tmp_path / "raw") == 0
     assert captions(tmp_path / "raw") == [["a red thing", "a thing that is red"]]
-    assert [entry["reason"] for entry in ledger(tmp_path / "raw")] == [None, "no_url", "no_caption"]
+    assert [entry["reason"] for entry in ledger(tmp_path / "raw")] == [None, "no_picture", "no_caption"]
     assert summary(tmp_path / "raw")["joined_rows"] == 1
     (tmp_path / "l.json").write_text(json.dumps([{"image": "0.jpg"}]))
     assert run("llava", tmp_path / "l.json", "--images", pictures, "--output", tmp_path / "b") == 1
@@ -153,7 +153,8 @@ def test_ones_own_sources_are_added_and_replace(tmp_path, pictures, capsys):
     record = samples(tmp_path / "raw")[0].record
     assert (record["source"], record["sources"]) == ("flickr30k", ["human"])
     assert run("table", tmp_path / "t.csv", *flags, "--output", tmp_path / "b") == 1
-    assert "has no column 'file'; its columns are image, comment" in capsys.readouterr().err
+    told = "has no column 'file'; its columns are image, comment; give, for example, --url-column image\n"
+    assert told in capsys.readouterr().err
     assert run("flickr30k", tmp_path / "t.csv", "--images", pictures, "--output", tmp_path / "b") == 1
     assert "'flickr30k': is not in sources.yaml; add yours with --sources FILE; use one of" in capsys.readouterr().err
 
@@ -182,3 +183,25 @@ def test_a_wrong_file_of_sources_is_one_line(tmp_path, capsys, content, message)
 def test_an_imagefolder_has_one_table(tmp_path, pictures, capsys):
     assert run("imagefolder", pictures, "--output", tmp_path / "raw") == 1
     assert "needs one of metadata.csv, metadata.jsonl, metadata.parquet, but has none" in capsys.readouterr().err
+    (pictures / "metadata.csv").write_text("file_name,caption\n0.jpg,a cat\n")
+    assert run("imagefolder", pictures, "--output", tmp_path / "raw") == 1
+    error = capsys.readouterr().err
+    assert "has no column 'text'" in error and error.endswith("; give, for example, --caption-column caption\n")
+    assert run("imagefolder", pictures, "--output", tmp_path / "raw", "--caption-column", "caption") == 0
+    assert captions(tmp_path / "raw") == [["a cat"]]
+
+
+def test_a_plain_list_is_no_annotation_file_and_the_fix_is_named(tmp_path, pictures, capsys):
+    (tmp_path / "list.json").write_text(json.dumps([{"image": "0.jpg", "caption": "a cat"}]))
+    flags = ("--images", pictures, "--output", tmp_path / "raw")
+    for source in ("coco_captions", "coco"):
+        assert run(source, tmp_path / "list.json", *flags) == 1
+        error = capsys.readouterr().err
+        assert "is not an annotation file" in error and "give the source `table` with --caption-column" in error
+    assert run("table", tmp_path / "list.json", *flags, "--url-column", "image", "--keep-where", "size>1") == 1
+    assert (
+        "has no column 'size'; its columns are image, caption; give, for example, --keep-where"
+        in capsys.readouterr().err
+    )
+    assert run("table", tmp_path / "list.json", *flags, "--url-column", "image") == 0
+    assert captions(tmp_path / "raw") == [["a cat"]]

@@ -76,7 +76,7 @@ def parts(manifest: Path, *flags: object) -> tuple[list[str], list[str]]:
 def test_every_sample_is_on_one_side_with_its_copies_and_near_copies(folder: Path) -> None:
     train, validation = parts(folder / "all.json")
     assert sorted(train + validation) == sorted(keys(folder / "all.json")) and not set(train) & set(validation)
-    assert 10 <= len(validation) <= 40
+    assert 23 <= len(validation) <= 25, "30% of 80, as groups have two pictures at most"
     names = [tiny_sample(number, 0, 1, "human", "tiny").key for number in range(20)]
     for number in range(10):
         assert (f"copy_{number}" in train) == (names[number] in train)
@@ -219,8 +219,20 @@ def test_pictures_that_are_added_move_no_other_one() -> None:
     rng = np.random.default_rng(4)
     content, phash = (rng.integers(0, 2**64, 4000, np.uint64) for _ in range(2))
     has = np.ones(4000, np.bool_)
-    small = sides(content[:2000], phash[:2000], has[:2000], 4, 0.1, 1)
-    assert (sides(content, phash, has, 4, 0.1, 1).held_out[:2000] == small.held_out).all()
+    small = sides(content[:2000], phash[:2000], has[:2000], 4, 0.5, 1)
+    assert (sides(content, phash, has, 4, 0.5, 1).held_out[:2000] == small.held_out).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_small_part_is_filled_to_its_number_by_whole_groups(seed: int) -> None:
+    """5% of 200 pictures, where each has two copies or near ones: ten, to half a group. Few move when more come."""
+    content, phash = (np.random.default_rng(seed).integers(0, 2**64, 300, np.uint64) for _ in range(2))
+    content[1::3], phash[2::3] = content[::3], phash[::3]
+    found = sides(content[:201], phash[:201], np.ones(201, np.bool_), 4, 0.05, seed)
+    groups = found.held_out.reshape(67, 3)
+    assert (groups.all(axis=1) == groups.any(axis=1)).all() and abs(int(found.held_out.sum()) - 10.05) <= 1.5
+    later = sides(content, phash, np.ones(300, np.bool_), 4, 0.05, seed).held_out
+    assert abs(int(later.sum()) - 15) <= 1.5 and int((later[:201] != found.held_out).sum()) <= 6
 
 
 def test_a_tar_without_receipt_beside_has_no_ledger_to_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

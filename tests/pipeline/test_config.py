@@ -7,9 +7,11 @@ from typing import get_args
 
 import pytest
 import yaml
+from pydantic.fields import FieldInfo
 
 from pipeline.config import Recipe, Section, dump_recipe, for_ranks, load_recipe, parse_recipe
 from pipeline.config.__main__ import page
+from pipeline.config.places import FILES, TOWERS, moved
 
 PIPELINE = Path(__file__).parents[2] / "pipeline"
 SHIPPED = sorted((PIPELINE / "recipes").glob("*.yaml"))
@@ -105,6 +107,48 @@ def test_values_out_of_range_are_named_with_field_and_bound(edit: str, named: st
         load_recipe(STAGE_1, [edit])
 
 
+def test_every_place_of_a_recipe_may_begin_at_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the file and as an edit: every field of type path, and the towers' folders. Names of the hub stay."""
+    monkeypatch.setenv("HOME", "/home/me")
+    recipe = next(path for path in SHIPPED if path.stem.startswith("stage2"))
+    needed = ["qformer.question=prompt", "data.sample=question", "language.prompt='{} is'"]  # for init_text_weights
+    paths = [name for name, field in _fields(Recipe) if Path in (field.annotation, *get_args(field.annotation))]
+    assert sorted({*paths, *TOWERS}) == sorted({*FILES, *TOWERS, "run.zero"})
+    edits = [f"{name}=~/a/{name}" for name in (*paths, "qformer.bert", "language.name")]
+    found = dump_recipe(load_recipe(recipe, [*needed, *edits, "vision.name=local-dir:~/a/vit"]))
+    assert found.count("/home/me/a/") == len(edits) + 1 and "~" not in found
+    named = load_recipe(recipe, ["vision.name=transformers:~/dino", "language.name=a/b~c", "run.output=a~/b"])
+    assert (named.vision.name, str(named.run.output)) == ("transformers:/home/me/dino", "a~/b")
+    assert named.language and named.language.name == "a/b~c"
+    assert moved(named, ["language.name=~/opt"]).language.name == "/home/me/opt"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        ("visoin.name=a", "recipe: visoin: unknown field (did you mean vision?); "),
+        ("run.outptu=a", "recipe: run.outptu 'a': unknown field (did you mean output?); "),
+        ("language.lora.rnak=8", "recipe: language.lora.rnak 8: unknown field (did you mean rank?); "),
+        ("seed.x=1", "recipe: seed: "),
+        ("zebra=1", "recipe: zebra 1: unknown field; "),
+    ],
+)
+def test_a_misspelt_field_is_named_with_the_nearest_right_one(edit: str, named: str) -> None:
+    recipe = next(path for path in SHIPPED if path.stem.startswith("stage2"))
+    with pytest.raises(ValueError) as refused:
+        load_recipe(recipe, [edit])
+    assert str(refused.value).startswith(named)
+
+
+def test_a_misspelt_field_is_told_before_the_one_that_is_missing_for_it() -> None:
+    content = yaml.safe_load(STAGE_1.read_text())
+    content["batch"] = {"global_sise": 8, "micro_size": 8}
+    with pytest.raises(
+        ValueError, match=r"^recipe: batch.global_sise 8: unknown field \(did you mean global_size\?\); "
+    ):
+        parse_recipe(content)
+
+
 def test_a_recipe_that_is_nested_too_deep_is_named(tmp_path: Path) -> None:
     (tmp_path / "deep.yaml").write_text("a: " + "[" * 5000 + "]" * 5000)
     with pytest.raises(ValueError, match=r"deep.yaml: is not readable as YAML"):
@@ -168,22 +212,22 @@ def test_the_page_of_fields_is_made_from_the_fields() -> None:
     assert (PIPELINE / "RECIPE.md").read_text() == page(), "python -m pipeline.config > pipeline/RECIPE.md"
 
 
-def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, str | None]]:
-    """Name and description of each field that is no section, and of those within sections."""
+def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Each field that is no section, by its name, and those within sections."""
     for name, field in section.model_fields.items():
         kinds = [each for each in (field.annotation, *get_args(field.annotation)) if isinstance(each, type)]
         within = [kind for kind in kinds if issubclass(kind, Section)]
         if within:
             yield from _fields(within[0], f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", field.description
+            yield f"{prefix}{name}", field
 
 
 def test_every_field_has_a_description_and_a_row_on_the_page() -> None:
     text, fields = page(), dict(_fields(Recipe))
     assert len(fields) >= 80 and {"stage", "vision.name", "language.lora.rank"} <= fields.keys()
-    for name, description in fields.items():
-        assert description, f"{name} has no description"
+    for name, field in fields.items():
+        assert field.description, f"{name} has no description"
         assert text.count(f"\n| `{name}` |") == 1
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.fetch import _check_space, main
-from pipeline.weights.hub_files import chosen_files
+from pipeline.weights.hub_files import MB, Wanted, _Arrived, chosen_files
 from tests.support.tiny_hub import serving
 from tests.support.tiny_towers import save_tiny_bert, save_tiny_opt, save_tiny_t5, save_tiny_vision, tiny_recipe
 
@@ -67,9 +68,13 @@ def write_recipe(folder: Path, language: str) -> Path:
     return path
 
 
-def run(*command: object, home: Path, endpoint: str, offline: int = 0) -> subprocess.CompletedProcess[str]:
+def run(
+    *command: object, home: Path, endpoint: str, offline: int = 0, terminal: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Where it is in a terminal, both streams are in stdout."""
     told = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": str(offline), "HF_HUB_DISABLE_XET": "1"}
     words = [sys.executable, *map(str, command)]
+    words = ["script", "--quiet", "--return", "--command", shlex.join(words), "/dev/null"] if terminal else words
     return subprocess.run(
         words, env=os.environ | told, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
@@ -78,10 +83,11 @@ def run(*command: object, home: Path, endpoint: str, offline: int = 0) -> subpro
 def test_fetched_weights_are_safetensors_and_load_without_network(root: Path, tmp_path: Path) -> None:
     recipes, home = [write_recipe(tmp_path, name) for name in ("tiny/t5", "tiny/opt")], tmp_path / "home"
     with serving(root, {"tiny/opt": [BOT | {"author": {"name": "someone"}, "num": 3}, BOT]}) as (endpoint, hub):
-        answer = run("-m", "pipeline.fetch", *recipes, "--also", "tiny/nothing", home=home, endpoint=endpoint)
-        assert answer.returncode == 1, answer.stderr
-        assert "tiny/nothing: the hub does not give it" in answer.stderr
-        assert answer.stderr.splitlines()[-1].startswith("error: 1 of 5 repositories failed, first tiny/nothing")
+        arguments = ("-m", "pipeline.fetch", *recipes, "--also", "tiny/nothing")
+        answer = run(*arguments, home=home, endpoint=endpoint, terminal=True)
+        assert answer.returncode == 1 and "Fetching" not in answer.stdout and "%|" not in answer.stdout, answer.stdout
+        assert "tiny/nothing: the hub does not give it" in answer.stdout
+        assert answer.stdout.splitlines()[-1].startswith("error: 1 of 5 repositories failed, first tiny/nothing")
         asked = list(hub.asked)
         again = run("-m", "pipeline.fetch", *recipes, home=home, endpoint=endpoint)
         assert again.returncode == 0 and hub.asked == asked, again.stderr
@@ -110,19 +116,38 @@ def test_a_repository_of_pickles_alone_is_refused(root: Path, tmp_path: Path) ->
 
 def test_names_are_listed_without_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = write_recipe(tmp_path, "tiny/t5")
+    own = write_recipe(tmp_path, str(tmp_path))
     shipped = ROOT / "pipeline" / "recipes" / "stage2_vitg_opt2.7b.yaml"
-    assert main([str(recipe), str(shipped), "--list", "--also", "a/b"]) == 0
+    assert main([str(recipe), str(own), str(shipped), "--list", "--also", "a/b"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:-1]
     assert lines == [
-        "tiny/vision: image encoder", "tiny/bert: Q-Former's start", "tiny/t5: language model",
-        "timm/eva_giant_patch14_clip_224.laion400m: image encoder", "bert-base-uncased: Q-Former's start",
-        "facebook/opt-2.7b: language model", "a/b: also",
+        f"{recipe}:", "  tiny/vision: image encoder", "  tiny/bert: Q-Former's start", "  tiny/t5: language model",
+        f"{own}:", "  tiny/vision: image encoder", "  tiny/bert: Q-Former's start", f"  {tmp_path}: a local folder",
+        f"{shipped}:", "  timm/eva_giant_patch14_clip_224.laion400m: image encoder",
+        "  bert-base-uncased: Q-Former's start", "  facebook/opt-2.7b: language model",
+        "--also:", "  a/b: also",
     ]  # fmt: skip
     assert main([str(recipe)]) == 1  # HF_HUB_OFFLINE is set for all tests
     assert "HF_HUB_OFFLINE: is set" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         main([])
     assert ended.value.code == 2
+
+
+def test_what_has_arrived_is_counted_also_of_files_that_are_not_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    blobs = tmp_path / "models--a--b" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "other").write_bytes(bytes(7 * MB))  # of another revision
+    (blobs / "config").write_bytes(bytes(2 * MB))
+    line = _Arrived(Wanted("a/b", None, ("config.json", "model.safetensors"), 10 * MB, 8 * MB, False))
+    assert line.text().startswith("a/b: 2 of 10 MB (20%), ")
+    (blobs / "model.incomplete").write_bytes(bytes(3 * MB))
+    assert line.text().startswith("a/b: 5 of 10 MB (50%), ")
 
 
 def test_a_disk_that_is_too_small_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

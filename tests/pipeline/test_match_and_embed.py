@@ -47,7 +47,7 @@ def test_every_pair_has_both_scores(
     expected = model.match(paths, TEXTS)
     np.testing.assert_allclose([each["itc"] for each in found], expected.itc.ravel(), atol=1e-5)
     np.testing.assert_allclose([each["itm"] for each in found], expected.itm.ravel(), atol=1e-5)
-    assert "3b.png: is not readable as a picture" in errors and "1 of 7 were left out" in errors
+    assert "3b.png: is not readable as a picture" in errors and "1 of 7 was left out" in errors
 
 
 @pytest.mark.parametrize("best", [2, 4, 99])

@@ -42,7 +42,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluation(folder: Path, weights_sha256: str, **more: Any) -> Path:
     folder.mkdir()
-    task = {"weights_sha256": weights_sha256, "data_set": "Flickr30K test", "split": "test", "image_source": "own"}
+    task = {"weights_sha256": weights_sha256, "data_set": "Flickr30K test", "split": "test", "image_source": "own",
+            "data": "/data/flickr30k", "is_of_published_set": True}  # fmt: skip
     (folder / "task.json").write_text(json.dumps(task | {"limit": "all"} | more))
     rows = [
         {"name": "tr_at_1", "protocol": "ret/k128/itm+itc", "subset": "overall", "value": 12.34, "low": 10, "high": 15},
@@ -58,13 +59,16 @@ def convert(weights: Path, target: Path, *more: object) -> int:
 
 def test_a_converted_folder_has_a_card_with_data_and_scores(weights: Path, tmp_path: Path) -> None:
     metrics = evaluation(tmp_path / "flickr", sha256_of(weights / FILE_NAME))
-    mine = evaluation(tmp_path / "mine", sha256_of(weights / FILE_NAME), data_set="a|b <i>.jsonl", limit=5)
-    assert convert(weights, tmp_path / "out", "--scores", metrics, mine) == 0
+    mine = evaluation(tmp_path / "mine", sha256_of(weights / FILE_NAME), data_set="a|b <i>.jsonl", limit=5,
+                      data="/d/a|b <i>.jsonl", is_of_published_set=False)  # fmt: skip
+    drawn = evaluation(tmp_path / "drawn", sha256_of(weights / FILE_NAME), data="/w/drawn", is_of_published_set=False)
+    assert convert(weights, tmp_path / "out", "--scores", metrics, mine, drawn) == 0
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.pipeline_tag == "zero-shot-image-classification" and card.data.license == "other"
     assert card.data.base_model is None and "blip-2" in card.data.tags  # the towers are local folders
     assert r"| tiny | 6 | 12 | 0 | 1 |" in card.text
     assert r"| Flickr30K test | tr\_at\_1 | 12\.3 | 10\.0 to 15\.0 | 1,000 | ret/k128/itm\+itc |" in card.text
+    assert "| drawn (in the format of Flickr30K test, not that set) | tr_at_1 |" in card.text.replace("\\", "")
     assert r"| a\|b \<i\>\.jsonl, the first 5 |" in card.text and "ret/chance" not in card.text
     assert "of step 4" in card.text and "image_size_px:" in card.text
 

@@ -19,6 +19,11 @@ ROOT = Path(__file__).parents[2]
         ({"output": "o", "runs": ["a/x", "b/x"], "evaluations": {"v": {"task": "vqa", "data": "d"}}}, "called 'x'"),
         ({"output": "o", "runs": ["a"], "evaluations": {"v": {"task": "vaq", "data": "d"}}}, "evaluations.v.task"),
         (
+            {"output": "o", "runs": ["a"], "evaluations": {"task": {"taks": "vqa", "data": "d"}}},
+            "(evaluations.task.taks: unknown field (did you mean task?))",
+        ),
+        ({"outptu": "o", "runs": ["a"], "evaluations": {}}, "(outptu: unknown field (did you mean output?))"),
+        (
             {"output": "o", "runs": ["a"], "evaluations": {"v": {"task": "vqa", "data": "d", "runs": ["b"]}}},
             "'b' is none",
         ),

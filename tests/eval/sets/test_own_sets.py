@@ -144,6 +144,12 @@ def test_a_bad_line_is_named(content: str, message: str, tmp_path: Path) -> None
         own_lines(file)
 
 
+def test_a_json_list_says_what_to_write(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text(json.dumps([{"image": "photos/0.jpg", "question": "who?"}]))
+    with pytest.raises(ValueError, match=r"list.json: is a JSON list; write its objects one a line, into .*\.jsonl"):
+        load_own_questions(tmp_path / "list.json", None)
+
+
 def test_a_line_of_any_bytes_or_any_length_is_named(tmp_path: Path) -> None:
     file, good = tmp_path / "mine.jsonl", b'{"image": "a"}\n'
     file.write_bytes(good * 2 + b'{"image": "\xff"}\n' + good)

@@ -15,9 +15,13 @@ from data_prep.index import index_shards
 from pipeline.config import load_recipe
 from pipeline.data.batch import Batch, batch_of
 from pipeline.data.stream import Sample
+from pipeline.models.build import build_tokenizer
 from pipeline.training import checkpoint
 from pipeline.training.sample_texts import SHARE, SampleTexts
+from pipeline.training.stage1_task import WRITTEN
 from pipeline.weights import native
+from tests.reference.qformer import layer_norm
+from tests.reference.stage1 import LN_VISION_EPS, generation_logits
 from tests.support.gloo_ranks import run_on_ranks
 from tests.support.tiny_runs import ROOT, train_here, write_recipe
 from tests.support.tiny_shards import COLOURS, tiny_manifest, write_tiny_shards
@@ -40,13 +44,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(folder: Path, towers: Path, name: str, ranks: int, shown: int, zero: str = "zero1", **changed: Any) -> Path:
+def train(
+    folder: Path, towers: Path, name: str, ranks: int, shown: int, zero: str = "zero1", stage: int = 2, **changed: Any
+) -> Path:
     """Four steps, measured after two and after four; returns the run folder."""
     held_out: dict[str, Any] = {"every_steps": 2, "samples": 8, "sample_texts": shown}
     held_out["manifest"] = str(folder / "held_out" / "train.json")
     run = {"zero": str(ROOT / "ds_configs" / f"{zero}.json"), "steps": 4} | changed.pop("run", {})
     arguments = write_recipe(
-        folder, towers, folder / "data" / "train.json", name, 2, "opt",
+        folder, towers, folder / "data" / "train.json", name, stage, "opt" if stage == 2 else None,
         batch={"global_size": 4, "micro_size": 4 // ranks}, run=run,
         validation=held_out, **changed,
     )  # fmt: skip
@@ -169,3 +175,36 @@ def test_they_come_from_the_seed(folder: Path) -> None:
         for seed in (1, 1, 2)
     ]
     assert drawn[0] == drawn[1] != drawn[2] and recipe.seed == 1
+
+
+@pytest.fixture(scope="module")
+def stage1(folder: Path, towers: Path) -> Path:
+    return train(folder, towers, "stage1", 1, 4, stage=1, qformer={"dropout": 0.0}, run={"steps": 12})
+
+
+def test_stage_1_writes_them_with_the_head_that_itg_trains(stage1: Path) -> None:
+    """Token by token they are the reference's, with the checkpoint's weights; so of the other picture, too."""
+    rows = rows_of(stage1, "samples")
+    assert [row["step"] for row in rows] == [step for step in range(2, 14, 2) for _ in range(4)]
+    recipe, tensors = native.read_weights(stage1)[:2]
+    model, tokenizer = pipeline.load(stage1).model, build_tokenizer(recipe.qformer)
+    pictures = SampleTexts(recipe, pixels_alone).pictures
+    for row, own, other in zip(rows[-4:], pictures, [*pictures[1:], pictures[0]], strict=True):
+        for text, pixels in ((row["text"], own), (row["text_of_other"], other)):
+            [frozen_PI] = model.encode_images(pixels[None])
+            image_PI = layer_norm(tensors, "ln_vision", frozen_PI, LN_VISION_EPS)
+            ids, shape = [tokenizer.bos_token_id], model.bridge.qformer.shape
+            while len(ids) <= WRITTEN and ids[-1] != tokenizer.sep_token_id:
+                real_L = torch.ones(len(ids), dtype=torch.bool)
+                ids.append(int(generation_logits(tensors, shape, image_PI, torch.tensor(ids), real_L)[-1].argmax()))
+            assert text == tokenizer.decode(ids[1:]).removesuffix(" [SEP]") and "[SEP]" not in text
+        assert row["reference"]
+    measured = [line for line in rows_of(stage1, "metrics") if line.get("split") == "validation"]
+    assert measured[-1][SHARE] == sum(row["text"] != row["text_of_other"] for row in rows[-4:]) / 4
+
+
+def test_stage_1_writes_the_same_on_two_ranks_and_nothing_without_itg(stage1: Path, folder: Path, towers: Path) -> None:
+    spread = train(folder, towers, "spread", 2, 4, "zero3", 1, qformer={"dropout": 0.0}, run={"steps": 2})
+    assert rows_of(spread, "samples") == rows_of(stage1, "samples")[:4]
+    bare = train(folder, towers, "bare", 1, 4, stage=1, objectives={"itg_weight": 0.0}, run={"steps": 2})
+    assert not (bare / "samples.jsonl").exists()

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from pipeline.config import Objectives
 from pipeline.data.batch import Batch
 from pipeline.models.qformer import QFormer
-from pipeline.training.stage1_task import Stage1Task
+from pipeline.training.stage1_task import WRITTEN, Stage1Task
 from pipeline.training.task import StepPlace
-from tests.reference.stage1 import stage1_losses
+from tests.reference.qformer import layer_norm
+from tests.reference.stage1 import LN_VISION_EPS, generation_logits, stage1_losses
 from tests.support.random_bridges import DECODE, SHAPE, random_batch, random_stage1
 
 LOSSES = ("itc_loss", "itm_loss", "itg_loss")
@@ -178,3 +179,20 @@ def test_the_logged_temperature_is_the_one_that_the_step_began_with() -> None:
     with torch.no_grad():
         bridge.temperature += 1  # what an optimizer does, in place
     assert values["temperature"].item() == before
+
+
+def test_texts_are_the_reference_s_likeliest_tokens_one_after_the_other() -> None:
+    """Written from no caption at all: whatever the batch's texts are, and each picture's alone."""
+    batch, bridge = random_batch([5, 3, 4]), random_stage1()
+    task = Stage1Task(bridge, nn.Identity(), Objectives(), DECODE, "fp32")  # type: ignore[arg-type]
+    with torch.no_grad():
+        written = task(batch, None)["texts"]
+    weights = bridge.state_dict()
+    for tokens_PI, found in zip(batch.pixels_B3SS, written, strict=True):
+        image_PI = layer_norm(weights, "ln_vision", tokens_PI, LN_VISION_EPS)
+        ids = [DECODE]
+        for _ in range(WRITTEN):
+            real_L = torch.ones(len(ids), dtype=torch.bool)
+            ids.append(int(generation_logits(weights, SHAPE, image_PI, torch.tensor(ids), real_L)[-1].argmax()))
+        assert found.tolist() == ids[1:]
+    assert len({tuple(row) for row in written.tolist()}) == 3, "a text that ignores its picture is the same for all"
