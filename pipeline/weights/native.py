@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Recipe, moved, parse_recipe
+from pipeline.config.places import PRECISION
 from pipeline.files import parse_json, sync_file
 
 if TYPE_CHECKING:
@@ -126,7 +127,8 @@ def load_into(bridge: "nn.Module", tensors: dict[str, "Tensor"], source: Path) -
 
 def load_model(path: Path, device: str, places: Sequence[str] = ()) -> "RetrievalModel | LanguageModel":
     """The whole model of a checkpoint, for evaluation: towers from where its recipe or `places` say, bridge from the
-    file. Raises ValueError when a new place holds other weights than the checkpoint was trained with."""
+    file. Raises ValueError when a new place holds other weights than the checkpoint was trained with; those of a
+    language model in another precision cannot be compared."""
     from pipeline.models.build import build_bridge
 
     recipe, tensors = read_weights(path, places)
@@ -134,7 +136,8 @@ def load_model(path: Path, device: str, places: Sequence[str] = ()) -> "Retrieva
     load_into(bridge, tensors, path)
     model = inference_model(recipe, bridge, device)
     before, now = (towers_of(path), model.fingerprints()) if places else ({}, {})
-    for name in ("vision", "language"):
+    compared = ["vision"] if any(each.startswith(f"{PRECISION}=") for each in places) else ["vision", "language"]
+    for name in compared:
         if before.get(name) and name in now and before[name] != now[name]:
             raise ValueError(
                 f"--set {name}.name: holds other weights than {path} was trained with; name a copy of those"
