@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, required=True, metavar="W", help="of stage 2, as eval.run takes them")
     parser.add_argument("--recipe", type=Path, help="needed for LAVIS' and transformers' weights")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE",
-                        help="edits of --recipe; of a run: new places of its towers")  # fmt: skip
+                        help="edits of --recipe; of a run: new places, language.precision")  # fmt: skip
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="VQAv2's folder, as eval.run takes it")
     parser.add_argument("--split", default="val", help="of VQAv2 (default val)")
     parser.add_argument("--samples", type=positive, default=4 * BATCH, help=f"questions (default {4 * BATCH})")

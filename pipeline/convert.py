@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--recipe", type=Path, metavar="R.yaml", help="names towers and sizes; needed unless SRC is native"
     )
     read.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE",
-                      help="change fields of --recipe; of native SRC: new places of its towers")  # fmt: skip
+                      help="change fields of --recipe; of native SRC: new places, language.precision")  # fmt: skip
     write = parser.add_argument_group("what to write")
     write.add_argument("destination", type=Path, metavar="DST", help="a new folder; for lavis a new file")
     write.add_argument("--to", dest="write_as", choices=FORMATS, required=True, help="the format of DST")

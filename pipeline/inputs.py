@@ -70,7 +70,7 @@ def add_weights(parser: Parser, stage: int | str) -> None:
         nargs="*",
         default=[],
         metavar="FIELD=VALUE",
-        help="edits of --recipe; of a run: new places of its towers",
+        help="edits of --recipe; of a run: new places of its towers, language.precision",
     )
 
 

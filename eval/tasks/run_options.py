@@ -30,7 +30,7 @@ def run_parser(description: str | None) -> Parser:
         nargs="*",
         default=[],
         metavar="FIELD=VALUE",
-        help="edits of --recipe; of a run: new places of its towers",
+        help="edits of --recipe; of a run: new places of its towers, language.precision",
     )
     task = parser.add_argument_group("task and data")
     task.add_argument("--task", choices=TASKS, required=True)

@@ -10,11 +10,8 @@ HEAD = """# The fields of a recipe
 
 A recipe is one YAML file: one run of one stage. `--set FIELD=VALUE` edits a field; an unknown field is an error.
 `${oc.env:NAME,DEFAULT}` stands for a variable of the environment: MINIATURE, or one that begins with BLIP2_.
-<<<<<<< HEAD
 A run's files keep such references in fields that name a place, with the value of the run as the default.
-=======
 A path or a folder's name may begin with `~`, the home folder.
->>>>>>> short
 This page is made by `python -m pipeline.config > pipeline/RECIPE.md` from the descriptions in `config/`.
 """
 BOUNDS = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}

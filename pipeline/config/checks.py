@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+QUANTISED = ("int8", "int4")
+
 if TYPE_CHECKING:
     from pipeline.config.sections import Recipe
 
@@ -37,6 +39,15 @@ def check_texts(recipe: "Recipe") -> None:
         raise ValueError(
             f"init_text_weights {recipe.init_text_weights}: completes init_weights for a Q-Former that reads "
             "questions; set init_weights and qformer.question, or remove it"
+        )
+
+
+def check_trained_precision(recipe: "Recipe") -> None:
+    """Training sends a gradient through the language model, and its exactness matters there."""
+    if recipe.language and recipe.language.precision in QUANTISED:
+        raise ValueError(
+            f"language.precision {recipe.language.precision!r}: is for inference alone; train with bf16, or with fp16 "
+            "as OPT's recipes do"
         )
 
 

@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 
 from pipeline.config.section import NotNegative, OneOrMore, Place, Positive, Section
 
-Precision = Literal["fp32", "bf16", "fp16"]
 VisionPrecision = Literal["fp32", "bf16", "fp16", "fp8"]
+LanguagePrecision = Literal["fp32", "bf16", "fp16", "int8", "int4"]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -86,8 +86,9 @@ class Language(Section):
 
     name: Place
     """a hub id or a folder"""
-    precision: Precision
-    """number format of its weights; T5 models overflow in fp16"""
+    precision: LanguagePrecision
+    """number format of its weights; T5 models overflow in fp16; `int8` and `int4` are for inference alone, and need the
+    package bitsandbytes"""
     end_text: str = "\n"
     """the end of a caption, for a causal model"""
     prompt: str = ""

@@ -10,6 +10,8 @@ from pipeline.config.sections import Recipe
 
 KINDS = ("local-dir:", "transformers:")
 """What stands before the folder of an image encoder."""
+PRECISION = "language.precision"
+"""May change with the places: it says how trained weights are used, not what they are."""
 
 
 def absolute_place(field: str, value: Any) -> Any:
@@ -48,17 +50,17 @@ def in_environment(recipe: Recipe) -> Recipe:
 
 
 def moved(recipe: Recipe, edits: Sequence[str]) -> Recipe:
-    """A recipe that is kept with weights, with new places. Raises ValueError for an edit of anything else."""
+    """A recipe that is kept with weights, with new places and precision. Raises ValueError for any other edit."""
     check_places(edits)
     return edited(recipe, edits)
 
 
 def check_places(edits: Sequence[str]) -> None:
-    """Raises ValueError for an edit of anything else than a place."""
+    """Raises ValueError for an edit of anything else than a place, or the language model's precision."""
     for item in edits:
         field = item.partition("=")[0]
-        if field not in (*TOWERS, *FILES):
+        if field not in (*TOWERS, *FILES, PRECISION):
             raise ValueError(
-                f"--set {item}: these weights hold their own recipe, of which only places may change: "
-                f"{', '.join((*TOWERS, *FILES))}"
+                f"--set {item}: these weights hold their own recipe, of which only places and the language model's "
+                f"precision may change: {', '.join((*TOWERS, *FILES, PRECISION))}"
             )

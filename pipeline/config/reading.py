@@ -8,6 +8,7 @@ from typing import Any, cast, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
+from pipeline.config.checks import check_trained_precision
 from pipeline.config.references import from_environment, places_in, references_in, written
 from pipeline.config.section import Section
 from pipeline.config.sections import Recipe
@@ -17,7 +18,11 @@ FIELD_AND_VALUE = re.compile(r"\w+(\.\w+)*=.*", re.DOTALL)  # an item of --set
 
 
 def for_ranks(recipe: Recipe, world_size: int) -> Recipe:
-    """The recipe with its accumulation decided and the batch identity checked. Raises ValueError naming the numbers."""
+    """The recipe of a training, with its accumulation decided and the batch identity checked.
+
+    Raises ValueError naming the numbers, or a precision that is for inference alone.
+    """
+    check_trained_precision(recipe)
     batch = recipe.batch
     # Stage 1's losses compare the pairs of one pass: another accumulation would be another run, so none is chosen.
     passes = 1 if recipe.stage == 1 and batch.accumulation is None else batch.num_passes(world_size)

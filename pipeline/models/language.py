@@ -17,7 +17,7 @@ from pipeline.models.interleaved import causal_loss_sum, embedded
 from pipeline.models.loading import load_of_transformers, not_loaded, refuse_missing
 from pipeline.models.marked_text import PicturesOf, check_length, with_pictures
 from pipeline.models.one_kernel import fuse_operations
-from pipeline.models.precision import DTYPES
+from pipeline.models.quantised import check_sizes, number_format, quantising
 from pipeline.models.recomputing import checkpoint_layers
 from pipeline.models.token_losses import IGNORED, padded_loss_sum
 from pipeline.tokens import Given, Interleaved, Tokens, close_up
@@ -251,7 +251,9 @@ def language_on_meta(settings: Language) -> Any:
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            return auto_class.from_config(config, dtype=DTYPES[settings.precision], trust_remote_code=False)
+            return auto_class.from_config(
+                config, dtype=number_format(settings.precision, config), trust_remote_code=False
+            )
     except Exception as error:  # as above; also for an activation that does not exist
         raise _not_loaded(settings, error) from error
 
@@ -268,11 +270,11 @@ def build_language(settings: Language, device: str) -> LanguageTower:
 
     config = language_config(settings)
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    options = {"config": config, "device_map": {"": device}, **quantising(settings.precision, config)}
     try:
         if device == "meta":
             model = language_on_meta(settings)
         else:
-            options = {"config": config, "dtype": DTYPES[settings.precision], "device_map": {"": device}}
             model, missing = load_of_transformers(auto_class, settings.name, **options)
             refuse_missing(missing)
         tokenizer = AutoTokenizer.from_pretrained(settings.name, trust_remote_code=False)
@@ -284,6 +286,7 @@ def build_language(settings: Language, device: str) -> LanguageTower:
         tokenizer.pad_token = tokenizer.eos_token  # any token will do: padding is masked and not scored
     model.requires_grad_(False).eval()
     fuse_operations(model)
+    check_sizes(model, settings.name)
     if settings.activation_checkpointing:
         checkpoint_layers(model)
     if config.is_encoder_decoder:

@@ -78,7 +78,11 @@ def _layers(model: Any, settings: Lora) -> dict[str, Any]:
             f"({first_line(error)}); name its linear layers, as [q_proj, v_proj] of OPT or [q, v] of T5"
         ) from error
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
-    others = [name for name, layer in layers.items() if not isinstance(layer, Linear)]
+    others = [
+        name  # int8's and int4's layers are kinds of nn.Linear
+        for name, layer in layers.items()
+        if not isinstance(layer, Linear) and not isinstance(layer.get_base_layer(), nn.Linear)
+    ]
     if others:
         raise ValueError(f"language.lora.targets {wanted}: {others[0]} is no linear layer; name others")
     return layers

@@ -66,8 +66,8 @@ def try_language(tower: LanguageTower, settings: Language) -> None:
         raise
     except Exception as error:  # every architecture has its own kinds
         raise ValueError(
-            f"language.name {settings.name!r}: does not work with soft prompts ({first_line(error)}); name a causal or "
-            "seq2seq language model of transformers that takes inputs_embeds"
+            f"language.name {settings.name!r} in {settings.precision}: does not work with soft prompts "
+            f"({first_line(error)}); name a causal or seq2seq language model of transformers that takes inputs_embeds"
         ) from error
     if not bool(loss.isfinite() and gradient.isfinite().all()):
         raise ValueError(

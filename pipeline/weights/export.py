@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import Recipe
+from pipeline.config.checks import QUANTISED
 from pipeline.models.build import Bridge, build_tokenizer
 from pipeline.models.inference import LanguageModel, RetrievalModel
 from pipeline.models.language import build_language
@@ -55,6 +56,11 @@ def export_huggingface(bridge: Bridge, recipe: Recipe, folder: Path) -> list[str
         model = RetrievalModel(recipe, vision, bridge, build_tokenizer(recipe.qformer))
     else:
         assert isinstance(bridge, Stage2Bridge) and recipe.language is not None
+        if recipe.language.precision in QUANTISED:
+            raise ValueError(
+                f"language.precision {recipe.language.precision!r}: a folder of transformers gets the whole language "
+                "model; give another, as --set language.precision=bf16"
+            )
         model = LanguageModel(recipe, vision, bridge, build_language(recipe.language, "cpu"))
     merged = isinstance(model, LanguageModel) and _merge_trained_lora(model)
     notes = huggingface.write_folder(model, folder)

@@ -128,7 +128,7 @@ def load_into(bridge: "nn.Module", tensors: dict[str, "Tensor"], source: Path) -
 def load_model(path: Path, device: str, places: Sequence[str] = ()) -> "RetrievalModel | LanguageModel":
     """The whole model of a checkpoint, for evaluation: bridge from the file, towers from where `places`, the variables
     that they were given by, or else its recipe say. Raises ValueError when a new place holds others than it was
-    trained with."""
+    trained with; those of a language model in another precision cannot be compared."""
     from pipeline.models.build import build_bridge
 
     recipe, tensors = read_weights(path)
@@ -137,11 +137,12 @@ def load_model(path: Path, device: str, places: Sequence[str] = ()) -> "Retrieva
     load_into(bridge, tensors, path)
     model = inference_model(now, bridge, device)
     if now != recipe:
-        _check_towers(model, path)
+        precisions = {each.language and each.language.precision for each in (recipe, now)}
+        _check_towers(model, path, {"vision", "qformer.settings"} | ({"language"} if len(precisions) == 1 else set()))
     return model
 
 
-def _check_towers(model: "RetrievalModel | LanguageModel", path: Path) -> None:
+def _check_towers(model: "RetrievalModel | LanguageModel", path: Path, compared: set[str]) -> None:
     from pipeline.models.fingerprint import fingerprint_of_qformer
 
     reader = model.tokenizer if model.stage == 1 else model.reader
@@ -149,7 +150,7 @@ def _check_towers(model: "RetrievalModel | LanguageModel", path: Path) -> None:
     before = towers_of(path)
     fields = {"vision": "vision.name", "language": "language.name", "qformer.settings": "qformer.bert"}
     for name, field in fields.items():
-        if before.get(name) and name in found and before[name] != found[name]:
+        if name in compared and before.get(name) and name in found and before[name] != found[name]:
             raise ValueError(
                 f"{field}: --set or its variable leads to another than {path} was trained with; name a copy of that"
             )

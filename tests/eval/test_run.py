@@ -63,8 +63,20 @@ def test_weights_whose_towers_have_moved_continue_with_their_new_places(
     assert run(checkpoints["opt"], "captioning", sets["coco"], tmp_path / "new", *SHORT, *places) == 0
     assert (tmp_path / "new" / "predictions.json").read_bytes() == before
     assert json.loads((tmp_path / "new" / "task.json").read_text())["language"] == str(tmp_path / "elsewhere")
-    assert run(checkpoints["opt"], *asked, "--set", "language.precision=bf16") == 1
-    assert "of which only places may change" in capsys.readouterr().err
+    assert run(checkpoints["opt"], *asked, "--set", "vision.precision=bf16") == 1
+    assert "of which only places and the language model's precision" in capsys.readouterr().err
+
+
+def test_a_language_model_in_int8_is_another_in_task_json(
+    checkpoints: Folders, sets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("captioning", sets["coco"], tmp_path / "out", *SHORT, "--limit", 3)
+    assert run(checkpoints["opt"], *asked, "--set", "language.precision=int8") == 0
+    task = json.loads((tmp_path / "out" / "task.json").read_text())
+    assert task["recipe"]["language"]["precision"] == "int8"
+    assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) == 3
+    assert run(checkpoints["opt"], *asked) == 1
+    assert "it holds predictions with towers" in capsys.readouterr().err
 
 
 def test_nocaps_then_its_score(checkpoints: Folders, sets: Folders, tmp_path: Path) -> None:

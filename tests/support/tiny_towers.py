@@ -112,7 +112,7 @@ def save_tiny_t5(folder: Path, seed: int = 0, width: int = 32) -> str:
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=width,
-        d_kv=8,
+        d_kv=width // 4,
         d_ff=2 * width,
         num_layers=2,
         num_heads=4,

@@ -154,7 +154,7 @@ def test_trained_weights_are_used_where_their_towers_are_now(
     assert embed.main([*stage1, "--text", "a red picture", "--set", *places(moved)[:2]]) == 0
     capsys.readouterr()
     assert embed.main([*stage1, "--text", "a", "--set", "qformer.precision=bf16"]) == 1
-    assert "of which only places may change" in capsys.readouterr().err
+    assert "of which only places and the language model's precision" in capsys.readouterr().err
     shutil.rmtree(moved / "l")
     save_tiny_opt(moved / "l", seed=5)
     with pytest.raises(ValueError, match="leads to another than"):
