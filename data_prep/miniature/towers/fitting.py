@@ -32,6 +32,9 @@ def fit(
     """
     import torch
 
+    from pipeline.models.precision import choose_attention_kernel
+
+    choose_attention_kernel("cpu")
     groups: list[dict[str, Any]] = []
     for members, share in [(list(members), share) for members, share in parameters]:
         for is_matrix in (True, False):
