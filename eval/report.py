@@ -149,20 +149,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_settings(options)
 
     def work() -> None:
-        from pipeline.files import replace_file
+        from pipeline.files import check_target, lock_file, open_lock, replace_file
 
+        check_target(options.output)
         check_page(options.output)
-        content = report_page(
-            classify(options.folders),
-            options.title,
-            options.summary,
-            options.samples,
-            options.seed,
-            options.training_hashes,
-            options.before,
-            options.ablations,
-        )
-        replace_file(options.output, content.encode(errors="replace"))  # a folder name can be invalid Unicode
+        path = options.output.with_name(f".{options.output.name}.lock")
+        with open_lock(path) as lock:
+            lock_file(lock, path, wait=True)  # of two that begin together, the last to write has seen all scores
+            content = report_page(
+                classify(options.folders),
+                options.title,
+                options.summary,
+                options.samples,
+                options.seed,
+                options.training_hashes,
+                options.before,
+                options.ablations,
+            )
+            replace_file(options.output, content.encode(errors="replace"))  # a folder name can be invalid Unicode
         print(options.output)
 
     return finish(work)

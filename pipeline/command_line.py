@@ -152,11 +152,25 @@ def one_line(error: BaseException) -> str:
     return (printable(" ".join(message.split())) or type(error).__name__) + hint
 
 
-def finish(work: Callable[[], int | None], after_stop: str = "; run the same command again to continue") -> int:
+NO_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc")
+"""How torch says on the host, and how CUDA and C++ say, that memory ran out."""
+AGAIN = "; run the same command again to continue"
+
+
+def no_memory(error: Exception) -> str | None:
+    """The line of an error by which the memory of the host or of a GPU ran out; None for any other error."""
+    text = one_line(error)
+    if not isinstance(error, MemoryError) and not any(words in text for words in NO_MEMORY):
+        return None
+    return f"memory ran out ({text:.200}); use smaller batches or fewer workers, or give the job more memory"
+
+
+def finish(work: Callable[[], int | None], after_stop: str = AGAIN) -> int:
     """Run `work` and return the exit code: its own (0 for None), 1 after an error, 75 after a signal; what to do then
     is `after_stop`.
 
-    A ValueError or OSError becomes one line on stderr. Other exceptions are faults of this program and pass through.
+    A ValueError, an OSError or the end of memory becomes one line on stderr. Other exceptions are faults of this
+    program and pass through.
     """
 
     heard = threading.Event()
@@ -167,7 +181,7 @@ def finish(work: Callable[[], int | None], after_stop: str = "; run the same com
 
     previous = {each: signal.signal(each, stop) for each in STOPS}
     try:
-        with _ended_if_deaf(heard, after_stop):
+        with ended_if_deaf(heard, DEAF_S, after_stop):
             return work() or 0
     except StoppedBySignalError as stopped:
         print(f"stopped by {stopped}{after_stop}", file=sys.stderr)
@@ -175,23 +189,28 @@ def finish(work: Callable[[], int | None], after_stop: str = "; run the same com
     except (ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
+    except Exception as error:
+        if not (line := no_memory(error)):
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 1
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 @contextmanager
-def _ended_if_deaf(heard: threading.Event, after_stop: str) -> Iterator[None]:
-    """End this process when a signal came and the main thread did not hear it for DEAF_S: it may be in a call of a
+def ended_if_deaf(heard: threading.Event, deaf_s: float, after_stop: str = AGAIN) -> Iterator[None]:
+    """End this process when a signal came and the main thread did not hear it for `deaf_s`: it may be in a call of a
     library that does not return. What it has written so far is as whole as after kill -9."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
 
     def watch() -> None:
         while number := os.read(reader, 1)[0]:
-            if number in STOPS and not heard.wait(DEAF_S):
+            if number in STOPS and not heard.wait(deaf_s):
                 name = signal.Signals(number).name
-                os.write(2, f"stopped by {name}, which was not heard for {DEAF_S:g} s{after_stop}\n".encode())
+                os.write(2, f"stopped by {name}, which was not heard for {deaf_s:g} s{after_stop}\n".encode())
                 os._exit(STOPPED)
 
     thread = threading.Thread(target=watch, name="signals", daemon=True)

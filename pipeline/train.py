@@ -7,10 +7,10 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.command_line import Parser, one_line, start_log
+from pipeline.command_line import Parser, ended_if_deaf, no_memory, one_line, start_log
 from pipeline.config import Recipe, dump_recipe, for_ranks, load_recipe, with_absolute_places
 from pipeline.distributed import process_group
-from pipeline.training.preemption import EXIT_STOPPED, StopRequest
+from pipeline.training.preemption import DEAF_S, EXIT_STOPPED, StopRequest
 
 if TYPE_CHECKING:
     from pipeline.data.loader import DataSource
@@ -149,10 +149,14 @@ def main() -> int:
     level = logging.INFO if rank == 0 else logging.WARNING
     start_log(level)
     try:
-        with process_group.naming_lost_ranks():
+        with ended_if_deaf(stop.heard, DEAF_S), process_group.naming_lost_ranks():
             code = _run(arguments, stop)
     except process_group.StoppedWhileJoiningError:
-        print("stopped by a signal before all ranks were there; run the same command again", file=sys.stderr)
+        print(
+            "stopped by a signal before all ranks were there; run the same command again. A rank that the launcher "
+            "names with return code -9 was killed, most likely as memory ran out: start fewer, or give the job more",
+            file=sys.stderr,
+        )
         code = EXIT_STOPPED
     except (ValueError, OSError) as error:
         if _is_printed_here(error, rank):
@@ -160,8 +164,11 @@ def main() -> int:
         from pipeline.data.loader import WorkerError
 
         return process_group.leave_after_fault(1, at_once=isinstance(error, WorkerError))
-    except Exception:  # a fault of this program or of the machine: the other ranks must not wait for this one
-        traceback.print_exc()
+    except Exception as error:  # of this program or of the machine: the other ranks must not wait for this one
+        if line := no_memory(error):
+            print(f"error: {line}", file=sys.stderr)
+        else:
+            traceback.print_exc()
         return process_group.leave_after_fault(1)
     process_group.shut_down()
     return code

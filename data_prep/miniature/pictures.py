@@ -1,10 +1,8 @@
 """Writes scenes as JPEG files: clean ones as in data sets, and varied ones as on the web."""
 
 import io
-import multiprocessing
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +12,7 @@ from PIL import Image
 
 from data_prep.miniature.rendering import render
 from data_prep.miniature.scenes import Scene
+from data_prep.shards.processes import map_in_order
 
 ORIENTATION_TAG = 0x0112
 """The EXIF tag that says how a viewer must turn the stored pixels."""
@@ -21,6 +20,11 @@ TURNS = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.T
 """Orientation value -> how upright pixels are turned before they are stored with this value."""
 ROTATED_SHARE, GREY_SHARE, CMYK_SHARE = 0.05, 0.02, 0.03
 """Shares of web pictures stored rotated, in grey, and in CMYK."""
+
+FEW = 100
+"""So many pictures are drawn in less time than processes need to start."""
+AT_ONCE = 64
+"""Pictures that a process takes at a time."""
 
 Style = Literal["dataset", "web"]
 
@@ -36,18 +40,19 @@ class Picture:
 
 
 def write_pictures(pictures: Sequence[Picture], *, processes: int | None = None) -> None:
-    """Write all pictures in a small process pool; the bytes do not depend on the number of processes."""
+    """Write all pictures in a few processes; the bytes do not depend on their number."""
     for folder in {picture.path.parent for picture in pictures}:
         folder.mkdir(parents=True, exist_ok=True)
-    processes = processes or len(os.sched_getaffinity(0))
-    if processes == 1 or len(pictures) < 100:
-        for picture in pictures:
-            write_picture(picture)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        for _ in pool.map(write_picture, pictures, chunksize=64):
-            pass
+    workers = 1 if len(pictures) < FEW else processes or len(os.sched_getaffinity(0))
+    for _ in map_in_order(
+        _write_all, [pictures[at : at + AT_ONCE] for at in range(0, len(pictures), AT_ONCE)], workers
+    ):
+        pass
+
+
+def _write_all(pictures: Sequence[Picture]) -> None:
+    for picture in pictures:
+        write_picture(picture)
 
 
 def write_picture(picture: Picture) -> None:

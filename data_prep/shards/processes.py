@@ -53,7 +53,8 @@ def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], work
         yield from pool.map(function, items)
     except BrokenProcessPool as error:
         raise ValueError(
-            f"--workers {workers}: a process was killed, perhaps because memory ran out; run again with fewer --workers"
+            f"{workers} processes: one was killed by signal 9, most likely because memory ran out; run again with "
+            "fewer (--workers), or with more memory"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -19,10 +19,13 @@ from eval.watching.notes import Note, write_note
 from eval.watching.states import stamp_of
 from eval.watching.wanted import Evaluation
 from pipeline.command_line import STOPPED
-from pipeline.files import lock_file, open_lock
 
 HERE = "here"
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+KILLED = (
+    b"killed by signal 9, most likely because memory ran out; set a smaller --batch-size in the list's `run`, or give "
+    b"this machine more memory\n"
+)
 GRACE_S = 120  # in which a child saves what it has done
 
 
@@ -73,10 +76,8 @@ def prediction_command(evaluation: Evaluation, gpus: int) -> list[str]:
 def _show(run: Path, report: Sequence[str], output: Path, lock: int) -> None:
     """The curves and the report over all evaluations of a run so far. What they cannot read, the report says."""
     _run([sys.executable, "-m", "eval.curves", str(run)], output, lock)
-    with open_lock(run / ".report.lock") as file:
-        lock_file(file, run / ".report.lock", wait=True)  # as the job that scores
-        page = ["--output", str(run / "report.html"), "--title", run.name, *report]
-        _run([sys.executable, "-m", "eval.report", str(run), *page], output, lock)
+    page = ["--output", str(run / "report.html"), "--title", run.name, *report]
+    _run([sys.executable, "-m", "eval.report", str(run), *page], output, lock)
 
 
 def _run(command: Sequence[str], output: Path, lock: int) -> int:
@@ -98,7 +99,10 @@ def _run(command: Sequence[str], output: Path, lock: int) -> int:
             raise
         try:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            return child.wait()
+            code = child.wait()
+            if code == -signal.SIGKILL:  # it could not say anything itself
+                file.write(KILLED)
+            return code
         except BaseException:
             child.terminate()
             with suppress(subprocess.TimeoutExpired):

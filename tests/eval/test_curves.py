@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
+from eval import report
 from eval.curves import main, write_tensorboard
 
+ROOT = Path(__file__).parents[2]
 TAG = "vqa/accuracy vqa v2"
 Points = list[tuple[int, float]]
 
@@ -145,6 +147,12 @@ def test_an_event_file_cut_short_is_made_up_for(run: Path) -> None:
     assert Open(run).points() == [(2, 2), (4, 4)]
 
 
+def wait_until_waited_for(lock: IO[str]) -> None:
+    """Until another process or thread waits for this lock."""
+    number = f":{os.fstat(lock.fileno()).st_ino} "
+    wait_for(lambda: any("->" in line and number in line for line in Path("/proc/locks").read_text().splitlines()), 60)
+
+
 def test_scores_are_read_while_no_other_job_draws(run: Path) -> None:
     """The job that waits draws what was scored meanwhile, too; else its file would take the other's point away."""
     score(run, 4, 40)
@@ -154,10 +162,7 @@ def test_scores_are_read_while_no_other_job_draws(run: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         waiting = threading.Thread(target=write_tensorboard, args=[run])
         waiting.start()
-        number = f":{os.fstat(lock.fileno()).st_ino} "
-        wait_for(
-            lambda: any("->" in line and number in line for line in Path("/proc/locks").read_text().splitlines()), 60
-        )
+        wait_until_waited_for(lock)
         score(run, 6, 60)
     waiting.join()
     assert Open(run).points() == [(2, 20), (4, 40), (6, 60)]
@@ -238,3 +243,25 @@ def wait_for(reached: Callable[[], Any], deadline_s: float) -> Any:
         assert time.monotonic() < end, f"not reached in {deadline_s} s"
         time.sleep(0.1)
     return found
+
+
+def test_of_two_reports_the_last_one_shows_all_scores(run: Path) -> None:
+    """Jobs that score at the same time write one page; it is read and written under a lock, as the curves are."""
+    run.mkdir(exist_ok=True)
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    summary, page = run / "summary.json", run / "report.html"
+    command = [sys.executable, "-m", "eval.report", str(run), "--output", str(page), "--summary", str(summary)]
+    with (run / ".report.html.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as waiting:
+            wait_until_waited_for(lock)
+            summary.write_text('{"scored meanwhile": 61.25}')
+            fcntl.flock(lock, fcntl.LOCK_UN)
+    assert waiting.returncode == 0 and "scored meanwhile" in page.read_text()
+
+
+def test_a_pipe_in_the_place_of_a_reports_lock_is_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run.mkdir(exist_ok=True)
+    os.mkfifo(run / ".report.html.lock")
+    assert report.main([str(run), "--output", str(run / "report.html")]) == 1
+    assert ".report.html.lock: is not a regular file, and a lock is; remove it" in capsys.readouterr().err

@@ -131,6 +131,8 @@ def test_what_the_exit_codes_of_the_children_lead_to(
         state = here.evaluate(evaluation, 1, lock)
     assert state == {0: "scored", 75: "stopped"}.get(code, "not scored")
     assert note_of(folder)["jobs"] == ([] if code == 75 else ["here"])
+    told = [path.read_text() for path in folder.glob("*-here.out")]
+    assert any("killed by signal 9, most likely because memory ran out" in text for text in told) == (code < 0)
     shown = ["eval.curves", "eval.report"] if code == 0 else []
     assert asked == ["eval.run", "eval.score", *shown]
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -55,6 +56,20 @@ def test_a_log_line_cannot_steer_the_terminal(
     logging.getLogger("a server").warning("it says %s\nand more", STEERING)
     said = capsys.readouterr().err
     assert said.endswith("\nand more\n") and said.removesuffix("\nand more\n").isprintable()
+
+
+def _asks_torch() -> None:
+    import torch
+
+    torch.empty(1 << 60)
+
+
+@pytest.mark.parametrize("work", [lambda: bytes(1 << 60), _asks_torch], ids=["Python's", "torch's"])
+def test_memory_that_ran_out_is_one_line(work: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.finish(work) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: memory ran out (") and said.endswith("give the job more memory\n")
+    assert said.count("\n") == 1
 
 
 DEAF = """

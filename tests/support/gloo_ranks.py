@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 PRELOADED = ["tests.support.preloaded"]
@@ -62,16 +63,13 @@ def _rank_main(
     process_group.shut_down()
 
 
-def run_on_ranks(num_ranks: int, function: Callable[..., Any], *arguments: Any, deadline_s: float = 300.0) -> list[Any]:
-    """`function(*arguments)` in `num_ranks` processes that have joined one gloo group; results in rank order.
-
-    The function must stand at the top of a module. Raises AssertionError with the first failing rank's traceback, or
-    when a rank has not answered at the deadline; no process outlives the call.
-    """
+def _start(
+    num_ranks: int, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> tuple[list[BaseProcess], list[Connection]]:
+    """The ranks' processes, and where each reports."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    port, deadline = free_port(), time.monotonic() + deadline_s
-    processes, reports = [], []
+    port, processes, reports = free_port(), [], []
     for rank in range(num_ranks):
         report, sender = context.Pipe(duplex=False)
         process = context.Process(target=_rank_main, args=(rank, num_ranks, port, sender, function, arguments))
@@ -79,6 +77,42 @@ def run_on_ranks(num_ranks: int, function: Callable[..., Any], *arguments: Any, 
         sender.close()
         processes.append(process)
         reports.append(report)
+    return processes, reports
+
+
+def ends_of_ranks(
+    num_ranks: int, function: Callable[..., int], *arguments: Any, deadline_s: float = 300.0
+) -> list[int]:
+    """The exit codes of ranks in which `function` returned them; -N of one that signal N killed. In rank order.
+
+    Raises AssertionError when a rank has not ended at the deadline; no process outlives the call.
+    """
+    processes, _reports = _start(num_ranks, _leave_with, (function, *arguments))
+    deadline = time.monotonic() + deadline_s
+    try:
+        for process in processes:
+            process.join(timeout=max(0.0, deadline - time.monotonic()))
+        codes = [process.exitcode for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    assert None not in codes, f"not all ranks ended in {deadline_s} s: {codes}"
+    return [code for code in codes if code is not None]
+
+
+def _leave_with(function: Callable[..., int], *arguments: Any) -> None:
+    os._exit(function(*arguments))
+
+
+def run_on_ranks(num_ranks: int, function: Callable[..., Any], *arguments: Any, deadline_s: float = 300.0) -> list[Any]:
+    """`function(*arguments)` in `num_ranks` processes that have joined one gloo group; results in rank order.
+
+    The function must stand at the top of a module. Raises AssertionError with the first failing rank's traceback, or
+    when a rank has not answered at the deadline; no process outlives the call.
+    """
+    deadline = time.monotonic() + deadline_s
+    processes, reports = _start(num_ranks, function, arguments)
     results: dict[int, Any] = {}
     try:
         while len(results) < num_ranks:

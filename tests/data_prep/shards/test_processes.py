@@ -4,10 +4,12 @@ import os
 import signal
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from data_prep.shards.processes import map_in_order
+from tests.support.small_memory import memory_group, use_up_memory
 
 
 def slow_first(number: int) -> tuple[int, int]:
@@ -26,6 +28,11 @@ def killed(number: int) -> int:
     return number
 
 
+def without_memory(group: Path, number: int) -> int:
+    use_up_memory(group)
+    return number
+
+
 def test_results_keep_the_order_and_come_from_other_processes() -> None:
     results = list(map_in_order(slow_first, range(6), workers=2))
     assert [number for number, _ in results] == list(range(6))
@@ -40,6 +47,14 @@ def test_what_an_item_raises_is_raised_after_the_results_before_it(workers: int)
         next(results)
 
 
+LINE = r"2 processes: one was killed by signal 9, .* memory .*fewer \(--workers\)"
+
+
 def test_a_killed_process_ends_the_work_with_a_line() -> None:
-    with pytest.raises(ValueError, match="fewer --workers"):
+    with pytest.raises(ValueError, match=LINE):
         list(map_in_order(killed, range(3), workers=2))
+
+
+def test_so_does_one_that_the_kernel_kills_for_memory() -> None:
+    with memory_group() as group, pytest.raises(ValueError, match=LINE):
+        list(map_in_order(partial(without_memory, group), range(3), workers=2))

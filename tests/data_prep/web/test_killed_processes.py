@@ -9,15 +9,21 @@ import pytest
 
 from data_prep.web import fetching
 from data_prep.web.fetch_worker import KILLED
+from tests.support.small_memory import memory_group
 
 SETTINGS = fetching.FetchSettings(5.0, 20.0, 0, 0.1, 1, 1, 10_000, "tests", True)
 ROOT = Path(__file__).parents[3]
 POOL = """
 import multiprocessing, os, signal, sys, time
+from pathlib import Path
 from data_prep.web import fetch_worker
+from tests.support import small_memory
+group = sys.argv.pop(1)
 def die(number):
     time.sleep(0.6)  # img2dataset's need seconds to start
     if number == 1:
+        if group:
+            small_memory.use_up_memory(Path(group))
         os.kill(os.getpid(), signal.SIGKILL)
     return number
 fetch_worker.GRACE_S = 1.0
@@ -30,12 +36,19 @@ time.sleep(2)  # the pool has ended this one by SIGTERM
 """
 
 
+def ended_with(group: Path | None, numbers: str) -> int:
+    command = [sys.executable, "-c", POOL, str(group or ""), *numbers.split()]
+    return subprocess.run(command, check=False, cwd=ROOT, capture_output=True, timeout=60).returncode
+
+
 @pytest.mark.parametrize(("numbers", "code"), [("0 2 3 4 5", 0), ("0 2 1 3 4", KILLED)])
 def test_a_pool_ends_with_a_killed_process_and_not_with_one_that_has_done_its_work(numbers: str, code: int) -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", POOL, *numbers.split()], check=False, cwd=ROOT, capture_output=True, timeout=60
-    )
-    assert run.returncode == code, run.stderr
+    assert ended_with(None, numbers) == code
+
+
+def test_a_pool_ends_with_a_process_that_the_kernel_kills_for_memory() -> None:
+    with memory_group() as group:
+        assert ended_with(group, "0 2 1 3 4") == KILLED
 
 
 @pytest.mark.parametrize("code", [KILLED, -9])
