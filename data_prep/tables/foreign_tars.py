@@ -10,6 +10,7 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, starmap
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -64,10 +65,10 @@ class Wanted:
 
 
 class _File(NamedTuple):
-    """A file of a sample: its kind, whether that is its whole ending (jpg, not seg.jpg), and where its bytes are."""
+    """A file of a sample: its kind, what stands before that in its ending (of `seg.jpg`: seg), and its bytes' place."""
 
     kind: str
-    whole: bool
+    part: str
     place: Place
 
 
@@ -102,10 +103,11 @@ def _rows_of(tar: Path, name: str, first: int, wanted: Wanted) -> Iterator[Row]:
             _add(samples, tar, member)
     except Exception:  # tarfile raises many kinds for hostile headers
         damaged = True
-    for number, (key, files) in enumerate(samples.items(), first):
-        yield _row(number, f"{name}/{key}", files, wanted)
+    number = first
+    for number, (key, files) in enumerate(chain.from_iterable(starmap(_apart, samples.items())), first + 1):
+        yield _row(number - 1, f"{name}/{key}", files, wanted)
     if damaged:
-        yield Row(first + len(samples), name, (), drop=Drop("damaged_tar"))
+        yield Row(number, name, (), drop=Drop("damaged_tar"))
 
 
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
@@ -139,10 +141,23 @@ def _add(samples: dict[str, list[_File]], tar: Path, member: tarfile.TarInfo) ->
     match = NAME.fullmatch(member.name.removeprefix("./"))
     if match and not METADATA.match(member.name):
         files = samples.setdefault(without_surrogates(match[1]), [])
-        ending = match[2].rpartition(".")[2].lower()
+        part, _, ending = match[2].lower().rpartition(".")
         kind = "picture" if ending in PICTURES else ending
         if kind in KINDS:
-            files.append(_File(kind, "." not in match[2], Place(tar, member.offset_data, member.size)))
+            files.append(_File(kind, part, Place(tar, member.offset_data, member.size)))
+
+
+def _apart(key: str, files: list[_File]) -> list[tuple[str, list[_File]]]:
+    """The samples of one key: several where it has no picture of its own, and each part has a picture with its caption,
+    as of `a.1.jpg`, `a.1.txt`, `a.2.jpg`, `a.2.txt`."""
+    parts: dict[str, list[_File]] = {}
+    for file in files:
+        parts.setdefault(file.part, []).append(file)
+    kinds = [sorted(file.kind for file in of_part) for of_part in parts.values()]
+    pairs = (["picture", "txt"], ["json", "picture"], ["json", "picture", "txt"])
+    if len(parts) < 2 or "" in parts or not all(each in pairs for each in kinds):
+        return [(key, files)]
+    return [(f"{key}.{part}", of_part) for part, of_part in parts.items()]
 
 
 def _row(number: int, name: str, files: Sequence[_File], wanted: Wanted) -> Row:
@@ -153,7 +168,10 @@ def _row(number: int, name: str, files: Sequence[_File], wanted: Wanted) -> Row:
     if max(map(len, (pictures, texts, records))) > 1:
         return Row(number, name, (), drop=Drop("repeated_member"))
     fields = _fields(records[0]) if records else {}
-    text = captions_of(_text(texts[0])) if texts and not wanted.caption else ()
+    try:
+        text = captions_of(_text(texts[0])) if texts and not wanted.caption else ()
+    except UnicodeDecodeError:
+        return Row(number, name, (), drop=Drop("unreadable_caption"))
     captions = text or captions_of((fields or {}).get(wanted.caption or "caption"))
     too_long = any(len(caption) > LONGEST_CAPTION for caption in captions)
     if too_long or (fields is None and not captions):
@@ -167,7 +185,7 @@ def _row(number: int, name: str, files: Sequence[_File], wanted: Wanted) -> Row:
 def _of_kind(files: Sequence[_File], kind: str) -> list[Place]:
     """The files of a kind; those of which it is the whole ending count more."""
     found = [each for each in files if each.kind == kind]
-    return [each.place for each in found if each.whole] or [each.place for each in found]
+    return [each.place for each in found if not each.part] or [each.place for each in found]
 
 
 def _fields(place: Place) -> dict[str, Any] | None:
@@ -180,8 +198,8 @@ def _fields(place: Place) -> dict[str, Any] | None:
 
 
 def _text(place: Place) -> str:
-    """A whole caption file or JSON; empty if it is far too large, or cannot be read now."""
+    """A whole caption file or JSON; empty if it is far too large, or cannot be read now. Raises UnicodeDecodeError."""
     try:
-        return place.read().decode("utf-8-sig", "replace") if place.size <= LARGEST_TEXT else ""
+        return place.read().decode("utf-8-sig") if place.size <= LARGEST_TEXT else ""
     except OSError:
         return ""

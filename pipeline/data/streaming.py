@@ -17,14 +17,16 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
+from tarfile import BLOCKSIZE
 from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.config import Data
+from pipeline.data import streamed_tar
 from pipeline.data.records import captions_of, foreign_caption, read_record
 from pipeline.data.stream import Sample, UnreadableShardError, draw_sample
-from pipeline.data.streamed_tar import FAULTS, files, opened
+from pipeline.data.streamed_tar import FAULTS, HostileTarError, files, opened
 from pipeline.data.transforms import decode
 
 log = logging.getLogger(__name__)
@@ -127,18 +129,40 @@ class StreamedSamples(IterableDataset[Sample]):
     def _sample(self, raw: dict[str, Any], number: int, corrupt: int) -> Sample:
         if "fault" in raw:
             raise ValueError(raw["fault"])
-        picture = next((raw[ending] for ending in PICTURES if ending in raw), None)
+        picture, text, record = (_only(raw, endings) for endings in (PICTURES, ("txt",), ("json",)))
         if picture is None:
-            raise ValueError(f"{raw['__key__']}: has no picture, {', '.join(PICTURES)}")
+            raise ValueError(
+                f"{raw['__key__']}: has no picture, {', '.join(PICTURES)}, beside its other files; make a manifest, "
+                "which finds them anywhere in a tar"
+            )
         try:
-            key, texts = read_record(raw.get("json", b"{}"))
+            key, texts = read_record(record or b"{}")
         except ValueError:
-            caption = raw["txt"].decode() if "txt" in raw else foreign_caption(raw.get("json", b""))
+            caption = _decoded(text, raw["__key__"]) if text is not None else foreign_caption(record or b"")
             if caption is None:
                 raise
             key, texts = f"{raw['__url__']}/{raw['__key__']}", captions_of([caption])
         rng = random.Random(f"{self.seed}/{number}/{key}")
         return draw_sample(key, decode(picture), texts, corrupt, rng, self.settings, self.image_size_px)
+
+
+def _only(raw: dict[str, Any], endings: Sequence[str]) -> bytes | None:
+    """The one file of a sample with such an ending: a whole one (`jpg`), else that of a part (`face.jpg`).
+
+    Raises ValueError when there are several, of which no one can say which belong together.
+    """
+    parts = [name for name in raw if name.rpartition(".")[2] in endings]
+    found = [name for name in parts if name in endings] or parts
+    if len(found) > 1:
+        raise ValueError(f"{raw['__key__']}: has {' and '.join(found[:3])}; give each picture a key of its own")
+    return raw[found[0]] if found else None
+
+
+def _decoded(text: bytes, key: str) -> str:
+    try:
+        return text.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{key}: its text is not UTF-8 ({error.reason}); convert the texts with iconv") from error
 
 
 def _one_pass(urls: Sequence[str], seed: str) -> Iterator[dict[str, Any]]:
@@ -173,6 +197,22 @@ def _patiently(url: str) -> Iterator[dict[str, Any]]:
             time.sleep(wait_s)
 
 
+def _bounded(found: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The files that have a key; of one key only so many that memory holds them. Raises HostileTarError after that."""
+    from webdataset.tariterators import base_plus_ext
+
+    last, held = "", 0
+    for file in found:
+        key = base_plus_ext(file["fname"])[0]
+        if key is None:
+            continue
+        held = len(file["data"]) + BLOCKSIZE + (held if key == last else 0)
+        if held > streamed_tar.MOST_BYTES:
+            raise HostileTarError(f"has {streamed_tar.MOST_BYTES >> 20} MiB under one key; give each sample its own")
+        last = key
+        yield file
+
+
 def _members(url: str) -> Iterator[dict[str, Any]]:
     """A shard's samples: endings to contents, with `__key__` and `__url__`. A damaged part is one with a `fault`."""
     from webdataset.tariterators import group_by_keys
@@ -186,7 +226,7 @@ def _members(url: str) -> Iterator[dict[str, Any]]:
 
     try:
         with opened(url) as tar:
-            yield from group_by_keys(files(tar, hostile), handler=note)
+            yield from group_by_keys(_bounded(files(tar, hostile)), handler=note)
             for error in faults:
                 yield {"__url__": url, "fault": f"{url}: {error.args[0]}"}
             if hostile:

@@ -91,6 +91,24 @@ def test_layouts_of_other_writers(tmp_path):
         assert captions == [["text first"], ["of a folder"], ["a cat"], ["one dog", "two dogs"], ["caf\u00e9"]]
 
 
+def test_parts_of_a_key_are_samples_where_each_has_its_own_text(tmp_path):
+    """Else it is not clear which text belongs to which picture."""
+    members = [
+        ("a.1.jpg", jpeg_bytes(1)), ("a.2.jpg", jpeg_bytes(2)), ("a.2.txt", b"two"), ("a.1.txt", b"one"),
+        ("b.1.jpg", jpeg_bytes(3)), ("b.2.jpg", jpeg_bytes(4)), ("b.txt", b"which?"),
+        ("c.1.jpg", jpeg_bytes(5)), ("c.2.jpg", jpeg_bytes(6)), ("c.2.txt", b"of the second"),
+        ("d.jpg", jpeg_bytes(7)), ("d.txt", b"whole"), ("d.1.jpg", jpeg_bytes(8)), ("d.1.txt", b"a part"),
+    ]  # fmt: skip
+    path = write_tar(tmp_path / "in.tar", members)
+    assert run("tars", path, "--output", tmp_path / "raw") == 0
+    told = {each["url"]: each["reason"] for each in ledger(tmp_path / "raw")}
+    twice = dict.fromkeys(("in.tar/b", "in.tar/c"), "repeated_member")
+    assert told == {"in.tar/a.1": None, "in.tar/a.2": None, "in.tar/d": None} | twice
+    assert [each["row"] for each in ledger(tmp_path / "raw")] == [0, 1, 2, 3, 4]
+    kept = {each.record["url"]: each.record["captions"] for each in samples(tmp_path / "raw")}
+    assert kept == {"in.tar/a.1": ["one"], "in.tar/a.2": ["two"], "in.tar/d": ["whole"]}
+
+
 def test_keys_and_endings_are_those_of_webdataset():
     """But for files that are hidden or have no ending, which hold no sample here."""
     from webdataset.tariterators import base_plus_ext
@@ -130,6 +148,7 @@ def test_each_bad_sample_is_counted_by_its_reason_and_nothing_is_unpacked(tmp_pa
         link("link.jpg", "/etc/passwd"), ("link.txt", b"a link"),
         ("stolen.jpg", jpeg_bytes(4)), link("stolen.txt", str(tmp_path / "secret.txt")),
         ("hard.jpg", jpeg_bytes(4)), link("hard.txt", "good.txt", tarfile.LNKTYPE),
+        ("latin.jpg", jpeg_bytes(5)), ("latin.txt", b"a caf\xe9"),
         ("twice.jpg", jpeg_bytes(5)), ("twice.png", encoded("PNG")), ("twice.txt", b"which?"),
         ("nojson.jpg", jpeg_bytes(6)), ("nojson.json", b"{" * 100_000),
         ("list.jpg", jpeg_bytes(6)), ("list.json", b"[]"),
@@ -150,7 +169,8 @@ def test_each_bad_sample_is_counted_by_its_reason_and_nothing_is_unpacked(tmp_pa
         "good.jpg": None, "alone": "no_picture", "escaped": None, "absolute": None, "link": "no_picture",
         "sparse": "no_picture",
         "stolen": "no_caption", "hard": "no_caption", "twice": "repeated_member", "nojson": "unreadable_caption",
-        "list": "unreadable_caption", "giant": "unreadable_caption", "long": "unreadable_caption",
+        "latin": "unreadable_caption", "list": "unreadable_caption", "giant": "unreadable_caption",
+        "long": "unreadable_caption",
         "broken": "not_an_image", "empty": "not_an_image", "\ufffd": None, "saved": None,
     }  # fmt: skip
     outside = [path for path in Path().rglob("*") if path.parts[0] not in ("in", "raw")]

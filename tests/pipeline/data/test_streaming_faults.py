@@ -135,6 +135,21 @@ def test_pictures_of_other_formats_are_given_too(tmp_path: Path) -> None:
     assert {key.rpartition("/")[2] for key, _ in samples} == {"jpg", "jpeg", "PNG", "webp"}
 
 
+def test_a_part_of_a_key_is_its_picture_where_it_has_no_other(tmp_path: Path) -> None:
+    """`b.c.jpg` is a picture of `b`, as webdataset has it. Several, or a text far from its picture, are counted."""
+    rng = np.random.default_rng(0)
+    picture = tiny_jpeg(rng, "red", "dark", 40, 40)
+    named = ["a.jpg", "a.face.jpg", "a.txt", "b.c.jpg", "b.c.txt", "d.1.jpg", "d.1.txt", "d.2.jpg", "d.2.txt"]
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in [*named, "e.jpg", "e.png", "e.txt", "f.jpg", "g.jpg", "g.txt", "f.txt"]:
+            add(tar, name, b"a red picture" if name.endswith("txt") else picture)
+    recipe = recipe_of(f"pipe:cat {tmp_path}/a.tar", steps=3)
+    loader: Any = build_loader(recipe, open_source(recipe, 1), keys_of, 0, 1, 0)  # type: ignore[arg-type]
+    samples = [each for micro in loader for each in micro]
+    assert {key[-1] for key, _ in samples} == {"a", "b", "g"}
+    assert sum(corrupt for _, corrupt in samples[:6]) >= 4
+
+
 def test_a_shard_whose_rest_is_damaged_gives_what_is_before_it_and_counts_it(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     with tarfile.open(tmp_path / "a.tar", "w") as tar:

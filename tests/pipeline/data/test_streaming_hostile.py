@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import itertools
 import json
 import lzma
 import tarfile
@@ -74,6 +75,13 @@ def sparse_file(size: int) -> bytes:
     return bytes(block)
 
 
+def files_of_one_key() -> Iterator[bytes]:
+    """Each is small; a name without an ending stands between them, which belongs to no sample."""
+    yield good()
+    for number in itertools.count():
+        yield header(tarfile.REGTYPE, 1 << 18, f"a.{number}") + bytes(1 << 18) + header(tarfile.REGTYPE, 0, "README")
+
+
 END = bytes(1024)
 ATTACKS: dict[str, Parts] = {
     "a file of 8 GB": endless(good() + header(tarfile.REGTYPE, 8 << 30)),
@@ -85,6 +93,7 @@ ATTACKS: dict[str, Parts] = {
     "a size of 5000 digits": once(good() + header(tarfile.REGTYPE, 0, pax={"size": "9" * 5000}) + END),
     "an end that never comes": endless(good() + END),
     "links and devices for ever": lambda: (part for part in iter(lambda: header(tarfile.SYMTYPE, 0) * 500, None)),
+    "files of one key for ever": files_of_one_key,
     "gzip": once(gzip.compress(good() + END)),
     "a gzip bomb": once(gzip.compress(header(tarfile.REGTYPE, 1 << 31) + bytes(64 << 20))),
     "a bzip2 bomb": once(packed_zeros(bz2.BZ2Compressor())),
