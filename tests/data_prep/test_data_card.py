@@ -9,6 +9,7 @@ import pytest
 from huggingface_hub import DatasetCard
 
 from data_prep.index import main
+from data_prep.shards.receipts import CAPTIONED
 from data_prep.viewing.data_card import MARK, data_card
 from pipeline.data.manifest import load_manifest
 from tests.support.tiny_shards import write_tiny_shards
@@ -61,3 +62,37 @@ def test_names_from_a_manifest_are_escaped(folder: Path) -> None:
     shown = text.split("---\n", 2)[2].replace(MARK, "")
     assert "script" in shown and not re.search(r"(?<!\\)[<\[\]]|^# [sc]$", shown, re.MULTILINE)
     assert "| \\<script\\> | \\<b\\>\\|x | 3 |" in text
+
+
+def test_a_card_says_what_became_of_captions_and_questions(folder: Path) -> None:
+    """What the last step dropped, of which evaluations the data are free, and which models made the captions."""
+    assert index(folder) == 0
+    coco, web = load_manifest(folder / "all.json").shards
+    models = {"captioner": "c" * 64, "ranker": "a" * 64}
+    captioned = replace(web, source="laion400m", provenance={"stage": CAPTIONED, "models": models})
+    told = {
+        "dropped": {"missing_file": 2},
+        "cleaned_of": {"coco_karpathy_val": 5},
+        "question_sets": {"vqav2_val2014": 3},
+    }
+    asked = replace(coco, questions=7, provenance=told)
+    text = data_card("mine", [captioned, replace(captioned, path="b.tar"), asked]).replace("\\", "")
+    card: Any = DatasetCard(text)
+    assert card.data.task_categories == ["visual-question-answering"]
+    assert "- 8 pictures went through CapFilt: web captions and those of a captioner, ranked and chosen;" in text
+    assert f"captioner {'c' * 12}, ranker {'a' * 12}" in text
+    assert "- Question sets: vqav2_val2014 (3)" in text
+    assert "| coco | missing_file | 2 |" in text and "- coco has no picture of coco_karpathy_val" in text
+    assert "went through CapFilt do not say what their download dropped: its ledgers do." in text
+    plain = data_card("mine", [replace(coco, provenance={})])
+    assert "As their sources have them." in plain and "Nothing by the last step." in plain and "CapFilt" not in plain
+
+
+@pytest.mark.parametrize(
+    ("samples", "size"), [(999, "n<1K"), (1_000, "1K<n<10K"), (129_000_000, "100M<n<1B"), (10**9, "1B<n<10B")]
+)
+def test_the_size_is_one_of_the_hubs(samples: int, size: str, folder: Path) -> None:
+    assert index(folder) == 0
+    [shard, *_] = load_manifest(folder / "all.json").shards
+    card: Any = DatasetCard(data_card("mine", [replace(shard, samples=samples)]))
+    assert card.data.size_categories == [size]

@@ -11,10 +11,11 @@ from huggingface_hub import ModelCard
 from pipeline.config import Recipe, parse_recipe
 from pipeline.convert import main
 from pipeline.files import sha256_of
-from pipeline.model_card import Origin, model_card
+from pipeline.model_card import HUGGINGFACE, NATIVE, Origin, model_card, read_scores
 from pipeline.models.build import build_bridge
 from pipeline.weights.native import FILE_NAME, save_weights
 from pipeline.weights.tower_sources import towers_of
+from tests.support.documents import ROOT, unknown_names
 from tests.support.tiny_shards import tiny_manifest
 from tests.support.tiny_towers import tiny_recipe
 
@@ -144,3 +145,48 @@ def test_converted_weights_tell_no_training_and_hostile_text_is_escaped() -> Non
     shown = body.split("---\n", 2)[2] + code.split("## Conversion")[1]
     assert "img src" in shown and "alert" in shown and not re.search(r"(?<!\\)[<\[\]]", shown)
     assert "````yaml" in code
+
+
+ASKED = {"data": {"manifest": "m.json", "sample": "question"},
+         "language": {"name": "google/flan-t5-xl", "precision": "bf16", "prompt": "{} ?"}}  # fmt: skip
+CAPTIONED = {"data": {"manifest": "m.json", "sample": "caption"}}
+STREAMED = {"data": {"urls": "https://host/a.tar"}}
+
+
+@pytest.mark.parametrize(
+    ("form", "changed", "origin", "told"),
+    [
+        ("native", {}, Origin(1200, "", []), ["what was trained, without frozen towers, of step 1,200."]),
+        ("native", CAPTIONED, Origin(0, "", []), ["Fine-tuned on captions."]),
+        ("huggingface", ASKED, Origin(0, "", []), ["Fine-tuned on questions.", "the whole model, towers included."]),
+        ("native", STREAMED, Origin(4, "", []), ["Streamed from URLs, see the recipe."]),
+        ("native", {}, Origin(0, "lavis: a.pth", []), ["Converted from lavis: a.pth.", "Not known: the weights were"]),
+        ("native", {}, Origin(4, "", ["left out: the ITG head"]), ["## Conversion\n\n- left out: the ITG head"]),
+        ("native", {"vision": {"name": "eva_giant_patch14_clip_224", "trained": True, "precision": "bf16"}},
+         Origin(4, "", []), ["| image encoder | eva_giant_patch14_clip_224 | trained | mit |", "| frozen | OPT-175B"]),
+    ],
+)  # fmt: skip
+def test_a_card_says_what_the_weights_are(form: str, changed: dict[str, Any], origin: Origin, told: list[str]) -> None:
+    text = model_card("mine", form, paper_recipe(**changed), origin, []).replace("\\", "")
+    for each in told:
+        assert each in text
+    assert "None were given." in text and "Check it on your own data before use." in text
+
+
+@pytest.mark.parametrize(("image_source", "shown"), [("none", ", without picture"), ("shuffled", ", another picture")])
+def test_a_score_without_its_picture_says_so(image_source: str, shown: str, tmp_path: Path) -> None:
+    metrics = evaluation(tmp_path / "vqa", "0" * 64, image_source=image_source)
+    [[data, *_]] = read_scores([metrics], "0" * 64)
+    assert data == f"Flickr30K test{shown}"
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_use_that_a_card_names_exists(stage: int) -> None:
+    """Its command and flags are this project's; its lines of Python name classes of transformers."""
+    import transformers
+
+    assert not list(unknown_names(ROOT / "README.md", f"```bash\n{NATIVE[stage]}\n```"))
+    for line in HUGGINGFACE[stage].splitlines():
+        if line.startswith("from transformers"):
+            assert all(hasattr(transformers, name) for name in line.partition(" import ")[2].split(", "))
+    compile(HUGGINGFACE[stage], "card", "exec")
