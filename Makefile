@@ -1,5 +1,7 @@
 # One environment in .venv, made once from requirements.lock; every target sets up what it needs.
+# lmms-eval has one of its own over it: of what it wants, this one keeps its versions.
 VENV := .venv
+LMMS := .venv-lmms
 UV := 0.13.9
 PYTHON := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -7,7 +9,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 export WANDB_MODE := disabled
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup lock demo ablations format check test quick bench gpu gpu-wheels clean help
+.PHONY: setup lmms lock demo ablations format check test quick bench gpu gpu-wheels clean help
 .DEFAULT_GOAL := help
 
 $(VENV)/installed: requirements.lock .ci/packages
@@ -19,9 +21,24 @@ $(VENV)/installed: requirements.lock .ci/packages
 
 setup: $(VENV)/installed ## build the environment and nothing else
 
-lock: ## after a change of requirements.txt: write requirements.lock, all packages with their versions and hashes
+$(LMMS)/installed: $(VENV)/installed lmms.lock pyproject.toml
+	$(VENV)/bin/uv venv --quiet --clear --python $(PYTHON) $(LMMS)
+	$(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	    >$$($(LMMS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth
+	$(VENV)/bin/uv pip install --quiet --no-deps --require-hashes --python $(LMMS)/bin/python -r lmms.lock
+	$(VENV)/bin/uv pip install --quiet --no-deps --no-build-isolation --python $(LMMS)/bin/python -e .
+	touch $@
+
+lmms: $(LMMS)/installed ## lmms-eval in .venv-lmms, with the packages of .venv below its own
+
+lock: ## after a change of requirements.txt: write both locks, all packages with their versions and hashes
 	$(VENV)/bin/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --generate-hashes \
 	    --custom-compile-command "make lock" requirements.txt --output-file requirements.lock
+	sed -n "/'win32'\|^filelock/!s/^\([a-z0-9-]*==.*\) .$$/\1/p" requirements.lock >$(LMMS).pins
+	$(VENV)/bin/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --generate-hashes \
+	    --custom-compile-command "make lock" --extra lmms --overrides $(LMMS).pins \
+	    $$(sed 's/==.*//; s/^/--no-emit-package /' $(LMMS).pins) pyproject.toml --output-file lmms.lock
+	rm $(LMMS).pins
 
 demo: $(VENV)/installed ## the whole of BLIP-2 in miniature, on CPU: data, two stages, scores, a report
 	HF_HUB_OFFLINE=1 $(PYTHON) -m data_prep.miniature.demo
@@ -39,7 +56,7 @@ check: $(VENV)/installed ## formatting, lint, types, shell scripts
 	mypy pipeline data_prep eval tests/gpu tests/benchmarks
 	shellcheck .ci/run .ci/packages slurm/chain slurm/eval_watch $(wildcard slurm/*.sbatch slurm/*.sh tests/support/*.sh)
 
-test: $(VENV)/installed ## all tests but those marked gpu or large
+test: $(VENV)/installed $(LMMS)/installed ## all tests but those marked gpu or large
 	HF_HUB_OFFLINE=1 pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not large" --durations=20
 
 quick: $(VENV)/installed ## the tests of files that take less than 4 seconds, for every change
@@ -56,7 +73,7 @@ gpu-wheels: $(VENV)/installed ## the packages that a bare GPU machine lacks, int
 	$(PYTHON) -m tests.gpu.wheels
 
 clean: ## remove the environment and the miniature's runs
-	rm -rf $(VENV) runs/miniature runs/ablations
+	rm -rf $(VENV) $(LMMS) runs/miniature runs/ablations
 
 help: ## the map of all commands, a line each
 	@python3 -m pipeline

@@ -23,7 +23,7 @@ MAP = {
     ],
     "evaluate": [
         "eval.run", "eval.score", "eval.audit", "eval.submit", "eval.watch", "eval.select",
-        "slurm/eval.sbatch", "slurm/score.sbatch", "slurm/eval_watch",
+        "slurm/eval.sbatch", "slurm/score.sbatch", "slurm/eval_watch", "make lmms",
     ],
     "look": [
         "data_prep.gallery", "pipeline.generate", "pipeline.match", "pipeline.embed", "eval.report", "eval.curves",

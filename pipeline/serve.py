@@ -29,11 +29,12 @@ def _port(text: str) -> int:
 def page_of(model: "Model", weights: Path) -> str:
     """The page with the sections that the model has."""
     from pipeline.pages.page import render
-    from pipeline.prompts import CHAT_TURNS
+    from pipeline.prompts import CHAT_TURNS, caption_prompt
     from pipeline.serving import http_server, tasks
 
     bounds = {
         "bytes": http_server.MAX_PICTURE_BYTES,
+        "pictures": tasks.MAX_PICTURES,
         "texts": tasks.MAX_TEXTS,
         "length": tasks.MAX_TEXT_LENGTH,
         "turns": CHAT_TURNS,
@@ -46,6 +47,7 @@ def page_of(model: "Model", weights: Path) -> str:
         weights=printable(str(weights)),
         stage=model.stage,
         reads_questions=model.recipe.qformer.question != "none",
+        prompt=caption_prompt(model.recipe),
         bounds=bounds,
     )
 

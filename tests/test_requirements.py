@@ -1,7 +1,8 @@
-"""requirements.lock names every package of the environment with its version and hash."""
+"""Both locks name every package of their environment with its version and hash."""
 
 import re
 import sysconfig
+import tomllib
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -10,9 +11,9 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 
 
-def _locked() -> dict[str, str]:
+def _locked(name: str = "requirements.lock") -> dict[str, str]:
     """Package -> version, each with at least one hash."""
-    blocks = re.split(r"\n(?=[a-z0-9])", (ROOT / "requirements.lock").read_text())[1:]
+    blocks = re.split(r"\n(?=[a-z0-9])", (ROOT / name).read_text())[1:]
     assert all("--hash=sha256:" in block for block in blocks)
     pins = (re.match(r"([a-z0-9._-]+)==(\S+)", block) for block in blocks)
     return {canonicalize_name(pin[1]): pin[2] for pin in pins if pin}
@@ -25,6 +26,14 @@ def test_the_lock_has_every_pin_of_requirements() -> None:
     locked = _locked()
     different = {name: pin for name, pin in wanted.items() if locked.get(canonicalize_name(name)) != pin}
     assert not different, "run make lock"
+
+
+def test_the_environment_of_lmms_eval_changes_one_package_alone() -> None:
+    """Its own stand over those of requirements.lock, whose versions the tests know."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    own, below = _locked("lmms.lock"), _locked()
+    assert f"lmms_eval=={own['lmms-eval']}" in extras["lmms"]
+    assert {name for name in own.keys() & below.keys() if own[name] != below[name]} == {"filelock"}, "run make lock"
 
 
 def test_the_environment_is_the_locks() -> None:

@@ -1,12 +1,13 @@
-// The page of pipeline.serve: gives the picture and what is asked to the server, and shows what comes back as text.
+// The page of pipeline.serve: gives pictures and what is asked to the server, and shows what comes back as text.
 "use strict";
 const find = id => document.getElementById(id);
 const bounds = find("page").dataset;
 const COLOURS = [[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]];  // inferno
-let picture = null, address = "", turns = [];
+// `given` is another object after each change of what is shown. Pictures have a file, a name and an address.
+let pictures = [], given = null, turns = [];
 
-async function ask(path, asked, given) {
-  const body = new Blob([JSON.stringify(asked), "\n", ...(given ? [given] : [])]);
+async function ask(path, asked, ...files) {
+  const body = new Blob([JSON.stringify(asked), "\n", ...files]);
   let answer;
   try {
     answer = await fetch(path, {method: "POST", body, headers: {"Content-Type": "application/octet-stream"}});
@@ -17,7 +18,7 @@ async function ask(path, asked, given) {
   return answer;
 }
 
-// Runs a section's form. What comes back for an earlier picture is not shown.
+// Runs a section's form. What comes back for earlier pictures is not shown.
 function onSubmit(id, work) {
   const form = find(id);
   if (!form) return;
@@ -27,13 +28,13 @@ function onSubmit(id, work) {
     fault.textContent = "";
     button.disabled = true;
     form.setAttribute("aria-busy", "true");
-    const given = picture;
+    const before = given;
     try {
-      if (!given && id !== "fetch") throw new Error("Give a picture first.");
-      const show = await work(given);
-      if (given === picture) show();
+      if (!before && id !== "fetch") throw new Error("Give a picture first.");
+      const show = await work(before?.picture.file);
+      if (before === given) show();
     } catch (error) {
-      if (given === picture) fault.textContent = error.message;
+      if (before === given) fault.textContent = error.message;
     } finally {
       button.disabled = false;
       form.removeAttribute("aria-busy");
@@ -41,18 +42,55 @@ function onSubmit(id, work) {
   });
 }
 
+const keepsSeveral = () => Boolean(find("several")?.checked);
+
+function refusal(file, name) {
+  const kept = keepsSeveral() ? pictures : [], bytes = kept.reduce((sum, each) => sum + each.file.size, file.size);
+  if (file.size > bounds.bytes) return `${name}: is larger than ${bounds.bytes / 1e6} MB.`;
+  if (kept.length >= bounds.pictures) return `${name}: these are ${bounds.pictures} pictures already; remove one first.`;
+  return bytes > bounds.bytes ? `${name}: all pictures together are larger than ${bounds.bytes / 1e6} MB; remove one first.` : "";
+}
+
 function take(file, name) {
   const fault = find("fetch").querySelector(".fault");
-  fault.textContent = file.size > bounds.bytes ? `${name}: is larger than ${bounds.bytes / 1e6} MB.` : "";
-  if (fault.textContent) return;
-  picture = file;
-  URL.revokeObjectURL(address);
-  find("picture").src = address = URL.createObjectURL(file);
-  find("name").textContent = name;
-  find("given").hidden = false;
+  fault.textContent = refusal(file, name);
+  if (fault.textContent) return false;
+  const taken = {file, name, address: URL.createObjectURL(file)};
+  keep(keepsSeveral() ? [...pictures, taken] : [taken], taken);
+  return true;
+}
+
+// Several files at once are kept together, where the page can do that.
+function takeAll(files) {
+  if (files.length > 1 && find("several")) find("several").checked = true;
+  for (const file of keepsSeveral() ? files : files.slice(0, 1)) if (!take(file, file.name || "pasted picture")) break;
+}
+
+// These are the pictures now, and this one is shown: what was said of others goes.
+function keep(those, shown) {
+  for (const each of pictures) if (!those.includes(each)) URL.revokeObjectURL(each.address);
+  pictures = those;
+  given = shown ? {picture: shown} : null;
+  if (shown) find("picture").src = shown.address;
+  find("name").textContent = shown?.name ?? "";
+  find("given").hidden = !shown;
+  find("thumbnails").hidden = !keepsSeveral();
+  find("thumbnails").replaceChildren(...pictures.map(thumbnail));
+  if (find("marks")) find("marks").hidden = !keepsSeveral();
   for (const old of document.querySelectorAll("output, .fault")) old.textContent = "";
   for (const old of document.querySelectorAll(".scores, #maps")) old.hidden = true;
   startOver();
+}
+
+function thumbnail(picture, place) {
+  const item = document.createElement("li"), others = pictures.filter(each => each !== picture);
+  const show = element("button", "", {type: "button", "aria-pressed": String(picture === given.picture), title: picture.name});
+  const remove = element("button", "Remove", {type: "button", "aria-label": `Remove picture ${place + 1}`});
+  show.append(element("img", "", {src: picture.address, alt: ""}), element("span", `Picture ${place + 1}`));
+  show.addEventListener("click", () => keep(pictures, picture));
+  remove.addEventListener("click", () => keep(others, picture === given.picture ? others.at(-1) : given.picture));
+  item.append(show, remove);
+  return item;
 }
 
 function startOver() {
@@ -71,21 +109,27 @@ find("picture").addEventListener("error", () => {
   find("name").textContent += " (this browser does not show the format; the model may read it)";
 });
 find("file").addEventListener("change", event => {
-  const [file] = event.target.files;
-  if (file) take(file, file.name);
+  takeAll([...event.target.files]);
 });
 for (const kind of ["dragover", "dragleave", "drop"]) addEventListener(kind, event => {
   event.preventDefault();
   document.body.classList.toggle("over", kind === "dragover");
 });
 addEventListener("drop", event => {
-  const [file] = event.dataTransfer.files, url = event.dataTransfer.getData("text/uri-list").split("\n")[0].trim();
-  if (file) take(file, file.name);
+  const {files} = event.dataTransfer, url = event.dataTransfer.getData("text/uri-list").split("\n")[0].trim();
+  if (files.length) takeAll([...files]);
   else if (url) fetchUrl(url);
 });
 addEventListener("paste", event => {
-  const [file] = event.clipboardData.files;
-  if (file) take(file, file.name || "pasted picture");
+  takeAll([...event.clipboardData.files]);
+});
+find("several")?.addEventListener("change", () => {
+  keep(keepsSeveral() ? pictures : pictures.filter(each => each === given.picture), given?.picture);
+});
+find("mark")?.addEventListener("click", () => {
+  const prompt = find("prompt");
+  prompt.setRangeText("<image> ", prompt.selectionStart, prompt.selectionEnd, "end");
+  prompt.focus();
 });
 
 function fetchUrl(url) {
@@ -98,8 +142,10 @@ onSubmit("fetch", async () => {
   return () => take(content, url);
 });
 
-onSubmit("caption", async given => {
-  const {text} = await (await ask("/caption", {}, given)).json();
+onSubmit("caption", async () => {
+  const prompt = find("prompt").value.trim(), asked = prompt ? {prompt} : {}, files = pictures.map(each => each.file);
+  if (files.length > 1) asked.sizes = files.map(each => each.size);
+  const {text} = await (await ask("/caption", asked, ...files)).json();
   return () => { find("caption").querySelector("output").textContent = text || "(no text)"; };
 });
 
@@ -111,9 +157,9 @@ function earlier(question) {
   return kept;
 }
 
-onSubmit("answer", async given => {
+onSubmit("answer", async file => {
   const question = find("question").value.trim(), before = turns;
-  const {text} = await (await ask("/answer", {question, earlier: earlier(question)}, given)).json();
+  const {text} = await (await ask("/answer", {question, earlier: earlier(question)}, file)).json();
   return () => {
     if (before !== turns) return;  // a new conversation has begun
     turns.push([question, text]);
@@ -125,11 +171,11 @@ onSubmit("answer", async given => {
 });
 find("again")?.addEventListener("click", startOver);
 
-onSubmit("match", async given => {
+onSubmit("match", async file => {
   const texts = find("texts").value.split("\n").map(text => text.trim()).filter(Boolean);
   if (!texts.length) throw new Error("Write a text first.");
   if (texts.length > bounds.texts) throw new Error(`These are ${texts.length} texts; give ${bounds.texts} at most.`);
-  const {itc, itm} = await (await ask("/match", {texts}, given)).json();
+  const {itc, itm} = await (await ask("/match", {texts}, file)).json();
   const order = [...texts.keys()].sort((one, other) => itm[other] - itm[one]);
   return () => {
     find("scores").replaceChildren(...order.map(place => {
@@ -153,7 +199,7 @@ function heatMap(values, side) {
   canvas.width = canvas.height = side;
   const pixels = values.flatMap(value => [...colour(value / most), 255]);
   canvas.getContext("2d").putImageData(new ImageData(Uint8ClampedArray.from(pixels), side, side), 0, 0);
-  const image = element("img", "", {src: address, alt: ""});
+  const image = element("img", "", {src: given.picture.address, alt: ""});
   return [image, canvas];
 }
 
@@ -164,9 +210,9 @@ function inWords(values, side) {
   return `${percent}% of the attention is on the picture's patches, the rest on the encoder's other tokens. It is strongest at the ${row} ${column}.`;
 }
 
-onSubmit("attention", async given => {
+onSubmit("attention", async file => {
   const question = turns.at(-1)?.[0] || find("question")?.value.trim() || null;
-  const {side, queries} = await (await ask("/attention", {question}, given)).json();
+  const {side, queries} = await (await ask("/attention", {question}, file)).json();
   const mean = queries[0].map((_, place) => queries.reduce((sum, values) => sum + values[place], 0) / queries.length);
   const named = [["All queries", mean], ...queries.map((values, number) => [`Query ${number + 1}`, values])];
   return () => {

@@ -1,8 +1,9 @@
-"""What the page may ask of a model: from a line of JSON and a picture to JSON. All texts and their number are bounded.
+"""What the page may ask of a model: from a line of JSON and pictures to JSON. All texts and their number are bounded.
 
 Nothing is kept between two requests: the page sends the picture and the conversation each time.
 """
 
+from itertools import accumulate
 from typing import Annotated, Any
 
 from PIL import Image
@@ -20,6 +21,7 @@ MAX_TEXTS = 32
 MAX_TEXT_LENGTH = 500
 MAX_CONVERSATION_LENGTH = 4000
 """Characters of all turns: attention's memory grows with their square."""
+MAX_PICTURES = 8  # of one prompt
 WAITING = 8
 
 
@@ -28,6 +30,11 @@ def _plain(text: str) -> str:
 
 
 Answer = Annotated[str, StringConstraints(max_length=MAX_TEXT_LENGTH), AfterValidator(_plain)]
+Prompt = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=MAX_CONVERSATION_LENGTH),
+    AfterValidator(lambda text: "\n".join(map(printable, text.splitlines()))),  # examples stand on lines of their own
+]
 Text = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TEXT_LENGTH), AfterValidator(_plain)
 ]
@@ -37,8 +44,10 @@ class _Asked(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _Nothing(_Asked):
-    pass
+class _Caption(_Asked):
+    prompt: Prompt | None = None
+    sizes: Annotated[list[int], Field(min_length=1, max_length=MAX_PICTURES)] | None = None
+    """Bytes of each picture, where there are several."""
 
 
 class _Question(_Asked):
@@ -83,9 +92,12 @@ class Tasks:
             raise ValueError(f"{asked.url}: is not readable as a picture ({error})") from error
 
     def caption(self, line: bytes, picture: bytes) -> Reply:
-        _read(line, _Nothing)
+        """What the model writes after the prompt, which has a mark `<image>` for each of several pictures."""
+        asked = _read(line, _Caption)
+        shown = picture if asked.sizes is None else [_parts(picture, asked.sizes)]
         with self.computing.turn():
-            return as_json({"text": _plain(self.model.caption(picture))})
+            text = self.model.caption(shown, asked.prompt)
+        return as_json({"text": _plain(text if asked.sizes is None else text[0])})
 
     def answer(self, line: bytes, picture: bytes) -> Reply:
         """The answer after the turns before it, as `pipeline.generate --chat` gives it."""
@@ -111,6 +123,14 @@ class Tasks:
         with self.computing.turn():
             maps_QGG = self.model.attention(picture, asked.question)
         return as_json({"side": maps_QGG.shape[1], "queries": maps_QGG.reshape(len(maps_QGG), -1).round(5).tolist()})
+
+
+def _parts(content: bytes, sizes: list[int]) -> list[bytes]:
+    """The pictures that stand one after the other."""
+    if min(sizes) < 1 or sum(sizes) != len(content):
+        raise ValueError(f"sizes {sizes}: are not those of pictures with {len(content)} bytes in all; send them again")
+    ends = list(accumulate(sizes))
+    return [content[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 def _read(line: bytes, kind: type[Any]) -> Any:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import Recipe
 from pipeline.config.checks import QUANTISED
+from pipeline.files import sync_file
+from pipeline.models import lora
 from pipeline.models.build import Bridge, build_tokenizer
 from pipeline.models.inference import LanguageModel, RetrievalModel
 from pipeline.models.language import build_language
-from pipeline.models.lora import merge_lora
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.stage2 import Stage2Bridge
 from pipeline.weights import huggingface, lavis, native, towers
@@ -62,20 +63,33 @@ def export_huggingface(bridge: Bridge, recipe: Recipe, folder: Path) -> list[str
                 "model; give another, as --set language.precision=bf16"
             )
         model = LanguageModel(recipe, vision, bridge, build_language(recipe.language, "cpu"))
-    merged = isinstance(model, LanguageModel) and _merge_trained_lora(model)
-    notes = huggingface.write_folder(model, folder)
-    notes += ["LoRA is merged into the language model"] if merged else []
+    merged: list[str] = []
+    if isinstance(model, LanguageModel) and model.bridge.lora is not None:
+        native.add_trained_lora(model.language.model, model.recipe, model.bridge)
+        _save_adapter(model, folder / huggingface.ADAPTER)
+        lora.merge_lora(model.language.model)
+        model.bridge.lora = None
+        merged = ["LoRA is merged into the language model", f"the adapter of LoRA alone is in {huggingface.ADAPTER}/"]
+    notes = huggingface.write_folder(model, folder) + merged
     eps = (
         f"{bridge.ln_vision.eps} here is the image encoder's own there: set vision_model.post_layernorm.eps to compare"
     )
     return [*notes, f"epsilon of ln_vision: {eps}"]
 
 
-def _merge_trained_lora(model: LanguageModel) -> bool:
-    """The bridge's LoRA as a part of the language model's weights, and no longer of the bridge. False: it has none."""
-    if model.bridge.lora is None:
-        return False
-    native.add_trained_lora(model.language.model, model.recipe, model.bridge)
-    merge_lora(model.language.model)
-    model.bridge.lora = None
-    return True
+def _save_adapter(model: LanguageModel, folder: Path) -> None:
+    """LoRA as peft has it: an adapter of the recipe's language model, whose layers hold the matrices."""
+    from safetensors.torch import save_file
+
+    assert model.recipe.language is not None and model.bridge.lora is not None
+    config = model.language.model.peft_config[lora.ADAPTER]
+    config.task_type = "SEQ_2_SEQ_LM" if model.language.kind == "seq2seq" else "CAUSAL_LM"
+    config.base_model_name_or_path, config.inference_mode = model.recipe.language.name, True
+    config.save_pretrained(folder)
+    tensors = {}
+    for name, tensor in model.bridge.lora.state_dict().items():
+        layer, matrix = name.removesuffix(".weight").rsplit(".", 1)
+        tensors[f"base_model.model.{layer}.lora_{matrix}.weight"] = tensor.cpu().contiguous()
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    for file in folder.iterdir():
+        sync_file(file)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 VISION, LANGUAGE = "vision_model.", "language_model."
 FROZEN = (VISION, LANGUAGE)
 BUFFERS = ("embeddings.position_ids",)
+ADAPTER = "adapter"  # in a folder whose language model has LoRA merged into it: LoRA alone, as peft has it
 IMAGE_TOKEN = "<image>"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -57,6 +58,11 @@ def read_folder(folder: Path, own_names: list[str]) -> tuple[dict[str, "Tensor"]
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(f"weights {folder}: has no *.safetensors; give a folder that save_pretrained() wrote")
+    if (folder / ADAPTER).is_dir():
+        raise ValueError(
+            f"weights {folder}: LoRA is merged into their language model, and the recipe's is without; give the native "
+            "weights that they were converted from"
+        )
     _check_files(folder, files)
     check_weight_sets(folder)
     for path in files:
@@ -183,7 +189,7 @@ def write_folder(model: "RetrievalModel | LanguageModel", folder: Path) -> list[
     _processor(tokenizer, recipe, model.vision, shape.num_query_tokens if model.stage == 2 else None).save_pretrained(
         folder
     )
-    for file in folder.iterdir():
+    for file in filter(Path.is_file, folder.iterdir()):
         sync_file(file)
     return [*notes, *(f"not in transformers' format, left out: {name}" for name, theirs in names.items() if not theirs)]
 

@@ -25,9 +25,10 @@ PLACEHOLDER = re.compile(r"[A-Z]{2}.*/|[A-Z]{2}[^/]*\.(?!md)|FILE")
 OF_OTHERS = frozenset(
     {"--array", "--dependency", "--gpus-per-node", "--kill-on-invalid-dep", "--nodes", "--ntasks-per-node", "--time"}
     | {"--cpus-per-gpu", "--gres", "--mem", "--mem-per-cpu"}
+    | {"--gen_kwargs", "--include_path", "--model_args"}
     | {"--kill-on-bad-exit", "--wait", "--overlap", "--cpus-per-task", "--module", "--num_gpus", "--compile-bytecode"}
 )
-"""Flags of sbatch, srun, deepspeed and uv that documents mention by themselves."""
+"""Flags of sbatch, srun, deepspeed, uv and lmms-eval that documents mention by themselves."""
 
 
 class _AskedToParseError(Exception):

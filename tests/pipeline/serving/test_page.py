@@ -20,7 +20,8 @@ from pipeline.serving.tasks import Tasks
 from tests.support.web_folder import jpeg_bytes
 
 PHONE_PX = 390
-PICTURE = jpeg_bytes(5, 90, 120)
+PICTURES = [jpeg_bytes(5, 90, 120), jpeg_bytes(6, 120, 60), jpeg_bytes(7, 60, 60)]
+PICTURE = PICTURES[0]
 FRAME = f"<!doctype html><title></title><iframe src=/ width={PHONE_PX} height=800 style=border:0></iframe>"
 DRIVER = (
     """<script>
@@ -38,12 +39,12 @@ const until = async ready => {
   told.width = Math.max(told.width, document.documentElement.scrollWidth);
 };
 const submit = async (id, ready) => { find(id).requestSubmit(); await until(ready); };
-const file = () => {
-  const bytes = Uint8Array.from(atob("%s"), letter => letter.charCodeAt(0)), data = new DataTransfer();
-  data.items.add(new File([bytes], "holiday.jpg", {type: "image/jpeg"}));
+const file = (name = "holiday.jpg", number = 0) => {
+  const bytes = Uint8Array.from(atob(%p[number]), letter => letter.charCodeAt(0)), data = new DataTransfer();
+  data.items.add(new File([bytes], name, {type: "image/jpeg"}));
   return data;
 };
-const drop = () => dispatchEvent(new DragEvent("drop", {dataTransfer: file()}));
+const drop = (...which) => dispatchEvent(new DragEvent("drop", {dataTransfer: file(...which)}));
 const say = () => {
   told.nameless = [...document.querySelectorAll("input, textarea, button")].filter(
     each => !(each.labels?.length || each.textContent.trim())).map(each => each.id);
@@ -51,7 +52,7 @@ const say = () => {
 };
 (async () => { try { %s } catch (error) { told.faults.push(String(error)); } say(); })();
 </script></body>"""
-).replace("%s", base64.b64encode(PICTURE).decode(), 1)
+).replace("%p", json.dumps([base64.b64encode(each).decode() for each in PICTURES]))
 
 STAGE_2 = """
   await submit("caption", () => shown("#caption .fault"));
@@ -84,6 +85,47 @@ STAGE_2 = """
   await submit("answer", () => turns.length);
   drop();
   told.left.push(turns.length, find("turns").children.length);
+"""
+SEVERAL = """
+  const names = () => [...document.querySelectorAll("#thumbnails span")].map(each => each.textContent);
+  const told_of = () => [names(), shown("#name"), find("thumbnails").hidden, find("marks").hidden];
+  told.seen = [];
+  drop("one.jpg");
+  told.seen.push(told_of());
+  drop("two.jpg");
+  told.seen.push(told_of());
+  find("several").click();
+  drop("three.jpg", 1);
+  dispatchEvent(new ClipboardEvent("paste", {clipboardData: file("four.jpg", 2)}));
+  await until(() => [...document.querySelectorAll("#thumbnails img")].every(each => each.naturalWidth > 0));
+  told.seen.push(told_of());
+  await submit("caption", () => shown("#caption .fault"));
+  told.fault = shown("#caption .fault");
+  find("mark").click();
+  find("prompt").setRangeText("red <image> a <image>", 8, 8, "end");
+  await submit("caption", () => shown("output"));
+  told.three = shown("output");
+  document.querySelectorAll("#thumbnails li")[1].children[0].click();
+  told.seen.push(told_of());
+  told.emptied = shown("output");
+  document.querySelectorAll("#thumbnails li")[0].children[1].click();
+  told.seen.push(told_of());
+  find("prompt").value = "<image> red <image>";
+  await submit("caption", () => shown("output"));
+  told.two = shown("output");
+  find("question").value = "colour ?";
+  await submit("answer", () => turns.length);
+  told.answer = turns[0][1];
+  for (let more = 0; more < 9; more++) drop("more.jpg");
+  told.most = [names().length, shown("#fetch .fault")];
+  find("several").click();
+  told.seen.push(told_of());
+  for (const each of [0, 1]) document.querySelector("#thumbnails li")?.children[1].click();
+  told.none = [find("given").hidden, given];
+  const both = file("five.jpg");
+  both.items.add(both.files[0]);
+  dispatchEvent(new DragEvent("drop", {dataTransfer: both}));
+  told.seen.push(told_of());
 """
 STAGE_1 = """
   dispatchEvent(new ClipboardEvent("paste", {clipboardData: file()}));
@@ -160,6 +202,29 @@ def test_a_picture_is_dropped_captioned_and_asked_about(weights: dict[str, Path]
     share = 100 * model.attention(PICTURE)[1].sum()
     assert told["said"].startswith(f"Query 2: {share:.0f}% of the attention is on the picture's patches")
     assert "cannot be fetched (refused_address)" in told["fault"]
+
+
+@browser
+def test_several_pictures_are_kept_for_one_prompt(weights: dict[str, Path], tmp_path: Path) -> None:
+    told = driven(weights["opt"], SEVERAL, tmp_path)
+    model = pipeline.load(weights["opt"])
+    assert told["faults"] == told["nameless"] == [] and told["width"] <= PHONE_PX, told
+    numbered = [f"Picture {number}" for number in range(1, 9)]
+    assert told["seen"] == [
+        [numbered[:1], "one.jpg", True, True],
+        [numbered[:1], "two.jpg", True, True],
+        [numbered[:3], "four.jpg", False, False],
+        [numbered[:3], "three.jpg", False, False],
+        [numbered[:2], "three.jpg", False, False],
+        [numbered[:1], "more.jpg", True, True],
+        [numbered[:2], "five.jpg", False, False],
+    ]
+    assert "has 0 marks <image> for 3 pictures" in told["fault"] and told["emptied"] == ""
+    assert told["three"] == " ".join(model.caption([PICTURES], "<image> red <image> a <image>")[0].split())
+    assert told["two"] == " ".join(model.caption([PICTURES[1:]], "<image> red <image>")[0].split())
+    assert told["answer"] == model.answer(PICTURES[1], "colour ?", chat_prompt(model.recipe), **CHAT_DECODING)
+    assert told["most"] == [8, "more.jpg: these are 8 pictures already; remove one first."]
+    assert told["none"] == [True, None]
 
 
 @browser

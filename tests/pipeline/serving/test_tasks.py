@@ -11,7 +11,7 @@ from PIL import Image
 
 import pipeline
 from pipeline.prompts import CHAT_DECODING, chat_prompt
-from pipeline.serving.tasks import MAX_CONVERSATION_LENGTH, MAX_TEXT_LENGTH, MAX_TEXTS, Tasks
+from pipeline.serving.tasks import MAX_CONVERSATION_LENGTH, MAX_PICTURES, MAX_TEXT_LENGTH, MAX_TEXTS, Tasks
 from pipeline.trained_model import Model
 from tests.support.web_folder import jpeg_bytes, make_web, served
 
@@ -34,6 +34,25 @@ def answered(model: Model, task: str, asked: Any, picture: bytes = PICTURE) -> A
 def test_each_stage_has_its_tasks(models: dict[str, Model]) -> None:
     assert sorted(Tasks(models["stage1"]).by_path()) == ["/attention", "/match", "/picture"]
     assert sorted(Tasks(models["t5"]).by_path()) == ["/answer", "/attention", "/caption", "/picture"]
+
+
+@pytest.mark.parametrize("name", ["t5", "opt"])
+def test_a_prompt_may_have_several_pictures(name: str, models: dict[str, Model]) -> None:
+    model, pictures = models[name], [PICTURE, jpeg_bytes(6), jpeg_bytes(7)]
+    several = {"sizes": [len(each) for each in pictures]}
+    for prompt, shown in (("red", pictures[:1]), ("<image> red\n<image> photo <image> of", pictures)):
+        asked = {"prompt": prompt} | (several if len(shown) > 1 else {})
+        [expected] = model.caption([shown if len(shown) > 1 else PICTURE], prompt)
+        assert answered(model, "caption", asked, b"".join(shown))["text"] == " ".join(expected.split())
+    one = {"sizes": [len(PICTURE)]}
+    assert answered(model, "caption", one) == answered(model, "caption", {})
+    for asked, message in (
+        ({}, "'a photo of': has 0 marks <image> for 3 pictures"),
+        ({"prompt": "<image> <image> a"}, "has 2 marks <image> for 3 pictures"),
+        ({"prompt": " "}, "prompt"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            answered(model, "caption", several | asked, b"".join(pictures))
 
 
 @pytest.mark.parametrize("name", ["t5", "opt", "tuned"])
@@ -87,6 +106,13 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("caption", b'{"a": 1, "a": 2}', "a name comes twice"),
     ("caption", b"[]", "valid dictionary"),
     ("caption", {"num_beams": 10**9}, "num_beams: Extra inputs are not permitted"),
+    ("caption", {"prompt": ""}, "prompt: String should have at least 1 character"),
+    ("caption", {"prompt": "a" * (MAX_CONVERSATION_LENGTH + 1)}, "prompt: String should have at most"),
+    ("caption", {"sizes": []}, "sizes: List should have at least 1"),
+    ("caption", {"sizes": [1] * (MAX_PICTURES + 1)}, "sizes: List should have at most"),
+    ("caption", {"sizes": [len(PICTURE), 1]}, f"are not those of pictures with {len(PICTURE)} bytes"),
+    ("caption", {"sizes": [len(PICTURE) + 1, -1]}, f"are not those of pictures with {len(PICTURE)} bytes"),
+    ("caption", {"sizes": [float(len(PICTURE))]}, "sizes.0: Input should be a valid integer"),
     ("answer", {"question": "q"}, "earlier: Field required"),
     ("answer", {"question": "", "earlier": []}, "question: String should have at least 1 character"),
     ("answer", {"question": " \n", "earlier": []}, "question: String should have at least 1 character"),
