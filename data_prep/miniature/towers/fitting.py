@@ -32,9 +32,7 @@ def fit(
     """
     import torch
 
-    from pipeline.models.precision import choose_attention_kernel
-
-    choose_attention_kernel("cpu")
+    torch.backends.cuda.enable_flash_sdp(False)  # of CPUs, too: fused attention's backward is slow for short rows
     groups: list[dict[str, Any]] = []
     for members, share in [(list(members), share) for members, share in parameters]:
         for is_matrix in (True, False):
