@@ -79,7 +79,7 @@ def run(command: list[Any], folder: Path) -> str:
     places = {"HF_HOME": str(folder / "hf"), "PYTHONPATH": ""}
     words = list(map(str, command))
     done = subprocess.run(
-        words, check=False, cwd=folder, env=os.environ | places, capture_output=True, text=True, timeout=300
+        words, check=False, cwd=folder, env=os.environ | places, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0 and "Error during evaluation" not in done.stdout, done.stdout + done.stderr
     return done.stdout
