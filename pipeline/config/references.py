@@ -57,9 +57,9 @@ def references_in(texts: dict[str, Any]) -> dict[str, str]:
 
 def written(recipe: Recipe) -> dict[str, Any]:
     """A recipe's content for OmegaConf: a reference has today's value as its default, any other `${` is escaped."""
-    content = recipe.as_written().model_dump(mode="json")
-    values = {field: section[name] for field, section, name in places_in(content)}
-    content = _escaped(content)
+    plain = recipe.as_written().model_dump(mode="json")
+    values = {field: section[name] for field, section, name in places_in(plain)}
+    content: dict[str, Any] = _escaped(plain)
     for field, section, name in places_in(content):
         parts = REFERENCE.fullmatch(recipe.references.get(field, ""))
         if parts and (text := values[field]).startswith(parts[1]) and text.removeprefix(parts[1]).endswith(parts[3]):
