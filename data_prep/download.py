@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"warning: {told}; if the table is in another encoding, convert it, and use a new --output",
                 file=sys.stderr,
             )
-        if summary["embedded_pictures"]:
-            print("note: a table that holds its pictures does not name them, so rows of one picture were not joined; "
+        if summary["embedded_pictures"] and not settings.joins:
+            print("note: rows of one picture in such a table are joined with --captions human alone; "
                   "data_prep.duplicates would keep one of them, and its captions alone")  # fmt: skip
         if summary["joined_rows"]:
             print(f"{summary['joined_rows']} more rows had a picture of these; their captions are with it")

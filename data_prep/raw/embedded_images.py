@@ -1,5 +1,6 @@
 """Gets the image bytes of rows whose table holds the pictures: files of a tar, or cells of a parquet table."""
 
+import hashlib
 import shutil
 import uuid
 from collections import defaultdict
@@ -14,6 +15,7 @@ from data_prep.shards.ledger import Drop
 from data_prep.tables.caption_filter import CaptionRules
 from data_prep.tables.row import Cell, Place, Row
 from data_prep.web.fetching import check_disk
+from pipeline.progress_line import ProgressLine
 
 CELLS_AT_ONCE = 16
 """Cells that are in memory at a time."""
@@ -53,6 +55,21 @@ def _read(place: Place, max_bytes: int) -> bytes | Drop:
     except OSError:
         return Drop("unreadable_file")
     return content if len(content) == place.size else Drop("unreadable_file")
+
+
+def cell_digests(cells: Sequence[Cell]) -> dict[Cell, bytes]:
+    """The sha256 of each cell's bytes, of those that have any. Raises ValueError when a table cannot be read."""
+    wanted: defaultdict[tuple[Path, str], set[int]] = defaultdict(set)
+    for cell in cells:
+        wanted[cell.file, cell.column].add(cell.row)
+    found = {}
+    with ProgressLine("comparing pictures", len(cells), "pictures", shown=bool(cells)) as line:
+        for (file, column), rows in wanted.items():
+            for row, content in _cells(file, column, rows):
+                if content is not None:
+                    found[Cell(file, column, row)] = hashlib.sha256(content).digest()
+                line.advance()
+    return found
 
 
 def _copied(cells: Sequence[tuple[int, Cell]], folder: Path, max_bytes: int) -> dict[int, Place | Drop]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from data_prep.raw.embedded_images import cell_digests
 from data_prep.raw.raw_shards import ShardWork
 from data_prep.raw.stored_image import ImageLimits
 from data_prep.tables.caption_filter import CaptionRules
@@ -76,9 +77,14 @@ class DownloadSettings:
             conditions=self.conditions,
             task=(self.task_index, self.task_count),
         )
-        if self.source.format in JOINED and (self.images or self.source.captions == "human"):
-            rows = joined(rows)
+        if self.joins:
+            rows = joined(rows, cell_digests)
         return self.evaluation.marked(rows) if self.evaluation else rows
+
+    @property
+    def joins(self) -> bool:
+        """Whether rows of one picture become one. Tables of the web with web captions do not fit into memory."""
+        return self.source.format in JOINED and (self.images is not None or self.source.captions == "human")
 
     @property
     def shares_tars(self) -> bool:

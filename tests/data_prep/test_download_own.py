@@ -48,7 +48,7 @@ def test_parquet_with_pictures_as_datasets_writes_it(tmp_path, capsys):
     entries = ledger(tmp_path / "raw")
     dropped = {entry["row"]: entry["reason"] for entry in entries if entry["reason"]}
     assert dropped == {3: "no_picture", 7: "not_an_image", 8: "byte_cap", 9: "no_caption"} and len(entries) == 25
-    assert "so rows of one picture were not joined" in capsys.readouterr().out
+    assert "rows of one picture in such a table are joined with --captions human alone" in capsys.readouterr().out
     assert entries[21]["url"] == "train-00001.parquet/1", "a path may be the same for all pictures"
     kept = [number for number in range(25) if number not in dropped]
     assert captions(tmp_path / "raw") == [[f"caption {number}"] for number in kept]
@@ -62,6 +62,28 @@ def test_parquet_with_pictures_as_datasets_writes_it(tmp_path, capsys):
         )
     assert {each.key for each in samples(tmp_path / "3")} == {each.key for each in samples(tmp_path / "raw")}
     assert not list((tmp_path / "raw").glob(".*.work"))
+
+
+def test_human_captions_of_one_picture_in_parquet_are_one_sample(tmp_path, capsys):
+    """By the pictures' bytes, over row groups and files; a cell without bytes is a row of its own."""
+    rows = [(number, f"caption {k} of {number}") for k in range(3) for number in (2, 0, 1)]
+    rows[4:4] = [(None, "of nothing"), (None, "of nothing")]
+    (tmp_path / "hf").mkdir()
+    for name, part in (("a", rows[:7]), ("b", rows[7:])):
+        cells = [None if number is None else {"bytes": jpeg_bytes(number), "path": "x"} for number, _ in part]
+        kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+        table = pa.table({"image": pa.array(cells, kind), "text": [text for _, text in part]})
+        pq.write_table(table, tmp_path / "hf" / f"{name}.parquet", row_group_size=2)
+    flags = ("--url-column", "image", "--caption-column", "text", "--captions", "human")
+    assert run("table", tmp_path / "hf", *flags, "--output", tmp_path / "raw") == 0
+    assert captions(tmp_path / "raw") == [[f"caption {k} of {number}" for k in range(3)] for number in (2, 0, 1)]
+    assert [entry["reason"] for entry in ledger(tmp_path / "raw")] == [None] * 3 + ["no_picture"] * 2
+    told = capsys.readouterr().out
+    assert "6 more rows had a picture of these; their captions are with it" in told and "note" not in told
+    for i in range(2):
+        more = ("--task-index", i, "--task-count", 2, "--samples-per-shard", 2)
+        assert run("table", tmp_path / "hf", *flags, "--output", tmp_path / "2", *more) == 0
+    assert {each.key for each in samples(tmp_path / "2")} == {each.key for each in samples(tmp_path / "raw")}
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "metadata.parquet"])
