@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -47,6 +47,7 @@ class DryRun:
     `flops` by part, backward passes apart; of them, activation checkpointing computes
     `repeated` for the second time. Bytes: `kept` for the backward pass by part, at the end of the forward pass;
     `peak`, the most that lives at any time beside weights and their gradients; `vision_peak`, that of the vision tower.
+    `moments`: at each new storage, whether the vision tower runs, and all live bytes.
     `operations`: what launches kernels, in its order, where it was asked for.
     `sent`: what the task's own collectives send.
     """
@@ -56,6 +57,7 @@ class DryRun:
     kept: dict[str, int]
     peak: int
     vision_peak: int
+    moments: list[tuple[bool, int]]
     operations: list[Operation]
     sent: Sent
 
@@ -123,9 +125,32 @@ def dry_run(
         kept = {part: size for part, size in recorder.live.items() if size}
         with recorder.backward_pass(LANGUAGE_BACKWARD if isinstance(task, Stage2Task) else BRIDGE_BACKWARD):
             loss.backward()
-    peaks = recorder.peaks
-    flops, most = dict(recorder.flops), max(peaks.values())
-    return DryRun(flops, dict(recorder.repeated), kept, most, peaks[VISION], recorder.operations, sent)
+    moments = [(part == VISION, size) for part, size in recorder.moments]
+    peaks = _peaks(moments)
+    return DryRun(dict(recorder.flops), dict(recorder.repeated), kept, *peaks, moments, recorder.operations, sent)
+
+
+def _peaks(moments: list[tuple[bool, int]]) -> tuple[int, int]:
+    """The most bytes of all moments, and of those of the vision tower."""
+    return max(size for _, size in moments), max((size for is_vision, size in moments if is_vision), default=0)
+
+
+def on_lines(size: int, runs: dict[int, DryRun]) -> DryRun | None:
+    """The peaks of a run of `size` samples from two runs of other sizes, as each moment's bytes lie on a straight line.
+
+    None where they do not, or the runs have other moments. What is kept by part is not known.
+    """
+    (few, small), (many, large) = sorted(runs.items())
+    if len(small.moments) != len(large.moments):
+        return None
+    moments = []
+    for (in_vision, low), (also, high) in zip(small.moments, large.moments, strict=True):
+        slope, rest = divmod(high - low, many - few)
+        if rest or in_vision != also:
+            return None
+        moments.append((in_vision, low + slope * (size - few)))
+    peak, vision_peak = _peaks(moments)
+    return replace(large, kept={}, peak=peak, vision_peak=vision_peak)
 
 
 def _modules(task: Stage1Task | Stage2Task) -> list[nn.Module]:

@@ -14,6 +14,7 @@ from pipeline.cost.dry_run import (
     VISION,
     DryRun,
     UnweightedRecipe,
+    on_lines,
     once,
 )
 from pipeline.cost.flops import fewest_samples
@@ -29,6 +30,7 @@ CONTEXT_BYTES = int(1.5 * GIB)  # CUDA context, NCCL, cuBLAS workspaces: an assu
 FRAGMENTED_SHARE = 0.05  # of what is allocated, lost between blocks: an assumption
 ADAMW_BYTES = 28  # an element: reads weight, gradient and two moments, writes all but the gradient
 LINES_ALONE = 6  # probes on lines through two sizes, before others halve what is left
+FEWEST_ON_LINES = 2  # a batch of one makes other copies
 MOST_GROWTH = 16  # of the micro batch, from one that fits to the next that is tried
 SECONDS_A_DAY = 86400.0
 NEXT_BATCH = "next batch through the vision tower"
@@ -169,8 +171,17 @@ class Planner:
 
     def largest_micro(self) -> int:
         """The largest micro batch that fits, 0 when none does."""
-        least = 2 if self.recipe.stage == 1 else 1
-        return largest_that_fits(self.total_bytes, least, self.recipe.batch.micro_size, self.gpu.memory_bytes)
+        own, room = self.recipe.batch.micro_size, self.gpu.memory_bytes
+        # Stage 1 compares all pairs of a pass: memory grows with the square. Sequences of pairs grow in steps.
+        if self.recipe.stage == 1 or self.recipe.data.pairs_per_sequence > 1:
+            return largest_that_fits(self.total_bytes, 2 if self.recipe.stage == 1 else 1, own, room)
+        runs = {size: self.dry_run(size) for size in (FEWEST_ON_LINES, max(own, FEWEST_ON_LINES + 1))}
+
+        def bytes_of(size: int) -> int:
+            found = on_lines(size, runs)
+            return self.total_bytes(size) if found is None else sum(self.memory(found).values())
+
+        return largest_that_fits(bytes_of, FEWEST_ON_LINES, own, room) or int(self.total_bytes(1) <= room)
 
     def transfers(self) -> list[traffic.Transfer]:
         """Bytes a rank sends in a step."""
@@ -255,7 +266,7 @@ class Planner:
         return self.gpu.peak_fp32_flops if precision == "fp32" else self.gpu.peak_flops
 
     def plan(self) -> Plan:
-        """The whole plan. Makes some five runs without weights, most to find the largest micro batch."""
+        """The whole plan. Makes four runs without weights; in stage 1 more, to find the largest micro batch."""
         least = fewest_samples(self.recipe)
         lengths = mean_lengths(self.recipe, self.assumed.caption_tokens)
         of_samples = self.unweighted.run(least, lengths)

@@ -1,6 +1,6 @@
 """GPU types: memory, arithmetic and bandwidth as published; the network is an assumption.
 
-Figures of H20, B200, L40S, A10, RTX 4090 and V100 were not compared with the makers' own sheets.
+Figures of H20, B200, L40S, A10, RTX 4090 and V100 were compared with public copies of the makers' sheets, see GPUS.
 """
 
 import re
@@ -75,7 +75,7 @@ GPUS = (
     Gpu("h100-80gb", ("nvidia h100 80gb hbm3",), _gib(79.1), 989e12, 67e12, 1979e12, 3350e9, 450e9, 50e9, *HOPPER),
     Gpu("h200-141gb", ("nvidia h200",), _gib(139.7), 989e12, 67e12, 1979e12, 4800e9, 450e9, 50e9, *HOPPER),
     Gpu("h20", ("nvidia h20",), _gib(95.0), 148e12, 44e12, 296e12, 4000e9, 450e9, 50e9, *HOPPER),
-    Gpu("b200", ("nvidia b200",), _gib(178.3), 2250e12, 80e12, 4500e12, 8000e9, 900e9, 50e9, *HOPPER),
+    Gpu("b200", ("nvidia b200",), _gib(178.3), 2250e12, 75e12, 4500e12, 7700e9, 900e9, 50e9, *HOPPER),
     Gpu("l40s", ("nvidia l40s",), _gib(44.4), 362e12, 91.6e12, 733e12, 864e9, *NO_NVLINK, *AMPERE),
     Gpu("a10", ("nvidia a10",), _gib(22.0), 125e12, 31.2e12, None, 600e9, *NO_NVLINK, *AMPERE),
     Gpu("rtx4090", ("nvidia geforce rtx 4090",), _gib(23.6), 165.2e12, 82.6e12, 330.3e12, 1008e9, *NO_NVLINK, *AMPERE),
@@ -96,7 +96,17 @@ GPUS = (
 """Sources, each maker's own: the data sheets of A100, H100, H200, L40S, A10 and V100; HGX B200's for one of its eight
 GPUs at 1,000 W; for the RTX 4090, appendix A of NVIDIA's Ada architecture paper, whose dense products add up in fp32.
 NVIDIA has no public sheet of the H20: its figures are those that sellers agree on. `memory_bytes` is what torch reports
-as the GPU's total. The shares of those after the H200 are assumptions from Ampere and Hopper: no such GPU was seen."""
+as the GPU's total. The shares of those after the H200 are assumptions from Ampere and Hopper: no such GPU was seen.
+
+Compared on 2026-11-30 with pages of others, not with the makers' own:
+L40S       mullet.se, product 355414, a copy of the sheet: all equal
+B200       zdszero.github.io, Hardware.html, a copy of the HGX B200 sheet: 75 TFLOP/s in fp32 and 7.7 TB/s are from it;
+           older tables (glennklockwood.com) have 80 and 8; the rest equal
+RTX 4090   waredb.com: all equal
+H20        zangshuxian.com: all equal, fp8 by its int8
+V100       a copy of an encyclopedia's page: 15.7 and 125 TFLOP/s equal; memory and links not found
+A10        sysrqmts.com: fp32 and bandwidth equal; its bf16 peak was not found
+"""
 
 
 def gpu_named(name: str) -> Gpu:

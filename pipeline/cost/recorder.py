@@ -40,7 +40,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.flops: defaultdict[str, float] = defaultdict(float)
         self.repeated: defaultdict[str, float] = defaultdict(float)
         self.live: defaultdict[str, int] = defaultdict(int)
-        self.peaks: defaultdict[str, int] = defaultdict(int)  # of all live bytes, while a part ran
+        self.moments: list[tuple[str, int]] = []  # at each new storage: the part that runs, all live bytes
         self.operations: list[Operation] = []
         self.seen, self.numbers, self.next_number = WeakIdKeyDictionary(), WeakIdKeyDictionary(), count()
 
@@ -80,7 +80,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.seen[storage] = True
         part, size = self.part, storage.nbytes()
         self.live[part] += size
-        self.peaks[part] = max(self.peaks[part], sum(self.live.values()))
+        self.moments.append((part, sum(self.live.values())))
         weakref.finalize(storage, partial(self._freed, part, size))
 
     def _freed(self, part: str, size: int) -> None:

@@ -23,7 +23,6 @@ from pipeline.models.language import (
     language_config,
     language_on_meta,
 )
-from pipeline.models.lora import add_lora
 from pipeline.models.one_kernel import fuse_operations
 from pipeline.models.recomputing import checkpoint_layers
 from pipeline.models.stage1 import Stage1Bridge
@@ -53,11 +52,12 @@ def unweighted_task(recipe: Recipe, mode: Any) -> Stage1Task | Stage2Task:
 
     Raises ValueError in one line when a tower's configuration cannot be loaded.
     """
+    model = language_on_meta(recipe.language).requires_grad_(False) if recipe.language else None
     with torch.device("meta"):
-        bridge = build_bridge(recipe, "meta")
         frozen = None
         if not recipe.vision.trained:
             frozen = VisionTower(load_encoder(recipe.vision, "meta", pretrained=False), recipe.vision.precision)
+        bridge = build_bridge(recipe, "meta", frozen.width if frozen else None, model)
     for module in (bridge, *([frozen] if frozen else [])):
         _without_weights(module, mode)
     if isinstance(bridge, Stage1Bridge):
@@ -65,18 +65,14 @@ def unweighted_task(recipe: Recipe, mode: Any) -> Stage1Task | Stage2Task:
             bridge, frozen, recipe.objectives, bridge.qformer.shape.vocabulary - 1, recipe.qformer.precision
         )
     assert isinstance(bridge, Stage2Bridge)
-    language = _language(recipe, mode, bridge)
+    language = _language(recipe, mode, model)
     check_positions(language, recipe)
     sharded, asks = recipe.run.layout == "sharded", recipe.data.sample == "question"
     return Stage2Task(bridge, frozen, language, recipe.qformer.precision, sharded, asks)
 
 
-def _language(recipe: Recipe, mode: Any, bridge: Stage2Bridge) -> LanguageTower:
-    """The language model; the bridge's LoRA is then the one that it runs."""
+def _language(recipe: Recipe, mode: Any, model: Any) -> LanguageTower:
     assert recipe.language is not None
-    model = language_on_meta(recipe.language)
-    model.requires_grad_(False)
-    bridge.lora = add_lora(model, recipe, "meta")
     model.eval()
     _without_weights(model, mode)
     fuse_operations(model)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pipeline.config import QFormer as QFormerSettings
 from pipeline.config import Recipe
 from pipeline.models.encoders import load_encoder, vision_width
-from pipeline.models.language import LanguageTower, language_on_meta, language_width
+from pipeline.models.language import LanguageTower, language_on_meta
 from pipeline.models.loading import load_of_transformers, not_loaded, refuse_missing
 from pipeline.models.lora import add_lora
 from pipeline.models.qformer import QFormer
@@ -144,16 +144,22 @@ def build_stage2(
     return bridge
 
 
-def build_bridge(recipe: Recipe, device: str = "cpu") -> Bridge:
-    """The recipe's bridge, of the right sizes, for weights to be loaded into: no tower's weights are needed."""
+def build_bridge(recipe: Recipe, device: str = "cpu", image_width: int | None = None, model: Any = None) -> Bridge:
+    """The recipe's bridge, of the right sizes, for weights to be loaded into: no tower's weights are needed.
+
+    `image_width` is the frozen encoder's and `model` the language model, where they are there already: to build them
+    takes seconds. LoRA's matrices are then in that model, too.
+    """
     vision = None
     if recipe.vision.trained:
         vision = TrainedVision(load_encoder(recipe.vision, device, pretrained=False), recipe.vision)
-    shape = _shape(recipe, vision_width(recipe.vision))
+        image_width = vision.width
+    shape = _shape(recipe, image_width or vision_width(recipe.vision))
     if recipe.language is None:
         return Stage1Bridge(shape, recipe.qformer.projection_width, vision)
-    lora = add_lora(language_on_meta(recipe.language), recipe, device) if recipe.language.lora.rank else None
-    return Stage2Bridge(shape, language_width(recipe.language), vision, recipe.qformer.question != "none", lora)
+    model = language_on_meta(recipe.language) if model is None else model
+    width = model.get_input_embeddings().embedding_dim
+    return Stage2Bridge(shape, width, vision, recipe.qformer.question != "none", add_lora(model, recipe, device))
 
 
 def log_frozen_and_trainable(frozen: dict[str, nn.Module], trainable: nn.Module) -> None:

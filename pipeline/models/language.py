@@ -258,11 +258,6 @@ def language_on_meta(settings: Language) -> Any:
         raise _not_loaded(settings, error) from error
 
 
-def language_width(settings: Language) -> int:
-    """The width of the model's token embeddings, found without its weights."""
-    return int(language_on_meta(settings).get_input_embeddings().embedding_dim)
-
-
 def build_language(settings: Language, device: str) -> LanguageTower:
     """Load model and tokenizer, frozen, each tensor straight to the device; on `meta` there are shapes alone. Raises
     ValueError in one line when something is missing or does not fit."""

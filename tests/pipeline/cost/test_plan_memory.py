@@ -1,6 +1,7 @@
 """Planned memory against measured: what real steps keep for the way back, what real engines hold, real files."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Recipe, load_recipe, parse_recipe
-from pipeline.cost.dry_run import LANGUAGE_BACKWARD, UnweightedRecipe
+from pipeline.cost.dry_run import LANGUAGE_BACKWARD, UnweightedRecipe, on_lines
 from pipeline.cost.estimate import NEXT_BATCH, Assumptions, Planner
 from pipeline.cost.gpus import gpu_named
 from pipeline.cost.states import FP32, bridge_states, sharded_language, tensors_of
@@ -37,6 +38,23 @@ KINDS: dict[str, tuple[int, str | None, tuple[int, int]]] = {
     "t5": (2, "t5", (4, 7)),
 }
 TOLERANCE = 0.10
+
+
+@pytest.mark.parametrize(("kind", "trained"), [("opt", False), ("t5", True)])
+def test_two_runs_give_the_memory_of_all_sizes_to_the_byte(towers: Path, kind: str, trained: bool) -> None:
+    recipe = recipe_of(towers, kind, dropout=0.1)
+    if trained:
+        more = {"trained": True, "activation_checkpointing": True}
+        recipe = parse_recipe(recipe.model_dump(mode="json") | {"vision": recipe.vision.model_dump() | more})
+    planner = Planner(recipe, resolve_ds_config(recipe, 2), gpu_named("a100-40gb"), Assumptions(2, 8, 0.4, 12, 50e9))
+    runs = {size: planner.dry_run(size) for size in (2, 6)}
+    for size in (5, 37):
+        found, own = on_lines(size, runs), planner.dry_run(size)
+        assert found is not None and (found.peak, found.vision_peak) == (own.peak, own.vision_peak)
+        assert abs(sum(planner.memory(found).values()) - planner.total_bytes(size)) <= 1  # a share is rounded
+    assert on_lines(3, {2: runs[2], 6: replace(runs[6], moments=runs[6].moments[:-1])}) is None
+    with mock.patch.object(Planner, "total_bytes", side_effect=AssertionError("a third run")):
+        assert planner.largest_micro() > 1000
 
 
 @pytest.fixture(scope="module")
