@@ -27,8 +27,13 @@ class Places:
 
     def pack(self, padded_BNX: Tensor) -> Tensor:
         """[B, N, X] -> [R, X]."""
-        packed: Tensor = _Pack.apply(padded_BNX.flatten(0, 1), self.flat_R)  # type: ignore[no-untyped-call]
-        return packed
+        return pick_rows(padded_BNX.flatten(0, 1), self.flat_R)
+
+
+def pick_rows(rows_MX: Tensor, chosen_R: Tensor) -> Tensor:
+    """Some rows, none of them twice: [R, X]."""
+    picked: Tensor = _Pick.apply(rows_MX, chosen_R)  # type: ignore[no-untyped-call]
+    return picked
 
 
 class _Pad(torch.autograd.Function):
@@ -45,20 +50,20 @@ class _Pad(torch.autograd.Function):
         return gradient_MX.index_select(0, flat_R), None, None
 
 
-class _Pack(torch.autograd.Function):
-    """The same the other way; the gradient is zero where no row stands."""
+class _Pick(torch.autograd.Function):
+    """The same the other way; the gradient is zero where no row is picked."""
 
     @staticmethod
-    def forward(context: Any, padded_MX: Tensor, flat_R: Tensor) -> Tensor:
-        context.save_for_backward(flat_R)
-        context.padded_rows = padded_MX.shape[0]
-        return padded_MX.index_select(0, flat_R)
+    def forward(context: Any, rows_MX: Tensor, chosen_R: Tensor) -> Tensor:
+        context.save_for_backward(chosen_R)
+        context.num_rows = rows_MX.shape[0]
+        return rows_MX.index_select(0, chosen_R)
 
     @staticmethod
     def backward(context: Any, gradient_RX: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        [flat_R] = context.saved_tensors
-        zeros_MX = gradient_RX.new_zeros(context.padded_rows, gradient_RX.shape[1])
-        return zeros_MX.index_copy_(0, flat_R, gradient_RX), None
+        [chosen_R] = context.saved_tensors
+        zeros_MX = gradient_RX.new_zeros(context.num_rows, gradient_RX.shape[1])
+        return zeros_MX.index_copy_(0, chosen_R, gradient_RX), None
 
 
 def true_places(mask_BN: Tensor, count: int | None) -> Places:
@@ -143,6 +148,15 @@ def stack_tokens(parts: Sequence[Tokens]) -> Tokens:
         torch.cat([part.ids for part in parts]),
         torch.cat([part.is_token for part in parts]),
         _sum([part.count for part in parts]),
+    )
+
+
+def in_turn(first: Tokens, second: Tokens) -> Tokens:
+    """A row of the one, then a row of the other; both are padded to the same length."""
+    return Tokens(
+        torch.stack([first.ids, second.ids], dim=1).flatten(0, 1),
+        torch.stack([first.is_token, second.is_token], dim=1).flatten(0, 1),
+        _sum([first.count, second.count]),
     )
 
 

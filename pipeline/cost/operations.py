@@ -14,6 +14,7 @@ ALLOCATIONS = frozenset({"empty", "new_empty", "empty_like", "empty_strided", "n
 WRITES_ONLY = frozenset({"copy_", "fill_", "zero_", "normal_", "uniform_"})  # does not read the tensor it changes
 PICKS = frozenset({"embedding", "index", "gather", "index_select"})  # reads as much as it gives out, not the whole
 PICKS_BACK = frozenset({"embedding_dense_backward", "index_put", "index_put_", "index_add", "scatter_add"})
+CHANGES_SOME = frozenset({"scatter_"})  # of the tensor it changes, as much as it is given; it does not read it
 ROW_WISE = frozenset(
     {
         *("native_layer_norm", "native_layer_norm_backward", "_softmax", "_softmax_backward_data", "mean"),
@@ -75,6 +76,9 @@ def operation_of(
     if name in PICKS:  # of what it picks from, as much as it gives out
         source = storage_id(read[0])
         reads[source] = min(reads[source], sum(writes.values()))
+    elif name in CHANGES_SOME:
+        reads = _bytes_by_storage(read[1:], storage_id)
+        writes = {storage_id(written[0]): _bytes_by_storage(read[-1:], storage_id).popitem()[1]}
     elif name in PICKS_BACK:
         writes = _bytes_by_storage([*written[:1], *read[:1]], storage_id)
     return Operation(
@@ -99,12 +103,17 @@ def _kind(function: Any, name: str, flops: float) -> str:
 
 
 def _bytes_by_storage(tensors: list[Tensor], storage_id: Callable[[Tensor], int]) -> dict[int, int]:
-    """Of each storage the most that one of these tensors covers; what expand() repeats counts once."""
-    found: dict[int, int] = {}
+    """Of each storage what these tensors cover. Slices that begin at places of their own add up, as the queries, keys
+    and values of one product do; of those that begin at one place the largest counts. What expand() repeats counts
+    once."""
+    found: dict[int, dict[int, int]] = {}
+    wholes: dict[int, int] = {}
     for tensor in tensors:
         elements = 1
         for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
             elements *= size if stride else 1
-        key = storage_id(tensor)
-        found[key] = max(found.get(key, 0), elements * tensor.element_size() if tensor.numel() else 0)
-    return found
+        key, place = storage_id(tensor), int(tensor.storage_offset())
+        slices = found.setdefault(key, {})
+        slices[place] = max(slices.get(place, 0), elements * tensor.element_size() if tensor.numel() else 0)
+        wholes[key] = tensor.untyped_storage().nbytes()
+    return {key: min(sum(slices.values()), wholes[key]) for key, slices in found.items()}

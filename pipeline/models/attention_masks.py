@@ -8,6 +8,7 @@ And the mask of padding of a T5.
 import torch
 from torch import Tensor
 
+from pipeline.models.precision import for_products
 from pipeline.tokens import Tokens
 
 
@@ -28,6 +29,12 @@ def causal_after_queries(num_queries: int, is_token_BL: Tensor) -> Tensor:
     queries_BLQ = is_token_BL.new_ones((batch, length, num_queries))
     earlier_LL = torch.ones((length, length), dtype=torch.bool, device=is_token_BL.device).tril()
     return torch.cat([queries_BLQ, earlier_LL & is_token_BL[:, None, :]], dim=2)[:, None]
+
+
+def as_bias(mask: Tensor, rows: Tensor) -> Tensor:
+    """The mask as what attention adds to its logits, in the products' number format: made once, where each layer's
+    attention would make it of the mask anew."""
+    return for_products(torch.zeros_like(mask, dtype=rows.dtype).masked_fill(~mask, float("-inf")))
 
 
 def hiding_padding(mask_BN: Tensor, context: Tokens, dtype: torch.dtype) -> Tensor | None:

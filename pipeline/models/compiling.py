@@ -71,6 +71,7 @@ def compile_qformer(qformer: QFormer) -> int:
         layer: Any = cast(Layer, each)
         layer.read_image = torch.compile(layer.read_image, dynamic=False)
         layer.read_text = torch.compile(layer.read_text, dynamic=True)
+        layer.read_text_for_first = torch.compile(layer.read_text_for_first, dynamic=True)
         layer.read_both = torch.compile(layer.read_both, dynamic=True)
     return len(qformer.layers)
 

@@ -110,12 +110,25 @@ class QFormer(nn.Module):
         return PassWeights([layer.weights() for layer in self._layers()], image, norm.eps)
 
     def project_image(self, tokens_BPI: Tensor, weights: PassWeights) -> list[KeysValues]:
-        """Keys and values of the image for each layer with cross-attention, by one product for all of them."""
+        """Keys and values of the image for each layer with cross-attention.
+
+        Of a trained encoder by one product for all of them: its backward pass adds up in fp32. Of a frozen one by a
+        product each: so no gradients are joined, which are as large as all keys and values.
+        """
         if not torch.is_autocast_enabled(tokens_BPI.device.type):
             tokens_BPI = at_least_fp32(tokens_BPI)  # of an fp16 tower; autocast would cast once more
         with torch.autocast(tokens_BPI.device.type, enabled=False):
             plain_BPI = functional.layer_norm(tokens_BPI, tokens_BPI.shape[-1:], eps=weights.image_norm_eps)
-        parts = self._layers()[0].self_attention.heads(functional.linear(plain_BPI, *weights.image))
+        plain_BPI, attention = for_products(plain_BPI), self._layers()[0].self_attention
+        if plain_BPI.requires_grad:
+            parts = attention.heads(functional.linear(plain_BPI, *weights.image))
+        else:
+            products = zip(*(each.split(self.shape.width) for each in weights.image), strict=True)
+            parts = [
+                # A bias of keys adds as much to all of a row's logits: softmax does not see it.
+                attention.as_heads(functional.linear(plain_BPI, weight, bias if place % 2 else None))
+                for place, (weight, bias) in enumerate(products)
+            ]
         return list(zip(parts[0::2], parts[1::2], strict=True))
 
     def _embed_queries(self, batch: int) -> Tensor:
@@ -141,25 +154,27 @@ class QFormer(nn.Module):
         return torch.unflatten(rows, 0, (batch, -1)), cache
 
     def encode_text(self, text: Tokens, weights: PassWeights) -> Tensor:
-        """Text reads text alone, both ways: [B, L, D]. Padding holds no meaning."""
+        """Text reads text alone, both ways; its [CLS]: [B, D]. The last layer makes no other rows."""
         places, mask = text.places(), attention_masks.text_only(text.is_token)
         rows_TD = self._embed_text(text, places)
-        for layer, product in zip(self._layers(), weights.layers, strict=True):
-            rows_TD = layer.read_text(rows_TD, product, places, mask, None)
-        return places.pad(rows_TD)
+        bias, layers = attention_masks.as_bias(mask, rows_TD), self._layers()
+        for layer, product in zip(layers[:-1], weights.layers[:-1], strict=True):
+            rows_TD = layer.read_text(rows_TD, product, places, bias, None)
+        return layers[-1].read_text_for_first(rows_TD, weights.layers[-1], places, bias)
 
     def encode_pairs(
         self, images: Sequence[tuple[list[KeysValues], int]], text: Tokens, weights: PassWeights
     ) -> Tensor:
         """Queries and text read each other, queries the image: the query rows, [B, Q, D].
 
-        Each part of `images` is for so many of the B texts, in order; text i of a part goes with image i modulo the
-        part's images.
+        Each part of `images` is for so many of the B texts, in order: as many neighbouring texts for each of the part's
+        images.
         """
         batch, queries = text.ids.shape[0], self.shape.num_query_tokens
-        both_BN, text_places = attention_masks.queries_and_text(queries, text.is_token), text.places()
+        text_places = text.places()
         places = _after_queries(text_places, queries)  # packed: all query rows, then all text rows
         rows = torch.cat([self._embed_queries(batch), self._embed_text(text, text_places)])
+        bias = attention_masks.as_bias(attention_masks.queries_and_text(queries, text.is_token), rows)
         readers = iter(range(len(images[0][0])))
         for index, layer in enumerate(self._layers()):
             read = None
@@ -168,7 +183,7 @@ class QFormer(nn.Module):
                 read = [(image[at], count) for image, count in images]
             is_last = index + 1 == len(self.layers)  # nothing reads the last layer's text rows
             product = weights.layers[index]
-            rows = layer.read_both(rows, product, batch * queries, places, both_BN, read, is_last)
+            rows = layer.read_both(rows, product, batch * queries, places, bias, read, is_last)
         return torch.unflatten(rows, 0, (batch, -1))
 
     def decode_text(self, text: Tokens, query_cache: list[KeysValues], weights: PassWeights) -> Tensor:
@@ -176,9 +191,9 @@ class QFormer(nn.Module):
         places = text.places()
         mask = attention_masks.causal_after_queries(self.shape.num_query_tokens, text.is_token)
         rows_TD = self._embed_text(text, places)
-        products = weights.layers
+        bias, products = attention_masks.as_bias(mask, rows_TD), weights.layers
         for layer, product, query_keys_values in zip(self._layers(), products, query_cache, strict=True):
-            rows_TD = layer.read_text(rows_TD, product, places, mask, query_keys_values)
+            rows_TD = layer.read_text(rows_TD, product, places, bias, query_keys_values)
         return rows_TD
 
     def predict_tokens(self, rows_TD: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.models.precision import for_products
-from pipeline.tokens import Places
+from pipeline.tokens import Places, pick_rows
 
 KeysValues = tuple[Tensor, Tensor]  # [B, H, rows, d] each
 Product = tuple[Tensor, Tensor]  # weight and bias of a linear layer, in the products' number format
@@ -62,8 +62,11 @@ class Attention(nn.Module):
 
     def heads(self, projected_BNX: Tensor) -> list[Tensor]:
         """Each D-wide part of the last axis as heads: [B, H, N, d]."""
-        parts = torch.split(projected_BNX, self.output.in_features, dim=2)
-        return [torch.unflatten(part, 2, (self.num_heads, -1)).transpose(1, 2) for part in parts]
+        return [self.as_heads(part) for part in torch.split(projected_BNX, self.output.in_features, dim=2)]
+
+    def as_heads(self, projected_BND: Tensor) -> Tensor:
+        """The last axis as heads: [B, H, N, d]. Its gradient is a view, that of a split a copy."""
+        return torch.unflatten(projected_BND, 2, (self.num_heads, -1)).transpose(1, 2)
 
     def attend(self, queries_BHNd: Tensor, keys_values: KeysValues, mask: Tensor | None) -> Tensor:
         """What each query row reads: [B, N, D]."""
@@ -79,25 +82,16 @@ class Attention(nn.Module):
     def attend_images(
         self, rows_RD: Tensor, query: Product, output: Product, images: Sequence[tuple[KeysValues, int]]
     ) -> Tensor:
-        """Query rows read images. Each part of `images` is for so many entries, in order: entry i of a part reads image
-        i modulo the part's images."""
+        """Query rows read images. Each part of `images` is for so many entries, in order: as many neighbours for each
+        of the part's images. Their rows are those of one entry here, so no key is copied for each."""
         entries = sum(count for _, count in images)
-        [queries_BHQd] = self.heads(torch.unflatten(functional.linear(rows_RD, *query), 0, (entries, -1)))
-        read = [
-            self._attend_in_groups(queries, keys_values)
-            for queries, (keys_values, _) in zip(torch.split(queries_BHQd, [n for _, n in images]), images, strict=True)
-        ]
-        return self.finish((read[0] if len(read) == 1 else torch.cat(read)).flatten(0, 1), rows_RD, output)
-
-    def _attend_in_groups(self, queries_BHQd: Tensor, keys_values: KeysValues) -> Tensor:
-        """Fold k groups of entries that read the same images into the rows of one: nothing is copied k times."""
-        images = keys_values[0].shape[0]
-        groups = queries_BHQd.shape[0] // images
-        if groups == 1:
-            return self.attend(queries_BHQd, keys_values, None)
-        folded = torch.unflatten(queries_BHQd, 0, (groups, images)).permute(1, 2, 0, 3, 4).flatten(2, 3)
-        read = self.attend(folded, keys_values, None)
-        return torch.unflatten(read, 1, (groups, -1)).transpose(0, 1).flatten(0, 1)
+        rows_of_parts = [count * (rows_RD.shape[0] // entries) for _, count in images]
+        parts = torch.split(functional.linear(rows_RD, *query), rows_of_parts)
+        read = []
+        for part_SD, (keys_values, _) in zip(parts, images, strict=True):
+            queries_BHNd = self.as_heads(torch.unflatten(part_SD, 0, (keys_values[0].shape[0], -1)))
+            read.append(self.attend(queries_BHNd, keys_values, None).flatten(0, 1))
+        return self.finish(read[0] if len(read) == 1 else torch.cat(read), rows_RD, output)
 
 
 class FeedForward(nn.Module):
@@ -178,6 +172,13 @@ class Layer(nn.Module):
         rows_TD = own.finish(places.pack(own.attend(queries, (keys, values), mask)), rows_TD, weights.output)
         return self._feed_text(rows_TD, weights)
 
+    def read_text_for_first(self, rows_TD: Tensor, weights: LayerWeights, places: Places, mask: Tensor) -> Tensor:
+        """Text rows alone, of which each entry's first one goes on: [B, D]."""
+        own = self.self_attention
+        queries, keys, values = own.heads(places.pad(functional.linear(rows_TD, *weights.joined)))
+        read_BD = own.attend(queries[:, :, :1], (keys, values), mask).flatten(0, 1)
+        return self._feed_text(own.finish(read_BD, pick_rows(rows_TD, places.source_BN[:, 0]), weights.output), weights)
+
     def read_both(
         self,
         rows_RD: Tensor,
@@ -191,7 +192,13 @@ class Layer(nn.Module):
         """All query rows, then all text rows; they read each other. After the last layer the query rows alone."""
         own = self.self_attention
         queries, keys, values = own.heads(places.pad(functional.linear(rows_RD, *weights.joined)))
-        rows_RD = own.finish(places.pack(own.attend(queries, (keys, values), mask)), rows_RD, weights.output)
+        if is_last:
+            num_queries = num_query_rows // queries.shape[0]
+            read_RD = own.attend(queries[:, :, :num_queries], (keys, values), mask).flatten(0, 1)
+            rows_RD = rows_RD[:num_query_rows]
+        else:
+            read_RD = places.pack(own.attend(queries, (keys, values), mask))
+        rows_RD = own.finish(read_RD, rows_RD, weights.output)
         query_rows, text_rows = torch.split(rows_RD, [num_query_rows, rows_RD.shape[0] - num_query_rows])
         if images is not None:
             query_rows = self._cross(query_rows, weights, images)

@@ -41,7 +41,7 @@ class Stage1Bridge(nn.Module):
 
     def embed_text(self, text: Tokens, weights: PassWeights) -> Tensor:
         """ITC's text feature: the projection of [CLS], unit length. [B, E] fp32."""
-        return functional.normalize(_in_fp32(self.text_proj, self.qformer.encode_text(text, weights)[:, 0]), dim=-1)
+        return functional.normalize(_in_fp32(self.text_proj, self.qformer.encode_text(text, weights)), dim=-1)
 
     def match(self, images: Sequence[tuple[list[KeysValues], int]], text: Tokens, weights: PassWeights) -> Tensor:
         """ITM: two-class logits, averaged over the queries. [B, 2] fp32, class 1 = match. See `encode_pairs`."""

@@ -14,7 +14,7 @@ def similarities(image_BQE: Tensor, text_NE: Tensor) -> Tensor:
     batch, queries, width = image_BQE.shape
     with torch.autocast(image_BQE.device.type, enabled=False):
         scores: Tensor = image_BQE.reshape(batch * queries, width) @ text_NE.T
-    return scores.view(batch, queries, -1).amax(dim=1)
+    return scores.view(batch, queries, -1).max(dim=1).values  # amax would divide gradients by the number of maxima
 
 
 def targets(ids_B: Tensor, all_ids_N: Tensor, first_row: int, smoothing: float, dtype: torch.dtype) -> Tensor:

@@ -33,13 +33,14 @@ def hard_negatives(
 
 
 def labels(is_positive_BN: Tensor) -> Tensor:
-    """Labels of B true pairs and 2B drawn ones: int64 [3B].
+    """Labels of B true pairs, each with a drawn one after it, and of B drawn ones: int64 [3B].
 
     Where the joined batch shows one image alone, nothing is a negative, on no rank: drawn pairs are then not counted.
     """
     pairs = is_positive_BN.shape[0]
-    labels_M = torch.full((3 * pairs,), MATCH, dtype=torch.int64, device=is_positive_BN.device)
-    labels_M[pairs:] = torch.where(is_positive_BN.all(), NONE, 1 - MATCH)
+    drawn = torch.where(is_positive_BN.all(), NONE, 1 - MATCH)
+    labels_M = drawn.repeat(3 * pairs)
+    labels_M[: 2 * pairs : 2] = MATCH
     return labels_M
 
 

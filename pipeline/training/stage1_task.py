@@ -16,7 +16,7 @@ from pipeline.models.qformer_layer import KeysValues
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.vision import VisionTower
 from pipeline.objectives import contrastive, generation, matching
-from pipeline.tokens import Tokens, stack_tokens, true_places
+from pipeline.tokens import Tokens, in_turn, stack_tokens, true_places
 from pipeline.training.faults import LossScale
 from pipeline.training.task import StepPlace, Towers
 
@@ -99,8 +99,9 @@ class Stage1Task(nn.Module):
         negative_image = qformer.project_image(exchange.rows(image_BPI), weights)
         negatives = Tokens(negative_ids, negative_is_token, exchange.number)
         images = [(image, 2 * len(image_BPI)), (negative_image, len(image_BPI))]
-        # The pairs: (image, text), (image, negative text), (negative image, text).
-        pair_logits_M2 = self.bridge.match(images, stack_tokens([longest, negatives, longest]), weights)
+        # The pairs: each (image, text) and (image, negative text) side by side, then all (negative image, text).
+        texts = stack_tokens([in_turn(longest, negatives), longest])
+        pair_logits_M2 = self.bridge.match(images, texts, weights)
         labels_M = matching.labels(same_BN)
         itm = matching.itm_loss(pair_logits_M2, labels_M)
         loss = factors.itc_weight * itc + factors.itm_weight * itm

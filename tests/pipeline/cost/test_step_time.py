@@ -58,6 +58,22 @@ def test_what_expands_is_read_once_and_what_is_picked_is_not_read_whole() -> Non
     assert picked.num_bytes == FP32 * 2 * ROWS * WIDTH + 8 * ROWS
 
 
+def test_slices_of_one_product_are_read_each_and_one_slice_twice_is_read_once() -> None:
+    joined = torch.zeros(ROWS, 3 * WIDTH)
+    one, two, three = joined.split(WIDTH, dim=1)
+    [both] = operations_of(lambda: torch.addcmul(one, two, three))
+    [same] = operations_of(lambda: one * one)
+    assert (both.num_bytes, same.num_bytes) == (FP32 * 4 * ROWS * WIDTH, FP32 * 2 * ROWS * WIDTH)
+    [whole] = operations_of(lambda: joined[1:] * joined[:-1])
+    assert sum(whole.reads.values()) == joined.nbytes  # slices that overlap: no more than there is
+
+
+def test_what_changes_some_places_moves_no_more_than_these() -> None:
+    table, places, values = torch.zeros(ROWS, WIDTH), torch.zeros(ROWS, 1, dtype=torch.int64), torch.zeros(ROWS, 1)
+    [changed] = operations_of(lambda: table.scatter_(1, places, values))
+    assert changed.num_bytes == (8 + 2 * FP32) * ROWS
+
+
 def test_autocast_casts_once_for_every_linear_that_reads_fp32() -> None:
     rows = torch.zeros(ROWS, WIDTH)
     layers = [torch.nn.Linear(WIDTH, WIDTH).bfloat16() for _ in range(3)]

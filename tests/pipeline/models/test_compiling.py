@@ -68,7 +68,8 @@ def test_the_qformer_is_compiled_once_for_200_batches_of_varied_lengths() -> Non
             torch.testing.assert_close(loss, wanted)
             for name, parameter in plain.bridge.named_parameters():
                 torch.testing.assert_close(compiled.bridge.get_parameter(name).grad, parameter.grad, msg=name)
-    assert set(found) == {7}  # queries and pairs with and without image, pairs at the end; text, text after queries
+    # Queries and pairs with and without image, pairs at the end; text, its last layer, text after queries.
+    assert set(found) == {8}
 
 
 def test_a_vision_tower_is_one_graph(towers: Path) -> None:
