@@ -160,7 +160,8 @@ AGAIN = "; run the same command again to continue"
 def no_memory(error: Exception) -> str | None:
     """The line of an error by which the memory of the host or of a GPU ran out; None for any other error."""
     text = one_line(error)
-    if not isinstance(error, MemoryError) and not any(words in text for words in NO_MEMORY):
+    of_torch = isinstance(error, RuntimeError) and any(words in text for words in NO_MEMORY)
+    if not of_torch and not isinstance(error, MemoryError):
         return None
     return f"memory ran out ({text:.200}); use smaller batches or fewer workers, or give the job more memory"
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.command_line import Parser, ended_if_deaf, no_memory, one_line, start_log
 from pipeline.config import Recipe, dump_recipe, for_ranks, load_recipe, with_absolute_places
 from pipeline.distributed import process_group
+from pipeline.distributed.launcher import end_with_launcher
 from pipeline.training.preemption import DEAF_S, EXIT_STOPPED, StopRequest
 
 if TYPE_CHECKING:
@@ -148,13 +149,14 @@ def main() -> int:
     rank = process_group.rank()
     level = logging.INFO if rank == 0 else logging.WARNING
     start_log(level)
+    end_with_launcher()
     try:
         with ended_if_deaf(stop.heard, DEAF_S), process_group.naming_lost_ranks():
             code = _run(arguments, stop)
     except process_group.StoppedWhileJoiningError:
         print(
             "stopped by a signal before all ranks were there; run the same command again. A rank that the launcher "
-            "names with return code -9 was killed, most likely as memory ran out: start fewer, or give the job more",
+            "names with return code -9 was killed, most likely because memory ran out: start fewer or give it more",
             file=sys.stderr,
         )
         code = EXIT_STOPPED

@@ -34,13 +34,13 @@ class Launcher:
 
 
 def end_with_launcher() -> None:
-    """SIGTERM for this process as soon as its launcher has died. For commands that ask for it nowhere else."""
+    """SIGTERM for this process as soon as its launcher has died: also where its main thread waits in a collective."""
     launcher = Launcher()
 
     def watch() -> None:
         while not launcher.has_died():
             time.sleep(POLL_S)
-        log.warning("the launcher of this rank was killed: ending")
+        log.warning("the launcher of this rank was killed: stopping")
         os.kill(os.getpid(), signal.SIGTERM)
 
     if launcher.processes:

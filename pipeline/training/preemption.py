@@ -1,13 +1,8 @@
-"""A request to stop: SIGTERM, SIGUSR1, Ctrl-C or the death of the launcher; the loop asks for it between two steps."""
+"""A request to stop: SIGTERM, SIGUSR1 or Ctrl-C; the loop asks for it between two steps."""
 
-import logging
 import signal
 import threading
 from types import FrameType
-
-from pipeline.distributed.launcher import Launcher
-
-log = logging.getLogger(__name__)
 
 EXIT_STOPPED = 75  # sysexits' EX_TEMPFAIL: stopped on a signal, all saved; the same command resumes
 DEAF_S = 60.0
@@ -16,10 +11,10 @@ and all are to save when it has come."""
 
 
 class StopRequest:
-    """Installed on construction; `requested` turns true on the first signal, or once the launcher is gone."""
+    """Installed on construction; `requested` turns true on the first signal."""
 
     def __init__(self) -> None:
-        self.heard, self._launcher = threading.Event(), Launcher()
+        self.heard = threading.Event()
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
@@ -28,7 +23,4 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        if not self.heard.is_set() and self._launcher.has_died():
-            log.warning("the launcher of this rank was killed: saving, then ending")
-            self.heard.set()
         return self.heard.is_set()

@@ -1,5 +1,6 @@
 """What ends a run from outside: killed at random moments, a rank that hangs, a signal to all processes of a rank."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -113,6 +114,28 @@ def test_a_hung_rank_leaves_every_ranks_stacks_and_ends_the_job(
         waiting, hung = (each["entries"] for each in last)
         assert len(waiting) == len(hung) + 1 and waiting[-1]["profiling_name"].startswith("gloo:")
         assert "hanging" in stacks[1] and "test_stops.py" in stacks[1] and "but of" not in errors
+
+
+def test_a_run_saves_and_ends_with_its_launcher(folder: Path, write: Write, tmp_path: Path) -> None:
+    """The user's process is killed, and nothing else."""
+    arguments = write("no launcher", batch={"global_size": 2, "micro_size": 2}, run={"steps": 100_000})
+    script = tmp_path / "torchrun"
+    script.write_text("import subprocess, sys; subprocess.run([sys.executable, '-m', 'pipeline.train', *sys.argv[1:]])")
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    command = [sys.executable, str(script), *arguments]
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **options) as launcher:
+        metrics, deadline = folder / "no launcher" / "metrics.jsonl", time.monotonic() + 300
+        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        launcher.kill()
+        try:
+            output, _ = launcher.communicate(timeout=120)  # that of the rank, to its end
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(launcher.pid, signal.SIGKILL)
+    assert "the launcher of this rank was killed: stopping" in output and "stopping on a signal" in output
+    last = lines_of(folder / "no launcher")[-1]["step"]
+    assert checkpoint.complete_checkpoints(folder / "no launcher")[-1].name == f"step_{last:08.0f}"
 
 
 @pytest.mark.parametrize(
