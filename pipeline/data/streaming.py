@@ -130,10 +130,11 @@ class StreamedSamples(IterableDataset[Sample]):
         if "fault" in raw:
             raise ValueError(raw["fault"])
         picture, text, record = (_only(raw, endings) for endings in (PICTURES, ("txt",), ("json",)))
-        if picture is None:
+        if picture is None or text is record is None:
+            lacking = f"picture, {', '.join(PICTURES)}," if picture is None else "txt or json"
             raise ValueError(
-                f"{raw['__key__']}: has no picture, {', '.join(PICTURES)}, beside its other files; make a manifest, "
-                "which finds them anywhere in a tar"
+                f"{raw['__key__']}: has no {lacking} beside its other files; make a manifest, which finds them "
+                "anywhere in a tar"
             )
         try:
             key, texts = read_record(record or b"{}")

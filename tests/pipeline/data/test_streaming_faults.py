@@ -150,6 +150,14 @@ def test_a_part_of_a_key_is_its_picture_where_it_has_no_other(tmp_path: Path) ->
     assert sum(corrupt for _, corrupt in samples[:6]) >= 4
 
 
+def test_files_that_stand_apart_name_the_way_out(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("a.jpg", "b.jpg", "a.txt", "b.txt", "c.jpg"):
+            add(tar, name, tiny_jpeg(np.random.default_rng(0), "red", "dark", 40, 40) if "jpg" in name else b"1")
+    with pytest.raises(UnreadableShardError, match=r"[abc]: has no .* beside its other files; make a"):
+        keys(recipe_of(f"pipe:cat {tmp_path}/a.tar; true {{0..1}}", 0))
+
+
 def test_a_shard_whose_rest_is_damaged_gives_what_is_before_it_and_counts_it(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
