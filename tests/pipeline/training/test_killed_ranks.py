@@ -35,11 +35,11 @@ def train_until(arguments: list[str], output: str, fault: Callable[[str], None] 
     train_step = loop.train_step
 
     def faulty(engine: Any, batches: Any, places: Any, recipe: Any, progress: Any, ahead: Any) -> Any:
-        Path(f"{output}{os.environ['RANK']}.pid").write_text(str(os.getpid()))
         if fault and progress.step == AT_STEP and os.environ["RANK"] == "1":
             fault(output)
         return train_step(engine, batches, places, recipe, progress, ahead)
 
+    Path(f"{output}{os.environ['RANK']}.pid").write_text(str(os.getpid()))  # before the ranks meet
     os.dup2(os.open(f"{output}{os.environ['RANK']}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
     with (
         mock.patch.object(loop, "train_step", faulty),
