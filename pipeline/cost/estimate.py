@@ -257,7 +257,7 @@ class Planner:
     def peak(self, part: str) -> float:
         """FLOP a second at the most, of one part's precision. Logits are of the last model that the stage has."""
         recipe, language = self.recipe, self.recipe.language
-        precision = {VISION: recipe.vision.precision}.get(part, recipe.qformer.precision)
+        precision: str = {VISION: recipe.vision.precision}.get(part, recipe.qformer.precision)
         if language and part in (LANGUAGE, LANGUAGE_BACKWARD, LOGITS):
             precision = language.precision
         if precision == "fp8":
