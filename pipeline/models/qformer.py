@@ -123,7 +123,7 @@ class QFormer(nn.Module):
         if plain_BPI.requires_grad:
             parts = attention.heads(functional.linear(plain_BPI, *weights.image))
         else:
-            products = zip(*(each.split(self.shape.width) for each in weights.image), strict=True)
+            products = zip(*(torch.split(each, self.shape.width) for each in weights.image), strict=True)
             parts = [
                 # A bias of keys adds as much to all of a row's logits: softmax does not see it.
                 attention.as_heads(functional.linear(plain_BPI, weight, bias if place % 2 else None))

@@ -8,6 +8,7 @@ torch's own collation, as LAVIS loads a picture. They take turns; times are the 
 """
 
 import argparse
+import hashlib
 import io
 import tempfile
 import time
@@ -50,10 +51,11 @@ def picture(number: int, width: int, height: int) -> bytes:
 
 def write_data(root: Path, count: int, width: int, height: int) -> None:
     """The same pictures as one shard with its manifest, and as files."""
-    samples = [
-        tiny_sample(number, 0, 1, "human", "tiny")._replace(jpeg=picture(number, width, height))
-        for number in range(count)
-    ]
+    samples = []
+    for number in range(count):
+        jpeg, tiny = picture(number, width, height), tiny_sample(number, 0, 1, "human", "tiny")
+        record = tiny.record | {"sha256": hashlib.sha256(jpeg).hexdigest()}
+        samples.append(tiny._replace(jpeg=jpeg, record=record))
     tar = root / "shards" / "tiny-000-000000.tar"
     totals = tar_files.write_shard(tar, samples)
     write_tiny_ledger(tar, samples)

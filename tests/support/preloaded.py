@@ -13,7 +13,7 @@ import omegaconf  # noqa: F401
 import timm  # noqa: F401
 import torch.distributed
 import torch.utils.tensorboard  # noqa: F401
-import torchvision.transforms.v2  # noqa: F401
+import torchvision.io  # noqa: F401
 import transformers.models.auto.tokenization_auto
 import transformers.models.bert.modeling_bert
 import transformers.models.opt.modeling_opt

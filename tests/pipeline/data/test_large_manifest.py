@@ -51,7 +51,7 @@ places = MicroBatches(
 located = [order.locate(*place) for place in next(iter(places))]
 mark("first batch's ids")
 assert "torch" not in sys.modules  # which alone takes more than the bound: of this, no more than of the order
-import torchvision.transforms.v2.functional
+import torchvision.io
 from pipeline.data.loader import build_loader, open_source
 mark("imports of torch")
 batches = iter(build_loader(

@@ -60,7 +60,8 @@ def test_the_qformer_is_compiled_once_for_200_batches_of_varied_lengths() -> Non
         batch = dataclasses.replace(batch, pixels_B3SS=batch.pixels_B3SS.float())
         place = StepPlace(0, 0.01, batch.target.ids.shape[1], number)
         loss = compiled(batch, place)["loss"]
-        loss.backward()
+        if number < 5 or number % 10 == 0:  # its graphs are made with those of the way there
+            loss.backward()
         found.append(graphs())
         if number < 5:
             wanted = plain(batch, place)["loss"]
