@@ -68,7 +68,7 @@ def train(recipe: Recipe, data: "DataSource", ds_config: dict[str, Any], stop: S
     utilisation = utilisation_of_one_sample_a_second(recipe, world_size, cuda_name)
     with (
         Telemetry(recipe.run.output, state.step, recipe.run.steps, utilisation) as telemetry,
-        Watchdog(recipe.run.output, recipe.run.hang_deadline_s) as watchdog,
+        Watchdog(recipe.run.output, recipe.run.hang_deadline_s, stop) as watchdog,
         named_worker_faults(recipe.data.num_workers),
         Saver(engine, recipe) as saver,
         Profile(recipe.run.output, recipe.run.profile_steps, device) as profile,

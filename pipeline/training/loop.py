@@ -51,6 +51,7 @@ def fit(parts: RunParts, progress: Progress) -> bool:
         if written:
             parts.saver.finish()
         if stopped:
+            parts.watchdog.save()
             parts.saver.begin(progress.state())
             parts.saver.finish(must_succeed=True)
             log.info("stopping on a signal")
@@ -71,5 +72,6 @@ def fit(parts: RunParts, progress: Progress) -> bool:
         if progress.is_due(run.checkpoint_every_steps):
             parts.watchdog.beat()
             parts.saver.begin(progress.state())
+    parts.watchdog.save()
     parts.saver.finish(must_succeed=True)
     return True

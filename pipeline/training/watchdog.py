@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from pipeline.command_line import AGAIN
 from pipeline.distributed import process_group
+from pipeline.training.preemption import DEAF_S, EXIT_STOPPED, StopRequest
 
 FIRST_STEP_FACTOR = 4  # the first step also starts loaders and kernels
 GRACE_S = 10.0  # between a rank's stacks and its end, in which the others write theirs
@@ -28,11 +30,13 @@ def collective_timeout_s(deadline_s: float) -> float:
 class Watchdog:
     """`beat` at each step. After `deadline_s` without one, stacks go to RUN/stacks/rankN.txt and the process ends.
 
-    Python's faulthandler writes them from a thread of its own: also when the interpreter is stuck in a library.
+    Python's faulthandler writes them from a thread of its own: also when the interpreter is stuck in a library. A
+    signal to stop does not wait so long for a rank that is stopped, or dead: DEAF_S or a few steps, until all `save`.
     """
 
-    def __init__(self, run_folder: Path, deadline_s: float) -> None:
-        self.deadline_s, self.step = deadline_s, -1
+    def __init__(self, run_folder: Path, deadline_s: float, stop: StopRequest) -> None:
+        self.deadline_s, self.step, self.stop, self.saves = deadline_s, -1, stop, False
+        self.longest_s = 0.0  # between two beats
         self.path = run_folder / "stacks" / f"rank{process_group.rank()}.txt"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.file = self.path.open("w", encoding="utf-8")
@@ -41,17 +45,34 @@ class Watchdog:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def _arm(self, seconds: float) -> None:
-        self.ends = time.monotonic() + seconds
+        self.began = time.monotonic()
+        self.ends = self.began + seconds
         faulthandler.dump_traceback_later(seconds, file=self.file)
 
     def beat(self, step: int | None = None) -> None:
         """`step` begins now; without a number, the same step has moved on."""
+        if self.step >= 0:
+            self.longest_s = max(self.longest_s, time.monotonic() - self.began)
         self.step = self.step if step is None else step
         self._arm(self.deadline_s)
 
+    def save(self) -> None:
+        """All ranks are here, and what is left is to write: a signal to stop waits for that."""
+        self.saves = True
+
     def _watch(self) -> None:
         told = 0.0  # the deadline whose collectives are written
+        heard = 0.0  # when the signal to stop was seen
         while not self.done.wait(1.0):
+            if self.stop.requested and not self.saves:
+                heard = heard or time.monotonic()
+                patience_s = max(DEAF_S, 3 * self.longest_s)
+                if time.monotonic() > max(heard, self.began) + patience_s:
+                    print(
+                        f"stopped by a signal, after {patience_s:.0f} s of waiting for others{AGAIN}", file=sys.stderr
+                    )
+                    sys.stderr.flush()
+                    os._exit(EXIT_STOPPED)
             if time.monotonic() > self.ends != told:
                 told = self.ends
                 faulthandler.dump_traceback_later(GRACE_S + STUCK_S, file=self.file, exit=True)

@@ -27,16 +27,22 @@ AT_STEP = 2
 BATCH = {"global_size": 4, "micro_size": 2}
 
 
-def train_until(arguments: list[str], output: str, fault: Callable[[str], None] | None) -> int:
+def train_until(
+    arguments: list[str],
+    output: str,
+    fault: Callable[[str], None] | None,
+    of_rank_0: Callable[[str], None] | None = None,
+) -> int:
     """`pipeline.train` in a rank, its stderr in `output` and its number; in rank 1, `fault(output)` at a step."""
     from pipeline import train
-    from pipeline.training import loop
+    from pipeline.training import loop, watchdog
 
     train_step = loop.train_step
 
     def faulty(engine: Any, batches: Any, places: Any, recipe: Any, progress: Any, ahead: Any) -> Any:
-        if fault and progress.step == AT_STEP and os.environ["RANK"] == "1":
-            fault(output)
+        due = fault if os.environ["RANK"] == "1" else of_rank_0
+        if due and progress.step == AT_STEP:
+            due(output)
         return train_step(engine, batches, places, recipe, progress, ahead)
 
     Path(f"{output}{os.environ['RANK']}.pid").write_text(str(os.getpid()))  # before the ranks meet
@@ -45,6 +51,7 @@ def train_until(arguments: list[str], output: str, fault: Callable[[str], None] 
         mock.patch.object(loop, "train_step", faulty),
         mock.patch.object(sys, "argv", ["pipeline.train", *arguments]),
         mock.patch.object(train, "DEAF_S", 2.0),
+        mock.patch.object(watchdog, "DEAF_S", 2.0),
     ):
         return train.main()
 
@@ -136,6 +143,25 @@ def stop_and_be_ended(output: str) -> None:
     stop([ranks[1]], end)
 
 
+def be_ended_after_stop(output: str) -> None:
+    """Hear the signal when the other rank is stopped, and before waiting for it."""
+    other = Path(f"/proc/{Path(f'{output}1.pid').read_text()}/stat")
+    while ") T " not in other.read_text():
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop_until_killed(output: str) -> None:
+    first = int(Path(f"{output}0.pid").read_text())
+
+    def end() -> None:
+        while Path(f"/proc/{first}/fd/2").exists():
+            time.sleep(0.1)
+        os.kill(os.getppid(), signal.SIGKILL)
+
+    stop([os.getpid()], end)
+
+
 def stop_for_a_moment(output: str) -> None:
     """This rank and its worker."""
     own = [*(each.pid for each in multiprocessing.active_children() if each.pid), os.getpid()]
@@ -157,6 +183,19 @@ def test_a_signal_ends_a_rank_that_waits_for_a_stopped_one_long_before_the_deadl
     assert "stopped by SIGTERM, which was not heard for 2 s; run the same command again" in Path(f"{said}0").read_text()
     assert ends_of_ranks(2, train_until, arguments, said, None) == [0, 0]
     assert_same_run(folder, "deaf")
+
+
+def test_a_signal_that_is_heard_before_the_wait_for_a_stopped_rank_ends_it_too(
+    folder: Path, write: Write, tmp_path: Path
+) -> None:
+    arguments, said = write("heard", batch=BATCH, run={"hang_deadline_s": 100_000.0}), str(tmp_path / "said")
+    assert ends_of_ranks(2, train_until, arguments, said, stop_until_killed, be_ended_after_stop) == [
+        75,
+        -signal.SIGKILL,
+    ]
+    assert "stopped by a signal, after 2 s of waiting for others; run the same" in Path(f"{said}0").read_text()
+    assert ends_of_ranks(2, train_until, arguments, said, None) == [0, 0]
+    assert_same_run(folder, "heard")
 
 
 def test_a_stopped_rank_that_goes_on_in_time_changes_nothing(folder: Path, write: Write, tmp_path: Path) -> None:
