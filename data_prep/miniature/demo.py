@@ -38,10 +38,10 @@ class Story(Commands):
             self.train("stage1", ("index", "towers-ranker", "towers-bert")),
             *(self._make_towers(lm, lm) for lm in LANGUAGE_MODELS),
             *(self.train(f"stage2_{lm}", ("train-stage1", f"towers-{lm}")) for lm in LANGUAGE_MODELS),
+            *fine_tuning(self),
             *self._own_pictures(),
             *self._evaluations(),
             *self._scores(),
-            *fine_tuning(self),
             *self._conclusions(),
         ]
 

@@ -10,7 +10,7 @@ from data_prep.miniature.towers.fitting import computes_in_bf16
 WEB_SOURCES = ("laion400m", "cc3m")
 STEPS = {
     "stage1": 500, "stage2_t5": 200, "stage2_opt": 350,
-    "finetune_retrieval": 120, "finetune_caption": 40, "finetune_vqa": 400,
+    "finetune_retrieval": 120, "finetune_caption": 40, "finetune_vqa": 1000,
 }  # fmt: skip
 """The steps of the recipes, which --scale shortens."""
 TRAINED = (*STEPS, "stage2_t5_own")
@@ -48,7 +48,9 @@ class Commands:
         command = python("data_prep.gallery", index.output, "--output", output, "--ledger", *ledgers)
         return Step(step, command, output, (index.name,))
 
-    def train(self, run: str, needs: tuple[str, ...], *more: object, recipe: str | None = None) -> Step:
+    def train(
+        self, run: str, needs: tuple[str, ...], *more: object, recipe: str | None = None, ranks: int = 2
+    ) -> Step:
         output = self.folder / run
         path = Path("pipeline/recipes") / f"miniature_{recipe or run}.yaml"
         precision = "bf16" if computes_in_bf16() else "fp32"
@@ -59,7 +61,7 @@ class Commands:
         launcher = Path(sys.executable).parent / "deepspeed"
         port = str(self.port + 1 + self.trained.index(run))
         chosen = dict(str(edit).split("=", 1) for edit in (*edits, *more))  # of two for a field, the later one
-        command = (str(launcher), "--num_gpus", "2", "--master_port", port, "--module", "pipeline.train")
+        command = (str(launcher), "--num_gpus", str(ranks), "--master_port", port, "--module", "pipeline.train")
         return Step(
             f"train-{run}",
             (*command, "--recipe", str(path), "--set", *(f"{field}={value}" for field, value in chosen.items())),
