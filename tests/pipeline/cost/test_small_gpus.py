@@ -1,4 +1,4 @@
-"""The README's commands for cards of 24 GB, as they are written there: by the plan they fit, on 4 and 8 cards, too."""
+"""The README's commands for cards of 24 GB, as they are written there: by the plan they fit one; batches of 4 and 8 cards divide."""
 
 import re
 import shlex
