@@ -8,7 +8,7 @@ USUAL_S = {
     "world": 17, "download-laion400m": 15, "download-cc3m": 15, "towers-ranker": 180, "towers-captioner": 65,
     "towers-bert": 30, "towers-t5": 85, "towers-opt": 90, "capfilt-laion400m": 33, "capfilt-cc3m": 33,
     "train-stage1": 105, "train-stage2_t5": 85, "train-stage2_opt": 125, "train-stage2_t5_own": 28,
-    "eval-retrieval": 26, "train-finetune_retrieval": 75, "train-finetune_caption": 30, "train-finetune_vqa": 125,
+    "eval-retrieval": 26, "train-finetune_retrieval": 75, "train-finetune_caption": 30, "train-finetune_vqa": 300,
     "eval-finetune_retrieval": 22,
 }  # fmt: skip
 """The seconds of the long steps on two idle cores, and of steps whose name goes on after a "-" (another seed, another
