@@ -5,11 +5,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.config import Recipe, dump_recipe
+from pipeline.config.checks import rounded_language
 from pipeline.files import read_validated
 from pipeline.pages.markdown import escaped, fenced, table
 from pipeline.weights.tower_sources import MOVED, Tower, towers_of
@@ -67,6 +68,7 @@ class _Task(_File):
     is_of_published_set: bool = False
     image_source: Literal["own", "none", "shuffled"]
     limit: int | Literal["all"]
+    recipe: dict[str, Any] | None = None
 
     @property
     def data_name(self) -> str:
@@ -74,7 +76,9 @@ class _Task(_File):
         folder = Path(self.data).name
         is_its_own = self.is_of_published_set or self.data_set == folder
         name = self.data_set if is_its_own else f"{folder} (in the format of {self.data_set}, not that set)"
-        return name if self.limit == "all" else f"{name}, the first {self.limit}"
+        precision = rounded_language(self.recipe)
+        rounded = f", language model in {precision}" if precision else ""
+        return (name if self.limit == "all" else f"{name}, the first {self.limit}") + rounded
 
 
 @dataclass(frozen=True)

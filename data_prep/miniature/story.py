@@ -48,9 +48,7 @@ class Commands:
         command = python("data_prep.gallery", index.output, "--output", output, "--ledger", *ledgers)
         return Step(step, command, output, (index.name,))
 
-    def train(
-        self, run: str, needs: tuple[str, ...], *more: object, recipe: str | None = None, ranks: int = 2
-    ) -> Step:
+    def train(self, run: str, needs: tuple[str, ...], *more: object, recipe: str | None = None, ranks: int = 2) -> Step:
         output = self.folder / run
         path = Path("pipeline/recipes") / f"miniature_{recipe or run}.yaml"
         precision = "bf16" if computes_in_bf16() else "fp32"

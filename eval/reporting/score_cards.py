@@ -19,6 +19,7 @@ from eval.reporting.scores import (
 from eval.reporting.selection import read_selection
 from eval.reporting.training_sources import known_overlaps, trained_questions
 from eval.reporting.verdicts import deviations, why_not_comparable
+from pipeline.config.checks import rounded_language
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ def _about(evaluation: Evaluation) -> str:
     if task["image_source"] != "own":
         parts.append(BASELINE_NAMES[task["image_source"]].lower())
     if task.get("language"):
-        parts.append(f"language model {task['language'].rsplit('/', 1)[-1]}")
+        rounded = f" in {precision}" if (precision := rounded_language(task.get("recipe"))) else ""
+        parts.append(f"language model {task['language'].rsplit('/', 1)[-1]}{rounded}")
     if evaluation.metrics:
         counted = "questions" if evaluation.predicts == Kind.QUESTIONS else "images"
         texts = f", {evaluation.metrics['texts']} texts" if "texts" in evaluation.metrics else ""

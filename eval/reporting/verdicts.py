@@ -11,6 +11,7 @@ from typing import Any
 
 from eval.reporting.evaluations import Evaluation
 from eval.reporting.paper import PaperRow
+from pipeline.config.checks import rounded_language
 
 MATCHES, WITHIN_NOISE, DIFFERS, NOT_COMPARABLE = "matches", "within noise", "differs", "not comparable"
 MEANINGLESS = "meaningless"
@@ -60,6 +61,8 @@ def why_not_comparable(main: Evaluation, paper: PaperRow) -> list[str]:
         reasons += _other_training(main, paper)
     if task["image_source"] != "own":
         reasons.append("the model did not see the right pictures")
+    if precision := rounded_language(task.get("recipe")):
+        reasons.append(f"the language model was in {precision}")
     if not main.rows(paper.protocol):
         reasons.append(f"there is no score by {paper.protocol}")
     if "answers_sha256" in task:

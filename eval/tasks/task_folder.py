@@ -48,9 +48,10 @@ class TaskFolder:
         earlier = self._earlier().model_dump(exclude_unset=True)
         for name, value in settings.items():
             if name not in NOT_COMPARED and value is not None and earlier.get(name) != value:
+                field, before, now = _difference(name, earlier.get(name), value)
                 raise ValueError(
-                    f"--output {self.path}: it holds predictions with {name} {_shown(earlier.get(name))}, not "
-                    f"{_shown(value)}; name another folder, or remove this one"
+                    f"--output {self.path}: it holds predictions with {field} {_shown(before)}, not {_shown(now)}; "
+                    "name another folder, or remove this one"
                 )
         return {name: earlier.get(name) if value is None else value for name, value in settings.items()}
 
@@ -110,6 +111,14 @@ def _stamp(image_id: SampleId, path: Path) -> list[int]:
     except OSError as error:
         raise ValueError(f"image {image_id!r}: {error}; add the picture") from error
     return [status.st_size, status.st_mtime_ns]
+
+
+def _difference(name: str, before: Any, now: Any) -> tuple[str, Any, Any]:
+    """Of two mappings, as of towers to their fingerprints, the first entry that differs."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return name, before, now
+    key = next(each for each in (before | now) if before.get(each) != now.get(each))
+    return f"{name}.{key}", before.get(key), now.get(key)
 
 
 def _shown(value: object) -> str:

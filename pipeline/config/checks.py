@@ -1,6 +1,6 @@
 """What must hold between the sections of a recipe, by topic. Each check raises ValueError in one line."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 QUANTISED = ("int8", "int4")
 
@@ -120,3 +120,9 @@ def check_epochs(recipe: "Recipe") -> None:
         raise ValueError("optimizer.schedule 'staircase': falls from epoch to epoch; set run.epochs, not run.steps")
     if not epochs and recipe.validation and not recipe.validation.every_steps:
         raise ValueError("validation.every_steps 0: a run of so many steps has no epochs; set run.epochs")
+
+
+def rounded_language(recipe: dict[str, Any] | None) -> str:
+    """int8 or int4, where a recipe's content has its language model in it; else empty."""
+    precision = str(((recipe or {}).get("language") or {}).get("precision"))
+    return precision if precision in QUANTISED else ""

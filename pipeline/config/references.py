@@ -70,9 +70,9 @@ def written(recipe: Recipe) -> dict[str, Any]:
 
 
 def of_today(reference: str) -> str | None:
-    """The text of a reference; None while its variable is not set. Its value is not read for further references."""
+    """The text of a reference; None while its variable is not set, or empty. What it holds is read no further."""
     before, name, after = REFERENCE.fullmatch(reference).groups()  # type: ignore[union-attr]
-    return f"{before}{os.environ[name]}{after}" if name in os.environ else None
+    return f"{before}{os.environ[name]}{after}" if os.environ.get(name) else None
 
 
 def _escaped(value: Any) -> Any:

@@ -173,6 +173,12 @@ def test_a_card_says_what_the_weights_are(form: str, changed: dict[str, Any], or
     assert "None were given." in text and "Check it on your own data before use." in text
 
 
+def test_a_score_of_a_rounded_language_model_says_so(tmp_path: Path) -> None:
+    metrics = evaluation(tmp_path / "vqa", "0" * 64, recipe={"language": {"precision": "int8"}})
+    [[data, *_]] = read_scores([metrics], "0" * 64)
+    assert data == "Flickr30K test, language model in int8"
+
+
 @pytest.mark.parametrize(("image_source", "shown"), [("none", ", without picture"), ("shuffled", ", another picture")])
 def test_a_score_without_its_picture_says_so(image_source: str, shown: str, tmp_path: Path) -> None:
     metrics = evaluation(tmp_path / "vqa", "0" * 64, image_source=image_source)

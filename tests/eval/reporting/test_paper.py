@@ -130,6 +130,10 @@ def test_table_4_has_test_dev_and_test_std(data: str) -> None:
             "min_new_tokens 8, the paper has 4",
         ),
         (
+            tuned("finetune_vqa_opt2.7b", "vqa", "VQAv2 test", ["language.precision=int8"], **ANSWERS),
+            "the language model was in int8",
+        ),
+        (
             tuned("finetune_caption_opt2.7b", "captioning", VAL, FROZEN, **CAPTIONS),
             "the image encoder was frozen; the paper's was trained",
         ),

@@ -159,7 +159,7 @@ def test_other_towers_at_the_old_path_never_go_on_with_old_answers(
         shutil.rmtree(folder)
         shutil.copytree(tmp_path / "kept", folder)
     errors = capsys.readouterr().err.splitlines()
-    assert sum("it holds predictions with towers" in line for line in errors) == 2
+    assert sum("it holds predictions with towers." in line for line in errors) == 2
     assert run(*arguments, out) == 0
 
 

@@ -1,4 +1,4 @@
-"""The README's commands for cards of 24 GB, as they are written there: by the plan they fit one; batches of 4 and 8 cards divide."""
+"""The README's commands for cards of 24 GB, as written: by the plan they fit one, and 4 and 8 share batches."""
 
 import re
 import shlex
