@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.reading import edited
+from pipeline.config.reading import edited, parse_recipe
 from pipeline.config.references import FILES, TOWERS, of_today, places_in
 from pipeline.config.sections import Recipe
 
@@ -37,16 +37,19 @@ def with_absolute_places(recipe: Recipe) -> Recipe:
     content = recipe.model_dump(mode="json")
     for field, section, name in places_in(content):
         section[name] = absolute_place(field, section[name])
-    return Recipe.model_validate(content).referring(recipe.references)
+    return parse_recipe(content).referring(recipe.references)
 
 
 def in_environment(recipe: Recipe) -> Recipe:
-    """The recipe with its towers where their variables say today. They have fingerprints; files stay what they were."""
+    """The recipe with its towers where their variables say today. They have fingerprints; files stay what they were.
+
+    Raises ValueError in one line for a place that no recipe may have.
+    """
     content = recipe.model_dump(mode="json")
     for field, section, name in places_in(content, TOWERS):
         if field in recipe.references and (place := of_today(recipe.references[field])):
             section[name] = absolute_place(field, place)
-    return Recipe.model_validate(content).referring(recipe.references)
+    return parse_recipe(content).referring(recipe.references)
 
 
 def moved(recipe: Recipe, edits: Sequence[str]) -> Recipe:

@@ -4,7 +4,7 @@ The text under a field is its description: RECIPE.md is made of it.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -179,12 +179,20 @@ class Recipe(Section):
     run: Run
     _references: dict[str, str] = PrivateAttr(default_factory=dict)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _stage_1_has_no_language_model(cls, content: Any) -> Any:
+        """Before the section's own fields: with one edit of it, the others would be told as missing."""
+        if isinstance(content, dict) and content.get("stage") == 1 and content.get("language") is not None:
+            raise ValueError(
+                "language: stage 1 has no language model, nor have its weights; remove the section, or its --set"
+            )
+        return content
+
     @model_validator(mode="after")
     def _stage_has_its_parts(self) -> "Recipe":
         if self.stage == 2 and self.language is None:
             raise ValueError("language: is missing, and stage 2 needs a language model; add the section")
-        if self.stage == 1 and self.language is not None:
-            raise ValueError("language: stage 1 has no language model; remove the section")
         if self.stage == 1 and self.run.layout == "sharded":
             raise ValueError("run.layout 'sharded': stage 1 has no language model to share; remove run.layout")
         pairs_of_a_pass = self.batch.global_size // (self.batch.accumulation or 1)

@@ -45,10 +45,16 @@ def build_tokenizer(settings: QFormerSettings) -> Any:
 
 
 def qformer_shape(settings: QFormerSettings, image_width: int) -> QFormerShape:
-    """The sizes of the Q-Former: BERT's, one word more ([DEC]), and the image's width."""
+    """The sizes of the Q-Former: BERT's, one word more ([DEC]), and the image's width. Raises ValueError in one line
+    for a model of another kind."""
     from transformers import AutoConfig
 
     bert = _from_bert(settings, AutoConfig)
+    if bert.model_type != "bert":
+        raise ValueError(
+            f"qformer.bert {settings.bert!r}: is a model of type {bert.model_type!r}, and the Q-Former is made of a "
+            "BERT; name a BERT, as bert-base-uncased"
+        )
     return QFormerShape(
         width=bert.hidden_size,
         num_layers=bert.num_hidden_layers,

@@ -14,6 +14,7 @@ from pipeline.config import Recipe
 from pipeline.config.model_sections import Lora
 from pipeline.models.loading import first_line
 from pipeline.models.precision import autocast
+from pipeline.models.quantised import quieten
 
 ADAPTER = "default"  # peft's name of the one adapter
 MATRICES = ("lora_A", "lora_B")
@@ -63,6 +64,7 @@ def add_lora(model: Any, recipe: Recipe, device: str) -> nn.Module | None:
 
 def _layers(model: Any, settings: Lora) -> dict[str, Any]:
     """The layers that peft has put around the wanted ones, by their names in the model."""
+    quieten()
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import Linear, LoraLayer
 

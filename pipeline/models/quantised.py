@@ -36,11 +36,19 @@ def quantising(precision: str, config: Any) -> dict[str, Any]:
         raise ValueError(f"language.precision {precision!r}: needs the package bitsandbytes; pip install bitsandbytes")
     from transformers import BitsAndBytesConfig
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says at each product that bf16 becomes fp16
+    quieten()
     how: dict[str, Any] = {"load_in_8bit": True}
     if precision == "int4":
         how = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": kind}
     return {"dtype": kind, "quantization_config": BitsAndBytesConfig(**how)}
+
+
+def quieten() -> None:
+    """Leave out bitsandbytes' warnings: at import of kernels that nobody needs, at each product that bf16 becomes fp16.
+
+    peft imports it, too.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def check_sizes(model: Any, name: str) -> None:

@@ -149,6 +149,15 @@ def test_a_misspelt_field_is_told_before_the_one_that_is_missing_for_it() -> Non
         parse_recipe(content)
 
 
+def test_stage_1_has_no_language_model_to_edit() -> None:
+    """In its recipe and in its weights': one edit is told as that, and not by the fields that it leaves out."""
+    recipe = load_recipe(STAGE_1)
+    edit = ["language.precision=int8"]
+    for read in (lambda: load_recipe(STAGE_1, edit), lambda: moved(recipe, edit)):
+        with pytest.raises(ValueError, match=r"^recipe: language: stage 1 has no language model, nor have its"):
+            read()
+
+
 def test_a_recipe_that_is_nested_too_deep_is_named(tmp_path: Path) -> None:
     (tmp_path / "deep.yaml").write_text("a: " + "[" * 5000 + "]" * 5000)
     with pytest.raises(ValueError, match=r"deep.yaml: is not readable as YAML"):

@@ -66,3 +66,11 @@ def test_foreign_weights_refer_to_allowed_variables_in_places_alone(monkeypatch:
     assert references_in({"language.prompt": "${oc.env:BLIP2_X}", "seed": "${oc.env:BLIP2_X}"}) == {}
     recipe = parse_recipe(yaml.safe_load(STAGE_1.read_text())).referring({"run.output": "${oc.env:BLIP2_X}"})
     assert "s3cr3t" not in str(in_environment(recipe))  # files are what they were
+
+
+def test_a_reference_to_no_place_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLIP2_X", "/a")
+    references = references_in({"vision.name": "\0${oc.env:BLIP2_X}/b"})
+    with pytest.raises(ValueError, match=r"^recipe: vision.name '\\x00/a/b': holds a NUL") as error:
+        in_environment(parse_recipe(yaml.safe_load(STAGE_1.read_text())).referring(references))
+    assert "\n" not in str(error.value)

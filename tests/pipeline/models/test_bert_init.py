@@ -68,6 +68,12 @@ def test_query_ffns_are_berts_and_cross_attention_is_new(settings: QFormerSettin
         assert float(state["query_tokens"].std()) == pytest.approx(deviation, rel=0.25)
 
 
+@pytest.mark.parametrize("kind", ["opt", "t5"])
+def test_a_model_of_another_kind_is_one_line(kind: str, towers: Path) -> None:
+    with pytest.raises(ValueError, match=rf"^qformer.bert '.*/{kind}': is a model of type '{kind}'.*; name a BERT"):
+        qformer_shape(QFormerSettings(bert=str(towers / kind)), image_width=24)
+
+
 def test_dec_is_the_tokenizers_last_id_and_begins_no_text(settings: QFormerSettings) -> None:
     tokenizer = build_tokenizer(settings)
     assert tokenizer.bos_token == "[DEC]" and tokenizer.bos_token_id == len(tokenizer) - 1

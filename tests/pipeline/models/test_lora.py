@@ -1,5 +1,7 @@
 """LoRA on a language model is W + (alpha / rank) B A, changes nothing at first, and leaves the frozen weights alone."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +137,21 @@ def test_targets_that_are_no_linear_layers_are_one_line(towers: Path, targets: l
     with pytest.raises(ValueError, match=r"^language\.lora\.targets \['\w+'\]: .*; name") as error:
         tower_of(recipe_of(towers, "opt", targets=targets))
     assert "\n" not in str(error.value)
+
+
+QUIET = """
+import sys
+from pathlib import Path
+from pipeline.models.language import build_language
+from pipeline.models.lora import add_lora
+from tests.pipeline.models.test_lora import recipe_of
+recipe = recipe_of(Path(sys.argv[1]), "opt")
+add_lora(build_language(recipe.language, "cpu").model, recipe, "cpu")
+assert "bitsandbytes" in sys.modules
+"""
+
+
+def test_nothing_is_said_of_kernels_that_it_does_not_need(towers: Path) -> None:
+    """peft imports bitsandbytes, once in a process."""
+    done = subprocess.run([sys.executable, "-c", QUIET, str(towers)], capture_output=True, text=True, check=True)
+    assert "kernels" not in done.stderr
