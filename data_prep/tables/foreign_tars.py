@@ -1,7 +1,9 @@
 """Reads tars of captioned pictures that other programs wrote, as WebDataset and img2dataset do.
 
-A sample is all files of a tar with one key, which is the name up to the first dot after the last slash: one picture,
-and its caption in `KEY.txt` or in a field of `KEY.json`. Only headers and captions are read here; nothing is unpacked.
+A sample is the files of a tar with one key, which is the name up to the first dot after the last slash: one picture,
+and its caption in `KEY.txt` or in a field of `KEY.json`. `_apart` tells samples of one key apart. Only
+headers and captions are read here; nothing is unpacked.
+
 Nothing in a tar is trusted: what is damaged becomes a row that is dropped for a named reason.
 """
 
@@ -148,21 +150,33 @@ def _add(samples: dict[str, list[_File]], tar: Path, member: tarfile.TarInfo) ->
 
 
 def _apart(key: str, files: list[_File]) -> list[tuple[str, list[_File]]]:
-    """The samples of one key: several where it has no picture of its own, and each part has a picture with its caption,
-    as of `a.1.jpg`, `a.1.txt`, `a.2.jpg`, `a.2.txt`."""
-    parts: dict[str, list[_File]] = {}
+    """The samples of one key: each part with a picture and a text, and each part that is dropped, as a row of its own.
+
+    The picture without a part, else the only one, takes what it lacks from texts that have no picture: both have the
+    same part, or one of them has none, as of `x.jpg` and `x.caption.txt`, or of `x.face.jpg` and `x.txt`.
+    """
+    parts: dict[str, list[_File]] = {} if files else {"": []}
     for file in files:
         parts.setdefault(file.part, []).append(file)
-    kinds = [sorted(file.kind for file in of_part) for of_part in parts.values()]
-    pairs = (["picture", "txt"], ["json", "picture"], ["json", "picture", "txt"])
-    if len(parts) < 2 or "" in parts or not all(each in pairs for each in kinds):
-        return [(key, files)]
-    return [(f"{key}.{part}", of_part) for part, of_part in parts.items()]
+    shown = {part for part, own in parts.items() if any(file.kind == "picture" for file in own)}
+    main = min(shown, default="") if len(shown) < 2 or "" in shown else None
+    samples = {}
+    for part, own in parts.items():
+        kinds = {file.kind for file in own}
+        if part == main:
+            loose = [file for file in files if "" in (part, file.part) and file.part not in shown]
+            samples[part] = own + [file for file in loose if file.kind not in kinds]
+        elif part in shown and kinds == {"picture"}:
+            if "" not in shown:  # else it is beside the point, as a mask
+                samples[part] = own * 2 if "" in parts else own  # twice, so refused: the text may be another picture's
+        elif part in shown or "" not in parts:
+            samples[part] = own
+    return [(f"{key}.{part}" if part and len(samples) > 1 else key, own) for part, own in samples.items()]
 
 
 def _row(number: int, name: str, files: Sequence[_File], wanted: Wanted) -> Row:
     """One sample as a row; `name` stands for its URL where its JSON has none."""
-    pictures, texts, records = (_of_kind(files, kind) for kind in KINDS)
+    pictures, texts, records = ([each.place for each in files if each.kind == kind] for kind in KINDS)
     if not pictures:
         return Row(number, name, (), drop=Drop("no_picture"))
     if max(map(len, (pictures, texts, records))) > 1:
@@ -180,12 +194,6 @@ def _row(number: int, name: str, files: Sequence[_File], wanted: Wanted) -> Row:
     url = text_of((fields or {}).get(wanted.url))
     url = url if 0 < len(url) <= LONGEST_URL else name
     return Row(number, url, captions, drop=failed(wanted.conditions, values), place=pictures[0])
-
-
-def _of_kind(files: Sequence[_File], kind: str) -> list[Place]:
-    """The files of a kind; those of which it is the whole ending count more."""
-    found = [each for each in files if each.kind == kind]
-    return [each.place for each in found if not each.part] or [each.place for each in found]
 
 
 def _fields(place: Place) -> dict[str, Any] | None:

@@ -129,7 +129,7 @@ class StreamedSamples(IterableDataset[Sample]):
     def _sample(self, raw: dict[str, Any], number: int, corrupt: int) -> Sample:
         if "fault" in raw:
             raise ValueError(raw["fault"])
-        picture, text, record = (_only(raw, endings) for endings in (PICTURES, ("txt",), ("json",)))
+        picture, text, record = _files(raw)
         if picture is None or text is record is None:
             lacking = f"picture, {', '.join(PICTURES)}," if picture is None else "txt or json"
             raise ValueError(
@@ -147,16 +147,24 @@ class StreamedSamples(IterableDataset[Sample]):
         return draw_sample(key, decode(picture), texts, corrupt, rng, self.settings, self.image_size_px)
 
 
-def _only(raw: dict[str, Any], endings: Sequence[str]) -> bytes | None:
-    """The one file of a sample with such an ending: a whole one (`jpg`), else that of a part (`face.jpg`).
+def _files(raw: dict[str, Any]) -> list[bytes | None]:
+    """The picture, txt and json of a sample. A whole picture (`jpg`) counts before that of a part (`face.jpg`).
 
-    Raises ValueError when there are several, of which no one can say which belong together.
+    A picture and a text belong together if their parts are equal, or one of them has none. Raises ValueError when there
+    are several, of which no one can say which belong together.
     """
-    parts = [name for name in raw if name.rpartition(".")[2] in endings]
-    found = [name for name in parts if name in endings] or parts
-    if len(found) > 1:
-        raise ValueError(f"{raw['__key__']}: has {' and '.join(found[:3])}; give each picture a key of its own")
-    return raw[found[0]] if found else None
+    parts = {name: name.rpartition(".")[0] for name in raw}
+    pictures = [name for name in raw if name.rpartition(".")[2] in PICTURES]
+    shown = {parts[name] for name in pictures}
+    found = [[name for name in pictures if not parts[name]] or pictures]
+    main = parts[found[0][0]] if pictures else ""
+    for ending in ("txt", "json"):
+        texts = [name for name in raw if name.rpartition(".")[2] == ending]
+        loose = [name for name in texts if "" in (main, parts[name]) and parts[name] not in shown]
+        found.append([name for name in texts if parts[name] == main] or loose)
+    if several := next((names for names in found if len(names) > 1), None):
+        raise ValueError(f"{raw['__key__']}: has {' and '.join(several[:3])}; give each picture a key of its own")
+    return [raw[names[0]] if names else None for names in found]
 
 
 def _decoded(text: bytes, key: str) -> str:

@@ -92,21 +92,54 @@ def test_layouts_of_other_writers(tmp_path):
 
 
 def test_parts_of_a_key_are_samples_where_each_has_its_own_text(tmp_path):
-    """Else it is not clear which text belongs to which picture."""
+    """Else it is not clear which text belongs to which picture; what is dropped is counted one by one."""
     members = [
         ("a.1.jpg", jpeg_bytes(1)), ("a.2.jpg", jpeg_bytes(2)), ("a.2.txt", b"two"), ("a.1.txt", b"one"),
         ("b.1.jpg", jpeg_bytes(3)), ("b.2.jpg", jpeg_bytes(4)), ("b.txt", b"which?"),
-        ("c.1.jpg", jpeg_bytes(5)), ("c.2.jpg", jpeg_bytes(6)), ("c.2.txt", b"of the second"),
+        ("c.1.jpg", jpeg_bytes(5)), ("c.2.jpg", jpeg_bytes(6)), ("c.2.txt", b"of the second"), ("c.3.txt", b"third"),
         ("d.jpg", jpeg_bytes(7)), ("d.txt", b"whole"), ("d.1.jpg", jpeg_bytes(8)), ("d.1.txt", b"a part"),
+        ("e.jpg", jpeg_bytes(9)), ("e.1.jpg", jpeg_bytes(10)), ("e.1.txt", b"not of the whole"),
     ]  # fmt: skip
     path = write_tar(tmp_path / "in.tar", members)
     assert run("tars", path, "--output", tmp_path / "raw") == 0
-    told = {each["url"]: each["reason"] for each in ledger(tmp_path / "raw")}
-    twice = dict.fromkeys(("in.tar/b", "in.tar/c"), "repeated_member")
-    assert told == {"in.tar/a.1": None, "in.tar/a.2": None, "in.tar/d": None} | twice
-    assert [each["row"] for each in ledger(tmp_path / "raw")] == [0, 1, 2, 3, 4]
-    kept = {each.record["url"]: each.record["captions"] for each in samples(tmp_path / "raw")}
-    assert kept == {"in.tar/a.1": ["one"], "in.tar/a.2": ["two"], "in.tar/d": ["whole"]}
+    told = {each["url"].removeprefix("in.tar/"): each["reason"] for each in ledger(tmp_path / "raw")}
+    assert told == {
+        "a.1": None, "a.2": None, "b.1": "repeated_member", "b.2": "repeated_member", "c.1": "no_caption", "c.2": None,
+        "c.3": "no_picture", "d": None, "d.1": None, "e": "no_caption", "e.1": None,
+    }  # fmt: skip
+    assert [each["row"] for each in ledger(tmp_path / "raw")] == list(range(11))
+    kept = {
+        each.record["url"].removeprefix("in.tar/"): each.record["captions"][0] for each in samples(tmp_path / "raw")
+    }
+    assert kept == {
+        "a.1": "one", "a.2": "two", "c.2": "of the second", "d": "whole", "d.1": "a part", "e.1": "not of the whole",
+    }  # fmt: skip
+
+
+def test_a_picture_takes_no_text_of_another_part(tmp_path):
+    picture = jpeg_bytes(1)
+    members = [
+        ("ph_1.0.jpg", picture), ("ph_1.5.txt", b"of another picture"),
+        ("x.jpg", jpeg_bytes(2)), ("x.caption.txt", b"of the whole"),
+        ("y.face.jpg", jpeg_bytes(3)), ("y.txt", b"of the face"), ("y.notes.txt", b"notes"),
+    ]  # fmt: skip
+    rows = list(tar_rows(write_tar(tmp_path / "in.tar", members), Wanted()))
+    assert [(row.url, row.captions, row.drop and row.drop.reason) for row in rows] == [
+        ("in.tar/ph_1.0", (), None),  # dropped as no_caption by the caption filter
+        ("in.tar/ph_1.5", (), "no_picture"),
+        ("in.tar/x", ("of the whole",), None),
+        ("in.tar/y", ("of the face",), None),
+    ]
+
+
+def test_a_frame_without_a_text_costs_no_other(tmp_path):
+    members = [
+        (f"frame_0.{i:03}.{end}", b"text") for i in range(100) for end in ("jpg", "txt") if (i, end) != (7, "txt")
+    ]
+    rows = list(tar_rows(write_tar(tmp_path / "in.tar", members), Wanted()))
+    assert [row.url for row in rows] == [f"in.tar/frame_0.{i:03}" for i in range(100)]
+    assert [row.captions for row in rows] == [("text",) if i != 7 else () for i in range(100)]
+    assert not any(row.drop for row in rows)
 
 
 def test_keys_and_endings_are_those_of_webdataset():

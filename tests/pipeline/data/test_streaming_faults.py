@@ -140,14 +140,15 @@ def test_a_part_of_a_key_is_its_picture_where_it_has_no_other(tmp_path: Path) ->
     rng = np.random.default_rng(0)
     picture = tiny_jpeg(rng, "red", "dark", 40, 40)
     named = ["a.jpg", "a.face.jpg", "a.txt", "b.c.jpg", "b.c.txt", "d.1.jpg", "d.1.txt", "d.2.jpg", "d.2.txt"]
+    others = ["h.0.jpg", "h.5.txt", "i.jpg", "i.text.txt", "j.face.jpg", "j.txt", "k.jpg", "k.1.jpg", "k.1.txt"]
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name in [*named, "e.jpg", "e.png", "e.txt", "f.jpg", "g.jpg", "g.txt", "f.txt"]:
+        for name in [*named, "e.jpg", "e.png", "e.txt", "f.jpg", "g.jpg", "g.txt", "f.txt", *others]:
             add(tar, name, b"a red picture" if name.endswith("txt") else picture)
     recipe = recipe_of(f"pipe:cat {tmp_path}/a.tar", steps=3)
     loader: Any = build_loader(recipe, open_source(recipe, 1), keys_of, 0, 1, 0)  # type: ignore[arg-type]
     samples = [each for micro in loader for each in micro]
-    assert {key[-1] for key, _ in samples} == {"a", "b", "g"}
-    assert sum(corrupt for _, corrupt in samples[:6]) >= 4
+    assert {key[-1] for key, _ in samples} == {"a", "b", "g", "i", "j"}
+    assert sum(corrupt for _, corrupt in samples[:10]) >= 6
 
 
 def test_files_that_stand_apart_name_the_way_out(tmp_path: Path) -> None:
