@@ -139,9 +139,10 @@ def convert(
                     save_weights(bridge, settings, step, partial, **origin)
                 else:
                     from pipeline.weights.export import export_huggingface
+                    from pipeline.weights.huggingface_config import NOTES
 
                     notes += export_huggingface(bridge, settings, partial)
-                    _write_notes(partial / "conversion.json", source, read_as, step, notes, settings)
+                    _write_notes(partial / NOTES, source, read_as, step, notes, settings)
                 native = read_as == "native"
                 came = read_metadata(source).get("converted_from", "") if native else f"{read_as}: {source}"
                 card = model_card(destination.name, write_as, settings, Origin(step, came, shown(notes)), scored)

@@ -17,6 +17,7 @@ from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.stage2 import Stage2Bridge
 from pipeline.weights import huggingface, lavis, native, towers
 from pipeline.weights.foreign import language_kind, refuse_questions
+from pipeline.weights.huggingface_config import ADAPTER, MERGED_NOTE
 from pipeline.weights.names import ENCODER
 
 if TYPE_CHECKING:
@@ -66,10 +67,10 @@ def export_huggingface(bridge: Bridge, recipe: Recipe, folder: Path) -> list[str
     merged: list[str] = []
     if isinstance(model, LanguageModel) and model.bridge.lora is not None:
         native.add_trained_lora(model.language.model, model.recipe, model.bridge)
-        _save_adapter(model, folder / huggingface.ADAPTER)
+        _save_adapter(model, folder / ADAPTER)
         lora.merge_lora(model.language.model)
         model.bridge.lora = None
-        merged = ["LoRA is merged into the language model", f"the adapter of LoRA alone is in {huggingface.ADAPTER}/"]
+        merged = [MERGED_NOTE, f"the adapter of LoRA alone is in {ADAPTER}/"]
     notes = huggingface.write_folder(model, folder) + merged
     eps = (
         f"{bridge.ln_vision.eps} here is the image encoder's own there: set vision_model.post_layernorm.eps to compare"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import Recipe
 from pipeline.files import sync_file
 from pipeline.weight_sets import check_weight_sets
-from pipeline.weights.huggingface_config import qformer_config
+from pipeline.weights.huggingface_config import MERGED_RANK, qformer_config
 from pipeline.weights.huggingface_vision import vision_config, vision_state
 from pipeline.weights.names import huggingface_name, inverse
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 VISION, LANGUAGE = "vision_model.", "language_model."
 FROZEN = (VISION, LANGUAGE)
 BUFFERS = ("embeddings.position_ids",)
-ADAPTER = "adapter"  # in a folder whose language model has LoRA merged into it: LoRA alone, as peft has it
 IMAGE_TOKEN = "<image>"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -58,11 +57,6 @@ def read_folder(folder: Path, own_names: list[str]) -> tuple[dict[str, "Tensor"]
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(f"weights {folder}: has no *.safetensors; give a folder that save_pretrained() wrote")
-    if (folder / ADAPTER).is_dir():
-        raise ValueError(
-            f"weights {folder}: LoRA is merged into their language model, and the recipe's is without; give the native "
-            "weights that they were converted from"
-        )
     _check_files(folder, files)
     check_weight_sets(folder)
     for path in files:
@@ -125,7 +119,10 @@ def read_tower(towers: dict[str, Path], prefix: str, with_values: bool) -> dict[
 
 
 def write_folder(model: "RetrievalModel | LanguageModel", folder: Path) -> list[str]:
-    """Save the whole model as transformers does. Returns notes, one for each of our tensors that has no place there."""
+    """Save the whole model as transformers does. Returns notes, one for each of our tensors that has no place there.
+
+    A recipe's LoRA must be merged into the language model before; config.json says that it is.
+    """
     import torch
     from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval
 
@@ -162,6 +159,8 @@ def write_folder(model: "RetrievalModel | LanguageModel", folder: Path) -> list[
         if model.language.kind == "causal":
             text_config.eos_token_id = model.language.end_token_id  # type: ignore[attr-defined]
             tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # the latter is what is saved
+        if recipe.language and recipe.language.lora.rank:
+            settings[MERGED_RANK] = recipe.language.lora.rank
         config = Blip2Config(
             **settings, text_config=text_config, image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Recipe
+from pipeline.files import read_whole
 from pipeline.models.language import language_config
 from pipeline.models.qformer_layer import QFormerShape
 from pipeline.weights.huggingface_vision import vision_config
@@ -23,6 +24,13 @@ VISION_FIELDS = (
 )  # fmt: skip
 WITHOUT_EFFECT = ("dropout", "layerdrop", "init", "vocab_size", "use_cache", "tie_word_embeddings", "_token_id")
 """Parts of names of a language model's fields that a frozen tower in evaluation mode does not compute with."""
+MERGED_RANK = "merged_lora_rank"
+"""The field of a whole folder's config.json that says that LoRA is merged into its language model."""
+MERGED_NOTE = "LoRA is merged into the language model"
+NOTES = "conversion.json"
+"""What a conversion leaves in its folder; folders of earlier versions have no such field."""
+ADAPTER = "adapter"
+"""The folder within it for LoRA alone, as peft has it."""
 
 
 def qformer_config(shape: QFormerShape, with_text: bool) -> Any:
@@ -48,6 +56,7 @@ def qformer_config(shape: QFormerShape, with_text: bool) -> Any:
 def check_config(folder: Path, recipe: Recipe, shape: QFormerShape, vision: Any) -> None:
     """Raises ValueError naming the first field in which the folder's model is not the recipe's, with both values.
 
+    Also refused is a language model with LoRA merged into it: the recipe's, which is taken for it, is without.
     `vision` is the recipe's image encoder, on the meta device will do; None where it is not timm's.
     """
     from transformers import Blip2Config
@@ -60,6 +69,12 @@ def check_config(folder: Path, recipe: Recipe, shape: QFormerShape, vision: Any)
     except Exception as error:  # hostile JSON, strict configurations: many kinds
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"weights {path}: is not the config.json of a transformers BLIP-2 ({reason})") from error
+    noted = (folder / NOTES).is_file() and MERGED_NOTE.encode() in read_whole(folder / NOTES)
+    if getattr(found, MERGED_RANK, 0) or noted or (folder / ADAPTER).is_dir():
+        raise ValueError(
+            f"weights {folder}: LoRA is merged into their language model, and the recipe's is without; give the native "
+            "weights that they were converted from"
+        )
     _compare(found.qformer_config, qformer_config(shape, recipe.stage == 1), QFORMER_FIELDS, f"{path}, Q-Former")
     if vision is not None:
         wanted = vision_config(vision, recipe)

@@ -171,6 +171,8 @@ def test_a_disk_that_is_too_small_is_named(tmp_path: Path, monkeypatch: pytest.M
         ("model.safetensors open_clip_model.safetensors open_clip_config.json",
          "model.safetensors open_clip_config.json"),
         ("open_clip_model.safetensors config.json", "config.json open_clip_model.safetensors"),
+        ("adapter/adapter_model.safetensors config.json conversion.json model.safetensors",  # LoRA is merged, they say
+         "config.json conversion.json model.safetensors"),
         ("config.json pytorch_model.bin spiece.model", ""),
         ("config.json adapter.safetensors", ""),
         ("../model.safetensors sub/model.safetensors", ""),

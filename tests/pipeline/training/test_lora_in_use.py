@@ -1,6 +1,7 @@
 """What a run with LoRA has learned is used alike by every command, by transformers' merged export, and by peft."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,29 @@ def test_peft_opens_the_adapter_on_the_language_model_alone(kind: str, tmp_path:
     assert not torch.allclose(plain, wanted, atol=1e-2)
     notes = json.loads((tmp_path / "merged" / "conversion.json").read_text())["notes"]
     assert "the adapter of LoRA alone is in adapter/" in notes
-    content["language"]["lora"] = {"rank": 0}
-    with pytest.raises(ValueError, match=r"weights .*: LoRA is merged into their language model"):
-        pipeline.load(tmp_path / "merged", parse_recipe(content))
+
+
+def test_a_merged_folder_is_refused_by_each_of_its_signs_alone(tmp_path: Path) -> None:
+    """Its language model would be the recipe's, without LoRA."""
+    save_tiny_eva(tmp_path / "vision")
+    content: dict[str, Any] = tiny_recipe(tmp_path, tmp_path / "none.json", tmp_path / "run", 2, "opt")
+    plain = parse_recipe(content)
+    content["language"]["lora"] = LORA
+    recipe = parse_recipe(content)
+    save_weights(randomise(build_bridge(recipe), seed=3).float(), recipe, 7, tmp_path)
+    assert convert(tmp_path, tmp_path / "merged", "native", "huggingface") == 0
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    without = {name: value for name, value in config.items() if name != "merged_lora_rank"}
+    for sign in ("config.json", "conversion.json", "adapter", "none"):
+        shutil.copytree(tmp_path / "merged", folder := tmp_path / sign)
+        if sign != "config.json":
+            (folder / "config.json").write_text(json.dumps(without))
+        if sign != "conversion.json":
+            (folder / "conversion.json").unlink()
+        if sign != "adapter":
+            shutil.rmtree(folder / "adapter")
+        if sign == "none":
+            pipeline.load(folder, plain)  # else each of the others may be refused for another reason
+            continue
+        with pytest.raises(ValueError, match=r"weights .*: LoRA is merged into their language model"):
+            pipeline.load(folder, plain)
