@@ -43,6 +43,10 @@ NOT_RUN = {
     ),
     "python -m pipeline.generate --weights /new/run": "absolute paths: tests/pipeline/training/test_moved_runs.py",
     "python -m eval.run --weights /new/run": "the same",
+    "python -m pipeline.generate --weights runs/stage2_vitg_opt6.7b": (
+        "int4 wants layers of 64 inputs: tests/pipeline/models/test_quantised.py"
+    ),
+    "python -m eval.run --weights runs/stage2_vitg_opt6.7b": "int8: tests/eval/test_run.py",
     "python -m eval.submit": "wants every id of the published set: tests/eval/test_submit.py",
     "python -m eval.watch": "starts processes: tests/eval/test_watch_here.py",
     "python -m eval.select": "wants several scored checkpoints: tests/eval/test_select.py",
