@@ -87,7 +87,6 @@ def test_it_finishes_on_a_file_system_without_locks(
     output = next((tmp_path / "eval").rglob("*-here.out")).read_text()
     for lock, told in (
         (".watch.lock", done.stderr),
-        (".report.html.lock", done.stderr),
         ("predictions.rank0.jsonl", output),
     ):
         assert f"{lock}: this file system has no locks" in told
