@@ -72,7 +72,7 @@ def _print_list(repositories: Needed, folders: Sequence[str]) -> None:
 
 def _download(repositories: Needed) -> list[str]:
     """Download all, after their sizes were printed; returns the names of those that failed."""
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # documented, not listed
 
     from pipeline.weights.hub_files import Wanted, download, look_up
 
