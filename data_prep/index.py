@@ -15,7 +15,8 @@ from data_prep.shards.offset_files import remove_unlisted, table_name, write_tab
 from data_prep.shards.processes import add_workers, map_in_order
 from data_prep.shards.receipts import finished_shards, read_receipt, source_of
 from data_prep.shards.tar_files import REMEDY, counted_table
-from data_prep.viewing.data_card import check_card, write_card
+from data_prep.tables.sources import known_sources
+from data_prep.viewing.data_card import check_card, data_card
 from pipeline.command_line import Parser, finish, print_settings
 from pipeline.data.manifest import COUNTS, PLACES, Shard, manifest_json, read_manifest
 from pipeline.files import remove_partials, replace_file
@@ -124,6 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--output", metavar="MANIFEST", required=True, type=Path, help="a .json file in a folder above all shards"
     )
     parser.add_argument("--card", metavar="README.md", type=Path, help="also write a card of the data set")
+    parser.add_argument(
+        "--sources", metavar="FILE", type=Path, help="for the card: your sources, in the file that download was given"
+    )
     add_workers(parser)
     options = parser.parse_args(arguments)
     print_settings(options)
@@ -131,9 +135,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> int:
         if options.card:
             check_card(options.card)
+            known = known_sources(options.sources)
         shards = index_shards(options.folders, options.output, options.workers)
         if options.card:
-            write_card(options.card, options.output.stem, shards, read_manifest(options.output).empty_shards)
+            empty = read_manifest(options.output).empty_shards
+            replace_file(options.card, data_card(options.output.stem, shards, known, empty))
             print(options.card)
         samples, captions = sum(each.samples for each in shards), sum(each.captions for each in shards)
         questions = sum(each.questions for each in shards)

@@ -71,6 +71,11 @@ def load_sources(path: Path = SOURCES_FILE) -> dict[str, Source]:
     return sources
 
 
+def known_sources(own: Path | None) -> dict[str, Source]:
+    """Name -> source, of `sources.yaml` and of the user's file, whose entries replace those of the same name."""
+    return load_sources() | (load_sources(own) if own else {})
+
+
 def _entry_faults(name: Any, entry: Any) -> Iterator[str]:
     """What is wrong with an entry. The caller stops at the first fault, and each check relies on the checks before
     it."""
@@ -108,7 +113,7 @@ def choose_source(
 ) -> Source:
     """The source of this name; columns and caption kind that are given replace its own. The sources of the file `own`
     are added to the known ones, or replace them."""
-    sources = load_sources() | (load_sources(own) if own else {})
+    sources = known_sources(own)
     if name not in sources:
         where = f"{SOURCES_FILE.name} or {own}" if own else f"{SOURCES_FILE.name}; add yours with --sources FILE"
         raise ValueError(f"source {name!r}: is not in {where}; use one of {', '.join(sources)}")

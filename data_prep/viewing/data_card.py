@@ -1,14 +1,13 @@
 """The card of a data set, a README.md as the hub has it: its sources and their licences, and what was dropped."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_prep.shards.receipts import CAPTIONED
-from data_prep.tables.sources import Source, load_sources
+from data_prep.tables.sources import Source
 from pipeline.data.manifest import Shard, cleaned_of, dropped_by_source, question_sets
-from pipeline.files import replace_file
 from pipeline.pages.markdown import escaped, table
 
 MARK = "<!-- written by data_prep.index -->"
@@ -28,14 +27,9 @@ def check_card(path: Path) -> None:
         raise ValueError(f"--card {path}: exists and is not a card of data_prep.index; name another file")
 
 
-def write_card(path: Path, title: str, shards: Sequence[Shard], empty: Sequence[Shard] = ()) -> None:
-    """Write the card of these shards, whole or not at all."""
-    replace_file(path, data_card(title, shards, empty))
-
-
-def data_card(title: str, shards: Sequence[Shard], empty: Sequence[Shard] = ()) -> str:
-    """The whole page. `empty` are the shards that lost all their samples: their drops count."""
-    known = load_sources()
+def data_card(title: str, shards: Sequence[Shard], known: Mapping[str, Source], empty: Sequence[Shard] = ()) -> str:
+    """The whole page. `known` says what the sources are; `empty` are the shards that lost all their samples, whose
+    drops count."""
     counts = _counts(shards)
     samples = sum(each["samples"] for each in counts.values())
     parts = [
@@ -73,7 +67,7 @@ def _front_matter(title: str, samples: int, counts: dict[str, Counter[str]]) -> 
     return f"---\n{data.to_yaml()}\n---\n"
 
 
-def _sources(counts: dict[str, Counter[str]], known: dict[str, Source]) -> str:
+def _sources(counts: dict[str, Counter[str]], known: Mapping[str, Source]) -> str:
     rows = []
     for name, each in counts.items():
         source = known.get(name)

@@ -10,6 +10,7 @@ from huggingface_hub import DatasetCard
 
 from data_prep.index import main
 from data_prep.shards.receipts import CAPTIONED
+from data_prep.tables.sources import known_sources
 from data_prep.viewing.data_card import MARK, data_card
 from pipeline.data.manifest import load_manifest
 from tests.support.tiny_shards import write_tiny_shards
@@ -40,6 +41,19 @@ def test_a_card_has_counts_and_licences_by_source(folder: Path, capsys: pytest.C
     assert index(folder, "--card", folder / "README.md") == 0  # a card is replaced
 
 
+def test_a_card_knows_the_users_own_sources(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entry = "{title: My drawings, home: https://a.org, licence: CC0, format: tars, captions: web, rows: 0, "
+    entry += "expected_yield: 1}"
+    (folder / "mine.yaml").write_text(f"tiny: {entry}\ncoco: {entry}\n")
+    card = ("--card", folder / "README.md", "--sources")
+    assert index(folder, *card, folder / "mine.yaml") == 0
+    text = (folder / "README.md").read_text()
+    assert "| tiny | My drawings | 4 | 4 | 0 | CC0 |" in text and "| coco | My drawings | 3 | 15 | 0 | CC0 |" in text
+    (folder / "all.json").unlink()
+    assert index(folder, *card, folder / "none.yaml") == 1
+    assert "none.yaml: cannot be read as YAML" in capsys.readouterr().err and not (folder / "all.json").exists()
+
+
 def test_a_page_that_is_no_card_stays(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "README.md").write_text("mine")
     assert index(folder, "--card", folder / "README.md") == 1
@@ -55,7 +69,7 @@ def test_names_from_a_manifest_are_escaped(folder: Path) -> None:
     told = {"dropped": {"<b>|x": 3}, "cleaned_of": {"[a](b)": 1}, "question_sets": {"# s": 2}, "stage": "capfilt",
             "models": {"captioner": "<i>"}}  # fmt: skip
     hostile = replace(shard, source="<script>", provenance=told)
-    text = data_card("a: b\n---\n# c", [hostile])
+    text = data_card("a: b\n---\n# c", [hostile], {})
     card: Any = DatasetCard(text)
     assert card.data.pretty_name == "a: b --- # c"
     assert MARK in text
@@ -76,7 +90,9 @@ def test_a_card_says_what_became_of_captions_and_questions(folder: Path) -> None
         "question_sets": {"vqav2_val2014": 3},
     }
     asked = replace(coco, questions=7, provenance=told)
-    text = data_card("mine", [captioned, replace(captioned, path="b.tar"), asked]).replace("\\", "")
+    text = data_card("mine", [captioned, replace(captioned, path="b.tar"), asked], known_sources(None)).replace(
+        "\\", ""
+    )
     card: Any = DatasetCard(text)
     assert card.data.task_categories == ["visual-question-answering"]
     assert "- 8 pictures went through CapFilt: web captions and those of a captioner, ranked and chosen;" in text
@@ -84,7 +100,7 @@ def test_a_card_says_what_became_of_captions_and_questions(folder: Path) -> None
     assert "- Question sets: vqav2_val2014 (3)" in text
     assert "| coco | missing_file | 2 |" in text and "- coco has no picture of coco_karpathy_val" in text
     assert "went through CapFilt do not say what their download dropped: its ledgers do." in text
-    plain = data_card("mine", [replace(coco, provenance={})])
+    plain = data_card("mine", [replace(coco, provenance={})], {})
     assert "As their sources have them." in plain and "Nothing by the last step." in plain and "CapFilt" not in plain
 
 
@@ -94,5 +110,5 @@ def test_a_card_says_what_became_of_captions_and_questions(folder: Path) -> None
 def test_the_size_is_one_of_the_hubs(samples: int, size: str, folder: Path) -> None:
     assert index(folder) == 0
     [shard, *_] = load_manifest(folder / "all.json").shards
-    card: Any = DatasetCard(data_card("mine", [replace(shard, samples=samples)]))
+    card: Any = DatasetCard(data_card("mine", [replace(shard, samples=samples)], {}))
     assert card.data.size_categories == [size]
