@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipeline import prompts
 from pipeline.config import Recipe
+from pipeline.config.section import from_home
 from pipeline.data.transforms import load_evaluation_pixels
 from pipeline.models.inference import LanguageModel, RetrievalModel
 from pipeline.models.language import Decoding
@@ -209,7 +210,7 @@ class Model:
             if isinstance(picture, Tensor):
                 return picture
             if isinstance(picture, str):
-                return load_pixels(picture, self.image_size_px, allow_loopback=False)
+                return load_pixels(from_home(picture), self.image_size_px, allow_loopback=False)
             if not isinstance(picture, Image.Image | Path | bytes):
                 raise ValueError(f"picture: is of type {type(picture).__name__}; give a PIL image, a path or bytes")
             return load_evaluation_pixels(picture, self.image_size_px)
@@ -238,8 +239,8 @@ def load(weights: str | Path, recipe: str | Path | Recipe | None = None, edits: 
     from pipeline.distributed import process_group
     from pipeline.weights.any_format import find_weights, load_any, warning_of
 
-    settings = load_recipe(Path(recipe), edits) if isinstance(recipe, str | Path) else recipe
-    source = find_weights(Path(weights), settings, edits)
+    settings = load_recipe(_at(recipe), edits) if isinstance(recipe, str | Path) else recipe
+    source = find_weights(_at(weights), settings, edits)
     with torch.inference_mode(False), torch.enable_grad():  # the trial of a language model computes a gradient
         model, notes = load_any(source, process_group.device_name())
     if warning := warning_of(source, notes):
@@ -256,6 +257,10 @@ def load_pixels(image: str, size_px: int, allow_loopback: bool) -> Tensor:
         return load_evaluation_pixels(content, size_px)
     except ValueError as error:
         raise ValueError(f"{image}: {error}") from error
+
+
+def _at(place: str | Path) -> Path:
+    return Path(from_home(str(place)))
 
 
 def _is_list(value: object) -> bool:

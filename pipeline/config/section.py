@@ -13,14 +13,14 @@ OneOrMore = Annotated[tuple[str, ...], BeforeValidator(lambda it: (it,) if isins
 HOME = re.compile(r"((?:local-dir:|transformers:)?)(~.*)", re.DOTALL)
 
 
-def _from_home(name: str) -> str:
+def from_home(name: str) -> str:
     """The name; a folder that begins with `~` is one of the home, as a shell has it."""
     found = HOME.fullmatch(name)
     # unlike Path.expanduser, this leaves the name of an unknown user as it is
     return f"{found[1]}{os.path.expanduser(found[2])}" if found else name  # noqa: PTH111
 
 
-Place = Annotated[str, AfterValidator(_from_home)]
+Place = Annotated[str, AfterValidator(from_home)]
 """A hub id or a folder; of an image encoder also `local-dir:FOLDER` and the like."""
 
 LARGEST = 2**53
@@ -36,7 +36,7 @@ class Section(BaseModel):
     @classmethod
     def _check_bounds(cls, value: Any) -> Any:
         _check(value)
-        return Path(_from_home(str(value))) if isinstance(value, Path) else value
+        return Path(from_home(str(value))) if isinstance(value, Path) else value
 
 
 def _check(value: Any) -> None:

@@ -129,6 +129,15 @@ def test_all_kinds_of_a_picture_give_one_text(weights: dict[str, Path], pictures
     assert len({*model.caption(kinds)}) == 1
 
 
+def test_weights_and_pictures_may_begin_at_the_home_folder(
+    weights: dict[str, Path], pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(weights["t5"].parent))
+    model = pipeline.load(f"~/{weights['t5'].name}")
+    monkeypatch.setenv("HOME", str(pictures[0].parent))
+    assert model.caption(f"~/{pictures[0].name}") == model.caption(pictures[0])
+
+
 def test_one_picture_has_many_questions_and_one_question_many_pictures(
     weights: dict[str, Path], pictures: list[Path]
 ) -> None:
