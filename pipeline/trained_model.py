@@ -206,16 +206,17 @@ class Model:
     def _pixels(self, pictures: Sequence[Picture]) -> Tensor:
         """uint8 [N, 3, S, S]. Raises ValueError that names the picture that cannot be read."""
 
-        def load(picture: Picture) -> Tensor:
+        def load(number: int, picture: Picture) -> Tensor:
             if isinstance(picture, Tensor):
                 return picture
             if isinstance(picture, str):
                 return load_pixels(from_home(picture), self.image_size_px, allow_loopback=False)
             if not isinstance(picture, Image.Image | Path | bytes):
                 raise ValueError(f"picture: is of type {type(picture).__name__}; give a PIL image, a path or bytes")
-            return load_evaluation_pixels(picture, self.image_size_px)
+            name = f"picture {number} of {len(pictures)}" if len(pictures) > 1 else "a picture"
+            return load_evaluation_pixels(picture, self.image_size_px, name)
 
-        return torch.stack([load(each) for each in pictures])
+        return torch.stack([load(number, each) for number, each in enumerate(pictures, start=1)])
 
     def _stage1(self, what: str) -> RetrievalModel:
         if not isinstance(self.model, RetrievalModel):
@@ -252,11 +253,7 @@ def load_pixels(image: str, size_px: int, allow_loopback: bool) -> Tensor:
     """A file's or URL's picture as evaluation has it: uint8 [3, S, S]. Raises OSError or ValueError in one line."""
     if not is_url(image):
         return load_evaluation_pixels(Path(image), size_px)
-    content = fetch_picture(image, allow_loopback)
-    try:
-        return load_evaluation_pixels(content, size_px)
-    except ValueError as error:
-        raise ValueError(f"{image}: {error}") from error
+    return load_evaluation_pixels(fetch_picture(image, allow_loopback), size_px, image)
 
 
 def _at(place: str | Path) -> Path:

@@ -15,8 +15,9 @@ TURNING = frozenset({"exif", "xmp", "XML:com.adobe.xmp"})  # metadata that may h
 ASPECT_RATIOS = (3 / 4, 4 / 3)  # of a random resized crop, as torchvision's default
 
 
-def decode(picture: bytes | Path | Image.Image) -> Tensor:
-    """uint8 [3, H, W] RGB, upright, transparency on white. Raises ValueError when it is no readable picture."""
+def decode(picture: bytes | Path | Image.Image, name: str = "a picture") -> Tensor:
+    """uint8 [3, H, W] RGB, upright, transparency on white. Raises ValueError, with the path or `name`, when it is no
+    readable picture."""
     try:
         if isinstance(picture, Image.Image):
             return _pixels_of(picture)
@@ -25,8 +26,9 @@ def decode(picture: bytes | Path | Image.Image) -> Tensor:
             pixels_3HW = _decode_jpeg(content) if _is_plain(image) else None
             return _pixels_of(image) if pixels_3HW is None else pixels_3HW
     except Exception as error:  # a damaged file makes Pillow raise many kinds, struct.error and TypeError among them
-        named = str(picture) if isinstance(picture, Path) else "a picture"
-        raise ValueError(f"{named}: is not readable as a picture ({error})") from error
+        raise ValueError(
+            f"{picture if isinstance(picture, Path) else name}: is not readable as a picture ({error})"
+        ) from error
 
 
 def _pixels_of(image: Image.Image) -> Tensor:
@@ -56,9 +58,9 @@ def _resize(pixels_3HW: Tensor, size_px: int) -> Tensor:
     return resized
 
 
-def load_evaluation_pixels(picture: bytes | Path | Image.Image, size_px: int) -> Tensor:
-    """The whole picture as a square, bicubic: uint8 [3, S, S]. Raises ValueError when it is no readable picture."""
-    return _resize(decode(picture), size_px)
+def load_evaluation_pixels(picture: bytes | Path | Image.Image, size_px: int, name: str = "a picture") -> Tensor:
+    """The whole picture as a square, bicubic: uint8 [3, S, S]. Raises ValueError as `decode` does."""
+    return _resize(decode(picture, name), size_px)
 
 
 def random_resized_crop(

@@ -208,6 +208,7 @@ def test_what_does_not_fit_is_one_line(weights: dict[str, Path], pictures: list[
         (lambda: second.caption(pictures, top_p=0.5, temperature=0.0), "--temperature 0.0: "),
         (lambda: second.caption(broken), "broken.jpg: is not readable as a picture"),
         (lambda: second.caption(b"no picture"), "a picture: is not readable as a picture"),
+        (lambda: second.caption([[pictures[0], b"no"]], "<image> <image>"), "picture 2 of 2: is not readable"),
         (lambda: first.embed(pictures[0], text="red"), "give one of the two"),
         (lambda: pipeline.load(tmp_path / "gone"), "has no trainable.safetensors"),
         (lambda: pipeline.load(weights["t5"], recipe=tmp_path / "gone.yaml"), "no such file"),
