@@ -1,8 +1,8 @@
 """Runs BLIP-2 in miniature, with the commands that a user would type (`make demo`).
 
 The steps: a drawn world and its web; frozen towers; download, CapFilt, index, verify; stage 1; stage 2 with a T5 and
-with an OPT; retrieval, captions and zero-shot VQA on pictures that no training saw; with --fine-tuning, the same after
-fine-tuning; the same commands on real photographs; a report.
+with an OPT; retrieval, captions and zero-shot VQA on pictures that no training saw; the same after fine-tuning; the
+same commands on real photographs; a report.
 """
 
 import json

@@ -38,6 +38,17 @@ def usual_s(step: Step) -> float:
     return USUAL_S[max(kinds, key=len)] if kinds else SHORT_S
 
 
+def time_to_end(steps: Sequence[Step]) -> dict[str, float]:
+    """Name -> the seconds that a step and the longest chain of steps after it take. The longest of all is the least
+    that the demo can take."""
+    left = {step.name: 0.0 for step in steps}
+    for step in reversed(steps):
+        left[step.name] += usual_s(step)
+        for name in step.needs:
+            left[name] = max(left[name], left[step.name])
+    return left
+
+
 def startable(waiting: Sequence[Step], running: Collection[Step], at_once: int) -> list[Step]:
     """The waiting steps that may start beside the running ones: the first whose needs are done."""
     unfinished = {step.name for step in (*waiting, *running)}

@@ -15,8 +15,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.miniature.processes import Running, end_marked, start
-from data_prep.miniature.schedule import Step, seconds_left, startable, usual_s
+from data_prep.miniature.processes import Running, end_marked, give_way, start
+from data_prep.miniature.schedule import Step, seconds_left, startable, time_to_end, usual_s
 from pipeline.files import replace_file
 
 POLL_S = 0.25
@@ -41,6 +41,7 @@ class Runner:
         for name in ("steps", "begun", "logs"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         end_marked(self._mark())
+        self.time_to_end = time_to_end(steps)
         self.keys: dict[str, str] = {}
         for step in steps:
             self.keys[step.name] = self._key(step)
@@ -93,7 +94,10 @@ class Runner:
         self._make_room(step)
         if step.beside and step.beside not in self.servers:
             self.servers[step.beside] = self._launch(f"{step.name}-beside", step.beside)
-        self.running[step] = self._launch(step.name, step.command)
+        running = self._launch(step.name, step.command)
+        if any(self.time_to_end[other.name] > self.time_to_end[step.name] for other in self.running):
+            give_way(running)
+        self.running[step] = running
         self.waiting.remove(step)
 
     def _launch(self, name: str, command: tuple[str, ...]) -> Running:

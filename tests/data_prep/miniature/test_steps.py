@@ -14,8 +14,8 @@ import yaml
 
 from data_prep.miniature import ablations
 from data_prep.miniature.demo import Story
-from data_prep.miniature.processes import MARK
-from data_prep.miniature.schedule import SHORT_S, USUAL_S, Step, seconds_left, usual_s
+from data_prep.miniature.processes import LESS_URGENT, MARK
+from data_prep.miniature.schedule import SHORT_S, USUAL_S, Step, seconds_left, time_to_end, usual_s
 from data_prep.miniature.steps import Runner, StepFailed
 from data_prep.miniature.story import STEPS
 
@@ -99,6 +99,22 @@ def test_the_time_left_is_that_of_the_steps_in_their_order():
     assert seconds_left(steps, {}, 2, lambda step: takes[step.name]) == 18, "b, c and nothing beside a, d, e"
     assert seconds_left(steps, {}, 1, lambda step: takes[step.name]) == sum(takes.values())
     assert seconds_left(rest, {a: 3.0, b: 60.0}, 2, lambda step: takes[step.name]) == 15, "b should have ended"
+
+
+def test_what_the_end_waits_for_longest_has_the_cores_first(tmp_path):
+    """Here `last` needs `first`, so `beside` gives way to `first`, and nothing gives way to `beside`."""
+    program = "import os, sys, time\ntime.sleep(0.3)\nopen(sys.argv[1], 'w').write(str(os.nice(0)))"
+
+    def says_niceness(name: str, *needs: str) -> Step:
+        output = tmp_path / f"{name}.txt"
+        return Step(name, (sys.executable, "-c", program, str(output)), output, needs)
+
+    steps = [says_niceness("first"), says_niceness("beside"), says_niceness("last", "first")]
+    assert time_to_end(steps) == {"first": 2 * SHORT_S, "beside": SHORT_S, "last": SHORT_S}
+    run(tmp_path / "demo", *steps)
+    own = os.nice(0)
+    found = {step.name: int(step.output.read_text()) for step in steps}
+    assert found == {"first": own, "beside": min(own + LESS_URGENT, 19), "last": own}
 
 
 def test_every_long_step_is_a_step_of_the_demo(tmp_path):
