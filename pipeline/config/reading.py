@@ -127,7 +127,8 @@ def _resolved(settings: Any, overrides: Sequence[str], told: str) -> tuple[dict[
     try:
         contents = [cast(dict[Any, Any], OmegaConf.to_container(settings, resolve=each)) for each in (True, False)]
     except (OmegaConfBaseException, RecursionError) as error:
-        raise ValueError(f"recipe {told}: a value cannot be resolved ({str(error).splitlines()[0]})") from error
+        fault = str(error).splitlines()[0].removeprefix("ValueError raised while resolving interpolation: ")
+        raise ValueError(f"recipe {told}: a value cannot be resolved ({fault})") from error
     content, raw = ({str(key): value for key, value in each.items()} for each in contents)
     return content, raw
 

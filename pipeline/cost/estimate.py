@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.config import Recipe
 from pipeline.cost import states, traffic
+from pipeline.cost.aside import Aside
 from pipeline.cost.dry_run import (
     BRIDGE_BACKWARD,
     LANGUAGE,
@@ -214,11 +215,15 @@ class Planner:
         tensors = len(self.bridge.matrices) + len(self.bridge.vectors)
         return own * ADAMW_BYTES / self.gpu.memory_bandwidth + tensors * LAUNCHES_A_PARAMETER * LAUNCH_S
 
-    def steps(self, transfers: list[traffic.Transfer], model_flops: float) -> dict[str, Step]:
-        """The step of the real code's operations, for captions of typical lengths; `model_flops` of one sample."""
-        micro_size = self.recipe.batch.micro_size
+    def _for_time(self) -> tuple[DryRun, DryRun]:
+        """The smallest batch of captions of mean length, for FLOPs; a micro batch of typical lengths, for a step."""
+        few, tokens, micro_size = fewest_samples(self.recipe), self.assumed.caption_tokens, self.recipe.batch.micro_size
         self.say(f"a micro batch of {micro_size}, captions of COCO's lengths")
-        run = self.unweighted.typical_run(micro_size, self.assumed.caption_tokens, self.assumed.num_gpus)
+        of_samples = self.unweighted.run(few, mean_lengths(self.recipe, tokens))
+        return of_samples, self.unweighted.typical_run(micro_size, tokens, self.assumed.num_gpus)
+
+    def steps(self, run: DryRun, transfers: list[traffic.Transfer], model_flops: float) -> dict[str, Step]:
+        """The step of the real code's operations, for captions of typical lengths; `model_flops` of one sample."""
         network = self.network_s(transfers)
         shares = self.exposed_shares(network, run.operations)
         syncs = syncs_in_mid_step(self.ds_config, self.passes)
@@ -229,7 +234,7 @@ class Planner:
                 sum(seconds * shares.get(purpose, 1.0) for purpose, seconds in network.items()),
                 syncs,
                 int(sum(each.num_bytes * shares.get(each.purpose, 1.0) for each in transfers)),
-                model_flops * micro_size * self.passes,
+                model_flops * self.recipe.batch.micro_size * self.passes,
                 self.gpu.peak_flops,
             )
             for name, operations in (("eager", run.operations), ("fused", fused(run.operations)))
@@ -266,13 +271,14 @@ class Planner:
         return self.gpu.peak_fp32_flops if precision == "fp32" else self.gpu.peak_flops
 
     def plan(self) -> Plan:
-        """The whole plan. Makes four runs without weights; in stage 1 more, to find the largest micro batch."""
+        """The whole plan. Makes four runs without weights; in stage 1 more, to find the largest micro batch. Two of
+        them are made aside, on another core."""
+        aside = Aside(self._for_time)
+        own, transfers, largest = self.dry_run(self.recipe.batch.micro_size), self.transfers(), self.largest_micro()
+        of_samples, typical = aside.result()
         least = fewest_samples(self.recipe)
-        lengths = mean_lengths(self.recipe, self.assumed.caption_tokens)
-        of_samples = self.unweighted.run(least, lengths)
         flops = {part: total / least for part, total in of_samples.flops.items()}
         model_flops = sum(once(of_samples).values()) / least
-        own, transfers = self.dry_run(self.recipe.batch.micro_size), self.transfers()
         ranks, host = self.assumed.num_gpus, states.bridge_states(self.bridge, self.policy, self.assumed.num_gpus).host
         return Plan(
             self.memory(own),
@@ -284,7 +290,7 @@ class Planner:
             transfers,
             own.sent.exchanged * ranks * self.passes,
             save_of(self.bridge, self.gpu, self.assumed),
-            self.largest_micro(),
+            largest,
             self.bridge.elements,
-            self.steps(transfers, model_flops),
+            self.steps(typical, transfers, model_flops),
         )
