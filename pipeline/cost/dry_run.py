@@ -75,17 +75,13 @@ class UnweightedRecipe:
 
         self.recipe, self.mode = recipe, FakeTensorMode()
         self.task = unweighted_task(recipe, self.mode)
-        self.runs: dict[tuple[int, tuple[int, int], int, bool], DryRun] = {}
 
     def run(
         self, micro_size: int, lengths: tuple[int, int], num_ranks: int = 1, lists_operations: bool = False
     ) -> DryRun:
         """One pass of `micro_size` captions with (context, target) tokens each, on one of `num_ranks` ranks."""
-        asked = (micro_size, lengths, num_ranks, lists_operations)
-        if asked not in self.runs:
-            batch = caption_batch(self.recipe, micro_size, lengths)
-            self.runs[asked] = self._run(batch, num_ranks, lengths[1], lists_operations)
-        return self.runs[asked]
+        batch = caption_batch(self.recipe, micro_size, lengths)
+        return self._run(batch, num_ranks, lengths[1], lists_operations)
 
     def typical_run(self, micro_size: int, caption_tokens: int, num_ranks: int = 1) -> DryRun:
         """One pass of captions of many lengths, `caption_tokens` on average; those of all ranks are of one law."""

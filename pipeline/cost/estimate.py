@@ -130,6 +130,7 @@ class Planner:
         self.say = say
         say("towers and bridge without weights")
         self.unweighted = UnweightedRecipe(recipe)
+        self.runs: dict[int, DryRun] = {}
         task = self.unweighted.task
         self.bridge = states.tensors_of(task.bridge)
         frozen = task.towers.vision
@@ -138,8 +139,11 @@ class Planner:
         self.passes = recipe.batch.num_passes(assumed.num_gpus)
 
     def dry_run(self, micro_size: int) -> DryRun:
-        self.say(f"a micro batch of {micro_size}, longest captions")
-        return self.unweighted.run(micro_size, longest_lengths(self.recipe), self.assumed.num_gpus)
+        if micro_size not in self.runs:
+            self.say(f"a micro batch of {micro_size}, longest captions")
+            lengths = longest_lengths(self.recipe)
+            self.runs[micro_size] = self.unweighted.run(micro_size, lengths, self.assumed.num_gpus)
+        return self.runs[micro_size]
 
     def memory(self, run: DryRun) -> dict[str, int]:
         """Bytes a GPU by part, at the moment when most lives."""
