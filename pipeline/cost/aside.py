@@ -1,10 +1,13 @@
 """Work in a fork of this process, beside its own: a plan's runs are independent, and each takes seconds of one core."""
 
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
+
+from pipeline.command_line import STOPS
 
 Result = TypeVar("Result")
 
@@ -35,5 +38,7 @@ class Aside(Generic[Result]):
 
 
 def _send(work: Callable[[], Any], sender: Connection) -> None:
+    for number in STOPS:  # the parent tells of them
+        signal.signal(number, signal.SIG_DFL)
     with suppress(Exception):
         sender.send(work())

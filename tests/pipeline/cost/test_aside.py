@@ -1,10 +1,13 @@
 """Work in a fork: it runs beside this process, and where the fork fails it is done here, with its error."""
 
 import os
+import signal
 import sys
+import time
 
 import pytest
 
+from pipeline.command_line import STOPPED, finish
 from pipeline.cost.aside import Aside
 
 
@@ -31,3 +34,18 @@ def test_its_error_is_raised_here() -> None:
     aside = Aside(lambda: int("no number"))
     with pytest.raises(ValueError, match="no number"):
         aside.result()
+
+
+def test_a_signal_that_its_parent_hears_ends_it_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+    """As Ctrl-C does, which every process of a terminal gets."""
+
+    def work() -> None:
+        aside = Aside(lambda: time.sleep(60))
+        time.sleep(0.5)  # until it has begun
+        assert aside.process.pid
+        os.kill(aside.process.pid, signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    assert finish(work) == STOPPED
+    out, err = capfd.readouterr()
+    assert not out and err == "stopped by SIGINT; run the same command again to continue\n"
