@@ -3,35 +3,19 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from data_prep.miniature.ablations import VARIANTS
 from data_prep.miniature.story import TRAINED
+from tests.support.gloo_ranks import free_port
 
 DEADLINE_S = 1200.0
 PROMPT = "a photo of"
-
-
-def free_ports(count: int) -> int:
-    """The first of some neighbouring free ports."""
-    while True:
-        with ExitStack() as opened:
-            first = opened.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-            try:
-                for number in range(1, count):
-                    opened.enter_context(socket.socket()).bind(("127.0.0.1", port + number))
-            except (OSError, OverflowError):
-                continue
-            return port
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +31,7 @@ def finished(tmp_path_factory) -> tuple[Path, dict[str, float], str]:
         "--scale",
         "0.02",
     ]
-    command += ["--port", str(free_ports(1 + len(TRAINED)))]
+    command += ["--port", str(free_port(1 + len(TRAINED)))]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     checkpoints, end = folder / "stage1" / "checkpoints", time.monotonic() + DEADLINE_S
@@ -137,7 +121,7 @@ def test_the_ablations_run_on_it_as_their_page_writes_them(finished, tmp_path):
     [line] = re.findall(r"^python -m (data_prep\.miniature\.ablations --demo .*)$", text, re.MULTILINE)
     places = {"runs/small": str(folder), "runs/small_ablations": str(tmp_path)}
     command = [sys.executable, "-m", *(places.get(word, word) for word in line.split())]
-    command += ["--port", str(free_ports(1 + len(VARIANTS)))]
+    command += ["--port", str(free_port(1 + len(VARIANTS)))]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -61,8 +61,11 @@ def of_unknown_training(evaluations: "Sequence[Evaluation]") -> "list[Evaluation
 
 
 def trained_questions(evaluation: "Evaluation") -> str:
-    """The question set of this evaluation, if the weights were trained on it: its scores then mean nothing."""
-    name = QUESTIONS_OF.get(evaluation.format_of, "") if evaluation.is_of_published else ""
+    """The question set of this evaluation, if the weights were trained on it: its scores then mean nothing.
+
+    A set of the user's in that format counts as well: its files say that they are of this set.
+    """
+    name = QUESTIONS_OF.get(evaluation.format_of, "")
     return name if name in evaluation.training.questions else ""
 
 

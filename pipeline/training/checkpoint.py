@@ -72,6 +72,8 @@ KNOWN_BY = {
     "init_weights": "init_weights", "init_text_weights": "init_text_weights",
 }  # fmt: skip
 WEIGHTS = ("vision", "language")
+MOST_TOLD = 4
+"""Of the fields that differ, so many are told with their values."""
 PROGRESS = ("step", "consumed", "digests", "skipped", "skipped_in_a_row")
 
 
@@ -165,8 +167,11 @@ def _read_state(folder: Path) -> State:
 def _differences(found: Any, wanted: Any, name: str) -> list[tuple[str, str]]:
     """The fields in which two nested settings differ: (name, both values)."""
     if isinstance(found, dict) and isinstance(wanted, dict):
-        keys = sorted({*found, *wanted}, key=lambda key: (key != "stage", key))  # another stage explains the rest
-        return [each for key in keys for each in _differences(found.get(key), wanted.get(key), f"{name}.{key}")]
+        return [
+            each
+            for key in sorted({*found, *wanted})
+            for each in _differences(found.get(key), wanted.get(key), f"{name}.{key}")
+        ]
     return [] if found == wanted else [(name, f"{name} was {found!r} when it was saved and is {wanted!r} now")]
 
 
@@ -193,12 +198,13 @@ def _of_today(found: Any, wanted: Any, default: Any) -> Any:
 
 
 def read_state(folder: Path, expected: State, despite: tuple[str, ...] = ()) -> State:
-    """How far a checkpoint is, in this run. Raises ValueError naming the first difference from the run that saved it.
+    """How far a checkpoint is, in this run. Raises ValueError naming the differences from the run that saved it.
 
     `despite` lists names (or beginnings of them, to a dot) of what may differ: `manifest`, `towers`, `optimizer`, ...
     """
     state = _read_state(folder)
     state = replace(state, settings=_of_today(state.settings, expected.settings, defaults()))
+    refused: dict[str, str] = {}  # name -> both values
     for field in ("settings", "manifest", "seed", "towers"):
         if field == "towers" and not expected.towers:
             continue  # not loaded yet
@@ -211,11 +217,17 @@ def read_state(folder: Path, expected: State, despite: tuple[str, ...] = ()) -> 
                 log.info("%s; what is there is the same", difference.removeprefix("settings."))
                 continue
             if not any(name == allowed or name.startswith(f"{allowed}.") for allowed in despite):
-                raise ValueError(
-                    f"checkpoint {folder}: {difference.removeprefix('settings.')}; change it back, set a new "
-                    f"run.output, or allow the difference with --set run.resume_despite=[{name}]"
-                )
-            log.warning("resuming (run.resume_despite), although %s", difference)
+                refused[name] = difference.removeprefix("settings.")
+            else:
+                log.warning("resuming (run.resume_despite), although %s", difference)
+    if refused:
+        names = ["stage"] if "stage" in refused else list(refused)  # another stage explains the rest
+        told = "; ".join(refused[name] for name in names[:MOST_TOLD])
+        more = f" and {len(names) - MOST_TOLD} more" if len(names) > MOST_TOLD else ""
+        raise ValueError(
+            f"checkpoint {folder}: {told}{more}; change that back, set a new run.output, or allow the difference with "
+            f"--set run.resume_despite=[{','.join(names)}]"
+        )
     progress = {field: getattr(state, field) for field in PROGRESS}
     pairs = {"loss_scale": tuple(state.loss_scale), "recent_losses": tuple(state.recent_losses)}
     return replace(expected, **progress | pairs)

@@ -3,10 +3,12 @@
 import io
 import multiprocessing
 import os
+import random
 import socket
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -15,12 +17,17 @@ PRELOADED = ["tests.support.preloaded"]
 """Imported once, in a server process that starts no thread; every rank is a fresh fork of it."""
 
 
-def free_port() -> int:
-    """A TCP port of this machine that nobody listened on a moment ago."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port
+def free_port(count: int = 1) -> int:
+    """The first of `count` neighbouring TCP ports that nobody listens on.
+
+    They are below those that Linux gives to clients by itself: so no connection takes one before it is used.
+    """
+    while True:
+        first = random.SystemRandom().randrange(10_000, 29_000)
+        with ExitStack() as opened, suppress(OSError):
+            for port in range(first, first + count):
+                opened.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
 
 
 def _pack(value: object) -> bytes:

@@ -1,6 +1,7 @@
 """What a checkpoint's state says of its run, and what of it may differ when the run goes on."""
 
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -55,6 +56,24 @@ def test_what_differs_is_named_and_taken_only_when_told(
     with pytest.raises(ValueError, match="resume_despite"):
         read_state(folder, expected, ("else", allowed + "_more"))
     assert read_state(folder, expected, (allowed,)).step == 7
+
+
+def test_all_differences_are_told_at_once(folder: Path) -> None:
+    """Each try to resume loads towers: a line for each difference would cost minutes."""
+    other = {**SETTINGS, "optimizer": {"peak_learning_rate": 0.2, "warmup_steps": 4}}
+    expected = replace(SAVED, settings=other, seed=9)
+    with pytest.raises(ValueError, match="change that back") as refused:
+        read_state(folder, expected)
+    line = str(refused.value)
+    assert "peak_learning_rate was 0.1 when it was saved and is 0.2 now; optimizer.warmup_steps was 3 when" in line
+    names = re.findall(r"resume_despite=\[(.*)\]", line)[0].split(",")
+    assert names == ["optimizer.peak_learning_rate", "optimizer.warmup_steps", "seed"]
+    assert read_state(folder, expected, tuple(names)).step == 7
+    wide = {f"field_{number}": 1 for number in range(6)}
+    with pytest.raises(ValueError, match=r"field_3 was None when .* and 2 more; change that back"):
+        read_state(folder, replace(SAVED, settings={**SETTINGS, **wide}))
+    with pytest.raises(ValueError, match=r": stage was 1 when it was saved and is 2 now; change that back"):
+        read_state(folder, replace(SAVED, settings={**other, "stage": 2}))
 
 
 def test_a_field_that_came_into_recipes_later_had_its_default(folder: Path) -> None:
