@@ -130,6 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add_workers(parser)
     options = parser.parse_args(arguments)
+    if options.sources and not options.card:
+        parser.error("--sources: is for the card; give --card too")
     print_settings(options)
 
     def work() -> int:

@@ -59,8 +59,10 @@ def load_sources(path: Path = SOURCES_FILE) -> dict[str, Source]:
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: cannot be read as YAML ({error})") from error
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); name a file as data_prep/sources.yaml") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: is not readable as YAML ({error}); correct it") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: is not a mapping of source names to entries")
     sources = {}
@@ -88,7 +90,8 @@ def _entry_faults(name: Any, entry: Any) -> Iterator[str]:
     for field, kinds in FIELDS.items():
         value = entry.get(field)
         if value is None and type(None) not in kinds:
-            yield f"{field} is missing"
+            missing = [name for name, each in FIELDS.items() if entry.get(name) is None and type(None) not in each]
+            yield f"{', '.join(missing)} missing; add it as data_prep/sources.yaml has it"
         if not isinstance(value, kinds) or isinstance(value, bool):
             names = (kind.__name__ for kind in kinds if kind is not type(None))
             yield f"{field} {value!r}: expected {' or '.join(names)}"

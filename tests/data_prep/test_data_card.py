@@ -50,8 +50,14 @@ def test_a_card_knows_the_users_own_sources(folder: Path, capsys: pytest.Capture
     text = (folder / "README.md").read_text()
     assert "| tiny | My drawings | 4 | 4 | 0 | CC0 |" in text and "| coco | My drawings | 3 | 15 | 0 | CC0 |" in text
     (folder / "all.json").unlink()
+    with pytest.raises(SystemExit):
+        index(folder, "--sources", folder / "mine.yaml")
+    assert "--sources: is for the card; give --card too" in capsys.readouterr().err
     assert index(folder, *card, folder / "none.yaml") == 1
-    assert "none.yaml: cannot be read as YAML" in capsys.readouterr().err and not (folder / "all.json").exists()
+    assert (
+        "none.yaml: cannot be read (No such file or directory); name a file" in capsys.readouterr().err
+        and not (folder / "all.json").exists()
+    )
 
 
 def test_a_page_that_is_no_card_stays(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -274,7 +274,7 @@ ENTRY = {
     [
         ("my.set", {}, "source 'my.set': a name must be"),
         ("x" * 65, {}, "1 to 64 letters"),
-        ("own", {"licence": None}, "source 'own': licence is missing"),
+        ("own", {"licence": None}, "source 'own': licence missing; add it"),
         ("own", {"format": "tabel"}, "format 'tabel': use one of table, imagefolder, tars"),
         ("own", {"captions": "humen"}, "captions 'humen': use one of human, web"),
         ("own", {"rows": "many"}, "rows 'many': expected int"),
