@@ -189,8 +189,8 @@ def test_ones_own_sources_are_added_and_replace(tmp_path, pictures, capsys):
             "source 'flickr30k': captions 'both': use one of human, web",
         ),
         ("- a", "is not a mapping of source names to entries"),
-        ("a: [", "cannot be read as YAML"),
-        (None, "cannot be read as YAML"),
+        ("a: [", "is not readable as YAML"),
+        (None, "cannot be read (No such file or directory); name a file"),
     ],
 )
 def test_a_wrong_file_of_sources_is_one_line(tmp_path, capsys, content, message):
