@@ -52,7 +52,7 @@ class Site:
         said = sorted(
             (int(rank), node, gpus) for rank, node, gpus in re.findall(r"rank=(\d+) node=(\d+) gpus=(.*)", text)
         )
-        assert [rank for rank, _, _ in said] == list(range(len(said)))
+        assert [rank for rank, _, _ in said] == list(range(len(said))), text
         numbers = [(node, [int(gpu) for gpu in gpus.split(",") if gpu]) for _, node, gpus in said]
         first = {
             each: min((gpu for node, gpus in numbers if node == each for gpu in gpus), default=0) for each, _ in numbers
