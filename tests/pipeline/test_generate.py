@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 import pipeline
 from pipeline.config import parse_recipe
@@ -20,6 +19,7 @@ from pipeline.trained_model import Model
 from pipeline.weights.native import save_weights
 from tests.support.hostile_server import HostileServer
 from tests.support.random_bridges import randomise
+from tests.support.tiny_evaluation_sets import save_picture
 from tests.support.tiny_towers import save_tiny_eva, tiny_recipe
 
 
@@ -27,9 +27,8 @@ from tests.support.tiny_towers import save_tiny_eva, tiny_recipe
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three pictures, one of them deeper, and a file that is none."""
     root = tmp_path_factory.mktemp("pictures")
-    (root / "deeper").mkdir()
     for number, name in enumerate(("a.png", "b.JPG", "deeper/c.webp")):
-        Image.effect_noise((40, 30), 60 + 40 * number).convert("RGB").save(root / name)
+        save_picture(root / name, number)
     (root / "broken.jpg").write_bytes(b"no picture")
     (root / "notes.txt").write_text("no picture, and not named as one")
     return root

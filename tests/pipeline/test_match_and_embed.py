@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from pyarrow import parquet
 
 import pipeline
 from pipeline.embed import main as embed
 from pipeline.match import main as match
 from pipeline.trained_model import Model
+from tests.support.tiny_evaluation_sets import save_picture
 
 TEXTS = ["a red picture", "the number 2", "a dark blue photo"]
 
@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six pictures, and a damaged one among them."""
     root = tmp_path_factory.mktemp("pictures")
     for number in range(6):
-        Image.effect_noise((40, 30), 40 + 30 * number).convert("RGB").save(root / f"{number}.png")
+        save_picture(root / f"{number}.png", number)
     (root / "3b.png").write_bytes((root / "3.png").read_bytes()[:60])
     return root
 

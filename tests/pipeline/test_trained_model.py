@@ -19,7 +19,7 @@ from eval.run import main as run
 from pipeline.models.inference import LanguageModel
 from pipeline.models.language import Decoding
 from pipeline.models.sampling import Nucleus
-from tests.support.tiny_evaluation_sets import save_karpathy, save_vqa
+from tests.support.tiny_evaluation_sets import save_karpathy, save_picture, save_vqa
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,7 +111,7 @@ def test_scores_are_those_of_evaluation_and_of_the_features(
 def pictures(tmp_path: Path) -> list[Path]:
     paths = [tmp_path / f"{number}.png" for number in range(3)]
     for number, path in enumerate(paths):
-        Image.effect_noise((40, 30), 60 + 40 * number).convert("RGB").save(path)
+        save_picture(path, number)
     return paths
 
 

@@ -11,11 +11,14 @@ from torch.nn import functional
 import pipeline
 from pipeline.models.attention_maps import on_grid, watched
 from pipeline.models.qformer_layer import Attention, KeysValues
+from tests.support.tiny_evaluation_sets import save_picture
 
 
 @pytest.fixture
-def pictures() -> list[Image.Image]:
-    return [Image.effect_noise((40, 30), 60 + 40 * number).convert("RGB") for number in range(3)]
+def pictures(tmp_path: Path) -> list[Image.Image]:
+    for number in range(3):
+        save_picture(tmp_path / f"{number}.png", number)
+    return [Image.open(tmp_path / f"{number}.png") for number in range(3)]
 
 
 @pytest.mark.parametrize("name", ["stage1", "t5", "tuned"])
