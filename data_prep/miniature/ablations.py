@@ -16,7 +16,6 @@ from pathlib import Path
 from data_prep.miniature.schedule import Step
 from data_prep.miniature.steps import run_all
 from data_prep.miniature.story import STEPS, Commands, python
-from data_prep.miniature.towers.fitting import computes_in_bf16
 from pipeline.command_line import Parser, positive
 
 FIGURE_5, TABLE_6 = "figure5", "table6"
@@ -86,8 +85,7 @@ class OneSeed(Commands):
     def _retrieved(self, variant: Variant) -> list[Step]:
         """A fine-tuning for retrieval, evaluated at its end, as the table's is on COCO."""
         run = self._run(variant)
-        precision = "vision.precision=bf16" if computes_in_bf16() else "vision.precision=fp32"
-        edits = (precision, f"data.manifest={self.folder / 'coco.json'}")
+        edits = (f"data.manifest={self.folder / 'coco.json'}",)
         return [
             self._train(variant, edits, "coco"),
             self.evaluate(run, run, "retrieval", self.world / "coco", "--k-test", 16),

@@ -2,7 +2,6 @@
 
 from data_prep.miniature.schedule import Step
 from data_prep.miniature.story import Commands, python
-from data_prep.miniature.towers.fitting import computes_in_bf16
 
 CAPTION_LENGTHS = ("--min-new-tokens", "3", "--max-new-tokens", "24")
 TUNED = ("finetune_retrieval", "finetune_caption", "finetune_vqa")
@@ -31,12 +30,11 @@ def _questions(story: Commands) -> list[Step]:
 
 
 def _runs(story: Commands) -> list[Step]:
-    precision = "vision.precision=bf16" if computes_in_bf16() else "vision.precision=fp32"
     return [
         # The longest goes first. One rank takes less of the processor than two.
-        story.train("finetune_vqa", ("train-stage2_t5", "questions"), precision, "batch.micro_size=48", ranks=1),
-        story.train("finetune_retrieval", ("train-stage1", "coco"), precision),
-        story.train("finetune_caption", ("train-stage2_t5", "coco"), precision),
+        story.train("finetune_vqa", ("train-stage2_t5", "questions"), "batch.micro_size=48", ranks=1),
+        story.train("finetune_retrieval", ("train-stage1", "coco")),
+        story.train("finetune_caption", ("train-stage2_t5", "coco")),
     ]
 
 

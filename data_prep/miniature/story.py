@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.miniature.schedule import Step
-from data_prep.miniature.towers.fitting import computes_in_bf16
 
 WEB_SOURCES = ("laion400m", "cc3m")
 STEPS = {
@@ -51,8 +50,7 @@ class Commands:
     def train(self, run: str, needs: tuple[str, ...], *more: object, recipe: str | None = None, ranks: int = 2) -> Step:
         output = self.folder / run
         path = Path("pipeline/recipes") / f"miniature_{recipe or run}.yaml"
-        precision = "bf16" if computes_in_bf16() else "fp32"
-        edits: list[object] = [f"seed={self.seed}", f"run.output={output}", f"qformer.precision={precision}"]
+        edits: list[object] = [f"seed={self.seed}", f"run.output={output}"]
         if self.scale != 1:
             steps = self.scaled(STEPS[recipe or run], 6)
             edits += [f"run.steps={steps}", f"run.checkpoint_every_steps={max(2, steps // 3)}", "run.log_every_steps=2"]
