@@ -1,4 +1,4 @@
-"""A real SLURM cluster of five nodes for a file's tests (what one breaks is not the next one's), a home for jobs."""
+"""A real SLURM cluster for a file's tests (what one breaks is not the next one's), a home for jobs."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +11,14 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def num_nodes() -> int:
+    return 5
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, num_nodes: int) -> Iterator[Cluster]:
     try:
-        with running_cluster(tmp_path_factory.mktemp("cluster"), nodes=5) as started:
+        with running_cluster(tmp_path_factory.mktemp("cluster"), num_nodes) as started:
             yield started
     except NoClusterError as error:
         pytest.skip(f"no SLURM here: {error}")

@@ -55,7 +55,7 @@ def main() -> int:
             if os.waitpid(child, os.WNOHANG)[0]:
                 print(f"the run ended by itself after {len(deaths)} kills", file=sys.stderr)
                 return 1
-            time.sleep(0.001)
+            time.sleep(0.002)
         time.sleep(draw.random() * (0.002 if in_save else 0.05))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SCRIPT = Path(__file__).with_suffix(".sh")
+POLL_S = 0.5  # a look starts three processes
 OF_A_CLUSTER = re.compile(r"(SLURM|SBATCH|SRUN|BLIP2)_|MASTER_|RANK$|WORLD_SIZE$|LOCAL_RANK$")
 
 
@@ -56,7 +57,7 @@ class Cluster:
         end = time.monotonic() + deadline_s
         while not reached(facts := self.facts(job)):
             assert time.monotonic() < end, f"job {job} is not there after {deadline_s} s: {facts}"
-            time.sleep(0.2)
+            time.sleep(POLL_S)
         return facts
 
     def wait_until_ended(self, job: str, deadline_s: float = 240) -> dict[str, str]:
