@@ -57,7 +57,7 @@ check: $(VENV)/installed ## formatting, lint, types, shell scripts
 	shellcheck .ci/run .ci/packages slurm/chain slurm/eval_watch $(wildcard slurm/*.sbatch slurm/*.sh tests/support/*.sh)
 
 test: $(VENV)/installed $(LMMS)/installed ## all tests but those marked gpu or large
-	HF_HUB_OFFLINE=1 pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not large" --durations=20
+	HF_HUB_OFFLINE=1 pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not gpu and not large" --durations=20
 
 quick: $(VENV)/installed ## the tests of files that take less than 4 seconds, for every change
 	HF_HUB_OFFLINE=1 pytest -q -n 2 --dist loadfile -m "not gpu and not large" $(addprefix --ignore=,$(file <tests/slow_files.txt))

@@ -8,8 +8,8 @@ from data_prep.miniature.schedule import Step
 
 WEB_SOURCES = ("laion400m", "cc3m")
 STEPS = {
-    "stage1": 500, "stage2_t5": 200, "stage2_opt": 350,
-    "finetune_retrieval": 120, "finetune_caption": 40, "finetune_vqa": 1200,
+    "stage1": 400, "stage2_t5": 200, "stage2_opt": 350,
+    "finetune_retrieval": 120, "finetune_caption": 80, "finetune_vqa": 1000,
 }  # fmt: skip
 """The steps of the recipes, which --scale shortens."""
 TRAINED = (*STEPS, "stage2_t5_own")
