@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 USUAL_S = {
-    "world": 17, "download-laion400m": 15, "download-cc3m": 15, "towers-ranker": 180, "towers-captioner": 65,
-    "towers-bert": 30, "towers-t5": 85, "towers-opt": 90, "capfilt-laion400m": 33, "capfilt-cc3m": 33,
-    "train-stage1": 105, "train-stage2_t5": 85, "train-stage2_opt": 125, "train-stage2_t5_own": 28,
-    "eval-retrieval": 26, "train-finetune_retrieval": 75, "train-finetune_caption": 30, "train-finetune_vqa": 300,
-    "eval-finetune_retrieval": 22,
+    "world": 16, "download-laion400m": 14, "download-cc3m": 17, "towers-ranker": 125, "towers-captioner": 80,
+    "towers-bert": 21, "towers-t5": 76, "towers-opt": 85, "capfilt-laion400m": 18, "capfilt-cc3m": 16,
+    "train-stage1": 171, "train-stage2_t5": 51, "train-stage2_opt": 180, "train-stage2_t5_own": 7, "eval-retrieval": 15,
+    "train-finetune_retrieval": 124, "train-finetune_caption": 45, "train-finetune_vqa": 272,
+    "eval-finetune_retrieval": 21,
 }  # fmt: skip
 """The seconds of the long steps on two idle cores, and of steps whose name goes on after a "-" (another seed, another
 start). All others take about SHORT_S."""
