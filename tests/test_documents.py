@@ -20,6 +20,12 @@ def _name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+def test_the_list_of_slow_files_is_sorted_and_names_files() -> None:
+    """`make quick` leaves these out; pytest passes over a name that is none."""
+    names = (ROOT / "tests" / "slow_files.txt").read_text().splitlines()
+    assert names == sorted(names) and [name for name in names if not (ROOT / name).is_file()] == []
+
+
 def test_the_readme_is_short() -> None:
     found = measure(README.read_text())
     assert found.lines <= README_LINES and found.words <= README_WORDS, found

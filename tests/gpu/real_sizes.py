@@ -182,12 +182,14 @@ def in_less_memory(checks: Checks, name: str, steps: Steps, batches: list[Any]) 
         torch.cuda.empty_cache()
         total = torch.cuda.get_device_properties(0).total_memory / GIB
         torch.cuda.set_per_process_memory_fraction(min(1.0, A100_GIB / total))
-    steps.feed_again_and_again(batches)
-    done = [steps.step() is not None for _ in range(1 if checks.tiny else 8)]
-    wait_for(checks.device)
+    try:
+        steps.feed_again_and_again(batches)
+        done = [steps.step() is not None for _ in range(1 if checks.tiny else 8)]
+        wait_for(checks.device)
+    finally:  # the checks after this one have all memory again
+        if checks.device == "cuda":
+            torch.cuda.set_per_process_memory_fraction(1.0)
     checks.is_true(f"{name}: steps in {A100_GIB} GiB", all(done), f"{sum(done)} of {len(done)}")
-    if checks.device == "cuda":
-        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def fp32_loss(checks: Checks, steps: Steps) -> None:

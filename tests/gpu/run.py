@@ -147,7 +147,7 @@ def started(part: Part, options: argparse.Namespace, began: float) -> list[dict[
     mark.unlink(missing_ok=True)
     with printed.open("w") as out, log.open("w") as errors:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment(options), stdout=out, stderr=errors, start_new_session=True
+            command, cwd=ROOT, env=environment(part, options), stdout=out, stderr=errors, start_new_session=True
         )
         try:
             code = wait_within(process, mark, limit, began + options.budget_s)
@@ -166,7 +166,7 @@ def started(part: Part, options: argparse.Namespace, began: float) -> list[dict[
     return lines
 
 
-def environment(options: argparse.Namespace) -> dict[str, str]:
+def environment(part: Part, options: argparse.Namespace) -> dict[str, str]:
     paths = [str(options.output / SITE), os.environ.get("PYTHONPATH", "")]
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
@@ -175,6 +175,7 @@ def environment(options: argparse.Namespace) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "TORCHINDUCTOR_CACHE_DIR": str(options.output / WARM_CACHE),
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        **({"OMP_NUM_THREADS": "2"} if part.together else {}),  # they share the cores
     }
 
 

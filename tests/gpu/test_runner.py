@@ -42,6 +42,14 @@ def test_a_part_runs_in_a_process_and_its_lines_come_back(tmp_path: Path) -> Non
     assert lines["copy, GB/s read and written"]["bound"] == "a number"  # no bound of speed on a CPU
 
 
+@pytest.mark.parametrize("name", ["capfilt", "overlap", "rerank"])
+def test_parts_pass_in_tiny_sizes_on_a_cpu(name: str, tmp_path: Path) -> None:
+    """Those that take seconds: they use what the commands use, and would find a changed name."""
+    [part] = [part for part in PARTS if part.name == name]
+    lines = started(part, options_of(tmp_path), time.monotonic())
+    assert len(lines) > 1 and all(line["ok"] for line in lines), lines
+
+
 def test_a_part_that_fails_is_told_with_its_error(tmp_path: Path) -> None:
     (tmp_path / CEILINGS.name).write_text("a file where the part's folder is to be")
     lines = by_check(started(CEILINGS, options_of(tmp_path), time.monotonic()))

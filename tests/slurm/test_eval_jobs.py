@@ -180,10 +180,15 @@ def test_the_evaluation_holds_a_nodes_gpus_and_its_scores_none(site: WatchedSite
     smaller = {"sbatch": ["--hold", "--gpus-per-node=2", "--cpus-per-gpu=3"]}
     done = site.watch(vqa=site.vqa | held, small=site.vqa | smaller)
     assert "2 submitted" in done.stdout, done
-    jobs = [site.cluster.facts(job) for name in ("vqa", "small") for job in site.jobs(2, name)]
+    site.variables["BLIP2_GPU_NODE"] = "--gpus-per-node=4 --cpus-per-gpu=5"
+    done = site.watch(vqa=site.vqa | held, small=site.vqa | smaller, other=site.vqa | held)
+    assert "1 submitted" in done.stdout, done
+    jobs = [site.cluster.facts(job) for name in ("vqa", "small", "other") for job in site.jobs(2, name)]
     site.cluster.answer("scancel", *(facts["JobId"] for facts in jobs))
-    assert [facts["TresPerNode"] for facts in jobs] == [f"gres:gpu:{gpus}" for gpus in (8, 0, 2, 0)]
-    assert [facts.get("CpusPerTres") for facts in jobs] == ["gres:gpu:8", None, "gres:gpu:3", None]
+    assert [facts["TresPerNode"] for facts in jobs] == [f"gres:gpu:{gpus}" for gpus in (8, 0, 2, 0, 4, 0)]
+    assert [facts.get("CpusPerTres") for facts in jobs] == [
+        *("gres:gpu:8", None, "gres:gpu:3", None, "gres:gpu:5", None)
+    ]
 
 
 def test_jobs_of_another_list_or_evaluation_are_not_taken_for_ones_own(site: WatchedSite) -> None:

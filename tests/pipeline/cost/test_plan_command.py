@@ -195,7 +195,7 @@ def test_each_largest_part_has_its_advice(largest: str, edits: list[str], larges
     recipe, gpu = load_recipe(ROOT / "pipeline" / "recipes" / f"{STAGE_2}.yaml", edits), gpu_named("a100-40gb")
     memory = {largest: gpu.memory_bytes, "logits": 1}
     planned: Any = SimpleNamespace(memory=memory, total_bytes=gpu.memory_bytes + 1, largest_micro=largest_micro)
-    with pytest.raises(ValueError, match="does not fit a100-40gb: 39.4 of 39.4 GiB; the largest part is ") as error:
+    with pytest.raises(ValueError, match=r"does not fit a100-40gb: 39\.4 of 39\.4 GiB; the largest part is ") as error:
         plan.check_fits(planned, recipe, gpu)
     assert advice in str(error.value)
 

@@ -9,8 +9,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from pipeline.config import for_ranks, load_recipe
-from pipeline.cost.dry_run import UnweightedRecipe
+from pipeline.config import Recipe, for_ranks, load_recipe
 from pipeline.cost.estimate import Assumptions, Planner
 from pipeline.cost.fusion import fused
 from pipeline.cost.gpus import gpu_named
@@ -30,18 +29,26 @@ BOUNDS = {
     "fused_kernels": 2988,
     "fused_work_ms": 393,
     "activations_mib": 10566,
+    "memory_mib": 21031,
     "exchanged_mb": 71,
 }
 
 BOUNDS_2 = {"kernels": 6079, "work_ms": 266, "fused_work_ms": 229, "memory_mib": 33534}
 
 
+def planner_of(recipe: Recipe) -> Planner:
+    """On 16 A100-40GB."""
+    gpu, ds_config = gpu_named("a100-40gb"), resolve_ds_config(recipe, RANKS)
+    return Planner(recipe, ds_config, gpu, Assumptions(RANKS, 8, 0.4, CAPTION_TOKENS, gpu.between_nodes * 8))
+
+
 def figures(folder: Path) -> dict[str, int]:
     """Kernels, casts, milliseconds and peak memory of one step of one rank."""
     save_configs(folder)
     recipe = load_recipe(RECIPE, [f"qformer.bert={folder / 'bert'}"])
-    run = UnweightedRecipe(recipe).typical_run(recipe.batch.micro_size, CAPTION_TOKENS, RANKS)
-    gpu = gpu_named("a100-40gb")
+    planner = planner_of(recipe)
+    run = planner.unweighted.typical_run(recipe.batch.micro_size, CAPTION_TOKENS, RANKS)
+    gpu = planner.gpu
     eager, merged = work_of(run.operations, gpu), work_of(fused(run.operations), gpu)
     return {
         "kernels": eager.kernels,
@@ -51,6 +58,7 @@ def figures(folder: Path) -> dict[str, int]:
         "fused_kernels": merged.kernels,
         "fused_work_ms": round(merged.seconds * 1e3),
         "activations_mib": run.peak >> 20,
+        "memory_mib": planner.total_bytes(recipe.batch.micro_size) >> 20,
         "exchanged_mb": round(run.sent.exchanged / 1e6),
     }
 
@@ -60,8 +68,8 @@ def figures_of_stage_2(folder: Path) -> dict[str, int]:
     save_configs(folder)
     edits = [f"qformer.bert={folder / 'bert'}", f"language.name={folder / 'flant5xxl'}"]
     recipe = for_ranks(load_recipe(RECIPE.with_name("stage2_vitg_flant5xxl.yaml"), edits), RANKS)
-    gpu, ds_config = gpu_named("a100-40gb"), resolve_ds_config(recipe, RANKS)
-    planner = Planner(recipe, ds_config, gpu, Assumptions(RANKS, 8, 0.4, CAPTION_TOKENS, gpu.between_nodes * 8))
+    planner = planner_of(recipe)
+    gpu = planner.gpu
     run = planner.unweighted.run(recipe.batch.micro_size, longest_lengths(recipe), RANKS, lists_operations=True)
     eager, merged = work_of(run.operations, gpu), work_of(fused(run.operations), gpu)
     return {
@@ -88,8 +96,10 @@ def test_no_figure_of_a_step_rises(tmp_path: Path) -> None:
 
 
 def test_the_page_of_normal_values_has_these_bytes() -> None:
-    """All images of the ranks are as many times what one rank's negatives are."""
+    """Memory, and what is sent: all images of the ranks are as many times what one rank's negatives are."""
     page = " ".join((RECIPE.parents[1] / "NORMAL_VALUES.md").read_text().split())
+    for row, bounds in (("stage 1, ViT-g, 105 a GPU", BOUNDS), ("stage 2, FlanT5-XXL, 5 x 19 a GPU", BOUNDS_2)):
+        assert f"| {row} | {bounds['memory_mib'] / 1024:.1f} GiB |" in page
     negatives = BOUNDS["exchanged_mb"]
     assert f"{negatives} MB of negatives" in page
     [images] = re.findall(r"would send ([\d,]+) MB of all images", page)
@@ -97,6 +107,6 @@ def test_the_page_of_normal_values_has_these_bytes() -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as name:
-        print("BOUNDS =", figures(Path(name)))
-        print("BOUNDS_2 =", figures_of_stage_2(Path(name)))
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
+        print("BOUNDS =", figures(Path(one)))
+        print("BOUNDS_2 =", figures_of_stage_2(Path(other)))
