@@ -102,7 +102,7 @@ def test_its_models_open_in_transformers(finished, tmp_path):
         seen = theirs.qformer(query_embeds=queries, encoder_hidden_states=tokens).last_hidden_state
         model = pipeline.load(folder / "stage2_t5")
         prompts = model.model._soft_prompts(model._pixels(paths), None, None).float()
-        assert torch.cosine_similarity(theirs.language_projection(seen), prompts, dim=-1).min() > 0.999  # bf16
+        assert torch.cosine_similarity(theirs.language_projection(seen), prompts, dim=-1).min() > 0.9999
         texts = ["a red circle", "a blue square on a grey background"]
         read = Blip2Processor.from_pretrained(tmp_path / "stage1")
         theirs = Blip2ForImageTextRetrieval.from_pretrained(tmp_path / "stage1").eval()
@@ -110,7 +110,7 @@ def test_its_models_open_in_transformers(finished, tmp_path):
         given = read(pictures[:1], return_tensors="pt") | read.tokenizer(texts, padding=True, return_tensors="pt")
         found = theirs(**given, use_image_text_matching_head=False).logits_per_image[0]
         wanted = pipeline.load(folder / "stage1").match(paths[0], texts).itc
-    assert torch.allclose(found, torch.as_tensor(wanted).flatten(), atol=3e-3)  # the demo may train in bf16
+    assert torch.allclose(found, torch.as_tensor(wanted).flatten(), atol=1e-5)
 
 
 def test_the_ablations_run_on_it_as_their_page_writes_them(finished, tmp_path):

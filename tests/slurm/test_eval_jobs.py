@@ -186,9 +186,8 @@ def test_the_evaluation_holds_a_nodes_gpus_and_its_scores_none(site: WatchedSite
     jobs = [site.cluster.facts(job) for name in ("vqa", "small", "other") for job in site.jobs(2, name)]
     site.cluster.answer("scancel", *(facts["JobId"] for facts in jobs))
     assert [facts["TresPerNode"] for facts in jobs] == [f"gres:gpu:{gpus}" for gpus in (8, 0, 2, 0, 4, 0)]
-    assert [facts.get("CpusPerTres") for facts in jobs] == [
-        *("gres:gpu:8", None, "gres:gpu:3", None, "gres:gpu:5", None)
-    ]
+    cpus = ["gres:gpu:8", None, "gres:gpu:3", None, "gres:gpu:5", None]
+    assert [facts.get("CpusPerTres") for facts in jobs] == cpus
 
 
 def test_jobs_of_another_list_or_evaluation_are_not_taken_for_ones_own(site: WatchedSite) -> None:
