@@ -20,6 +20,10 @@ class Places:
     flat_R: Tensor
     source_BN: Tensor
 
+    @property
+    def batch(self) -> int:
+        return self.source_BN.shape[0]
+
     def pad(self, packed_RX: Tensor) -> Tensor:
         """[R, X] -> [B, N, X]. Where no row stands there is a copy of some row, whose gradient is dropped: mask it."""
         padded: Tensor = _Pad.apply(packed_RX, self.flat_R, self.source_BN.flatten())  # type: ignore[no-untyped-call]
@@ -28,6 +32,26 @@ class Places:
     def pack(self, padded_BNX: Tensor) -> Tensor:
         """[B, N, X] -> [R, X]."""
         return pick_rows(padded_BNX.flatten(0, 1), self.flat_R)
+
+    def pick_first(self, packed_RX: Tensor, number: int) -> Tensor:
+        """The first `number` rows of each entry: [B * number, X]."""
+        return pick_rows(packed_RX, self.source_BN[:, :number].flatten())
+
+
+@dataclass(frozen=True)
+class FullPlaces:
+    """The same where every entry has as many rows: [B * N, X] and [B, N, X] are views of one another."""
+
+    batch: int
+
+    def pad(self, packed_RX: Tensor) -> Tensor:
+        return torch.unflatten(packed_RX, 0, (self.batch, -1))
+
+    def pack(self, padded_BNX: Tensor) -> Tensor:
+        return padded_BNX.flatten(0, 1)
+
+    def pick_first(self, packed_RX: Tensor, number: int) -> Tensor:
+        return self.pad(packed_RX)[:, :number].flatten(0, 1)
 
 
 def pick_rows(rows_MX: Tensor, chosen_R: Tensor) -> Tensor:

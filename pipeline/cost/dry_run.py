@@ -31,11 +31,11 @@ from pipeline.training.task import StepPlace, vision_of
 VISION, LANGUAGE, LOGITS = "vision tower", "language model", "logits"
 BRIDGE_BACKWARD, LANGUAGE_BACKWARD = "bridge, backward", "language model, backward"
 STAGE_1_PASSES = {
-    "project_image": "Q-Former: image keys and values",
+    "plain_image": "Q-Former: image keys and values",
+    "project_plain": "Q-Former: image keys and values",
     "encode_queries": "Q-Former: queries (ITC)",
-    "encode_text": "Q-Former: text (ITC)",
+    "encode_texts": "Q-Former: texts (ITC, ITG)",
     "encode_pairs": "Q-Former: pairs (ITM)",
-    "decode_text": "Q-Former: text after queries (ITG)",
 }
 QUERY_PATH = "Q-Former and projection"
 

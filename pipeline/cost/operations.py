@@ -20,7 +20,7 @@ ROW_WISE = frozenset(
         *("native_layer_norm", "native_layer_norm_backward", "_softmax", "_softmax_backward_data", "mean"),
         *("_log_softmax", "_log_softmax_backward_data", "native_dropout", "native_dropout_backward", "amax"),
         *("_to_copy", "copy_", "clone", "cat", "constant_pad_nd", "linalg_vector_norm", "fill_", "zero_"),
-        *("index_select", "index_copy_", "slice_backward", "stack"),
+        *("index_select", "index_copy_", "slice_backward", "stack", "gather"),
         *("zeros", "ones", "full", "new_zeros", "new_ones", "zeros_like", "ones_like", "full_like", "arange"),
     }
 )

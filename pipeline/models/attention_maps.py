@@ -40,14 +40,18 @@ def _watching(attention: Attention, found: list[Tensor]) -> Any:
     plain = attention.attend_images
 
     def attend_images(
-        rows_RD: Tensor, query: Product, output: Product, images: Sequence[tuple[KeysValues, int]]
+        rows_RD: Tensor,
+        cast_RD: Tensor,
+        query: Product,
+        output: Product,
+        images: Sequence[tuple[KeysValues, int]],
     ) -> Tensor:
         [((keys_BHPd, _), entries)] = images
-        queries_BHQd = attention.as_heads(torch.unflatten(functional.linear(rows_RD, *query), 0, (entries, -1)))
+        queries_BHQd = attention.as_heads(torch.unflatten(functional.linear(cast_RD, *query), 0, (entries, -1)))
         with torch.autocast(rows_RD.device.type, enabled=False):
             logits_BHQP = queries_BHQd.float() @ keys_BHPd.float().transpose(2, 3) / math.sqrt(keys_BHPd.shape[3])
             found.append(logits_BHQP.softmax(dim=3).mean(dim=1))
-        return plain(rows_RD, query, output, images)
+        return plain(rows_RD, cast_RD, query, output, images)
 
     return attend_images
 

@@ -17,17 +17,18 @@ log = logging.getLogger(__name__)
 
 def compile_blocks(
     run: Run, device: str, vision: nn.Module | None, qformer: QFormer | None, language: nn.Module | None
-) -> None:
-    """Compile what a recipe's `run.compile` asks for, in place: names, weights and results up to rounding stay.
+) -> bool:
+    """Compile what a recipe's `run.compile` asks for, in place: names, weights and results up to rounding stay. Returns
+    whether anything is to be compiled.
 
     None stands for what is not to be compiled. Says so when this machine has no compiler; what cannot be compiled runs
     as it is, with torch's warning.
     """
     if run.compile == "off" or (run.compile == "auto" and device == "cpu"):
-        return
+        return False
     if lacking := missing_compiler(device):
         log.warning("run.compile: this machine lacks %s; blocks run one operation at a time, slower", lacking)
-        return
+        return False
     config: Any = torch._dynamo.config
     config.suppress_errors, config.recompile_limit = True, 16
     done = []
@@ -38,6 +39,7 @@ def compile_blocks(
     if language is not None:
         done.append(f"{compile_language(language)} of the language model")
     log.info("compiled blocks: %s; the first steps take some minutes", ", ".join(done))
+    return True
 
 
 def missing_compiler(device: str) -> str | None:
@@ -66,13 +68,11 @@ def compile_language(model: nn.Module) -> int:
 
 
 def compile_qformer(qformer: QFormer) -> int:
-    """Compile each pass of a Q-Former's layers, for texts of any length. Returns the number of layers."""
+    """Compile a Q-Former's layers in place, for texts of any length. Returns their number."""
+    has_texts = qformer.text_embeddings is not None
     for each in qformer.layers:
         layer: Any = cast(Layer, each)
-        layer.read_image = torch.compile(layer.read_image, dynamic=False)
-        layer.read_text = torch.compile(layer.read_text, dynamic=True)
-        layer.read_text_for_first = torch.compile(layer.read_text_for_first, dynamic=True)
-        layer.read_both = torch.compile(layer.read_both, dynamic=True)
+        layer.read = torch.compile(layer.read, dynamic=has_texts)
     return len(qformer.layers)
 
 

@@ -88,7 +88,7 @@ class RetrievalModel:
     def embed_texts(self, texts: Tokens) -> Tensor:
         """Texts -> unit-length features [B, E]."""
         with self._autocast():
-            return self.bridge.embed_text(texts, self.weights)
+            return self.bridge.embed_text(self.bridge.qformer.encode_text(texts, self.weights))
 
     def match_logits(self, frozen_PI: Tensor, batches: Sequence[Tokens]) -> Tensor:
         """The match logit of one picture with each of K texts: [K]. See `class_logits`."""

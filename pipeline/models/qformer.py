@@ -7,7 +7,8 @@ once (the image's keys and values, the queries' keys and values) later passes re
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import Literal, cast
 
 import torch
@@ -16,16 +17,24 @@ from torch.nn import functional
 
 from pipeline.models import attention_masks
 from pipeline.models.precision import at_least_fp32, for_products
-from pipeline.models.qformer_layer import KeysValues, Layer, LayerWeights, Product, QFormerShape
-from pipeline.tokens import Places, Tokens
+from pipeline.models.qformer_layer import (
+    KeysValues,
+    Layer,
+    LayerWeights,
+    QFormerShape,
+    Readers,
+    neighbours,
+)
+from pipeline.tokens import FullPlaces, Places, Tokens
 
 
 @dataclass(frozen=True)
 class PassWeights:
-    """The products that passes share: each layer's, and the one of all keys and values of the image."""
+    """The products that passes share: each layer's, and of the image the weights of keys and values and the bias of
+    values, for each layer with cross-attention."""
 
     layers: list[LayerWeights]
-    image: Product
+    image: list[tuple[Tensor, Tensor, Tensor]]
     image_norm_eps: float
 
 
@@ -53,7 +62,7 @@ class LanguageHead(nn.Module):
 
     def forward(self, rows_TD: Tensor, word_VD: Tensor) -> Tensor:
         hidden = self.layer_norm(functional.gelu(self.transform(rows_TD)))
-        return at_least_fp32(functional.linear(hidden, word_VD, self.bias))
+        return functional.linear(hidden, word_VD, self.bias)
 
 
 TextPath = Literal["none", "read", "write"]
@@ -97,70 +106,102 @@ class QFormer(nn.Module):
         """The weights of all products, cast to their number format once for all passes.
 
         `norm`, the bridge's LayerNorm of the image's tokens, is normalisation without weights, then a weight and a
-        bias. These two are folded into the image's product. So the backward pass needs no gradient of a frozen
-        encoder's tokens: a third of that product's work.
+        bias. These two are folded into the image's products. So the backward pass needs no gradient of a frozen
+        encoder's tokens: a third of those products' work.
         """
         attentions = [layer.cross_attention for layer in self._layers() if layer.cross_attention is not None]
-        parts = [part for attention in attentions for part in (attention.key, attention.value)]
-        with torch.autocast(norm.weight.device.type, enabled=False):
-            weight_XI = torch.cat([part.weight for part in parts])
-            bias_X = torch.cat([part.bias for part in parts]) + weight_XI @ norm.bias
-            weight_XI = weight_XI * norm.weight
-        image = for_products(weight_XI), for_products(bias_X)
+        weights, biases = list[Tensor](), list[Tensor]()
+        for each in attentions:
+            with torch.autocast(norm.bias.device.type, enabled=False):
+                biases += [each.key.bias, torch.addmv(each.value.bias, each.value.weight, norm.bias)]
+            weights += [for_products(linear.weight * norm.weight) for linear in (each.key, each.value)]
+        # A bias of keys adds as much to all of a row's logits: softmax does not see it. Its gradient is zero.
+        of_values = torch.split(for_products(torch.cat(biases)), self.shape.width)[1::2]
+        image = list(zip(weights[0::2], weights[1::2], of_values, strict=True))
         return PassWeights([layer.weights() for layer in self._layers()], image, norm.eps)
 
     def project_image(self, tokens_BPI: Tensor, weights: PassWeights) -> list[KeysValues]:
-        """Keys and values of the image for each layer with cross-attention.
+        """Keys and values of the image for each layer with cross-attention."""
+        return self.project_plain(self.plain_image(tokens_BPI, weights), weights)
 
-        Of a trained encoder by one product for all of them: its backward pass adds up in fp32. Of a frozen one by a
-        product each: so no gradients are joined, which are as large as all keys and values.
-        """
+    def plain_image(self, tokens_BPI: Tensor, weights: PassWeights) -> Tensor:
+        """The image's tokens normalised, without a weight, in the products' number format."""
         if not torch.is_autocast_enabled(tokens_BPI.device.type):
             tokens_BPI = at_least_fp32(tokens_BPI)  # of an fp16 tower; autocast would cast once more
         with torch.autocast(tokens_BPI.device.type, enabled=False):
             plain_BPI = functional.layer_norm(tokens_BPI, tokens_BPI.shape[-1:], eps=weights.image_norm_eps)
-        plain_BPI, attention = for_products(plain_BPI), self._layers()[0].self_attention
+        return for_products(plain_BPI)
+
+    def project_plain(self, plain_BPI: Tensor, weights: PassWeights) -> list[KeysValues]:
+        """`project_image` of what `plain_image` gave.
+
+        Of a trained encoder by one product for all of them: its backward pass adds up in fp32. Of a frozen one by a
+        product each: so no gradients are joined, which are as large as all keys and values.
+        """
+        attention = self._layers()[0].self_attention
         if plain_BPI.requires_grad:
-            parts = attention.heads(functional.linear(plain_BPI, *weights.image))
-        else:
-            products = zip(*(torch.split(each, self.shape.width) for each in weights.image), strict=True)
-            parts = [
-                # A bias of keys adds as much to all of a row's logits: softmax does not see it.
-                attention.as_heads(functional.linear(plain_BPI, weight, bias if place % 2 else None))
-                for place, (weight, bias) in enumerate(products)
-            ]
-        return list(zip(parts[0::2], parts[1::2], strict=True))
+            bias_X = torch.cat([part for _, _, bias in weights.image for part in (torch.zeros_like(bias), bias)])
+            weight_XI = torch.cat([part for key, value, _ in weights.image for part in (key, value)])
+            parts = attention.heads(functional.linear(plain_BPI, weight_XI, bias_X))
+            return list(zip(parts[0::2], parts[1::2], strict=True))
+        return [
+            (
+                attention.as_heads(functional.linear(plain_BPI, key)),
+                attention.as_heads(functional.linear(plain_BPI, value, bias)),
+            )
+            for key, value, bias in weights.image
+        ]
 
     def _embed_queries(self, batch: int) -> Tensor:
         """[B*Q, D]; each entry has dropout of its own."""
         embedded: Tensor = self.dropout(self.layer_norm(self.query_tokens).expand(batch, -1, -1)).flatten(0, 1)
         return embedded
 
-    def _embed_text(self, text: Tokens, places: Places) -> Tensor:
+    def _embed_texts(self, texts: Sequence[Tokens], places: Sequence[Places]) -> Tensor:
+        """Packed, by one lookup: its gradient is as large as the vocabulary."""
         assert self.text_embeddings is not None, "this Q-Former has no text path"
-        flat_T = places.flat_R
-        embedded = self.text_embeddings(text.ids.flatten()[flat_T], flat_T % max(1, text.ids.shape[1]))
-        rows_TD: Tensor = self.dropout(self.layer_norm(embedded))
+        pairs = list(zip(texts, places, strict=True))
+        ids_T = torch.cat([text.ids.flatten()[where.flat_R] for text, where in pairs])
+        positions_T = torch.cat([where.flat_R % max(1, text.ids.shape[1]) for text, where in pairs])
+        rows_TD: Tensor = self.dropout(self.layer_norm(self.text_embeddings(ids_T, positions_T)))
         return rows_TD
 
     def encode_queries(self, image: list[KeysValues], weights: PassWeights) -> tuple[Tensor, list[KeysValues]]:
         """Queries read the image, without text. Returns [B, Q, D] and each layer's query keys and values (for ITG)."""
         batch = image[0][0].shape[0]
-        rows, images, cache = self._embed_queries(batch), iter(image), []
-        for layer, product in zip(self._layers(), weights.layers, strict=True):
-            read = next(images) if layer.cross_attention is not None else None
-            rows, own = layer.read_image(rows, product, batch, read)
-            cache.append(own)
+        readers = [Readers(batch * self.shape.num_query_tokens, FullPlaces(batch))]
+        rows, cache = self._run(self._embed_queries(batch), readers[0].num_rows, readers, [(image, batch)], weights)
         return torch.unflatten(rows, 0, (batch, -1)), cache
 
     def encode_text(self, text: Tokens, weights: PassWeights) -> Tensor:
         """Text reads text alone, both ways; its [CLS]: [B, D]. The last layer makes no other rows."""
-        places, mask = text.places(), attention_masks.text_only(text.is_token)
-        rows_TD = self._embed_text(text, places)
-        bias, layers = attention_masks.as_bias(mask, rows_TD), self._layers()
-        for layer, product in zip(layers[:-1], weights.layers[:-1], strict=True):
-            rows_TD = layer.read_text(rows_TD, product, places, bias, None)
-        return layers[-1].read_text_for_first(rows_TD, weights.layers[-1], places, bias)
+        [rows_BD] = self.encode_texts(text, None, [], weights)
+        return rows_BD
+
+    def decode_text(self, text: Tokens, query_cache: list[KeysValues], weights: PassWeights) -> Tensor:
+        """Text reads the queries (their keys and values of `encode_queries`) and earlier text: [T, D], packed."""
+        [rows_TD] = self.encode_texts(None, text, query_cache, weights)
+        return rows_TD
+
+    def encode_texts(
+        self, read: Tokens | None, written: Tokens | None, query_cache: list[KeysValues], weights: PassWeights
+    ) -> Sequence[Tensor]:
+        """The rows of `encode_text` and of `decode_text`, or of one of them. In one pass: they share products, whose
+        gradients then need not be added up."""
+        parts: list[tuple[Tokens, Tensor, bool]] = []
+        if read is not None:
+            parts.append((read, attention_masks.text_only(read.is_token), False))
+        if written is not None:
+            mask = attention_masks.causal_after_queries(self.shape.num_query_tokens, written.is_token)
+            parts.append((written, mask, True))
+        places = [text.places() for text, _, _ in parts]
+        rows_TD = self._embed_texts([text for text, _, _ in parts], places)
+        readers = []
+        for (_, mask, writes), where in zip(parts, places, strict=True):
+            bias = attention_masks.as_bias(mask, rows_TD)
+            readers.append(Readers(len(where.flat_R), where, bias, writes, None if writes else 1))
+        rows, _ = self._run(rows_TD, 0, readers, None, weights, query_cache)
+        return neighbours(rows, [each.num_wanted for each in readers])
 
     def encode_pairs(
         self, images: Sequence[tuple[list[KeysValues], int]], text: Tokens, weights: PassWeights
@@ -172,32 +213,38 @@ class QFormer(nn.Module):
         """
         batch, queries = text.ids.shape[0], self.shape.num_query_tokens
         text_places = text.places()
-        places = _after_queries(text_places, queries)  # packed: all query rows, then all text rows
-        rows = torch.cat([self._embed_queries(batch), self._embed_text(text, text_places)])
+        rows = torch.cat([self._embed_queries(batch), self._embed_texts([text], [text_places])])
         bias = attention_masks.as_bias(attention_masks.queries_and_text(queries, text.is_token), rows)
-        readers = iter(range(len(images[0][0])))
-        for index, layer in enumerate(self._layers()):
-            read = None
-            if layer.cross_attention is not None:
-                at = next(readers)
-                read = [(image[at], count) for image, count in images]
-            is_last = index + 1 == len(self.layers)  # nothing reads the last layer's text rows
-            product = weights.layers[index]
-            rows = layer.read_both(rows, product, batch * queries, places, bias, read, is_last)
+        places = _after_queries(text_places, queries)  # packed: all query rows, then all text rows
+        readers = [Readers(len(rows), places, bias, first=queries)]
+        rows, _ = self._run(rows, batch * queries, readers, images, weights)
         return torch.unflatten(rows, 0, (batch, -1))
 
-    def decode_text(self, text: Tokens, query_cache: list[KeysValues], weights: PassWeights) -> Tensor:
-        """Text reads the queries (their keys and values of `encode_queries`) and earlier text: [T, D], packed."""
-        places = text.places()
-        mask = attention_masks.causal_after_queries(self.shape.num_query_tokens, text.is_token)
-        rows_TD = self._embed_text(text, places)
-        bias, products = attention_masks.as_bias(mask, rows_TD), weights.layers
-        for layer, product, query_keys_values in zip(self._layers(), products, query_cache, strict=True):
-            rows_TD = layer.read_text(rows_TD, product, places, bias, query_keys_values)
-        return rows_TD
+    def _run(
+        self,
+        rows: Tensor,
+        num_query_rows: int,
+        readers: list[Readers],
+        images: Sequence[tuple[list[KeysValues], int]] | None,
+        weights: PassWeights,
+        query_cache: Sequence[KeysValues] = (),
+    ) -> tuple[Tensor, list[KeysValues]]:
+        """All layers; also each layer's keys and values of the first readers."""
+        inner, cross, cache = [replace(each, first=None) for each in readers], count(), []
+        for index, (layer, product) in enumerate(zip(self._layers(), weights.layers, strict=True)):
+            read = None
+            if images is not None and layer.cross_attention is not None:
+                at = next(cross)
+                read = [(image[at], entries) for image, entries in images]
+            now = readers if index + 1 == len(self.layers) else inner
+            rows, own = layer.read(
+                rows, product, num_query_rows, now, read, query_cache[index] if query_cache else None
+            )
+            cache.append(own)
+        return rows, cache
 
     def predict_tokens(self, rows_TD: Tensor) -> Tensor:
-        """Logits of the token after each row: [T, V], at least fp32."""
+        """Logits of the token after each row, in the products' number format: [T, V]."""
         assert self.text_embeddings is not None and self.language_head is not None
         logits: Tensor = self.language_head(rows_TD, self.text_embeddings.word.weight)
         return logits

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.models.precision import for_products
-from pipeline.tokens import Places, pick_rows
+from pipeline.tokens import FullPlaces, Places
 
 KeysValues = tuple[Tensor, Tensor]  # [B, H, rows, d] each
 Product = tuple[Tensor, Tensor]  # weight and bias of a linear layer, in the products' number format
@@ -80,18 +80,24 @@ class Attention(nn.Module):
         return normed
 
     def attend_images(
-        self, rows_RD: Tensor, query: Product, output: Product, images: Sequence[tuple[KeysValues, int]]
+        self,
+        rows_RD: Tensor,
+        cast_RD: Tensor,
+        query: Product,
+        output: Product,
+        images: Sequence[tuple[KeysValues, int]],
     ) -> Tensor:
-        """Query rows read images. Each part of `images` is for so many entries, in order: as many neighbours for each
-        of the part's images. Their rows are those of one entry here, so no key is copied for each."""
+        """Query rows, and these in the products' number format, read images. Each part of `images` is for so many
+        entries, in order: as many neighbours for each of the part's images. Their rows are those of one entry here, so
+        no key is copied for each."""
         entries = sum(count for _, count in images)
         rows_of_parts = [count * (rows_RD.shape[0] // entries) for _, count in images]
-        parts = torch.split(functional.linear(rows_RD, *query), rows_of_parts)
+        parts = neighbours(functional.linear(cast_RD, *query), rows_of_parts)
         read = []
         for part_SD, (keys_values, _) in zip(parts, images, strict=True):
             queries_BHNd = self.as_heads(torch.unflatten(part_SD, 0, (keys_values[0].shape[0], -1)))
             read.append(self.attend(queries_BHNd, keys_values, None).flatten(0, 1))
-        return self.finish(read[0] if len(read) == 1 else torch.cat(read), rows_RD, output)
+        return self.finish(together(read), rows_RD, output)
 
 
 class FeedForward(nn.Module):
@@ -108,10 +114,33 @@ class FeedForward(nn.Module):
         """Its linear layers, each by itself."""
         return [[self.intermediate], [self.output]]
 
-    def forward(self, rows_RD: Tensor, intermediate: Product, output: Product) -> Tensor:
-        hidden = functional.linear(functional.gelu(functional.linear(rows_RD, *intermediate)), *output)
-        normed: Tensor = self.layer_norm(rows_RD + self.dropout(hidden))
+    def products(self, rows_RD: Tensor, intermediate: Product, output: Product) -> Tensor:
+        """All but what `finish` does."""
+        return functional.linear(functional.gelu(functional.linear(rows_RD, *intermediate)), *output)
+
+    def finish(self, hidden_RD: Tensor, rows_RD: Tensor) -> Tensor:
+        """Dropout, residual and LayerNorm."""
+        normed: Tensor = self.layer_norm(rows_RD + self.dropout(hidden_RD))
         return normed
+
+
+@dataclass(frozen=True)
+class Readers:
+    """Neighbouring rows of a pass that one call of attention serves: they read one another where `bias` lets them.
+
+    Those `after_queries` read the queries of their entry, too. Of the last layer's output only the `first` rows of each
+    entry are wanted; None: all.
+    """
+
+    num_rows: int
+    places: Places | FullPlaces
+    bias: Tensor | None = None
+    after_queries: bool = False
+    first: int | None = None
+
+    @property
+    def num_wanted(self) -> int:
+        return self.num_rows if self.first is None else self.first * self.places.batch
 
 
 @dataclass(frozen=True)
@@ -126,7 +155,7 @@ class LayerWeights:
 
 
 class Layer(nn.Module):
-    """One layer, with a method for each pass. `cross_attention` and `text_ffn` are None where there are none."""
+    """One layer. `cross_attention` and `text_ffn` are None where there are none."""
 
     def __init__(self, shape: QFormerShape, has_cross_attention: bool, has_text_ffn: bool) -> None:
         super().__init__()
@@ -136,7 +165,7 @@ class Layer(nn.Module):
         self.text_ffn = FeedForward(shape) if has_text_ffn else None
 
     def weights(self) -> LayerWeights:
-        """What the passes below take."""
+        """What `read` takes."""
         own, cross, text = self.self_attention, self.cross_attention, self.text_ffn
         groups = [[own.query, own.key, own.value], [own.output], *self.query_ffn.parts()]
         groups += [] if cross is None else [[cross.query], [cross.output]]
@@ -150,66 +179,87 @@ class Layer(nn.Module):
             text_ffn=None if text is None else (next(found), next(found)),
         )
 
-    def read_image(
-        self, rows_RD: Tensor, weights: LayerWeights, batch: int, image: KeysValues | None
-    ) -> tuple[Tensor, KeysValues]:
-        """Query rows alone [B*Q, D]. Also returns their keys and values in self-attention, for ITG."""
-        own = self.self_attention
-        queries, keys, values = own.heads(torch.unflatten(functional.linear(rows_RD, *weights.joined), 0, (batch, -1)))
-        rows_RD = own.finish(own.attend(queries, (keys, values), None).flatten(0, 1), rows_RD, weights.output)
-        if image is not None:
-            rows_RD = self._cross(rows_RD, weights, [(image, batch)])
-        return self.query_ffn(rows_RD, *weights.query_ffn), (keys, values)
-
-    def read_text(
-        self, rows_TD: Tensor, weights: LayerWeights, places: Places, mask: Tensor, before: KeysValues | None
-    ) -> Tensor:
-        """Text rows alone; they also read the rows `before` them, of which keys and values are given."""
-        own = self.self_attention
-        queries, keys, values = own.heads(places.pad(functional.linear(rows_TD, *weights.joined)))
-        if before is not None:
-            keys, values = (torch.cat(pair, dim=2) for pair in zip(before, (keys, values), strict=True))
-        rows_TD = own.finish(places.pack(own.attend(queries, (keys, values), mask)), rows_TD, weights.output)
-        return self._feed_text(rows_TD, weights)
-
-    def read_text_for_first(self, rows_TD: Tensor, weights: LayerWeights, places: Places, mask: Tensor) -> Tensor:
-        """Text rows alone, of which each entry's first one goes on: [B, D]."""
-        own = self.self_attention
-        queries, keys, values = own.heads(places.pad(functional.linear(rows_TD, *weights.joined)))
-        read_BD = own.attend(queries[:, :, :1], (keys, values), mask).flatten(0, 1)
-        return self._feed_text(own.finish(read_BD, pick_rows(rows_TD, places.source_BN[:, 0]), weights.output), weights)
-
-    def read_both(
+    def read(
         self,
         rows_RD: Tensor,
         weights: LayerWeights,
         num_query_rows: int,
-        places: Places,
-        mask: Tensor,
+        readers: Sequence[Readers],
         images: Sequence[tuple[KeysValues, int]] | None,
-        is_last: bool,
-    ) -> Tensor:
-        """All query rows, then all text rows; they read each other. After the last layer the query rows alone."""
-        own = self.self_attention
-        queries, keys, values = own.heads(places.pad(functional.linear(rows_RD, *weights.joined)))
-        if is_last:
-            num_queries = num_query_rows // queries.shape[0]
-            read_RD = own.attend(queries[:, :, :num_queries], (keys, values), mask).flatten(0, 1)
-            rows_RD = rows_RD[:num_query_rows]
-        else:
-            read_RD = places.pack(own.attend(queries, (keys, values), mask))
-        rows_RD = own.finish(read_RD, rows_RD, weights.output)
-        query_rows, text_rows = torch.split(rows_RD, [num_query_rows, rows_RD.shape[0] - num_query_rows])
-        if images is not None:
-            query_rows = self._cross(query_rows, weights, images)
-        query_rows = self.query_ffn(query_rows, *weights.query_ffn)
-        return query_rows if is_last else torch.cat([query_rows, self._feed_text(text_rows, weights)])
+        queries: KeysValues | None,
+    ) -> tuple[Tensor, KeysValues]:
+        """All query rows, then all text rows. `queries` are keys and values of another pass, for readers after them.
 
-    def _cross(self, rows_RD: Tensor, weights: LayerWeights, images: Sequence[tuple[KeysValues, int]]) -> Tensor:
-        assert self.cross_attention is not None and weights.cross is not None
-        return self.cross_attention.attend_images(rows_RD, *weights.cross, images)
+        Also returns the keys and values of the first readers.
+        """
+        read_RD, kept_RD, first = self._attend(rows_RD, weights.joined, num_query_rows, readers, queries)
+        rows_RD = self.self_attention.finish(read_RD, kept_RD, weights.output)
+        cast_RD = for_products(rows_RD)
+        query_rows, text_rows = _kinds(rows_RD, num_query_rows)
+        query_cast, text_cast = (query_rows, text_rows) if cast_RD is rows_RD else _kinds(cast_RD, num_query_rows)
+        fed: list[tuple[FeedForward, Tensor, Tensor]] = []
+        if query_rows is not None and query_cast is not None:
+            if images is not None:
+                assert self.cross_attention is not None and weights.cross is not None
+                query_cast = query_rows = self.cross_attention.attend_images(
+                    query_rows, query_cast, *weights.cross, images
+                )
+            fed.append((self.query_ffn, query_rows, self.query_ffn.products(query_cast, *weights.query_ffn)))
+        if text_rows is not None and text_cast is not None:
+            assert self.text_ffn is not None and weights.text_ffn is not None, "this Q-Former has no text path"
+            fed.append((self.text_ffn, text_rows, self.text_ffn.products(text_cast, *weights.text_ffn)))
+        # After all products, so that a compiler makes one kernel of these.
+        return together([ffn.finish(hidden, rows) for ffn, rows, hidden in fed]), first
 
-    def _feed_text(self, rows_TD: Tensor, weights: LayerWeights) -> Tensor:
-        assert self.text_ffn is not None and weights.text_ffn is not None, "this Q-Former has no text path"
-        fed: Tensor = self.text_ffn(rows_TD, *weights.text_ffn)
-        return fed
+    def _attend(
+        self,
+        rows_RD: Tensor,
+        joined: Product,
+        num_query_rows: int,
+        readers: Sequence[Readers],
+        queries: KeysValues | None,
+    ) -> tuple[Tensor, Tensor, KeysValues]:
+        """Self-attention: what the wanted rows read, these rows, and the first readers' keys and values."""
+        own, sizes = self.self_attention, [each.num_rows for each in readers]
+        read: list[Tensor] = []
+        kept: list[Tensor] = []
+        found: list[KeysValues] = []
+        joined_RX = functional.linear(rows_RD, *joined)
+        for part_SX, part_SD, each in zip(
+            neighbours(joined_RX, sizes), neighbours(rows_RD, sizes), readers, strict=True
+        ):
+            asking, keys, values = own.heads(each.places.pad(part_SX))
+            found.append((keys, values))
+            if each.after_queries:
+                assert queries is not None
+                keys, values = (torch.cat(pair, dim=2) for pair in zip(queries, (keys, values), strict=True))
+            if each.first is None:
+                read.append(each.places.pack(own.attend(asking, (keys, values), each.bias)))
+                kept.append(part_SD)
+            else:
+                read.append(own.attend(asking[:, :, : each.first], (keys, values), each.bias).flatten(0, 1))
+                leading = num_query_rows  # a view, where the first rows of all entries come before all others
+                kept.append(part_SD[:leading] if leading else each.places.pick_first(part_SD, each.first))
+        all_wanted = all(each.first is None for each in readers)
+        return together(read), rows_RD if all_wanted else together(kept), found[0]
+
+
+def _kinds(rows_RX: Tensor, num_query_rows: int) -> tuple[Tensor | None, Tensor | None]:
+    """The query rows and the text rows; None where there are none."""
+    num_text_rows = rows_RX.shape[0] - num_query_rows
+    if not num_query_rows:
+        return None, rows_RX
+    if not num_text_rows:
+        return rows_RX, None
+    query_rows, text_rows = torch.split(rows_RX, [num_query_rows, num_text_rows])
+    return query_rows, text_rows
+
+
+def neighbours(rows_RX: Tensor, sizes: list[int]) -> Sequence[Tensor]:
+    """Neighbouring rows, so many in each part. One part is no view, whose gradient would be copied."""
+    return [rows_RX] if len(sizes) == 1 else torch.split(rows_RX, sizes)
+
+
+def together(parts: list[Tensor]) -> Tensor:
+    """The other way."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

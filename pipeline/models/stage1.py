@@ -39,9 +39,9 @@ class Stage1Bridge(nn.Module):
         """ITC's image feature: each query's projection, unit length. [B, Q, E] fp32."""
         return functional.normalize(_in_fp32(self.vision_proj, query_BQD), dim=-1)
 
-    def embed_text(self, text: Tokens, weights: PassWeights) -> Tensor:
+    def embed_text(self, cls_BD: Tensor) -> Tensor:
         """ITC's text feature: the projection of [CLS], unit length. [B, E] fp32."""
-        return functional.normalize(_in_fp32(self.text_proj, self.qformer.encode_text(text, weights)), dim=-1)
+        return functional.normalize(_in_fp32(self.text_proj, cls_BD), dim=-1)
 
     def match(self, images: Sequence[tuple[list[KeysValues], int]], text: Tokens, weights: PassWeights) -> Tensor:
         """ITM: two-class logits, averaged over the queries. [B, 2] fp32, class 1 = match. See `encode_pairs`."""

@@ -90,7 +90,10 @@ def _collate_for(language: "LanguageTower", recipe: Recipe) -> "Collate":
 
 def compile_parts(task: "Stage1Task | Stage2Task", recipe: Recipe, device: str, zero_stage: int) -> None:
     """Compile the towers' and the Q-Former's blocks, but none whose weights ZeRO-3 gathers by hooks."""
+    import torch
+
     from pipeline.models.compiling import compile_blocks
+    from pipeline.training.stage1_task import Stage1Task
     from pipeline.training.task import vision_of
 
     gathered = zero_stage == 3
@@ -98,4 +101,6 @@ def compile_parts(task: "Stage1Task | Stage2Task", recipe: Recipe, device: str, 
     if gathered and recipe.language and recipe.language.lora.rank:
         language = None
     vision = None if gathered and recipe.vision.trained else vision_of(task)
-    compile_blocks(recipe.run, device, vision, None if gathered else task.bridge.qformer, language)
+    compiled = compile_blocks(recipe.run, device, vision, None if gathered else task.bridge.qformer, language)
+    if compiled and isinstance(task, Stage1Task):
+        task.itg_loss_sums = torch.compile(task.itg_loss_sums, dynamic=True)

@@ -11,8 +11,6 @@ from pipeline.config import Objectives
 from pipeline.data.batch import Batch
 from pipeline.distributed import collectives
 from pipeline.models.precision import autocast
-from pipeline.models.qformer import PassWeights
-from pipeline.models.qformer_layer import KeysValues
 from pipeline.models.stage1 import Stage1Bridge
 from pipeline.models.vision import VisionTower
 from pipeline.objectives import contrastive, generation, matching
@@ -38,6 +36,7 @@ class Stage1Task(nn.Module):
         self.bridge, self.settings, self.decode_token_id = bridge, settings, decode_token_id
         self.precision = precision
         self.towers, self.loss_scale = Towers(vision), LossScale()
+        self.itg_loss_sums = generation.itg_loss_sums  # may be compiled
 
     @staticmethod
     def num_scored_tokens(batch: Batch) -> int:
@@ -70,9 +69,12 @@ class Stage1Task(nn.Module):
         image_BPI = self.towers.image_tokens(batch, self.bridge.vision)
         text = _padded(batch.target, batch.target.ids.shape[1])
         qformer, weights = self.bridge.qformer, self.bridge.weights()
-        image = qformer.project_image(image_BPI, weights)
+        plain_BPI = qformer.plain_image(image_BPI, weights)
+        image = qformer.project_plain(plain_BPI, weights)
         query_BQD, query_cache = qformer.encode_queries(image, weights)
-        image_BQE, text_BE = self.bridge.embed_queries(query_BQD), self.bridge.embed_text(text, weights)
+        written = self._to_write(text) if self.settings.itg_weight else None
+        cls_BD, *written_TD = qformer.encode_texts(text, written, query_cache, weights)
+        image_BQE, text_BE = self.bridge.embed_queries(query_BQD), self.bridge.embed_text(cls_BD)
 
         all_texts_NE = collectives.gather_rows(text_BE)
         all_images_NQE = collectives.gather_rows(image_BQE)
@@ -92,11 +94,11 @@ class Stage1Task(nn.Module):
         negative_is_token = collectives.gather_rows(longest.is_token)[texts_B]
         exchange = collectives.start_exchange(images_B, negative_is_token.sum())
         factors, generated = self.settings, dict[str, Tensor]()
-        if factors.itg_weight:  # here: so the device works while the host waits
-            itg, itg_nll = self._generate(text, query_cache, weights)
+        if written:  # here: so the device works while the host waits
+            itg, itg_nll = self._score(written, *written_TD)
             generated = {"itg_loss": itg * place.token_weight, "itg_nll": itg_nll * place.token_weight}
-        # The encoder's tokens themselves are exchanged. Gradients of a trained encoder's go back to their ranks.
-        negative_image = qformer.project_image(exchange.rows(image_BPI), weights)
+        # The encoder's tokens are exchanged, normalised. Gradients of a trained encoder's go back to their ranks.
+        negative_image = qformer.project_plain(exchange.rows(plain_BPI), weights)
         negatives = Tokens(negative_ids, negative_is_token, exchange.number)
         images = [(image, 2 * len(image_BPI)), (negative_image, len(image_BPI))]
         # The pairs: each (image, text) and (image, negative text) side by side, then all (negative image, text).
@@ -131,19 +133,21 @@ class Stage1Task(nn.Module):
         images = matching.hard_negatives(text_to_image_BN.detach() / temperature, same_BN, uniform_2NN[1, own], rule)
         return texts, images
 
-    def _generate(self, text: Tokens, query_cache: list[KeysValues], weights: PassWeights) -> tuple[Tensor, Tensor]:
-        """ITG's summed loss, with smoothing, and without (that one is only logged; it has no gradient).
+    def _to_write(self, text: Tokens) -> Tokens:
+        """What ITG reads: [CLS] becomes [DEC]."""
+        ids_BL = torch.cat([torch.full_like(text.ids[:, :1], self.decode_token_id), text.ids[:, 1:]], dim=1)
+        return Tokens(ids_BL, text.is_token, text.count)
 
-        [CLS] becomes [DEC]. The queries' keys and values come from the ITC pass.
-        """
-        ids = torch.cat([torch.full_like(text.ids[:, :1], self.decode_token_id), text.ids[:, 1:]], dim=1)
-        rows_TD = self.bridge.qformer.decode_text(Tokens(ids, text.is_token, text.count), query_cache, weights)
+    def _score(self, written: Tokens, rows_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """ITG's summed loss, with smoothing, and without (that one is only logged; it has no gradient)."""
         # Only rows with a next token are scored: all but one of each text.
-        has_next = functional.pad(text.is_token[:, 1:], (0, 1))
-        scored = true_places(has_next, None if text.count is None else text.count - len(ids)).flat_R
-        rows_SD = rows_TD.index_select(0, text.is_token.flatten().cumsum(0)[scored] - 1)
+        has_next = functional.pad(written.is_token[:, 1:], (0, 1))
+        count = None if written.count is None else written.count - len(written.ids)
+        scored = true_places(has_next, count).flat_R
+        rows_SD = rows_TD.index_select(0, written.is_token.flatten().cumsum(0)[scored] - 1)
         logits_SV = self.bridge.qformer.predict_tokens(rows_SD)
-        return generation.itg_loss_sums(logits_SV, ids.flatten()[scored + 1], self.settings.label_smoothing)
+        labels_S = written.ids.flatten()[scored + 1]
+        return self.itg_loss_sums(logits_SV, labels_S, self.settings.label_smoothing)
 
 
 def _padded(text: Tokens, length: int) -> Tokens:

@@ -21,7 +21,7 @@ def test_every_block_that_a_gpu_compiles_is_compiled(tmp_path: Path, name: str) 
     steps: Any = SimpleNamespace(engine=SimpleNamespace(device=torch.device("cpu")), task=task, recipe=recipe)
     compile_when_used(steps)
     assert all(block._compiled_call_impl is not None for block in longest_list(vision_of(task)))
-    assert all("read_text" in vars(layer) for layer in task.bridge.qformer.layers)
+    assert all("read" in vars(layer) for layer in task.bridge.qformer.layers)
     if task.towers.language:
         layers = [each for each in task.towers.language.model.modules() if isinstance(each, GradientCheckpointingLayer)]
         assert len(layers) == 4 and all(layer._compiled_call_impl is not None for layer in layers)

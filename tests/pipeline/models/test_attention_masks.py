@@ -25,7 +25,7 @@ def changed(ids_BL: Tensor, row: int, place: int) -> Tensor:
 
 
 def contrastive_outputs(bridge: Stage1Bridge, images: Tensor, text: Tokens) -> Tensor:
-    return bridge.embed_text(text, bridge.weights())
+    return bridge.embed_text(bridge.qformer.encode_text(text, bridge.weights()))
 
 
 def matching_outputs(bridge: Stage1Bridge, images: Tensor, text: Tokens) -> Tensor:

@@ -82,15 +82,17 @@ def test_itm_is_two_class_cross_entropy_and_its_accuracy_of_always_no_is_two_thi
     assert float(matching.itm_accuracy(torch.tensor([[1.0, 0.0]]).expand(9, -1), labels)) == pytest.approx(2 / 3)
 
 
-def test_itg_is_cross_entropy_with_and_without_smoothing() -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_itg_is_cross_entropy_with_and_without_smoothing_in_fp32_at_least(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(6, 11, generator=generator, requires_grad=True)
+    logits = (20 * torch.randn(6, 11, generator=generator)).to(dtype).requires_grad_()
     labels = torch.tensor([4, 5, 6, 3, 7, 3])
+    values = logits.to(torch.promote_types(dtype, torch.float32))
     for smoothing in (0.0, 0.1):
         smoothed, exact = generation.itg_loss_sums(logits, labels, smoothing)
-        expected = functional.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
+        expected = functional.cross_entropy(values, labels, label_smoothing=smoothing, reduction="sum")
         torch.testing.assert_close(smoothed, expected)
-        found_gradient, wanted_gradient = (torch.autograd.grad(loss, logits)[0] for loss in (smoothed, expected))
-        torch.testing.assert_close(found_gradient, wanted_gradient)
-        torch.testing.assert_close(exact, functional.cross_entropy(logits, labels, reduction="sum"))
+        found, wanted = (torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (smoothed, expected))
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0.01 if dtype == torch.bfloat16 else 1e-5)
+        torch.testing.assert_close(exact, functional.cross_entropy(values, labels, reduction="sum"))
         assert not exact.requires_grad

@@ -183,7 +183,7 @@ def test_keys_of_the_contrastive_loss_get_no_gradient_on_any_rank() -> None:
     weights = bridge.weights()
     image = bridge.qformer.project_image(batch.pixels_B3SS, weights)
     image_BQE = bridge.embed_queries(bridge.qformer.encode_queries(image, weights)[0])
-    text_BE = bridge.embed_text(batch.target, weights)
+    text_BE = bridge.embed_text(bridge.qformer.encode_text(batch.target, weights))
     logits_BN = (text_BE @ image_BQE.detach().flatten(0, 1).T).view(2, 2, -1).amax(dim=2) / bridge.temperature.detach()
     loss = nn.functional.cross_entropy(logits_BN, torch.arange(2), label_smoothing=0.1) / 2
     loss.backward()
