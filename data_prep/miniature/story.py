@@ -8,7 +8,7 @@ from data_prep.miniature.schedule import Step
 
 WEB_SOURCES = ("laion400m", "cc3m")
 STEPS = {
-    "stage1": 400, "stage2_t5": 200, "stage2_opt": 350,
+    "stage1": 500, "stage2_t5": 200, "stage2_opt": 350,
     "finetune_retrieval": 120, "finetune_caption": 80, "finetune_vqa": 1000,
 }  # fmt: skip
 """The steps of the recipes, which --scale shortens."""
