@@ -7,7 +7,7 @@ from pathlib import Path
 USUAL_S = {
     "world": 16, "download-laion400m": 14, "download-cc3m": 17, "towers-ranker": 125, "towers-captioner": 80,
     "towers-bert": 21, "towers-t5": 76, "towers-opt": 85, "capfilt-laion400m": 18, "capfilt-cc3m": 16,
-    "train-stage1": 171, "train-stage2_t5": 51, "train-stage2_opt": 180, "train-stage2_t5_own": 7, "eval-retrieval": 15,
+    "train-stage1": 213, "train-stage2_t5": 51, "train-stage2_opt": 180, "train-stage2_t5_own": 7, "eval-retrieval": 15,
     "train-finetune_retrieval": 124, "train-finetune_caption": 45, "train-finetune_vqa": 272,
     "eval-finetune_retrieval": 21,
 }  # fmt: skip
