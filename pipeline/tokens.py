@@ -34,7 +34,7 @@ class Places:
         return pick_rows(padded_BNX.flatten(0, 1), self.flat_R)
 
     def pick_first(self, packed_RX: Tensor, number: int) -> Tensor:
-        """The first `number` rows of each entry: [B * number, X]."""
+        """The first `number` rows of each entry, none of which has fewer: [B * number, X]."""
         return pick_rows(packed_RX, self.source_BN[:, :number].flatten())
 
 

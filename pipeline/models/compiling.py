@@ -19,7 +19,7 @@ def compile_blocks(
     run: Run, device: str, vision: nn.Module | None, qformer: QFormer | None, language: nn.Module | None
 ) -> bool:
     """Compile what a recipe's `run.compile` asks for, in place: names, weights and results up to rounding stay. Returns
-    whether anything is to be compiled.
+    whether this run compiles.
 
     None stands for what is not to be compiled. Says so when this machine has no compiler; what cannot be compiled runs
     as it is, with torch's warning.
@@ -38,7 +38,8 @@ def compile_blocks(
         done.append(f"{compile_qformer(qformer)} of the Q-Former")
     if language is not None:
         done.append(f"{compile_language(language)} of the language model")
-    log.info("compiled blocks: %s; the first steps take some minutes", ", ".join(done))
+    if done:
+        log.info("compiled blocks: %s; the first steps take some minutes", ", ".join(done))
     return True
 
 
