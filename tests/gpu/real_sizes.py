@@ -165,14 +165,12 @@ def compile_all(checks: Checks, name: str, steps: Steps, batches: list[Any]) -> 
 
 def compile_when_used(steps: Steps) -> None:
     """As run.compile does: each graph is made in the first step that needs it. On a CPU no kernels, graphs alone."""
-    from pipeline.models.compiling import compile_blocks
+    from pipeline.training.parts import compile_parts
 
-    task, device = steps.task, steps.engine.device.type
-    run = steps.recipe.run.model_copy(update={"compile": "on"})
+    device, run = steps.engine.device.type, steps.recipe.run.model_copy(update={"compile": "on"})
     backend = partial(torch.compile, backend="eager") if device == "cpu" else torch.compile
     with mock.patch.object(torch, "compile", backend):
-        language = task.towers.language
-        compile_blocks(run, device, task.towers.vision, task.bridge.qformer, language.model if language else None)
+        compile_parts(steps.task, steps.recipe.model_copy(update={"run": run}), device, zero_stage=1)
 
 
 def in_less_memory(checks: Checks, name: str, steps: Steps, batches: list[Any]) -> None:

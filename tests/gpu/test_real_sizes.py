@@ -9,6 +9,8 @@ import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.models.compiling import longest_list
+from pipeline.objectives import generation
+from pipeline.training.stage2_task import Stage2Task
 from pipeline.training.task import vision_of
 from tests.gpu.real_sizes import compile_when_used
 from tests.gpu.real_towers import real_recipe, real_task
@@ -22,6 +24,7 @@ def test_every_block_that_a_gpu_compiles_is_compiled(tmp_path: Path, name: str) 
     compile_when_used(steps)
     assert all(block._compiled_call_impl is not None for block in longest_list(vision_of(task)))
     assert all("read" in vars(layer) for layer in task.bridge.qformer.layers)
+    assert isinstance(task, Stage2Task) or task.itg_loss_sums is not generation.itg_loss_sums
     if task.towers.language:
         layers = [each for each in task.towers.language.model.modules() if isinstance(each, GradientCheckpointingLayer)]
         assert len(layers) == 4 and all(layer._compiled_call_impl is not None for layer in layers)
