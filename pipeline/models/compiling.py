@@ -30,7 +30,7 @@ def compile_blocks(
         log.warning("run.compile: this machine lacks %s; blocks run one operation at a time, slower", lacking)
         return False
     config: Any = torch._dynamo.config
-    config.suppress_errors, config.recompile_limit = True, 16
+    config.suppress_errors, config.recompile_limit = True, 64  # all passes of a layer, in training and validation
     done = []
     if vision is not None:
         done.append(f"{compile_vision(vision)} of the image encoder")

@@ -97,8 +97,11 @@ class Stage1Task(nn.Module):
         if written:  # here: so the device works while the host waits
             itg, itg_nll = self._score(written, *written_TD)
             generated = {"itg_loss": itg * place.token_weight, "itg_nll": itg_nll * place.token_weight}
-        # The encoder's tokens are exchanged, normalised. Gradients of a trained encoder's go back to their ranks.
-        negative_image = qformer.project_plain(exchange.rows(plain_BPI), weights)
+        if image_BPI.requires_grad:  # gradients go back to their ranks, and add up in the encoder's number format
+            negative_BPI = qformer.plain_image(exchange.rows(image_BPI), weights)
+        else:
+            negative_BPI = exchange.rows(plain_BPI)
+        negative_image = qformer.project_plain(negative_BPI, weights)
         negatives = Tokens(negative_ids, negative_is_token, exchange.number)
         images = [(image, 2 * len(image_BPI)), (negative_image, len(image_BPI))]
         # The pairs: each (image, text) and (image, negative text) side by side, then all (negative image, text).
