@@ -77,20 +77,18 @@ def test_the_qformer_is_compiled_once_for_200_batches_of_varied_lengths() -> Non
 def test_dropout_and_validation_of_a_trained_encoder_stay_far_below_the_limit_of_graphs(tmp_path: Path) -> None:
     """All passes are one method of a layer. Past the limit of its graphs it would run without; 12 layers have 18."""
     torch.manual_seed(0)
-    bridge = Stage1Bridge(dataclasses.replace(SHAPE, num_layers=3, dropout=0.1), PROJECTION_WIDTH)
+    bridge = Stage1Bridge(dataclasses.replace(SHAPE, num_layers=2, dropout=0.1), PROJECTION_WIDTH)
     task: Any = Stage1Task(bridge, nn.Identity(), Objectives(), DECODE, "bf16")  # type: ignore[arg-type]
     run = Run(output=tmp_path, steps=1, compile="on")
     assert compiling.compile_blocks(run, "cpu", nn.Identity(), bridge.qformer, None)
-    found = []
-    for number, lengths in enumerate([[3, 9, 6, 12], [2, 2, 7, 30]]):
-        batch = random_batch(lengths, seed=number)
-        batch = dataclasses.replace(batch, pixels_B3SS=batch.pixels_B3SS.float().requires_grad_())
-        place = StepPlace(0, 0.01, batch.target.ids.shape[1], number)
-        task.train()(batch, place)["loss"].backward()
-        with torch.no_grad():
-            task.eval()(batch, place)
-        found.append(graphs())
-    assert 10 < max(found) < torch._dynamo.config.recompile_limit / 2, found
+    batch = random_batch([3, 9, 6, 12])
+    batch = dataclasses.replace(batch, pixels_B3SS=batch.pixels_B3SS.float().requires_grad_())
+    place = StepPlace(0, 0.01, 12, 0)
+    task.train()(batch, place)["loss"].backward()
+    trained = graphs()
+    with torch.no_grad():
+        task.eval()(batch, place)
+    assert trained < graphs() < torch._dynamo.config.recompile_limit / 2
 
 
 def test_a_vision_tower_is_one_graph(towers: Path) -> None:
