@@ -26,12 +26,12 @@ class _LossSums(torch.autograd.Function):
     def forward(context: Any, logits_SV: Tensor, labels_S: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
         values_SV = _in_fp32(logits_SV)
         log_p_SV = functional.log_softmax(values_SV, dim=1)
-        mean = log_p_SV.mean(dim=1).sum() if smoothing else 0.0
+        mean_S = log_p_SV.mean(dim=1) if smoothing else None  # beside the rest: sums would part a compiler's kernel
         exact_S1 = -log_p_SV.gather(1, labels_S[:, None])
         context.save_for_backward(logits_SV, labels_S, values_SV.gather(1, labels_S[:, None]) + exact_S1)
         context.smoothing = smoothing
         exact = exact_S1.sum()
-        smoothed = (1 - smoothing) * exact - smoothing * mean
+        smoothed = (1 - smoothing) * exact - (0.0 if mean_S is None else smoothing * mean_S.sum())
         context.mark_non_differentiable(exact)
         return smoothed, exact
 
