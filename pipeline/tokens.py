@@ -50,9 +50,6 @@ class FullPlaces:
     def pack(self, padded_BNX: Tensor) -> Tensor:
         return padded_BNX.flatten(0, 1)
 
-    def pick_first(self, packed_RX: Tensor, number: int) -> Tensor:
-        return self.pad(packed_RX)[:, :number].flatten(0, 1)
-
 
 def pick_rows(rows_MX: Tensor, chosen_R: Tensor) -> Tensor:
     """Some rows, none of them twice: [R, X]."""

@@ -237,6 +237,7 @@ class Layer(nn.Module):
                 read.append(each.places.pack(own.attend(asking, (keys, values), each.bias)))
                 kept.append(part_SD)
             else:
+                assert isinstance(each.places, Places), "where nothing is padded, all rows are wanted"
                 read.append(own.attend(asking[:, :, : each.first], (keys, values), each.bias).flatten(0, 1))
                 leading = num_query_rows  # a view, where the first rows of all entries come before all others
                 kept.append(part_SD[:leading] if leading else each.places.pick_first(part_SD, each.first))

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from pipeline.config import Objectives
 from pipeline.data.batch import Batch
+from pipeline.distributed.collectives import Exchange
+from pipeline.models import attention_masks
 from pipeline.models.qformer import QFormer
 from pipeline.training.stage1_task import WRITTEN, Stage1Task
 from pipeline.training.task import StepPlace
@@ -120,8 +122,8 @@ def test_without_itg_the_text_is_not_generated_and_all_else_is_as_with_it(monkey
     batch, settings = random_batch([4, 12, 7]), Objectives(itg_weight=0.0)
     with_itg = {loss: reference(batch, Objectives(), loss, padded_to=12) for loss in ("itc_loss", "itm_loss")}
     wanted = {name: with_itg["itc_loss"][1][name] + with_itg["itm_loss"][1][name] for name in with_itg["itc_loss"][1]}
-    for method in ("decode_text", "predict_tokens"):
-        monkeypatch.setattr(QFormer, method, lambda *_: pytest.fail("ITG was computed"))
+    for owner, function in ((attention_masks, "causal_after_queries"), (QFormer, "predict_tokens")):
+        monkeypatch.setattr(owner, function, lambda *_: pytest.fail("ITG was computed"))
     found, gradients = production(batch, settings, "loss")
     assert float(found) == pytest.approx(sum(float(loss) for loss, _ in with_itg.values()), rel=1e-6)
     assert largest_difference(gradients, wanted) < 1e-6
@@ -159,6 +161,19 @@ def test_a_bf16_task_computes_in_bf16_by_itself_and_its_losses_in_fp32(monkeypat
     for name in LOSSES:
         assert values[name].dtype == torch.float32 and not torch.equal(values[name], wanted[name])
         assert float(values[name]) == pytest.approx(float(wanted[name]), rel=0.1)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_trained_encoders_tokens_are_exchanged_as_they_are_so_gradients_add_up_in_fp32(
+    monkeypatch: pytest.MonkeyPatch, trained: bool
+) -> None:
+    """A frozen one's in the products' number format: half the bytes."""
+    batch, sent, rows = random_batch([6, 11, 3]), [], Exchange.rows
+    batch = replace(batch, pixels_B3SS=batch.pixels_B3SS.float().requires_grad_(trained))
+    monkeypatch.setattr(Exchange, "rows", lambda self, tokens: sent.append(tokens.dtype) or rows(self, tokens))
+    task = Stage1Task(random_stage1().float(), nn.Identity(), Objectives(), DECODE, "bf16")  # type: ignore[arg-type]
+    task(batch, StepPlace(0, 1 / 17, 11, NEGATIVES_SEED))
+    assert sent == [torch.float32 if trained else torch.bfloat16]
 
 
 def test_an_fp32_bridge_takes_an_fp16_towers_tokens() -> None:
